@@ -1,0 +1,31 @@
+# `make demo` searches the embedded model, `make test` runs the tests; each sets up its virtual environment first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+NAME ?= digits
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed
+
+# torch comes first and alone, so that a machine with a local CPU build takes that one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/skipsearch run digits --name $(NAME) $(if $(wildcard results/$(NAME)/study.db),--resume)
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy policies evaluators search
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

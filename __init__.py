@@ -1,0 +1,38 @@
+"""skipsearch: search which parts of a (multimodal) language model can be left out at inference, and prove it.
+
+The names below are loaded when they are first used, so that importing any part of the package stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .policies.apply import PolicyHandle, apply_policy
+    from .policies.errors import SkipsearchError
+    from .policies.policy import LayerChoice, Policy
+    from .search.run import run_study
+    from .search.space import Space
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LayerChoice": ".policies.policy",
+    "Policy": ".policies.policy",
+    "PolicyHandle": ".policies.apply",
+    "SkipsearchError": ".policies.errors",
+    "Space": ".search.space",
+    "apply_policy": ".policies.apply",
+    "run_study": ".search.run",
+}
+
+__all__ = ["LayerChoice", "Policy", "PolicyHandle", "SkipsearchError", "Space", "apply_policy", "run_study"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

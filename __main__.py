@@ -1,0 +1,7 @@
+"""`python -m skipsearch` is the command `skipsearch`."""
+
+import sys
+
+from .search.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a policy keeps and what it costs: accuracy, FLOPs, latency, memory."""

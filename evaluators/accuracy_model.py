@@ -1,0 +1,235 @@
+"""lm-eval's model classes around a model that is loaded, and that runs under a policy.
+
+They add three things to what lm-eval does: what does not depend on the policy is remembered, the time inside the
+model is noted, and log-likelihoods are given for prompts with images too.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.hf_vlms import HFMultimodalLM
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..policies.errors import EvaluatorError
+from .memo import Memo
+from .prompts import image_placeholder
+
+if TYPE_CHECKING:
+    from ..policies.apply import PolicyHandle
+    from .subject import Subject
+
+LogLikelihood = tuple[float, bool]
+
+
+class TextModel(HFLM):
+    """A language model.
+
+    Args:
+        subject: The loaded model.
+        batch_size: Requests at a time.
+        memo: Where token ids and inputs are remembered.
+
+    Attributes:
+        handle: The policy that the model runs under at the moment.
+        forward_seconds: Time spent inside the model; the caller sets it back.
+    """
+
+    def __init__(self, subject: "Subject", batch_size: int, memo: Memo, **more: Any) -> None:
+        self.memo = memo
+        self.handle: PolicyHandle | None = None
+        self.forward_seconds = 0.0
+        super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of a text."""
+        key = ("tok_encode", string, args, tuple(sorted(kwargs.items())))
+        return self.memo.get(key, lambda: HFLM.tok_encode(self, string, *args, **kwargs))
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Token ids and mask of padded texts, each of shape (batch, tokens)."""
+        key = ("tok_batch_encode", tuple(strings), args, tuple(sorted(kwargs.items())))
+        return self.memo.get(key, lambda: HFLM.tok_batch_encode(self, strings, *args, **kwargs))
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        key = ("_encode_pair", context, continuation)
+        return self.memo.get(key, lambda: HFLM._encode_pair(self, context, continuation))
+
+    def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._timed():
+            return super()._model_call(*args, **kwargs)
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._timed():
+            return super()._model_generate(*args, **kwargs)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.forward_seconds += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def encode_prompt(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The model's input for the prompt of one request, with its images where it has any."""
+        ids, mask = self.tok_batch_encode([arguments[0]])
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+@dataclass
+class Row:
+    """One row of a batch that scores answers: a prompt, and what of the answer is fed after it.
+
+    Attributes:
+        context: The prompt's text.
+        images: The prompt's images.
+        fed: Token ids after the prompt: the answer without its last one, which is only predicted.
+        length: Text tokens, for putting rows of like length together.
+        answers: Which requests it answers, each with its token ids; one-token answers to one prompt share a row.
+    """
+
+    context: str
+    images: list[Any]
+    fed: tuple[int, ...]
+    length: int
+    answers: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+class ImageModel(TextModel, HFMultimodalLM):
+    """A model that takes images; requests with and without them may come mixed."""
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+        # lm-eval would load the processor from the model's path a second time.
+        self.processor = tokenizer
+        self.tokenizer = tokenizer.tokenizer
+
+    def tok_batch_multimodal_encode(
+        self, strings: list[str], images: list[list[Any]], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """The model's input for padded texts with images."""
+        whose = tuple(tuple(map(id, group)) for group in images)
+        key = ("multimodal", tuple(strings), whose, self.chat_applied, args, tuple(sorted(kwargs.items())))
+        make = super().tok_batch_multimodal_encode
+        return dict(self.memo.get(key, lambda: dict(make(strings, images, *args, **kwargs)), pinned=images))
+
+    def encode_prompt(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The model's input for the prompt of one request, with its images where it has any."""
+        if len(arguments) < 3:
+            return super().encode_prompt(arguments)
+        return self.tok_batch_multimodal_encode([arguments[0]], [arguments[2]["visual"]])
+
+    def _model_multimodal_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._timed():
+            return super()._model_multimodal_generate(*args, **kwargs)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate an answer to each request."""
+        generate = super().generate_until
+        return apart(requests, *[lambda part: generate(part, disable_tqdm=disable_tqdm)] * 2)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """Sum of the log-probabilities of each request's answer, and whether greedy decoding would give it."""
+        on_text = super().loglikelihood
+        return apart(requests, lambda part: on_text(part, disable_tqdm=disable_tqdm), self._loglikelihood_with_images)
+
+    def _loglikelihood_with_images(self, requests: list[Instance]) -> list[LogLikelihood]:
+        rows = sorted(self._rows(requests), key=lambda row: -row.length)
+        found: dict[int, LogLikelihood] = {}
+        for start in range(0, len(rows), self.batch_size):
+            found.update(self._score(rows[start : start + self.batch_size]))
+        return [found[index] for index in range(len(requests))]
+
+    def _rows(self, requests: list[Instance]) -> list[Row]:
+        rows: dict[tuple[Any, ...], Row] = {}
+        for index, request in enumerate(requests):
+            context, continuation, extra = request.args
+            if not context:
+                raise EvaluatorError(
+                    f"task {request.task_name} scores an answer without a prompt, but with an image",
+                    hint="choose a metric other than acc_mutual_info, or leave the task out",
+                )
+            before, answer = self._encode_pair(context, continuation)
+            # Spaces at the end of the prompt belong to the answer, as `_encode_pair` has it.
+            context, fed, images = context.rstrip(), tuple(answer[:-1]), extra["visual"]
+            row = Row(context, images, fed, len(before) + len(fed))
+            rows.setdefault((context, tuple(map(id, images)), fed), row).answers.append((index, answer))
+        return list(rows.values())
+
+    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, LogLikelihood]]:
+        prompts = self.tok_batch_multimodal_encode([row.context for row in rows], [row.images for row in rows])
+        ends = prompts["attention_mask"].sum(dim=1)
+        inputs = with_answers(prompts, [row.fed for row in rows], self.tokenizer.pad_token_id)
+        with torch.no_grad(), self._timed(), self._prompts_end(ends):
+            logits = self.model(**inputs).logits
+        for row, row_logits, end in zip(rows, logits, ends.tolist(), strict=True):
+            predicted = row_logits[end - 1 : end + len(row.fed)].log_softmax(dim=-1, dtype=self.softmax_dtype)
+            greedy = predicted.argmax(dim=-1)
+            for index, answer in row.answers:
+                target = torch.tensor(answer, device=predicted.device)
+                chosen = predicted.gather(1, target[:, None])
+                yield index, (float(chosen.sum()), bool((greedy == target).all()))
+
+    @contextmanager
+    def _prompts_end(self, ends: Tensor) -> Iterator[None]:
+        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by."""
+        if self.handle is None:
+            yield
+            return
+        self.handle.prompt_ends = ends
+        try:
+            yield
+        finally:
+            self.handle.prompt_ends = None
+
+
+def with_answers(prompts: Mapping[str, Tensor], fed: Sequence[tuple[int, ...]], pad_id: int) -> dict[str, Tensor]:
+    """Put token ids after each prompt, and the padding after those.
+
+    Args:
+        prompts: A padded batch; what has the shape of its mask, (batch, tokens), has an entry a token.
+        fed: Token ids by row.
+        pad_id: The token to pad with.
+    """
+    mask = prompts["attention_mask"].bool()
+    inputs = dict(prompts)
+    for key, value in prompts.items():
+        if value.shape != mask.shape:
+            continue
+        rows = []
+        for row, real, ids in zip(value, mask, fed, strict=True):
+            more = list(ids) if key == "input_ids" else [int(key == "attention_mask")] * len(ids)
+            rows.append(torch.cat([row[real], torch.tensor(more, dtype=row.dtype, device=row.device)]))
+        filler = pad_id if key == "input_ids" else 0
+        inputs[key] = pad_sequence(rows, batch_first=True, padding_value=filler)
+    return inputs
+
+
+def apart(requests: list[Instance], on_text: Callable[[Any], Any], on_images: Callable[[Any], Any]) -> list[Any]:
+    """Answer requests without and with images apart: lm-eval looks at the first and takes all to be alike."""
+    has_images = [len(request.args) > 2 for request in requests]
+    parts = []
+    for wanted, run in ((False, on_text), (True, on_images)):
+        part = [request for request, has in zip(requests, has_images, strict=True) if has == wanted]
+        parts.append(iter(run(part) if part else []))
+    return [next(parts[has]) for has in has_images]
+
+
+def live_model(subject: "Subject", batch_size: int, memo: Memo) -> TextModel:
+    """lm-eval's view of a loaded model.
+
+    Raises:
+        EvaluatorError: it takes images, but nothing says which text stands for one.
+    """
+    if not subject.is_multimodal:
+        return TextModel(subject, batch_size, memo)
+    return ImageModel(subject, batch_size, memo, image_string=image_placeholder(subject))

@@ -1,0 +1,171 @@
+"""What every evaluator is: options, metrics with unit and direction, and one method that measures a patched model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from ..policies.errors import EvaluatorError
+from ..policies.wording import nearest
+
+if TYPE_CHECKING:
+    from ..policies.apply import PolicyHandle
+    from .subject import Subject
+
+GROUP = "skipsearch.evaluators"
+
+Split = Literal["search", "report"]
+Direction = Literal["maximize", "minimize"]
+
+
+class Options(BaseModel):
+    """Base of an evaluator's options: the mapping under its name in a space's `evaluate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that an evaluator measures.
+
+    Attributes:
+        unit: `fraction`, `flops`, `ms` or `bytes`.
+        direction: Which way is better.
+        text: One sentence that says exactly what is counted.
+    """
+
+    unit: str
+    direction: Direction
+    text: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured figure, a small plain value that crosses processes.
+
+    Attributes:
+        value: The figure, in the metric's unit.
+        n: Examples or repeats behind it.
+        dense: The dense model's figure, where it was measured together with this one (interleaved).
+        stderr: Standard error, of an accuracy.
+        iqr: Interquartile range, of a latency.
+        detail: What else a reader may want to know, such as the accuracy of each task.
+    """
+
+    value: float
+    n: int = 1
+    dense: float | None = None
+    stderr: float | None = None
+    iqr: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Measures a model that runs under a policy. Knows nothing of Optuna, Ray or the search space.
+
+    It is made once a worker, with `Evaluator(options, subject)`, and does there what does not depend on the policy.
+
+    Attributes:
+        name: The key under `evaluate` in a space.
+        options: The pydantic model of its options.
+        metrics: What it measures, by name.
+        cost: Rank by expense; cheap evaluators run first, and a trial that breaks a constraint stops there.
+        exclusive: True where nothing else may run on the device meanwhile, as for wall-clock time.
+        splits: True where it measures on examples, hence apart on the search and the report split.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[Options]]
+    metrics: ClassVar[Mapping[str, Metric]]
+    cost: ClassVar[int]
+    exclusive: ClassVar[bool]
+    splits: ClassVar[bool]
+
+    def __init__(self, options: Any, subject: "Subject") -> None: ...
+
+    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
+        """Measure `handle.model`, which runs under `handle.policy`; `handle.dense()` lifts the policy for a while.
+
+        Returns:
+            One measurement for each name in `metrics`.
+
+        Raises:
+            EvaluatorError: it cannot be measured, and why.
+        """
+        ...
+
+
+BUILT_IN = {
+    "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
+    "latency": "skipsearch.evaluators.latency:LatencyEvaluator",
+    "memory": "skipsearch.evaluators.memory:MemoryEvaluator",
+}
+
+
+def available() -> tuple[str, ...]:
+    """Names of all evaluators: the built-in ones and those of installed packages."""
+    return tuple(sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))}))
+
+
+def evaluator_class(name: str) -> type[Evaluator]:
+    """Find an evaluator by the name it has under `evaluate` in a space.
+
+    Raises:
+        EvaluatorError: there is none, two packages bring one each, or what they bring is none.
+    """
+    found = {entry.value: entry for entry in entry_points(group=GROUP) if entry.name == name}
+    if name in BUILT_IN:
+        found[BUILT_IN[name]] = EntryPoint(name, BUILT_IN[name], GROUP)
+    if not found:
+        names = available()
+        hint = f"available: {', '.join(names)}"
+        raise EvaluatorError(f"there is no evaluator '{name}'", [nearest(name, list(names))], hint)
+    if len(found) > 1:
+        origins = [f"{value}, {origin(entry)}" for value, entry in sorted(found.items())]
+        hint = "uninstall one of the packages, or rename its entry point"
+        raise EvaluatorError(f"the evaluator '{name}' exists {len(found)} times", origins, hint)
+    return loaded(*found.values())
+
+
+def origin(entry: EntryPoint) -> str:
+    """Which package brings an evaluator."""
+    return f"from {entry.dist.name} {entry.dist.version}" if entry.dist else "built in"
+
+
+def loaded(entry: EntryPoint) -> type[Evaluator]:
+    """Import an evaluator and check that it is one.
+
+    Raises:
+        EvaluatorError: it cannot be imported, or lacks something.
+    """
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as cause:
+        where = [f"{entry.value}, {origin(entry)}", str(cause)]
+        raise EvaluatorError(f"the evaluator '{entry.name}' cannot be imported", where) from cause
+    problems = faults(found, entry.name)
+    if problems:
+        raise EvaluatorError(f"{entry.value}, {origin(entry)}, is no evaluator", problems)
+    evaluator: type[Evaluator] = found
+    return evaluator
+
+
+def faults(found: Any, name: str) -> list[str]:
+    """What keeps an object from being the evaluator of that name, one line each."""
+    if not isinstance(found, type):
+        return [f"found {type(found).__name__}, expected a class"]
+    options, metrics = getattr(found, "options", None), getattr(found, "metrics", None)
+    measured = list(metrics.values()) if isinstance(metrics, Mapping) else []
+    checks: dict[str, Any] = {
+        f"name: expected '{name}'": getattr(found, "name", None) == name,
+        "options: expected a subclass of Options": isinstance(options, type) and issubclass(options, Options),
+        "metrics: expected Metric by name": measured and all(isinstance(metric, Metric) for metric in measured),
+        "cost: expected a whole number": isinstance(getattr(found, "cost", None), int),
+        "exclusive: expected true or false": isinstance(getattr(found, "exclusive", None), bool),
+        "splits: expected true or false": isinstance(getattr(found, "splits", None), bool),
+        "measure: expected a method": callable(getattr(found, "measure", None)),
+    }
+    return [problem for problem, holds in checks.items() if not holds]

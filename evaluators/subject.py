@@ -1,0 +1,141 @@
+"""The model that is measured, with what turns text and images into its input."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..policies.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# torch and transformers are imported where they are used: reading a space that names a model stays light.
+
+
+class ModelSpec(BaseModel):
+    """Which model, and how to load it.
+
+    Attributes:
+        id: A hub id, or the path of a folder.
+        revision: A branch, tag or commit on the hub.
+        dtype: Of the weights; `auto` takes the one they were saved in.
+        device: Such as `cpu` or `cuda:1`; `auto` is the first GPU where there is one.
+        attn_implementation: Such as `sdpa` or `eager`; None leaves it to transformers.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Subject:
+    """A loaded model, in evaluation mode and without gradients.
+
+    Attributes:
+        model: The model; policies come and go on it.
+        processor: The processor of a multimodal model, else the tokenizer.
+        tokenizer: The tokenizer.
+        spec: How it was loaded.
+        is_multimodal: True where it takes images.
+        prompts: Some real inputs (CPU tensors by argument name, batch 1), of median length first; empty where no
+            evaluator with examples is at work.
+    """
+
+    model: "PreTrainedModel"
+    processor: Any
+    tokenizer: Any
+    spec: ModelSpec
+    is_multimodal: bool
+    prompts: list[dict[str, "Tensor"]] = field(default_factory=list)
+
+
+def load_subject(spec: ModelSpec) -> Subject:
+    """Load a model with its tokenizer or processor.
+
+    Raises:
+        ModelError: it does not exist, cannot be reached, is of an unknown kind or does not fit.
+    """
+    from safetensors import SafetensorError
+
+    # What transformers raises for a folder or a repository that holds something else than it expects.
+    unsound = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
+    try:
+        with _no_progress_bars():
+            return _load(spec)
+    except unsound as cause:
+        raise _failure(spec, cause) from cause
+    except RuntimeError as cause:
+        hint = "take a smaller dtype, or a device with more memory"
+        raise ModelError(f"model {spec.id} does not load on {spec.device}", [_first_line(cause)], hint) from cause
+
+
+def _load(spec: ModelSpec) -> Subject:
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    name = str(Path(spec.id).expanduser()) if Path(spec.id).expanduser().is_dir() else spec.id
+    shared: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision or "main"}
+    config = AutoConfig.from_pretrained(name, **shared)
+    is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+    options = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    # The processor first: it fails in a second where the weights take minutes.
+    processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
+    model: Any = kind.from_pretrained(name, config=config, dtype=spec.dtype, **options, **shared)
+    model.to(torch.device(device)).eval().requires_grad_(False)
+    return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The terminal belongs to the search; transformers' bars would be drawn over its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _failure(spec: ModelSpec, cause: BaseException) -> ModelError:
+    """Say in the user's words why a model did not load."""
+    path = Path(spec.id).expanduser()
+    looks_like_path = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        hint = "give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder that save_pretrained wrote"
+        return ModelError(f"model folder {spec.id} does not exist", hint=hint)
+    if isinstance(cause, ImportError):
+        return ModelError(f"model {spec.id} needs a package that is missing", [_first_line(cause)], "install it")
+    if isinstance(cause, OSError) and not path.is_dir():
+        hint = "check the id, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`"
+        return ModelError(f"model {spec.id} cannot be loaded from the hub", [_first_line(cause)], hint)
+    hint = "see whether transformers knows the kind of model; a newer release, or trust_remote_code, may help"
+    return ModelError(f"model {spec.id} cannot be loaded", [_first_line(cause)], hint)
+
+
+def _first_line(cause: BaseException) -> str:
+    text = str(cause).strip()
+    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__

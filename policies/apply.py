@@ -1,0 +1,150 @@
+"""Running a transformers model under a policy, and taking it off again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .errors import PolicyError, PolicyMismatch
+from .layers import decoder_layers
+from .policy import Policy
+from .tokens import Prompt, image_token_ids
+from .wrap import Forward, WrappedLayer
+
+MARK = "_skipsearch_policy"
+
+
+class PolicyHandle:
+    """A policy that is applied to a model; also a context manager that removes it on exit.
+
+    Attributes:
+        model: The model, which computes what the policy leaves of it.
+        policy: The policy, in canonical form.
+        prompt_ends: One past the place of each row's last prompt token in the padded input, shape (batch,). To be set
+            before a forward that scores a prompt and an answer together, so that the prompt alone selects image
+            tokens; None where the whole input is prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
+        self.model = model
+        self.policy = policy.canonical()
+        self.prompt_ends: Tensor | None = None
+        self._shared = Forward()
+        self._wrapped = wrapped_layers(model, self.policy, self._shared)
+        self._image_ids = image_token_ids(model)
+        self._hooks: list[Any] = []
+        self._removed = False
+        self._install()
+
+    def remove(self) -> None:
+        """Give the model back as it was. Calling this twice does no harm."""
+        self._removed = True
+        if self._installed:
+            self._uninstall()
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Lift the policy for a while, to compare with the dense model."""
+        lifted = self._installed
+        if lifted:
+            self._uninstall()
+        try:
+            yield
+        finally:
+            if lifted and not self._removed:
+                self._install()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    @property
+    def _installed(self) -> bool:
+        return vars(self.model).get(MARK) is self
+
+    def _install(self) -> None:
+        for wrapped in self._wrapped:
+            wrapped.install()
+        if any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped):
+            before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
+            after = self.model.register_forward_hook(self._leave, always_call=True)
+            self._hooks = [before, after]
+        vars(self.model)[MARK] = self
+
+    def _uninstall(self) -> None:
+        for wrapped in self._wrapped:
+            wrapped.uninstall()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        del vars(self.model)[MARK]
+
+    def _enter(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(input_ids, Tensor):
+            mask = kwargs.get("attention_mask")
+            self._shared.prompt = Prompt.read(input_ids, mask, self._image_ids, self.prompt_ends)
+            self._shared.known = True
+
+    def _leave(self, *_: Any) -> None:
+        self._shared.prompt = None
+        self._shared.known = False
+
+
+def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
+    """Make a model compute only what a policy leaves of it.
+
+    Works by wrapping the decoder layers in place; weights, module names and hooks stay. Use it as a context manager,
+    or keep the handle and call `remove()`; the model is then as it was, bit for bit.
+
+    Args:
+        model: Any transformers model with a decoder that skipsearch can wrap.
+        policy: The policy.
+
+    Returns:
+        The handle.
+
+    Raises:
+        PolicyError: the model already runs under a policy.
+        PolicyMismatch: the policy was made for another model.
+        ModelError: the model's layers cannot be wrapped; the message names the family.
+    """
+    if MARK in vars(model):
+        raise PolicyError(
+            f"{type(model).__name__} already runs under a policy",
+            hint="remove that one first: call `remove()` on its handle, or leave its `with` block",
+        )
+    return PolicyHandle(model, policy)
+
+
+def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> list[WrappedLayer]:
+    """Wrap the layers that differ from keep, and those whose attention ranks the tokens of a later one."""
+    with torch.no_grad():
+        layers = decoder_layers(model)
+    policy.check_fits(len(layers), type(model).__name__)
+    choices = policy.choices(len(layers))
+    selecting = [index for index, choice in enumerate(choices) if choice.token_ratio is not None]
+    if selecting and not image_token_ids(model):
+        raise PolicyMismatch(
+            f"a token ratio has nothing to choose from in {type(model).__name__}, which has no image tokens",
+            [f"layer {selecting[0]} has token_ratio {choices[selecting[0]].token_ratio}"],
+            "leave token_ratio out of policies and spaces for text models",
+        )
+    scored: set[int] = set()
+    if policy.token_selection.score == "attention":
+        attends = [index for index, choice in enumerate(choices) if choice.attention == "run"]
+        ranking = [index for index in selecting if choices[index].token_ratio]
+        scored = {max((a for a in attends if a < index), default=-1) for index in ranking} - {-1}
+    return [
+        WrappedLayer(layer, choice, policy.token_selection.score, layer.index in scored, shared)
+        for layer, choice in zip(layers, choices, strict=True)
+        if not choice.is_keep or layer.index in scored
+    ]

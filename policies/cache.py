@@ -1,0 +1,197 @@
+"""The key-value cache of a layer that processes fewer tokens than the sequence has.
+
+transformers reads the length of the whole sequence, the positions and the mask's size from the cache of one layer.
+A layer that skips tokens therefore needs a cache that reports the full length and stores only what exists.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from .errors import ModelError
+
+STORED = ("keys", "values", "_scattered", "valid")
+
+
+class PartialLayer(DynamicLayer):
+    """Reports every token that passed by, and stores the keys and values of those that were processed.
+
+    Args:
+        replaced: The cache layer that stood here; what it stores is taken over.
+
+    Attributes:
+        seen: Tokens that passed by.
+        valid: Which stored columns hold a token of their row (rows may store different numbers of tokens, the shorter
+            are filled up), shape (batch, stored); None where all do.
+    """
+
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, replaced: CacheLayerMixin) -> None:
+        super().__init__()
+        self.seen = int(replaced.get_seq_length())
+        self.sliding_window: int | None = getattr(replaced, "sliding_window", None)
+        self.is_sliding = bool(getattr(replaced, "is_sliding", False))
+        self.valid: Tensor | None = None
+        self._scattered: Tensor | None = None
+        self._tail_start = self.seen
+        self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
+        if replaced.is_initialized and replaced.keys is not None and replaced.keys.numel():
+            self.lazy_initialization(replaced.keys, replaced.values)
+            self.keys, self.values = replaced.keys, replaced.values
+            self._tail_start = self.seen - replaced.keys.shape[-2]
+
+    def columns(self, batch: int, device: torch.device) -> Tensor:
+        """Absolute position of each stored column, shape (batch, stored)."""
+        tail = torch.arange(self._tail_start, self.seen, device=device).expand(batch, -1)
+        return tail if self._scattered is None else torch.cat([self._scattered, tail], dim=1)
+
+    def pass_by(self, count: int) -> None:
+        """Count tokens that the layer leaves out altogether, and forget what it stored."""
+        self.seen += count
+        self._tail_start = self.seen
+        self.keys = self.values = self._scattered = self.valid = None
+        self.is_initialized = False
+
+    def announce(self, count: int, index: Tensor | None = None, valid: Tensor | None = None) -> None:
+        """Say what the next update brings.
+
+        Args:
+            count: Tokens of the sequence that pass by.
+            index: Which of them are stored, shape (batch, stored), counted from the first of them; None for all.
+            valid: Which entries of `index` are real, shape (batch, stored); None where all are.
+        """
+        self._announced = (count, index, valid)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the announced tokens, shape (batch, heads, stored, width).
+
+        Raises:
+            ModelError: nothing was announced, so the layer runs without the policy that filled this cache.
+        """
+        if self._announced is None:
+            raise ModelError(
+                "a cache that was filled under a policy is used without it",
+                hint="generate with the same policy applied, or start from an empty cache",
+            )
+        count, index, valid = self._announced
+        self._announced = None
+        if index is not None:
+            self._scatter(count, index, valid)
+        elif self.valid is not None:
+            self.valid = torch.nn.functional.pad(self.valid, (0, count), value=True)
+        self.seen += count
+        everything = super().update(key_states, value_states)
+        if self.is_sliding and self.sliding_window is not None:
+            self._forget_before(self.seen - self.sliding_window + 1)
+        return everything
+
+    def _forget_before(self, first: int) -> None:
+        """Drop the leading columns that no later token of any row will see."""
+        old = self.columns(self.keys.shape[0], self.keys.device) < first
+        if self.valid is not None:
+            old |= ~self.valid
+        count = int(old.all(dim=0).long().cumprod(dim=0).sum())
+        if not count:
+            return
+        scattered = 0 if self._scattered is None else self._scattered.shape[1]
+        self._tail_start += max(count - scattered, 0)
+        self._scattered = self._scattered[:, count:] if self._scattered is not None and count < scattered else None
+        self.valid = None if self.valid is None else self.valid[:, count:]
+        self.keys, self.values = self.keys[:, :, count:], self.values[:, :, count:]
+
+    def _scatter(self, count: int, index: Tensor, valid: Tensor | None) -> None:
+        before = self.columns(index.shape[0], index.device)
+        self._scattered = torch.cat([before, index + self.seen], dim=1)
+        self._tail_start = self.seen + count
+        if valid is not None or self.valid is not None:
+            old = torch.ones_like(before, dtype=torch.bool) if self.valid is None else self.valid
+            new = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+            self.valid = torch.cat([old, new], dim=1)
+
+    def get_seq_length(self) -> int:
+        """Tokens that passed by."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the mask that a layer which stored everything would need."""
+        window = self.sliding_window if self.is_sliding else None
+        if window is None:
+            return self.seen + query_length, 0
+        return min(self.seen, window - 1) + query_length, max(self.seen - window + 1, 0)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.seen = 0
+        self.pass_by(0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: which tokens are stored differs by row."""
+        if tokens_to_remove:
+            raise ModelError(
+                "a cache filled under this policy cannot be cut back",
+                hint="use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
+            )
+
+    def _rows(self, pick: Any) -> None:
+        for name in STORED:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, pick(tensor))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows for beam search."""
+        self._rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        self._rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only some rows."""
+        self._rows(lambda tensor: tensor[indices.to(tensor.device)])
+
+
+def find_cache(arguments: dict[str, Any]) -> Cache | None:
+    """The cache among the arguments of a layer; families call it differently."""
+    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
+
+
+def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
+    """The cache of one layer; caches that grow lazily are grown to it."""
+    while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
+        cache.layers.append(cache.layer_class_to_replicate())
+    return cache.layers[index]
+
+
+def partial_layer(cache: Cache, index: int) -> PartialLayer:
+    """The cache of one layer as one that may store fewer tokens than pass by; put in its place on first use.
+
+    Raises:
+        ModelError: the cache is of a kind that cannot hold different lengths, such as a static one.
+    """
+    layer = cache_layer(cache, index)
+    if isinstance(layer, PartialLayer):
+        return layer
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise ModelError(
+            f"a {type(cache).__name__} cannot be used under this policy",
+            [f"layer {index} has a {type(layer).__name__}, expected a dynamic one"],
+            "leave out `cache_implementation`; layers that skip attention or tokens need the dynamic cache",
+        )
+    cache.layers[index] = PartialLayer(layer)
+    return cache.layers[index]
+
+
+def kv_cache_bytes(cache: Cache) -> int:
+    """Bytes of all keys and values that a cache holds, with the positions that partial layers keep."""
+    total = 0
+    for layer in cache.layers:
+        for name in STORED:
+            tensor = getattr(layer, name, None)
+            if isinstance(tensor, Tensor):
+                total += tensor.numel() * tensor.element_size()
+    return total

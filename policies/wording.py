@@ -1,0 +1,143 @@
+"""The words for what is wrong in a file: found against expected, without the terms of the libraries that noticed it."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+Key = str | int
+
+WHOLE, NUMBER, TEXT, LOGICAL = "a whole number", "a number", "text", "true or false"
+MAPPING, LIST = "a mapping of keys to values", "a list"
+
+# By pydantic's names for its errors; the braces are filled with its context.
+EXPECTED = {
+    "bool_parsing": LOGICAL,
+    "bool_type": LOGICAL,
+    "dict_type": MAPPING,
+    "finite_number": "a finite number",
+    "float_parsing": NUMBER,
+    "float_type": NUMBER,
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int_from_float": WHOLE,
+    "int_parsing": WHOLE,
+    "int_parsing_size": "a smaller whole number",
+    "int_type": WHOLE,
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "list_type": LIST,
+    "literal_error": "{expected}",
+    "mapping_type": MAPPING,
+    "model_attributes_type": MAPPING,
+    "model_type": MAPPING,
+    "set_type": LIST,
+    "string_too_long": "{max_length} or fewer characters",
+    "string_too_short": "{min_length} or more characters",
+    "string_type": TEXT,
+    "string_unicode": TEXT,
+    "too_long": "{max_length} or fewer entries",
+    "too_short": "{min_length} or more entries",
+    "tuple_type": LIST,
+}
+
+# What PyYAML says, for what a reader can act on.
+YAML_WORDS = {
+    "but found another document": "found a second document, expected one",
+    "found character '\\t' that cannot start any token": "found a tab, expected spaces",
+    "found character '%' that cannot start any token": "found '%' at the start of a value; put the value in quotes",
+    "found character '@' that cannot start any token": "found '@' at the start of a value; put the value in quotes",
+    "found character '`' that cannot start any token": "found '`' at the start of a value; put the value in quotes",
+    "mapping values are not allowed here": "found a ':' inside a value, or a line that is indented too far",
+    "found unexpected end of stream": "found the end of the file inside quotes",
+    "second occurrence": "the anchor stands here a second time",
+}
+
+
+def in_yaml(reason: str) -> str:
+    """A complaint of PyYAML's in plain words, where there are some."""
+    return YAML_WORDS.get(reason, reason.replace("'<stream end>'", "the end of the file"))
+
+
+def dotted(path: Iterable[Key]) -> str:
+    """Write a path the way people do: `layers[0].choices`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """State the nearest known name as a fact, or list the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"the nearest known one is '{close[0]}'" if close else f"known: {', '.join(sorted(known))}"
+
+
+def expectation(entry: dict[str, Any]) -> str | None:
+    """What pydantic expected in the place of a value; None where its complaint is not of that kind."""
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind in ("extra_forbidden", "missing", "value_error"):
+        return None
+    if kind not in EXPECTED:
+        message = entry["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
+        return str(message[:1].lower() + message[1:])
+    filled = {key: int(value) if is_whole(value) else value for key, value in context.items()}
+    wanted = EXPECTED[kind].format(**filled)
+    return f"the number {float(entry['input']):g}" if wanted in (WHOLE, NUMBER) and is_quoted(entry) else wanted
+
+
+def is_whole(value: Any) -> bool:
+    """True for a float such as 1.0."""
+    return isinstance(value, float) and value.is_integer()
+
+
+def is_quoted(entry: dict[str, Any]) -> bool:
+    """True for text that reads as a number: one in quotes, or `1e-3`, which is text in YAML 1.1."""
+    try:
+        return isinstance(entry["input"], str) and math.isfinite(float(entry["input"]))
+    except ValueError:
+        return False
+
+
+def explain(model: type[BaseModel], entry: dict[str, Any]) -> str:
+    """Say what one pydantic error that is about a key or a whole value means in the words of the file."""
+    if entry["type"] == "missing":
+        return "the key is missing"
+    if entry["type"] == "extra_forbidden":
+        known = fields_at(model, entry["loc"][:-1])
+        return f"unknown key; {nearest(str(entry['loc'][-1]), known)}" if known else "unknown key"
+    return str(entry.get("ctx", {}).get("error", entry["msg"]))
+
+
+def short(value: Any) -> str:
+    """A value as it would stand in the file, cut to a readable length."""
+    if isinstance(value, str):
+        text = "'" + repr(value)[1:-1] + "'"
+    elif isinstance(value, float) and not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+    else:
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError):
+            text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fields_at(model: type[BaseModel], path: Iterable[Key]) -> list[str]:
+    """The keys that a mapping at `path` may have, by following the path through the models' fields."""
+    current = [model]
+    for part in path:
+        fields = [field for one in current for name, field in one.model_fields.items() if part in (name, field.alias)]
+        # What is no field is the key of a mapping, the place in a list or the name of a union's member.
+        current = [found for field in fields for found in models_in(field.annotation)] or current
+    return sorted({field.alias or name for one in current for name, field in one.model_fields.items()})
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every pydantic model that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -1,0 +1,1 @@
+"""How good policies are found: space, study, driver, workers, front, report, command line."""

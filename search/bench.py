@@ -1,0 +1,146 @@
+"""The measuring bench: one loaded model, its evaluators, and policies that come and go on it."""
+
+import math
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..evaluators.base import Evaluator, Measurement, Split, evaluator_class
+from ..policies.errors import SkipsearchError
+from ..policies.policy import Policy
+from .front import objective_value
+from .outcome import Outcome
+from .space import Space
+
+if TYPE_CHECKING:
+    from ..evaluators.subject import Subject
+
+
+class Bench:
+    """Loads a space's model and evaluators once, and measures policies on them.
+
+    Args:
+        space: The search space.
+        threads: Threads that torch may use; None leaves that to torch.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        EvaluatorError: an evaluator cannot be set up.
+    """
+
+    def __init__(self, space: Space, threads: int | None = None) -> None:
+        import torch
+
+        from ..evaluators.subject import load_subject
+        from ..policies.layers import decoder_layers
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.space = space
+        self.subject: Subject = load_subject(space.model)
+        self.num_layers = len(decoder_layers(self.subject.model))
+        kinds = [(evaluator_class(name), options) for name, options in space.evaluate.items()]
+        # Those with examples come first: the others take their input from them.
+        kinds.sort(key=lambda pair: not pair[0].splits)
+        made = [kind(kind.options.model_validate(options), self.subject) for kind, options in kinds]
+        self.evaluators: list[Evaluator] = sorted(made, key=lambda evaluator: evaluator.cost)
+
+    def measure(
+        self,
+        policy: Policy,
+        names: Sequence[str],
+        split: Split = "search",
+        dense: Mapping[str, Measurement] | None = None,
+    ) -> Outcome:
+        """Measure a policy, cheap evaluators first, until one breaks a constraint.
+
+        Args:
+            policy: What to measure.
+            names: Which evaluators.
+            split: The examples to measure accuracy on.
+            dense: What the dense model measured, for the constraints; None where they are not to be checked.
+
+        Returns:
+            What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
+        """
+        found: dict[str, Measurement] = {}
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+        failure = None
+        try:
+            with self._applied(policy) as handle, forward_clock(self.subject.model) as clock:
+                seconds["apply"] = time.perf_counter() - started
+                for evaluator in self.evaluators:
+                    if evaluator.name in names and not (dense and self._breaks(found, dense)):
+                        begin = time.perf_counter()
+                        found |= evaluator.measure(handle, split)
+                        seconds[evaluator.name] = time.perf_counter() - begin
+            seconds["forward"] = clock[0]
+            failure = not_finite(found)
+        except SkipsearchError as cause:
+            failure = "; ".join([cause.what, *cause.details])
+        except Exception as cause:
+            # The worker boundary: any fault of one policy is that trial's result, told in one line, kept in full.
+            traceback.print_exc()
+            failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
+        seconds["total"] = time.perf_counter() - started
+        return Outcome({} if failure else found, seconds, failure)
+
+    @contextmanager
+    def _applied(self, policy: Policy) -> Iterator[Any]:
+        import torch
+
+        from ..policies.apply import apply_policy
+
+        torch.manual_seed(self.space.search.seed)
+        with torch.inference_mode(), apply_policy(self.subject.model, policy) as handle:
+            yield handle
+
+    def _breaks(self, found: Mapping[str, Measurement], dense: Mapping[str, Measurement]) -> bool:
+        bounds = self.space.constraints.items()
+        return any(
+            bound.excess(objective_value(name, found[name], dense[name]), dense[name].value) > 0
+            for name, bound in bounds
+            if name in found and name in dense
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What the study needs to know of the model and the device."""
+        import torch
+
+        device = self.subject.model.device
+        return {
+            "num_layers": self.num_layers,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.subject.model.dtype).removeprefix("torch."),
+            "attention": self.subject.model.config._attn_implementation,
+            "parameters": sum(weight.numel() for weight in self.subject.model.parameters()),
+        }
+
+
+@contextmanager
+def forward_clock(model: Any) -> Iterator[list[float]]:
+    """Seconds that a model's forward passes take while the context is open, in a list of one."""
+    spent, begun = [0.0], [0.0]
+
+    def before(*_: Any) -> None:
+        begun[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        spent[0] += time.perf_counter() - begun[0]
+
+    hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def not_finite(found: Mapping[str, Measurement]) -> str | None:
+    """The reason to fail a trial whose measurement is no number."""
+    bad = [f"{name} is {entry.value}" for name, entry in found.items() if not math.isfinite(entry.value)]
+    return ", ".join(bad) or None

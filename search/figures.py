@@ -1,0 +1,247 @@
+"""The figures of a report: interactive ones with plotly, and the one picture for pasting with matplotlib.
+
+Every axis is in percent of the dense model's figure on the same examples, so that the search split and the report
+split, and latencies of different hours, stand in one picture.
+"""
+
+import html
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..evaluators.base import Direction
+from .front import pareto, percent_of_dense
+from .layermap import against, amount, describe, phrase
+from .record import StudyRecord, TrialRecord
+from .report_page import sample_counts
+
+Role = Literal["dense", "front", "dominated", "infeasible"]
+
+TRIAL = "trial"  # the other axis where a study has one objective
+HOVER_WIDTH, HOVER_LINES = 64, 8
+FONT = "system-ui, sans-serif"
+INK = {"dominated": "#8f959e", "infeasible": "#8f959e", "front": "#3b8ed0", "confirmed": "#d55e00", "dense": "#e69f00"}
+NAMES = {"dominated": "dominated", "infeasible": "breaks a constraint", "front": "Pareto front", "dense": "dense"}
+MARKERS: dict[str, dict[str, Any]] = {
+    "dominated": {"symbol": "circle", "size": 6, "opacity": 0.55},
+    "infeasible": {"symbol": "x-thin-open", "size": 6, "opacity": 0.55},
+    "front": {"symbol": "circle", "size": 10},
+    "dense": {"symbol": "star", "size": 16},
+}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Two metrics against each other."""
+
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One trial in a plane.
+
+    Attributes:
+        confirmed: The same policy on the report split; None where it was not confirmed.
+        stderr: Standard error of the confirmed y.
+    """
+
+    trial: TrialRecord
+    role: Role
+    x: float
+    y: float
+    confirmed: tuple[float, float] | None
+    stderr: float | None
+
+
+def planes(record: StudyRecord) -> list[Plane]:
+    """Every pair of objectives, a cost across where there is one."""
+    names = list(record.objectives)
+    if len(names) == 1:
+        return [Plane(TRIAL, names[0])]
+    costs_first = sorted(names, key=lambda name: record.objectives[name] == "maximize")
+    return [Plane(*pair) for pair in sorted(combinations(costs_first, 2), key=lambda pair: names.index(pair[1]))]
+
+
+def role(record: StudyRecord, trial: TrialRecord) -> Role | None:
+    """How a trial is drawn; None where it is not, because it did not finish."""
+    if trial.state != "complete":
+        return None
+    if trial.number == record.dense.number:
+        return "dense"
+    if trial.number in record.front:
+        return "front"
+    return "dominated" if trial.feasible else "infeasible"
+
+
+def dots(record: StudyRecord, plane: Plane) -> list[Dot]:
+    """The trials that have both figures; those stopped at a constraint may lack one."""
+    found = []
+    for trial in record.trials:
+        kind = role(record, trial)
+        x = trial.number if plane.x == TRIAL else percent_of_dense(record, trial, plane.x)
+        y = percent_of_dense(record, trial, plane.y)
+        if kind is not None and math.isfinite(x) and math.isfinite(y):
+            again = _confirmation(record, trial, plane, x) if kind == "front" else (None, None)
+            found.append(Dot(trial, kind, x, y, *again))
+    return found
+
+
+def staircase(found: Sequence[Dot], record: StudyRecord, plane: Plane) -> list[Dot]:
+    """The part of the front that is optimal in this plane too, from left to right."""
+    directions: list[Direction] = [record.objectives.get(plane.x, "minimize"), record.objectives[plane.y]]
+    feasible = [dot for dot in found if dot.trial.feasible and plane.x != TRIAL]
+    best = pareto([(dot.x, dot.y) for dot in feasible], directions)
+    return sorted((feasible[index] for index in best), key=lambda dot: dot.x)
+
+
+def plane_figure(record: StudyRecord, plane: Plane) -> go.Figure:
+    """The trials in one plane; pointing at one shows its policy."""
+    found = dots(record, plane)
+    figure = go.Figure(layout=_layout(*(_axis_title(name) for name in (plane.x, plane.y))))
+    steps = staircase(found, record, plane)
+    line = {"color": INK["front"], "width": 2, "shape": "hv"}
+    for kind in ("dominated", "infeasible", "front", "confirmed", "dense"):
+        if kind == "front" and steps:
+            xs, ys = [dot.x for dot in steps], [dot.y for dot in steps]
+            figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip")
+        group = [dot for dot in found if dot.role == kind or (kind == "confirmed" and dot.confirmed)]
+        if group:
+            figure.add_trace(_confirmed(record, group) if kind == "confirmed" else _markers(record, group, kind))
+    return figure
+
+
+def hypervolume_figure(record: StudyRecord) -> go.Figure:
+    """Hypervolume after each finished trial."""
+    every = len(record.hypervolume) == len(record.trials)
+    numbers = [trial.number for trial in record.trials if every or trial.state != "running"]
+    line = {"color": INK["front"], "width": 2.5, "shape": "hv"}
+    hover = "after trial %{x}: %{y:.4f}<extra></extra>"
+    figure = go.Figure(layout=_layout("trial", "hypervolume"))
+    return figure.add_scatter(x=numbers, y=list(record.hypervolume), mode="lines", line=line, hovertemplate=hover)
+
+
+def save_front(record: StudyRecord, path: Path) -> None:
+    """Write the picture: quality against the first cost, the front with its confirmation and standard errors."""
+    plane = planes(record)[0]
+    figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    found = dots(record, plane)
+    _draw_trials(axes, found)
+    steps = staircase(found, record, plane)
+    axes.step([dot.x for dot in steps], [dot.y for dot in steps], where="post", color=INK["front"], lw=1.5, zorder=2)
+    axes.set_xlabel(_axis_title(plane.x))
+    axes.set_ylabel(_axis_title(plane.y))
+    behind = f"{phrase(plane.y)}: {sample_counts(record, plane.y)}"
+    axes.set_title(f"{textwrap.fill(_plain(record.model_id), 90)}\n{behind}", loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if found:
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "no trial has both figures", ha="center", transform=axes.transAxes)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def card(record: StudyRecord, trial: TrialRecord) -> str:
+    """What stands beside the pointer: the trial, its figures, its policy."""
+    lines = []
+    for name in (name for name in record.metrics if name in trial.search):
+        entry, base, unit = trial.search[name], record.dense.search.get(name), record.metrics[name].unit
+        dense = entry.dense if entry.dense is not None else base.value if base else math.nan
+        lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {against(entry.value, dense, unit)}")
+        if name in trial.report:
+            lines.append(f"{phrase(name)}, report split: {amount(trial.report[name].value, unit)}")
+    entries = [entry.replace(" ", "\u00a0") for entry in describe(trial.policy)]  # a line ends between two of them
+    policy = textwrap.wrap(", ".join(entries) or "dense", HOVER_WIDTH)
+    policy = policy if len(policy) <= HOVER_LINES else [*policy[:HOVER_LINES], "…"]
+    return "<br>".join([f"<b>trial {trial.number}</b>", *map(html.escape, [*lines, "", *policy])])
+
+
+def _confirmation(
+    record: StudyRecord, trial: TrialRecord, plane: Plane, searched: float
+) -> tuple[tuple[float, float] | None, float | None]:
+    y = percent_of_dense(record, trial, plane.y, "report")
+    if not math.isfinite(y):
+        return None, None
+    again = percent_of_dense(record, trial, plane.x, "report")
+    x = again if math.isfinite(again) else searched
+    stderr, dense = trial.report[plane.y].stderr, record.dense.report[plane.y].value
+    return (x, y), None if stderr is None else 100 * stderr / dense
+
+
+def _markers(record: StudyRecord, group: Sequence[Dot], kind: str) -> go.Scatter:
+    return go.Scatter(
+        x=[dot.x for dot in group],
+        y=[dot.y for dot in group],
+        mode="markers",
+        marker={"color": INK[kind], **MARKERS[kind]},
+        hovertext=[card(record, dot.trial) for dot in group],
+        hoverinfo="text",
+    )
+
+
+def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
+    places = [dot.confirmed for dot in group if dot.confirmed]
+    errors = {"type": "data", "array": [dot.stderr or 0 for dot in group], "thickness": 1, "width": 3}
+    return go.Scatter(
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        error_y=errors,
+        mode="markers",
+        marker={"color": INK["confirmed"], "symbol": "diamond-open", "size": 8},
+        hovertext=[card(record, dot.trial) for dot in group],
+        hoverinfo="text",
+    )
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    """Text and grid lines take their colours from the page, which knows light from dark."""
+    axis = {"zeroline": False, "gridcolor": "#8884", "automargin": True, "ticks": "", "ticklabelstandoff": 6}
+    return {
+        "template": "none",
+        "showlegend": False,
+        "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 12},
+        "hoverlabel": {"align": "left", "bgcolor": "#20242b", "font": {"color": "#fff", "family": FONT}},
+        "xaxis": axis | {"title": {"text": x, "standoff": 12}},
+        "yaxis": axis | {"title": {"text": y, "standoff": 12}},
+    }
+
+
+def _axis_title(name: str) -> str:
+    return TRIAL if name == TRIAL else f"{phrase(name)}, % of dense"
+
+
+def _draw_trials(axes: Axes, found: Sequence[Dot]) -> None:
+    shapes = {"dominated": ("o", 14), "infeasible": ("x", 14), "front": ("o", 40), "dense": ("*", 170)}
+    for order, (kind, (shape, size)) in enumerate(shapes.items()):
+        group = [dot for dot in found if dot.role == kind]
+        if group:
+            xs, ys = [dot.x for dot in group], [dot.y for dot in group]
+            faint = 0.45 if kind in ("dominated", "infeasible") else 1.0
+            label = NAMES[kind] if kind == "dense" else f"{NAMES[kind]} ({len(group)}, search split)"
+            axes.scatter(xs, ys, s=size, marker=shape, c=INK[kind], alpha=faint, zorder=2 + order, lw=1, label=label)
+    again = [(dot.confirmed, dot.stderr or 0) for dot in found if dot.confirmed]
+    if again:
+        xs, ys = [place[0] for place, _ in again], [place[1] for place, _ in again]
+        label = f"confirmed ({len(again)}, report split, ± standard error)"
+        style: dict[str, Any] = {"fmt": "D", "ms": 4, "mfc": "white", "c": INK["confirmed"], "elinewidth": 0.8}
+        axes.errorbar(xs, ys, yerr=[error for _, error in again], capsize=2, zorder=5, label=label, **style)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,172 @@
+"""The Pareto front of a study and its hypervolume: exact, deterministic, and free of heavy libraries."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..evaluators.base import Direction, Measurement, Metric, Split
+from .record import StudyRecord, TrialRecord
+
+Point = tuple[float, ...]
+
+
+def dominates(one: Sequence[float], other: Sequence[float], directions: Sequence[Direction]) -> bool:
+    """True where `one` is nowhere worse than `other` and somewhere better."""
+    return _beats(_as_costs(one, directions), _as_costs(other, directions))
+
+
+def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
+    """Indices of the points that no other dominates, ascending.
+
+    Of equal points the first stays; a point with a NaN is never on the front.
+    """
+    costs = {i: _as_costs(point, directions) for i, point in enumerate(points) if not any(map(math.isnan, point))}
+    front: list[int] = []
+    # In lexicographic order a point can only be dominated by one that came before it.
+    for index in sorted(costs, key=lambda i: (costs[i], i)):
+        if not any(_covers(costs[kept], costs[index]) for kept in front):
+            front.append(index)
+    return sorted(front)
+
+
+def objective_value(name: str, measurement: Measurement, dense_measurement: Measurement | None) -> float:
+    """The figure the search compares.
+
+    A latency is compared by its ratio to the dense latency that was measured interleaved with it, in units of the
+    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Others are compared raw.
+    """
+    if not name.endswith("_ms") or not measurement.dense:
+        return measurement.value
+    if dense_measurement is None or measurement == dense_measurement:
+        return measurement.value
+    return measurement.value / measurement.dense * dense_measurement.value
+
+
+def objective_point(
+    measured: Mapping[str, Measurement], dense: Mapping[str, Measurement], objectives: Iterable[str]
+) -> Point | None:
+    """The objectives' values of one trial; None where one is missing or not finite."""
+    names = list(objectives)
+    if any(name not in measured or name not in dense for name in names):
+        return None
+    point = tuple(objective_value(name, measured[name], dense[name]) for name in names)
+    return point if all(map(math.isfinite, point)) else None
+
+
+def percent_of_dense(record: StudyRecord, trial: TrialRecord, name: str, split: Split = "search") -> float:
+    """A figure in percent of the dense model's on the same examples; NaN where either is missing."""
+    ours, dense = (getattr(one, split).get(name) for one in (trial, record.dense))
+    if ours is None or dense is None or not dense.value:
+        return math.nan
+    return 100 * objective_value(name, ours, dense) / float(dense.value)
+
+
+def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) -> list[Point | None]:
+    """One entry a trial: its objectives' values, or None where it cannot be on the front. The first trial is dense."""
+    names = list(objectives)
+    return [objective_point(trial.search, trials[0].search, names) if trial.feasible else None for trial in trials]
+
+
+def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
+    """Numbers of the Pareto-optimal feasible trials, by falling first minimised objective (dense comes first)."""
+    directions = list(objectives.values())
+    numbered = [
+        (trial.number, point)
+        for trial, point in zip(trials, feasible_points(trials, objectives), strict=True)
+        if point is not None
+    ]
+    chosen = [numbered[index] for index in pareto([point for _, point in numbered], directions)]
+    first_cost = directions.index("minimize") if "minimize" in directions else 0
+    return tuple(number for number, _ in sorted(chosen, key=lambda pair: (-pair[1][first_cost], pair[0])))
+
+
+def reference_point(
+    dense: Mapping[str, float], objectives: Mapping[str, Direction], metrics: Mapping[str, Metric]
+) -> dict[str, float]:
+    """The corner that the hypervolume is counted from; it depends on the dense model alone, never on the trials.
+
+    Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0);
+    the dense figure for a cost, so that only what is cheaper than dense counts.
+    """
+    reference = {}
+    for name, direction in objectives.items():
+        worst = 1.0 if metrics[name].unit == "fraction" else dense[name]
+        reference[name] = worst if direction == "minimize" else 0.0
+    return reference
+
+
+def hypervolume(
+    points: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]
+) -> float:
+    """The volume that the points dominate up to the reference point; exact, for any number of objectives.
+
+    Points with a NaN, and those beyond the reference point, add nothing.
+    """
+    corner = _as_costs(reference, directions)
+    costs = [_as_costs(point, directions) for point in points if not any(map(math.isnan, point))]
+    return _volume([cost for cost in costs if _inside(cost, corner)], corner)
+
+
+def history(
+    points: Iterable[Sequence[float] | None], directions: Sequence[Direction], reference: Sequence[float]
+) -> list[float]:
+    """Hypervolume after each point, with costs in units of the reference, so that it lies in 0..1 for fractions.
+
+    Args:
+        points: One entry a trial, in the order of trials; None adds nothing.
+        directions: Of each objective.
+        reference: The reference point, in the objectives' own units.
+    """
+    corner = _as_costs(reference, directions)
+    unit = math.prod(worst for worst in corner if worst > 0)
+    total = 0.0
+    front: list[Point] = []
+    curve = []
+    for point in points:
+        cost = None if point is None or any(map(math.isnan, point)) else _as_costs(point, directions)
+        if cost and _inside(cost, corner) and not any(_covers(kept, cost) for kept in front):
+            total += _exclusive(cost, front, corner)
+            front = [kept for kept in front if not _covers(cost, kept)] + [cost]
+        curve.append(total / unit)
+    return curve
+
+
+def _as_costs(point: Sequence[float], directions: Sequence[Direction]) -> Point:
+    """The same point with every objective minimised."""
+    return tuple(x if direction == "minimize" else -x for x, direction in zip(point, directions, strict=True))
+
+
+def _covers(one: Point, other: Point) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _beats(one: Point, other: Point) -> bool:
+    return _covers(one, other) and one != other
+
+
+def _inside(cost: Point, corner: Point) -> bool:
+    return all(a < b for a, b in zip(cost, corner, strict=True))
+
+
+def _exclusive(cost: Point, others: Sequence[Point], corner: Point) -> float:
+    """What a point dominates and none of the others does (While, Bradstreet and Barone 2012)."""
+    box = math.prod(worst - x for x, worst in zip(cost, corner, strict=True))
+    shared = [tuple(map(max, cost, other)) for other in others]
+    return box - _volume(shared, corner)
+
+
+def _volume(costs: Sequence[Point], corner: Point) -> float:
+    """Hypervolume of minimised points inside the corner, one dimension fewer at each recursion."""
+    if not costs:
+        return 0.0
+    if len(corner) == 1:
+        return corner[0] - min(costs)[0]
+    front: list[Point] = []
+    total = 0.0
+    # By the last objective, best first: beyond its own height, a point shares nothing with those that follow.
+    for cost in sorted(costs, key=lambda c: (c[-1], c)):
+        base = cost[:-1]
+        if any(_covers(kept, base) for kept in front):
+            continue
+        total += (corner[-1] - cost[-1]) * _exclusive(base, front, corner[:-1])
+        front = [kept for kept in front if not _covers(base, kept)] + [base]
+    return total

@@ -1,0 +1,213 @@
+"""How a policy and its figures are shown to people: the words, the colours, and the layer map in the terminal."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from ..policies.policy import LayerChoice, Measured, Policy
+
+# Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
+COLOURS = {
+    "skip_attention": "#0072B2",
+    "skip_ffn": "#E69F00",
+    "skip_layer": "#D55E00",
+    "parallel": "#CC79A7",
+    "token_ratio": "#009E73",
+}
+RUNS, SKIPPED, PARALLEL, ALL_TOKENS, EIGHTHS = "■", "×", "║", "·", "▁▂▃▄▅▆▇█"
+MEANING = {
+    "keep": (RUNS, "runs"),
+    "skip_attention": (SKIPPED, "skip_attention"),
+    "skip_ffn": (SKIPPED, "skip_ffn"),
+    "skip_layer": (SKIPPED, "skip_layer (both rows)"),
+    "parallel": (PARALLEL, "parallel (both rows)"),
+}
+ASCII = str.maketrans("■×║·±−▁▂▃▄▅▆▇█", "#x=-~-12345678")
+LABEL_WIDTH = 11
+WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
+SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
+BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer as it is drawn: what stands in its attention row and in its ffn row, and its share of image tokens."""
+
+    attention: str
+    ffn: str
+    ratio: float | None
+
+
+def cell(choice: LayerChoice) -> Cell:
+    """Each row holds `keep` or the name of the choice that changes it."""
+    same = choice.canonical()
+    if same.skips_layer:
+        return Cell("skip_layer", "skip_layer", None)
+    if same.wiring == "parallel":
+        return Cell("parallel", "parallel", same.token_ratio)
+    attention = "skip_attention" if same.attention == "skip" else "keep"
+    return Cell(attention, "skip_ffn" if same.ffn == "skip" else "keep", same.token_ratio)
+
+
+def describe(policy: Policy) -> list[str]:
+    """What differs from dense, one entry a run of equal layers, such as `3: skip_ffn` or `7-9: token_ratio 0.5`."""
+    changed = sorted((index, choice.label) for index, choice in policy.canonical().layers.items())
+    runs = groupby(enumerate(changed), key=lambda item: (item[1][0] - item[0], item[1][1]))
+    entries = []
+    for (_, label), run in runs:
+        layers = [index for _, (index, _) in run]
+        entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
+    return entries
+
+
+def unit_of(metric: str) -> str:
+    """The unit a metric's name ends with; a name without one is a fraction."""
+    suffix = metric.rsplit("_", 1)[-1]
+    return suffix if suffix in ("flops", "ms", "bytes") else "fraction"
+
+
+def phrase(metric: str) -> str:
+    """A metric's name as prose: `prefill_flops` is `prefill FLOPs`, `ttft_ms` is `TTFT`."""
+    plain = metric.removesuffix("_ms").removesuffix("_bytes")
+    return " ".join(WORDS.get(word, word) for word in plain.split("_"))
+
+
+def amount(value: float, unit: str) -> str:
+    """A figure with its unit, to three significant digits; an accuracy to a tenth of a point."""
+    if not math.isfinite(value):
+        return "not a number"
+    if unit == "fraction":
+        return f"{100 * value:.1f} %"
+    if unit in ("flops", "bytes"):
+        scales = SI if unit == "flops" else BINARY
+        scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
+        return f"{_three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
+    return f"{_three_digits(value)} {unit}"
+
+
+def against(value: float, dense: float, unit: str) -> str:
+    """A figure beside the dense model's: a cost as a share of it, an accuracy as a difference in points."""
+    if unit == "fraction":
+        return f"{points(value - dense)} vs dense {amount(dense, unit)}"
+    ratio = value / dense if dense else math.nan
+    return f"{amount(ratio, 'fraction')} of dense {amount(dense, unit)}"
+
+
+def points(difference: float) -> str:
+    """A difference of two fractions, in points."""
+    return f"{100 * difference:+.1f} points".replace("-", "−")
+
+
+def layer_map(policy: Policy, num_layers: int) -> "LayerMap":
+    """The picture of a policy for a terminal or a pipe: what is measured, and what every layer does."""
+    return LayerMap(policy.canonical(), num_layers)
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """A rich renderable; wraps to the width it is given, and says everything without colour too."""
+
+    policy: Policy
+    num_layers: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw header, figures, rows of layers, legend."""
+        room = max(5, (options.max_width - LABEL_WIDTH) // 2)
+        for line in [*self._header(), *self._figures(), Text(), *self._bands(room), *self._legend()]:
+            if options.ascii_only:
+                line.plain = line.plain.translate(ASCII)
+            yield line
+
+    def _header(self) -> Iterator[Text]:
+        model, origin = self.policy.model, self.policy.provenance
+        yield Text(model.id or "any model", style="bold")
+        facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
+        facts += [f"study {origin.study}"] if origin.study is not None else []
+        facts += [f"trial {origin.trial}"] if origin.trial is not None else []
+        yield Text("  " + " · ".join(facts), style="dim")
+
+    def _figures(self) -> Iterator[Text]:
+        """One line a measured figure, its columns aligned."""
+        rows = [_figure_row(name, entry) for name, entry in self.policy.measured.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            yield Text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+    def _bands(self, room: int) -> Iterator[Text]:
+        """The rows, cut into bands of equal length where the layers do not fit side by side."""
+        cells = [cell(choice) for choice in self.policy.choices(self.num_layers)]
+        bands = math.ceil(len(cells) / room)
+        length = min(room, 5 * math.ceil(len(cells) / bands / 5)) if bands > 1 else len(cells)
+        for start in range(0, len(cells), length):
+            band = cells[start : start + length]
+            ticks = "".join(f"{index:<10}" for index in range(start, start + len(band), 5))
+            yield Text("layer".ljust(LABEL_WIDTH) + ticks.rstrip(), style="dim")
+            yield _row("attention", [_symbol(c.attention) for c in band])
+            yield _row("ffn", [_symbol(c.ffn) for c in band])
+            if any(c.ratio is not None for c in cells):
+                yield _row("tokens", [_token_symbol(c) for c in band])
+            yield Text()
+
+    def _legend(self) -> Iterator[Text]:
+        """Only what occurs, with the number of layers it occurs in."""
+        cells = [cell(choice) for choice in self.policy.choices(self.num_layers)]
+        used = Counter(kind for c in cells for kind in {c.attention, c.ffn})
+        for kind, (_, meaning) in MEANING.items():
+            if used[kind] and kind != "keep":
+                yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
+        ratios = Counter(c.ratio for c in cells if c.ratio is not None)
+        for ratio in sorted(ratios, reverse=True):
+            symbol = _token_symbol(Cell("keep", "keep", ratio))
+            yield Text("  ").append_text(symbol).append(f" token_ratio {ratio:g}: {_layers(ratios[ratio])}")
+        if ratios:
+            selection = self.policy.token_selection
+            yield Text(
+                f"  {ALL_TOKENS} all image tokens; ranked by {selection.score}, reselect {selection.reselect}", "dim"
+            )
+        if not used.keys() - {"keep"} and not ratios:
+            yield Text("  every layer does what the dense model does", style="dim")
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" + ("s" if count != 1 else "")
+
+
+def _row(label: str, symbols: list[Text]) -> Text:
+    line = Text(label.ljust(LABEL_WIDTH))
+    for symbol in symbols:
+        line.append_text(symbol).append(" ")
+    return line
+
+
+def _symbol(kind: str) -> Text:
+    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # the blue is dark, the other colours are light
+    return Text(MEANING[kind][0], style="dim" if kind == "keep" else f"bold {ink} on {COLOURS[kind]}")
+
+
+def _token_symbol(drawn: Cell) -> Text:
+    if drawn.attention == "skip_layer":
+        return Text(" ")
+    if drawn.ratio is None:
+        return Text(ALL_TOKENS, style="dim")
+    level = max(0, math.floor(drawn.ratio * len(EIGHTHS)) - 1)
+    return Text(EIGHTHS[level] if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+
+
+def _figure_row(name: str, entry: Measured) -> list[str]:
+    unit = unit_of(name)
+    spread = "" if entry.stderr is None else f" ± {100 * entry.stderr:.1f}"
+    spread += "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
+    basis = f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
+    change = "" if entry.dense is None else against(entry.value, entry.dense, unit)
+    return ["  " + name, amount(entry.value, unit) + spread, change, basis + (entry.split or "")]
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits without an exponent."""
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, 2 - magnitude)}f}"

@@ -1,0 +1,30 @@
+"""What comes back from measuring one policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..evaluators.base import Measurement
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of measuring one policy: a small plain value that crosses processes.
+
+    Attributes:
+        measurements: By metric; not all of them where the trial stopped early.
+        seconds: Wall-clock seconds by part; `total` is all of it, `forward` what the model's forward passes took.
+        failure: Why it failed, in one line; None where it did not.
+        worker: Who measured it.
+    """
+
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    worker: str | None = None
+
+    def then(self, later: "Outcome") -> "Outcome":
+        """This stage of a trial and the next, as one."""
+        parts = {*self.seconds, *later.seconds}
+        seconds = {part: self.seconds.get(part, 0.0) + later.seconds.get(part, 0.0) for part in sorted(parts)}
+        measurements = {} if later.failure else {**self.measurements, **later.measurements}
+        return Outcome(measurements, seconds, later.failure, self.worker or later.worker)

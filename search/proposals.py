@@ -1,0 +1,75 @@
+"""Which policy to measure next: one that nobody measured, while there is budget for it."""
+
+from collections import defaultdict
+
+from ..policies.errors import RunError
+from .outcome import Outcome
+from .study import Proposal, SearchStudy
+
+# A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.
+HELP_AFTER = 20
+GIVE_UP_AFTER = 200
+
+
+class Proposals:
+    """Asks a study for policies, and answers repeated ones with what the first of their kind measured.
+
+    Args:
+        study: The study.
+    """
+
+    def __init__(self, study: SearchStudy) -> None:
+        self.study = study
+        self._under_way: set[str] = set()
+        self._twins: defaultdict[str, list[Proposal]] = defaultdict(list)
+        self._failures = 0
+        self._exhausted = False
+
+    @property
+    def may_ask(self) -> bool:
+        """True while there is budget; before the dense figures are there, nothing but dense is measured."""
+        under_way = len(self._under_way)
+        if self.study.dense_measurements() is None and under_way:
+            return False
+        if self._exhausted or self.study.known + under_way >= self.study.size:
+            return False
+        return self.study.measured() + under_way < self.study.space.search.trials
+
+    def next(self) -> Proposal | None:
+        """A policy to measure; None while there is none."""
+        for attempt in range(GIVE_UP_AFTER):
+            if not self.may_ask:
+                return None
+            if attempt >= HELP_AFTER:
+                self.study.enqueue_random()
+            proposal = self.study.ask()
+            fingerprint = proposal.policy.fingerprint
+            twin = self.study.twin(proposal)
+            if twin is not None:
+                outcome = Outcome(twin.search, twin.seconds, worker=twin.worker)
+                self.study.tell(proposal, outcome, shared_from=twin.number)
+            elif fingerprint in self._under_way:
+                self._twins[fingerprint].append(proposal)
+            else:
+                self._under_way.add(fingerprint)
+                return proposal
+        self._exhausted = True
+        return None
+
+    def finish(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Tell the study what a policy measured.
+
+        Raises:
+            RunError: the dense model could not be measured, or too many trials in a row failed.
+        """
+        self._under_way.discard(proposal.policy.fingerprint)
+        self.study.tell(proposal, outcome)
+        for twin in self._twins.pop(proposal.policy.fingerprint, []):
+            self.study.tell(twin, outcome, shared_from=proposal.number)
+        self._failures = self._failures + 1 if outcome.failure else 0
+        if outcome.failure and proposal.policy.is_dense:
+            hint = "mend the cause and go on with `--resume`"
+            raise RunError("the dense model could not be measured", [outcome.failure], hint)
+        if self._failures >= self.study.space.search.max_failures:
+            hint = "mend the cause and go on with `--resume`, or raise `search.max_failures`"
+            raise RunError(f"{self._failures} trials in a row failed", [f"the last: {outcome.failure}"], hint)

@@ -1,0 +1,243 @@
+"""Reading a space: from its file and the command line, with every mistake at once and every path made absolute."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..evaluators.base import Metric, available, evaluator_class
+from ..policies.document import Document, Problem
+from ..policies.errors import EvaluatorError, PolicyError, SpaceError
+from ..policies.policy import KEEP, Policy
+from ..policies.policy import SCHEMA as POLICY_SCHEMA
+from ..policies.wording import Key, dotted, nearest, short
+from .space import LAST_LAYER, SCHEMA, LoadedSpace, Space
+
+SPACES = Path(__file__).resolve().parent.parent / "spaces"
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """The spaces that come with skipsearch, by name."""
+    return {file.stem: file for file in sorted(SPACES.glob("*.yaml"))}
+
+
+def space_path(given: str) -> Path:
+    """A path, or the name of a shipped space.
+
+    Raises:
+        SpaceError: there is neither.
+    """
+    path = Path(given)
+    if path.suffix in (".yaml", ".yml") or exists(path):
+        return path
+    shipped = shipped_spaces()
+    if given not in shipped:
+        raise SpaceError(
+            f"no space is called {short(given)}",
+            [nearest(given, list(shipped))],
+            "give a path to a YAML file, or one of the shipped names; `skipsearch ls` lists them",
+        )
+    return shipped[given]
+
+
+def load_space(given: str, overrides: Mapping[str, str] | None = None) -> LoadedSpace:
+    """Read a space file.
+
+    Args:
+        given: A path, or the name of a shipped space.
+        overrides: YAML values by dotted key, such as `search.trials: 20`.
+
+    Raises:
+        SpaceError: with every mistake in the file, each with its line and column.
+    """
+    path = space_path(given)
+    return read_space(Document.read(path, SpaceError), path, overrides or {})
+
+
+def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> LoadedSpace:
+    """The space that a document describes, which stands at `path`.
+
+    Raises:
+        SpaceError: see `load_space`.
+    """
+    text = document.text
+    for key, value in overrides.items():
+        override(document, key, value)
+        text += f"\n# --set {key}={' '.join(value.splitlines())}"
+    document.require_schema(SCHEMA)
+    space, problems = document.checked(Space)
+    problems += evaluator_problems(document)
+    if space is not None:
+        problems += [*rule_problems(document, space), *metric_problems(document, space)]
+        problems += model_problems(document, space, path.parent)
+    if space is None or problems:
+        raise document.failure(problems)
+    return LoadedSpace(space=absolute(space, path.parent), name=path.stem, text=text)
+
+
+def override(document: Document, key: str, value: str) -> None:
+    """Put a value from the command line into a document; a number in the key is a place in a list.
+
+    Raises:
+        SpaceError: the value is not one YAML value, or the key leads nowhere.
+    """
+    source = f"--set {key}={' '.join(value.splitlines())}"
+    hint = "name a key and a value as in --set search.trials=20"
+    try:
+        data = Document(f"value: {value}", "value", SpaceError).check().data
+        reasons = ["found several"] if len(data) > 1 else []
+    except SpaceError as cause:
+        reasons = [line.partition("  ")[2] for line in cause.details]
+    if reasons:
+        raise SpaceError(f"{source}: expected one YAML value", reasons, hint)
+    target: Any = document.data
+    path: tuple[Key, ...] = ()
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        step: Key = int(part) if isinstance(target, list) and part.isdecimal() else part
+        if not (isinstance(target, dict) and part or isinstance(target, list) and step in range(len(target))):
+            found = f"{dotted(path) or 'the space'} has no key {short(part)}"
+            raise SpaceError(f"{source}: {found}", hint=hint)
+        path = (*path, step)
+        if depth < len(parts) - 1:
+            if isinstance(target, dict) and target.get(step) is None:
+                target[step] = {}
+            target = target[step]
+    document.put(path, data["value"], source)
+
+
+def rule_problems(document: Document, space: Space) -> list[Problem]:
+    """Ranges that run backwards or that overlap, told without knowing how many layers the model has."""
+    problems = []
+    spans: dict[int, tuple[int, int]] = {}
+    for number, rule in enumerate(space.layers):
+        path = ("layers", number, "range")
+        first, last = rule.span(LAST_LAYER + 1)
+        if last < first:
+            problems.append(document.problem(path, f"found {rule.range}, expected the lower layer first"))
+            continue
+        clash = next((earlier for earlier, span in spans.items() if first <= span[1] and span[0] <= last), None)
+        if clash is not None:
+            found = f"{rule.range} overlaps layers[{clash}].range, {space.layers[clash].range}"
+            problems.append(document.problem(path, found))
+        spans[number] = (first, last)
+    if all(rule.expanded() == [KEEP] for rule in space.layers):
+        problems.append(document.problem(("layers",), "every layer can only be kept, so there is nothing to search"))
+    return problems
+
+
+def evaluator_problems(document: Document) -> list[Problem]:
+    """Evaluators that do not exist, and options they do not have."""
+    problems: list[Problem] = []
+    evaluate = document.data.get("evaluate")
+    for name, options in evaluate.items() if isinstance(evaluate, dict) else ():
+        if not isinstance(name, str) or not isinstance(options, dict | None):
+            continue  # The space's own validation says so.
+        try:
+            kind = evaluator_class(name).options
+            kind.model_validate(options or {})
+        except EvaluatorError as cause:
+            problems.append(document.problem(("evaluate", name), "; ".join([cause.what, *cause.details])))
+        except ValidationError as cause:
+            problems += document.mistakes(kind, cause, ("evaluate", name))
+    return problems
+
+
+def metric_problems(document: Document, space: Space) -> list[Problem]:
+    """Objectives and constraints that nobody measures, and objectives of the wrong direction."""
+    known = measured_by([*available(), *space.evaluate])
+    metrics = {name: metric for name, (evaluator, metric) in known.items() if evaluator in space.evaluate}
+    if not set(space.evaluate) <= {*available()}:
+        return []  # Perhaps the evaluator that is not known measures it.
+    problems = []
+    for section in ("objectives", "constraints"):
+        for name in getattr(space, section):
+            if name not in metrics:
+                mend = f"add {known[name][0]} to evaluate" if name in known else nearest(name, list(metrics))
+                problems.append(document.problem((section, name), f"nobody measures this; {mend}"))
+    for name, direction in space.objectives.items():
+        if name in metrics and metrics[name].direction != direction:
+            found = f"found '{direction}', expected '{metrics[name].direction}'"
+            problems.append(document.problem(("objectives", name), found))
+    return problems
+
+
+def measured_by(evaluators: list[str]) -> dict[str, tuple[str, Metric]]:
+    """Every metric with the evaluator that measures it; evaluators that cannot be loaded are left out."""
+    found: dict[str, tuple[str, Metric]] = {}
+    for name in evaluators:
+        try:
+            found |= {metric: (name, described) for metric, described in evaluator_class(name).metrics.items()}
+        except EvaluatorError:
+            continue
+    return found
+
+
+def model_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
+    """A model's folder that is not there, as far as its path says that it stands beside the space."""
+    name = space.model.id
+    if not name:
+        return [document.problem(("model", "id"), "found '', expected a hub id or the path of a folder")]
+    if is_relative(name) and not exists(folder / name):
+        return [
+            document.problem(("model", "id"), f"the folder {short(str((folder / name).absolute()))} does not exist")
+        ]
+    return []
+
+
+def absolute(space: Space, folder: Path) -> Space:
+    """The space with paths in it made absolute: they stand relative to the space file.
+
+    A model id or task that is no path under the folder is left for the hub, or for lm-eval's own tasks.
+    """
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: resolved(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [resolved(entry) for entry in value]
+        return str((folder / value).resolve()) if isinstance(value, str) and is_path(value, folder) else value
+
+    name = space.model.id
+    found = str((folder / name).resolve()) if exists(folder / name) else name
+    return space.model_copy(
+        update={"model": space.model.model_copy(update={"id": found}), "evaluate": resolved(space.evaluate)}
+    )
+
+
+def is_path(value: str, folder: Path) -> bool:
+    """True where a string in an evaluator's options names something beside the space file."""
+    return is_relative(value) or (("/" in value or value.endswith((".yaml", ".yml"))) and exists(folder / value))
+
+
+def is_relative(value: str) -> bool:
+    """True for what can be nothing but a path that begins at the space file."""
+    return value.startswith(("./", "../"))
+
+
+def exists(path: Path) -> bool:
+    """True where there is such a file or folder; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def validate_file(path: Path) -> str:
+    """Check a space or a policy, told apart by its `schema`.
+
+    Returns:
+        What it is.
+
+    Raises:
+        SpaceError: a space with mistakes, or a file of neither kind.
+        PolicyError: a policy with mistakes.
+    """
+    document = Document.read(path, SpaceError)
+    if document.require_schema(SCHEMA, POLICY_SCHEMA) == SCHEMA:
+        read_space(document, path, {})
+        return "space"
+    document.error = PolicyError
+    Policy.read(document)
+    return "policy"

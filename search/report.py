@@ -1,0 +1,101 @@
+"""The report of a study: one self-contained page, one picture, one table of all trials."""
+
+import csv
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from ..evaluators.base import Measurement
+from .figures import dots, hypervolume_figure, plane_figure, planes, save_front
+from .layermap import describe
+from .record import StudyRecord, TrialRecord
+from .report_page import (
+    headline,
+    headline_rule,
+    map_section,
+    measured_section,
+    nothing_found,
+    reference_text,
+    table_section,
+    tiles,
+)
+
+TEMPLATE = "report_template.html"
+
+
+def write_report(record: StudyRecord, folder: Path) -> None:
+    """Write `report.html`, which needs no other file and no network, and `front.png`."""
+    (folder / "report.html").write_text(page(record), encoding="utf-8")
+    save_front(record, folder / "front.png")
+
+
+def write_trials_csv(record: StudyRecord, path: Path) -> None:
+    """Write one row a trial; figures are written in full, an empty field was not measured."""
+    rows = [_row(record, trial) for trial in record.trials]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(columns), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def page(record: StudyRecord) -> str:
+    """The whole report as one HTML document."""
+    return Template((files(__package__) / TEMPLATE).read_text(encoding="utf-8")).substitute(
+        name=escape(record.name),
+        model=escape(record.model_id),
+        headline=escape(headline(record)),
+        tiles=tiles(record),
+        rule=headline_rule(record),
+        note=nothing_found(record),
+        plotly=get_plotlyjs(),
+        planes="".join(_plane(record, index) for index in range(len(planes(record)))),
+        map=map_section(record) or "<p>There is no policy to draw.</p>",
+        table=table_section(record),
+        hypervolume=_div(hypervolume_figure(record), "hypervolume"),
+        reference=reference_text(record),
+        measured=measured_section(record),
+        space=escape(record.space_text),
+    )
+
+
+def _plane(record: StudyRecord, index: int) -> str:
+    plane = planes(record)[index]
+    drawn = dots(record, plane)
+    absent = sum(trial.state == "complete" for trial in record.trials) - len(drawn)
+    note = f"<figcaption>Stopped before both were measured, hence not drawn: {absent}.</figcaption>"
+    return f"<figure>{_div(plane_figure(record, plane), f'plane-{index}')}{note if absent else ''}</figure>"
+
+
+def _div(figure: go.Figure, name: str) -> str:
+    config = {"displayModeBar": False, "responsive": True}
+    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, default_height="26rem")
+
+
+def _row(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "state": trial.state,
+        "feasible": trial.feasible,
+        "front": trial.number in record.front,
+        "fingerprint": trial.policy.fingerprint,
+        "policy": ", ".join(describe(trial.policy)),
+        "worker": trial.worker or "",
+        "failure": trial.failure or "",
+        "seconds": trial.seconds.get("total", ""),
+    }
+    for name in record.metrics:
+        row |= _fields(name, trial.search.get(name)) | _fields(f"report_{name}", trial.report.get(name))
+    return row | {f"beyond_{name}": excess for name, excess in trial.violations.items()}
+
+
+def _fields(name: str, entry: Measurement | None) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    spread = {"n": entry.n, "dense": entry.dense, "stderr": entry.stderr, "iqr": entry.iqr}
+    return {name: entry.value} | {f"{name}_{key}": value for key, value in spread.items() if value is not None}

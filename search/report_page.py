@@ -1,0 +1,300 @@
+"""The text of a report: every section of the page as HTML, with everything that was measured escaped."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from ..evaluators.base import Measurement, Split
+from ..policies.policy import LayerChoice
+from .front import percent_of_dense
+from .layermap import COLOURS, amount, cell, phrase, points
+from .record import StudyRecord, TrialRecord
+
+TOLERANCE = 0.01  # the headline policy is the cheapest that loses at most one point of accuracy
+RATIO_LEGEND = (0.75, 0.5, 0.25)
+
+
+def policy_files(record: StudyRecord) -> dict[int, str]:
+    """File name of each front policy by trial number, in the order of the front; dense needs no file."""
+    numbers = [number for number in record.front if number != record.dense.number]
+    return {number: f"pareto-{place:02d}.yaml" for place, number in enumerate(numbers, start=1)}
+
+
+def quality(record: StudyRecord) -> str | None:
+    """The metric that says how good a model is: the first maximised objective that is a fraction."""
+    fractions = [name for name in record.objectives if record.metrics[name].unit == "fraction"]
+    return next((name for name in fractions if record.objectives[name] == "maximize"), None)
+
+
+def first_cost(record: StudyRecord) -> str | None:
+    """The first minimised objective."""
+    return next((name for name, direction in record.objectives.items() if direction == "minimize"), None)
+
+
+def headline_trial(record: StudyRecord) -> TrialRecord | None:
+    """The policy that the report's first sentence speaks of.
+
+    It is chosen on the search split alone, so that what is said of it on the report split is no selection.
+    """
+    candidates = [record.trial(number) for number in policy_files(record)]
+    name, cost = quality(record), first_cost(record)
+    if name is None:
+        return candidates[-1] if candidates else None
+    losses = {trial.number: -_gain(record, trial, name, "search") for trial in candidates}
+    near = [trial for trial in candidates if losses[trial.number] <= TOLERANCE]
+    if near and cost is not None:
+        return min(near, key=lambda trial: percent_of_dense(record, trial, cost))
+    return min(candidates, key=lambda trial: losses[trial.number], default=None)
+
+
+def headline(record: StudyRecord) -> str:
+    """The result in one sentence."""
+    trial, name, cost = headline_trial(record), quality(record), first_cost(record)
+    if trial is None:
+        return "No policy was found that improves on the dense model."
+    sentence = f"The policy of trial {trial.number} "
+    if cost is not None:
+        sentence += f"needs {percent_of_dense(record, trial, cost):.0f}\u00a0% of the dense {phrase(cost)}"
+    if name is None:
+        return sentence + "."
+    confirmed = name in trial.report and name in record.dense.report
+    gain = _gain(record, trial, name, "report" if confirmed else "search")
+    change = f"{'gains' if gain > 0 else 'loses'} {abs(100 * gain):.1f} points of"
+    change = "loses no" if abs(gain) < 0.0005 else change
+    sentence += f"{' and ' if cost is not None else ''}{change} {phrase(name)} "
+    if confirmed:
+        return sentence + "on examples the search never saw."
+    return sentence + "on the search's own examples; it is not confirmed on others."
+
+
+def headline_rule(record: StudyRecord) -> str:
+    """How the policy of the first sentence was picked, and how sure its accuracy is."""
+    trial, name = headline_trial(record), quality(record)
+    if trial is None or name is None:
+        return ""
+    if first_cost(record) is None:
+        rule = f"It has the best {phrase(name)} on the search split."
+    elif -_gain(record, trial, name, "search") <= TOLERANCE:
+        rule = f"It is the cheapest policy within one point of dense {phrase(name)} on the search split."
+    else:
+        rule = "No cheaper policy is within one point of dense on the search split; this one loses least."
+    if name in trial.report and name in record.dense.report:
+        ours, dense = (_with_error(one.report[name]) for one in (trial, record.dense))
+        rule += f" On the report split it has {ours}, dense {dense}, n = {trial.report[name].n}."
+    return escape(rule)
+
+
+def tiles(record: StudyRecord) -> str:
+    """The headline policy's figures, large."""
+    trial = headline_trial(record)
+    if trial is None:
+        return ""
+    found = []
+    for name in record.objectives:
+        if record.metrics[name].unit == "fraction":
+            split: Split = "report" if name in trial.report and name in record.dense.report else "search"
+            figure = points(_gain(record, trial, name, split)).removesuffix(" points")
+            found.append((figure, f"points of {phrase(name)}, {split} split"))
+        else:
+            found.append((f"{percent_of_dense(record, trial, name):.0f} %", f"of the dense {phrase(name)}"))
+    found.append((str(len(record.trials)), "trials"))
+    return "".join(f"<div><b>{escape(figure)}</b><span>{escape(text)}</span></div>" for figure, text in found)
+
+
+def nothing_found(record: StudyRecord) -> str:
+    """Why the front holds no policy, and what to do; empty where it holds one."""
+    if policy_files(record):
+        return ""
+    tried = [trial for trial in record.trials if trial.number != record.dense.number]
+    failed = sum(trial.state == "failed" for trial in tried)
+    broken = Counter(name for trial in tried for name, excess in trial.violations.items() if excess > 0)
+    reasons = [f"{failed} of {len(tried)} trials failed"] if failed else []
+    bounds = {name: escape(f"{name} {record.constraints.get(name, '')}") for name in broken}
+    reasons += [f"{count} broke <code>{bounds[name]}</code>" for name, count in broken.most_common()]
+    dominated = sum(trial.feasible for trial in tried)
+    reasons += [f"{dominated} kept every constraint but are no better than dense"] if dominated else []
+    why = "; ".join(reasons) if reasons else "no trial besides the dense baseline has finished"
+    if failed > len(tried) / 2:
+        advice = "mend what made the trials fail (listed under “How it was measured”) and resume the study"
+    elif broken:
+        advice = "loosen the constraint, or offer gentler choices such as <code>{token_ratio: [0.75]}</code>"
+    else:
+        advice = "give the search more trials, or offer choices in more layers"
+    return f'<p class="note"><b>The front holds no policy besides dense</b>: {why}. What helps: {advice}.</p>'
+
+
+def map_section(record: StudyRecord) -> str:
+    """One row a front policy, one column a layer."""
+    cost = first_cost(record)
+    rows = []
+    for number in policy_files(record):
+        trial = record.trial(number)
+        share = f" · {percent_of_dense(record, trial, cost):.0f} %" if cost is not None else ""
+        cells = [_cell(index, choice) for index, choice in enumerate(trial.policy.choices(record.num_layers))]
+        rows.append(f'<a href="#trial-{number}">trial {number}{share}</a>{"".join(cells)}')
+    ticks = "".join(f"<span>{index if index % 5 == 0 else ''}</span>" for index in range(record.num_layers))
+    grid = f'<div class="map" style="--layers:{record.num_layers}"><span>layer</span>{ticks}{"".join(rows)}</div>'
+    return f'{_legend()}<div class="scroll">{grid}</div>' if rows else ""
+
+
+def table_section(record: StudyRecord) -> str:
+    """One row a front policy, dense first."""
+    files = policy_files(record)
+    columns = [column for name in record.metrics if _worth_a_column(record, name) for column in _columns(record, name)]
+    head = "".join(
+        f"<th>{escape(phrase(name))}<small>{escape(_column_note(record, name, split))}</small></th>"
+        for name, split in columns
+    )
+    rows = []
+    for trial in [record.dense, *(record.trial(number) for number in files)]:
+        file = files.get(trial.number)
+        name = f'<a href="policies/{file}">{file}</a>' if file else "dense"
+        cells = "".join(f"<td>{_figure(record, trial, metric, split)}</td>" for metric, split in columns)
+        rows.append(f'<tr id="trial-{trial.number}"><th>{name}<small>trial {trial.number}</small></th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table><thead><tr><th>policy</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{_curse(record)}"
+    )
+
+
+def reference_text(record: StudyRecord) -> str:
+    """The reference point, as it is always printed beside a hypervolume."""
+    parts = [f"{phrase(name)} {amount(value, record.metrics[name].unit)}" for name, value in record.reference.items()]
+    return escape(", ".join(parts))
+
+
+def measured_section(record: StudyRecord) -> str:
+    """What every figure means, on how many examples, on which machine, and what went wrong."""
+    metrics = {}
+    for name, metric in record.metrics.items():
+        facts = [f"Unit {metric.unit}", metric.direction, sample_counts(record, name)]
+        metrics[name] = f"{metric.text.rstrip('.')}. {', '.join(filter(None, facts))}."
+    sections: list[tuple[str, Mapping[str, Any]]] = [
+        ("Metrics", metrics),
+        ("Constraints", dict(record.constraints) or {"none": "every trial that finished may be on the front"}),
+        ("Trials", _trial_counts(record)),
+        ("Run", {key.replace("_", " "): f"{value:.4g}" for key, value in record.summary.items()}),
+        ("Model and machine", {"model": record.model_id, "layers": record.num_layers, **_flat(record.environment)}),
+    ]
+    return "".join(f"<h3>{title}</h3>{_definitions(entries)}" for title, entries in sections if entries)
+
+
+def sample_counts(record: StudyRecord, name: str) -> str:
+    """How many examples or repeats stand behind a metric; empty for what is counted once."""
+    if record.metrics[name].unit != "fraction":
+        entry = record.dense.search.get(name)
+        return f"{entry.n} repeats" if entry and entry.n > 1 else ""
+    splits = (("search", record.dense.search), ("report", record.dense.report))
+    return ", ".join(f"{split} split n = {one[name].n}" for split, one in splits if name in one)
+
+
+def _gain(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> float:
+    ours, dense = getattr(trial, split).get(name), getattr(record.dense, split).get(name)
+    return ours.value - dense.value if ours and dense else math.nan
+
+
+def _cell(index: int, choice: LayerChoice) -> str:
+    drawn = cell(choice)
+    tokens = "" if drawn.ratio is None else f'<u style="--r:{drawn.ratio:g}"></u>'
+    kinds = {drawn.attention, drawn.ffn} - {"keep"}
+    return f'<i class="{" ".join(sorted(kinds))}" title="layer {index}: {escape(choice.label)}">{tokens}</i>'
+
+
+def _legend() -> str:
+    entries = [(f'<i class="{name}"></i>', name) for name in ("keep", *COLOURS) if name != "token_ratio"]
+    entries += [(f'<i><u style="--r:{ratio:g}"></u></i>', f"token_ratio {ratio:g}") for ratio in RATIO_LEGEND]
+    items = "".join(f"<span>{swatch}{name}</span>" for swatch, name in entries)
+    return f'<div class="legend">{items}</div>'
+
+
+def _worth_a_column(record: StudyRecord, name: str) -> bool:
+    """Objectives always; other figures where some policy changes them."""
+    measured = [record.trial(number).search.get(name) for number in record.front]
+    values = {entry.value for entry in measured if entry}
+    return name in record.objectives or len(values) > 1
+
+
+def _columns(record: StudyRecord, name: str) -> list[tuple[str, Split]]:
+    return [(name, "search"), (name, "report")] if record.metrics[name].unit == "fraction" else [(name, "search")]
+
+
+def _column_note(record: StudyRecord, name: str, split: Split) -> str:
+    unit = record.metrics[name].unit
+    if unit == "fraction":
+        entry = getattr(record.dense, split).get(name)
+        return f"{split} split" + (f", n {entry.n}" if entry else "")
+    return "of dense (IQR)" if unit == "ms" else "of dense"
+
+
+def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> str:
+    """One cell: what decides, and beneath it the absolute figure and its spread."""
+    entry: Measurement | None = getattr(trial, split).get(name)
+    if entry is None:
+        return f"<em>{'not confirmed' if split == 'report' else 'not measured'}</em>"
+    unit = record.metrics[name].unit
+    if unit == "fraction":
+        main = _with_error(entry)
+        gain = _gain(record, trial, name, split)
+        note = "" if trial is record.dense or not math.isfinite(gain) else points(gain)
+    else:
+        share = percent_of_dense(record, trial, name)
+        main = f"{share:.1f} %" if math.isfinite(share) else "not a number"
+        spread = "" if entry.iqr is None else f" ({amount(entry.iqr, unit).removesuffix(f' {unit}')})"
+        note = amount(entry.value, unit) + spread
+    return f"{escape(main)}<small>{escape(note)}</small>"
+
+
+def _with_error(entry: Measurement) -> str:
+    return amount(entry.value, "fraction") + ("" if entry.stderr is None else f" ± {100 * entry.stderr:.1f}")
+
+
+def _curse(record: StudyRecord) -> str:
+    """How much of the front's accuracy is luck on the search split."""
+    name = quality(record)
+    gaps = [
+        _gain(record, record.trial(number), name, "search") - _gain(record, record.trial(number), name, "report")
+        for number in policy_files(record)
+        if name is not None
+    ]
+    known = [100 * gap for gap in gaps if math.isfinite(gap)]
+    if not known or name is None:
+        return "<p>No policy of the front is confirmed on the report split yet.</p>" if gaps else ""
+    mean = sum(known) / len(known)
+    return (
+        f"<p><b>Winner’s curse.</b> Against dense, the {len(known)} confirmed policies look {abs(mean):.1f} points of "
+        f"{escape(phrase(name))} {'better' if mean >= 0 else 'worse'} on the examples that chose them than on examples "
+        f"the search never saw, on average. Trust the report split.</p>"
+    )
+
+
+def _trial_counts(record: StudyRecord) -> dict[str, str]:
+    states = Counter(trial.state for trial in record.trials)
+    entries: dict[str, str] = {state: str(count) for state, count in states.items()}
+    infeasible = sum(trial.state == "complete" and not trial.feasible for trial in record.trials)
+    shared = sum(trial.shared_from is not None for trial in record.trials)
+    entries["beyond a constraint"] = str(infeasible)
+    entries["duplicates, measured once"] = str(shared)
+    reasons: dict[str, list[int]] = defaultdict(list)
+    for trial in record.trials:
+        if trial.state == "failed":
+            reasons[trial.failure or "no reason recorded"].append(trial.number)
+    for reason, numbers in reasons.items():
+        entries[f"failed: {reason}"] = "trial " + ", ".join(map(str, numbers))
+    return entries
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    entries: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            entries |= _flat(value, f"{prefix}{key}.")
+        else:
+            entries[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return entries
+
+
+def _definitions(entries: Mapping[str, Any]) -> str:
+    items = (f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in entries.items())
+    return f"<dl>{''.join(items)}</dl>"

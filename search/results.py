@@ -1,0 +1,188 @@
+"""The study's folder: what is derived from the database, and can be made again from it at any time."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..evaluators.base import Measurement, Metric, Split, evaluator_class
+from ..policies.errors import EvaluatorError, StudyError
+from ..policies.policy import Measured, ModelRef, Policy, Provenance
+from .front import feasible_points, front_trials, history, objective_value, reference_point
+from .record import StudyRecord, TrialRecord
+from .report_page import policy_files
+from .space import Space
+from .study import DATABASE, open_study, trial_record
+
+SPACE = "space.yaml"
+ENVIRONMENT = "environment.json"
+POLICIES = "policies"
+PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
+
+
+def environment(workers: list[dict[str, Any]], space: Space) -> dict[str, Any]:
+    """Versions, hardware and seed of a run."""
+    return {
+        "skipsearch": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "model": space.model.id,
+        "revision": space.model.revision,
+        "seed": space.search.seed,
+        "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
+        "nodes": len({worker["node"] for worker in workers}),
+        "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def read_record(folder: Path) -> StudyRecord:
+    """A study as plain values, from its folder.
+
+    Raises:
+        StudyError: the folder holds no study, or no finished dense trial to compare with.
+    """
+    study = open_study(folder / DATABASE)
+    attrs = study.user_attrs
+    asked = [trial for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
+    trials = tuple(trial_record(trial, attrs) for trial in asked)
+    dense = (place for place, trial in enumerate(trials) if trial.policy.is_dense and trial.state == "complete")
+    first = next(dense, None)
+    if first is None:
+        raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
+    trials = trials[first:]
+    text = (folder / SPACE).read_text(encoding="utf-8")
+    space = Space.model_validate(attrs["space"])
+    objectives = space.objectives
+    metrics = known_metrics(list(space.evaluate))
+    values = {name: entry.value for name, entry in trials[0].search.items()}
+    reference = reference_point(values, objectives, metrics)
+    points = feasible_points(trials, objectives)
+    hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
+    kept = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    return StudyRecord(
+        name=study.study_name,
+        model_id=space.model.id,
+        num_layers=attrs["facts"]["num_layers"],
+        objectives=objectives,
+        constraints={name: bound.text for name, bound in space.constraints.items()},
+        metrics=metrics,
+        trials=trials,
+        front=front_trials(trials, objectives),
+        hypervolume=tuple(hypervolumes),
+        reference=reference,
+        space_text=text,
+        environment=kept,
+        summary=summary(trials),
+    )
+
+
+def known_metrics(evaluators: list[str]) -> dict[str, Metric]:
+    """Unit and meaning of what was measured; a plug-in that is gone leaves its metrics unexplained."""
+    found: dict[str, Metric] = {}
+    for name in evaluators:
+        try:
+            found |= evaluator_class(name).metrics
+        except EvaluatorError:
+            continue
+    return found
+
+
+def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
+    """What a trial cost: all of it, and the bare forward passes of the model in it."""
+    own = [trial for trial in trials if trial.shared_from is None and "forward" in trial.seconds]
+    if not own:
+        return {}
+    total = sum(trial.seconds["total"] for trial in own) / len(own)
+    forward = sum(trial.seconds["forward"] for trial in own) / len(own)
+    return {
+        "trials": len(own),
+        "seconds_per_trial": total,
+        "forward_seconds_per_trial": forward,
+        "overhead": total / forward - 1 if forward else 0.0,
+    }
+
+
+def write_folder(folder: Path) -> StudyRecord:
+    """Make everything that is derived from the database: policies, table, figure and report.
+
+    Raises:
+        StudyError: see `read_record`.
+    """
+    from .report import write_report, write_trials_csv
+
+    record = read_record(folder)
+    write_policies(record, folder / POLICIES)
+    write_trials_csv(record, folder / "trials.csv")
+    write_report(record, folder)
+    return record
+
+
+def write_policies(record: StudyRecord, folder: Path) -> None:
+    """One file for each policy of the front, by falling cost; files of an older front are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("pareto-*.yaml"):
+        old.unlink()
+    for number, file in policy_files(record).items():
+        exported(record, record.trial(number)).save(folder / file)
+
+
+def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
+    """A trial's policy with its figures and where it comes from."""
+    model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
+    provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
+    update = {"model": model, "measured": figures(trial, record.dense), "provenance": provenance}
+    return trial.policy.model_copy(update=update)
+
+
+def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
+    """Every figure beside the dense one: what has examples by split, the search split under `search_…`."""
+    found: dict[str, Measured] = {}
+    for name, entry in trial.report.items():
+        found[name] = measured(entry, dense.report.get(name), "report")
+    for name, entry in trial.search.items():
+        split = "search" if name in trial.report else None
+        found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
+    return found
+
+
+def measured(entry: Measurement, dense: Measurement | None, split: Split | None) -> Measured:
+    """One figure for the policy file; a latency stands beside the dense one that was interleaved with it."""
+    beside = entry.dense if entry.dense is not None else (dense.value if dense else None)
+    return Measured(value=entry.value, dense=beside, stderr=entry.stderr, iqr=entry.iqr, n=entry.n, split=split)
+
+
+def start_folder(folder: Path, text: str, facts: Mapping[str, Any]) -> None:
+    """Write the run's own input and environment, before anything is measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SPACE).write_text(text, encoding="utf-8")
+    (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def headline(record: StudyRecord) -> list[dict[str, Any]]:
+    """One row for each policy of the front: what it costs and keeps, as shares of dense."""
+    rows = []
+    files = policy_files(record)
+    for number in record.front:
+        trial = record.trial(number)
+        row: dict[str, Any] = {"trial": number, "policy": files.get(number)}
+        for name in record.objectives:
+            row[name] = objective_value(name, trial.search[name], record.dense.search[name])
+            row[f"{name}_dense"] = record.dense.search[name].value
+        row |= {f"report_{name}": entry.value for name, entry in trial.report.items()}
+        rows.append(row)
+    return rows

@@ -1,0 +1,333 @@
+"""The study: an Optuna study in SQLite that holds every trial, and is the only truth about a search.
+
+Measurements, fingerprints and reasons stand in trial attributes, so `optuna-dashboard` shows them, a killed search
+resumes from them, and everything else in the study's folder can be made from them again.
+"""
+
+import json
+import math
+import random
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ..evaluators.base import Measurement
+from ..policies.errors import StudyError
+from ..policies.policy import LayerChoice, Policy
+from .front import objective_value
+from .outcome import Outcome
+from .record import TrialRecord
+from .samplers import make_sampler, population, quiet
+from .space import Space, policy_of
+from .starts import resting, starting_points
+
+DATABASE = "study.db"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy that Optuna asks to be measured."""
+
+    trial: Trial
+    policy: Policy
+
+    @property
+    def number(self) -> int:
+        """Optuna's number of the trial."""
+        return self.trial.number
+
+
+class SearchStudy:
+    """Asks Optuna for policies and tells it what they measured.
+
+    Args:
+        path: The database.
+        name: The study's name.
+        space: The search space.
+        num_layers: The model's decoder layers.
+        resume: Go on with a study that exists; else it must not.
+
+    Raises:
+        StudyError: the study exists and is not to be resumed, or was made for another space, model or task.
+    """
+
+    def __init__(self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False) -> None:
+        quiet()
+        self.space = space
+        self.num_layers = num_layers
+        self.domains = space.domains(num_layers)
+        self._distributions = distributions(self.domains)
+        self.check_free(path, resume)
+        self.study = optuna.create_study(
+            study_name=name,
+            storage=storage(path),
+            directions=list(space.objectives.values()),
+            load_if_exists=resume,
+        )
+        self._check_same(path)
+        if not self.study.trials:
+            self._begin()
+        self._requeue_interrupted()
+        self._records: dict[int, TrialRecord] = {}
+        self._told = {record.policy.fingerprint: record for record in self.records() if record.state == "complete"}
+
+    @staticmethod
+    def check_free(path: Path, resume: bool) -> None:
+        """Refuse to write over a study, or to resume one that is not there.
+
+        Raises:
+            StudyError: see above.
+        """
+        if path.exists() and not resume:
+            raise StudyError(
+                f"{path.parent} already holds a study",
+                hint="go on with it with `--resume`, or give the new one another name with `--name`",
+            )
+        if resume and not path.exists():
+            raise StudyError(f"{path.parent} holds no study to resume", [f"expected {path}"], "leave out `--resume`")
+
+    def _check_same(self, path: Path) -> None:
+        facts = {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
+        known = self.study.user_attrs.get("facts")
+        if known is not None and known != facts:
+            raise StudyError(
+                "the study was made for another space, model or task",
+                [f"{path}: fingerprint {known['fingerprint']} with {known['num_layers']} layers",
+                 f"the space now: fingerprint {facts['fingerprint']} with {facts['num_layers']} layers"],
+                "resume with the space file that the study's folder holds, or give the new study another `--name`",
+            )  # fmt: skip
+        if known is None:
+            self.study.set_user_attr("facts", facts)
+            self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self.study.set_metric_names(list(self.space.objectives))
+
+    def _begin(self) -> None:
+        """Queue the dense model, which is trial 0, and the rules."""
+        budget = self.space.search.trials
+        rules = starting_points(self.domains, min(population(budget), budget) - 1)
+        self.study.enqueue_trial(self._params([resting(domain) for domain in self.domains]))
+        for choices in rules if self.space.search.start == "rules" else []:
+            self.study.enqueue_trial(self._params(choices))
+
+    def _requeue_interrupted(self) -> None:
+        """Fail what ran when the driver died, and queue the same policies again."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if len(trial.params) == len(self._distributions):
+                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+    def _params(self, choices: list[LayerChoice]) -> dict[str, str]:
+        return {parameter(index): choice.label for index, choice in enumerate(choices) if len(self.domains[index]) > 1}
+
+    def ask(self) -> Proposal:
+        """The next policy to measure, noted as running."""
+        search = self.space.search
+        number = len(self.study.get_trials(deepcopy=False))
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        number = waiting[0].number if waiting else number
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.sampler = make_sampler(search.sampler, search.seed, number, search.trials)
+            trial = self.study.ask(self._distributions)
+            # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
+            _ = trial.relative_params
+        policy = policy_of(self.space, self._choices(trial.params))
+        trial.set_user_attr("fingerprint", policy.fingerprint)
+        trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
+        return Proposal(trial, policy)
+
+    def _choices(self, params: Mapping[str, str]) -> list[LayerChoice]:
+        labels = [{choice.label: choice for choice in domain} for domain in self.domains]
+        return [
+            by_label[params[parameter(index)]] if len(by_label) > 1 else next(iter(by_label.values()))
+            for index, by_label in enumerate(labels)
+        ]
+
+    def enqueue_random(self) -> None:
+        """Queue a policy drawn at random, for a sampler that repeats itself."""
+        draw = random.Random(f"{self.space.search.seed}:{len(self.study.get_trials(deepcopy=False))}")
+        self.study.enqueue_trial(self._params([draw.choice(domain) for domain in self.domains]))
+
+    def twin(self, proposal: Proposal) -> TrialRecord | None:
+        """The trial that measured the same policy already, or None."""
+        return self._told.get(proposal.policy.fingerprint)
+
+    def tell(self, proposal: Proposal, outcome: Outcome, shared_from: int | None = None) -> None:
+        """Finish a trial with what it measured; one that measured too little is told as failed or stopped early."""
+        trial = proposal.trial
+        plain = {name: asdict(measurement) for name, measurement in outcome.measurements.items()}
+        trial.set_user_attr("measurements", json.dumps(plain))
+        trial.set_user_attr("seconds", dict(outcome.seconds))
+        for key, value in {"failure": outcome.failure, "worker": outcome.worker, "shared_from": shared_from}.items():
+            if value is not None:
+                trial.set_user_attr(key, value)
+        violations = self.violations(outcome.measurements)
+        for name, excess in violations.items():
+            trial.set_constraint(name, excess)
+        if outcome.failure is not None:
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif all(name in outcome.measurements for name in self.space.objectives):
+            self.study.tell(trial, self.values(outcome.measurements))
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        if outcome.failure is None:
+            self._told.setdefault(proposal.policy.fingerprint, self._record(self._frozen(trial.number)))
+
+    def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
+        """The objectives of a trial, latencies corrected for the drift of the machine."""
+        dense = self.dense_measurements() or measurements
+        return [objective_value(name, measurements[name], dense.get(name)) for name in self.space.objectives]
+
+    def violations(self, measurements: Mapping[str, Measurement]) -> dict[str, float]:
+        """How far each bounded metric that was measured lies beyond its bound."""
+        dense = self.dense_measurements() or measurements
+        return {
+            name: bound.excess(objective_value(name, measurements[name], dense[name]), dense[name].value)
+            for name, bound in self.space.constraints.items()
+            if name in measurements and name in dense
+        }
+
+    def dense_measurements(self) -> Mapping[str, Measurement] | None:
+        """What the dense model measured; None before trial 0 is finished."""
+        first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
+        return first.search if first else None
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was asked for, by number, without the figures of the report split."""
+        asked = [trial for trial in self.study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
+        return [self._record(trial) for trial in asked]
+
+    @property
+    def size(self) -> int:
+        """How many different policies there are in the space."""
+        return math.prod(len(domain) for domain in self.domains)
+
+    @property
+    def known(self) -> int:
+        """How many different policies were measured."""
+        return len(self._told)
+
+    def measured(self) -> int:
+        """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
+        return sum("shared_from" not in trial.user_attrs for trial in done)
+
+    def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement]) -> None:
+        """Keep what a policy measured on the report split."""
+        plain = {name: asdict(measurement) for name, measurement in measurements.items()}
+        self.study.set_user_attr(f"report:{fingerprint}", json.dumps(plain))
+
+    def is_confirmed(self, policy: Policy) -> bool:
+        """True where a policy was measured on the report split."""
+        return f"report:{policy.fingerprint}" in self.study.user_attrs
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        if not trial.state.is_finished():
+            return trial_record(trial)
+        if trial.number not in self._records:
+            self._records[trial.number] = trial_record(trial)
+        return self._records[trial.number]
+
+
+def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
+    """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
+    attrs = trial.user_attrs
+    policy = Policy.model_validate(json.loads(attrs["policy"]))
+    states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
+    failure = attrs.get("failure")
+    if trial.state == TrialState.FAIL and failure is None:
+        failure = "the search was interrupted; the policy was queued again"
+    return TrialRecord(
+        number=trial.number,
+        state=states.get(trial.state, "running"),  # type: ignore[arg-type]
+        policy=policy,
+        search=measurements_from(attrs.get("measurements")),
+        report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
+        violations=dict(trial.constraints),
+        failure=failure,
+        seconds=attrs.get("seconds", {}),
+        worker=attrs.get("worker"),
+        shared_from=attrs.get("shared_from"),
+    )
+
+
+def measurements_from(text: str | None) -> dict[str, Measurement]:
+    """Measurements as they stand in an attribute."""
+    return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
+
+
+def parameter(index: int) -> str:
+    """Optuna's name for the choice of a layer."""
+    return f"layer_{index:02d}"
+
+
+def distributions(domains: list[list[LayerChoice]]) -> dict[str, BaseDistribution]:
+    """One categorical parameter for each layer that has a choice."""
+    return {
+        parameter(index): CategoricalDistribution([choice.label for choice in domain])
+        for index, domain in enumerate(domains)
+        if len(domain) > 1
+    }
+
+
+def storage(path: Path) -> optuna.storages.RDBStorage:
+    """The database of a study.
+
+    Write-ahead logging takes a write from tens of milliseconds to under one, and survives a kill at any instant.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    database = optuna.storages.RDBStorage(f"sqlite:///{path}", skip_compatibility_check=False)
+
+    @sqlalchemy.event.listens_for(database.engine, "connect")
+    def on_connect(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    database.engine.dispose()
+    return database
+
+
+def open_study(path: Path) -> optuna.Study:
+    """A study as it stands, to read from.
+
+    Raises:
+        StudyError: there is none.
+    """
+    quiet()
+    if not path.exists():
+        raise StudyError(f"{path.parent} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
+    try:
+        names = optuna.get_all_study_names(storage(path))
+        return optuna.load_study(study_name=names[0], storage=storage(path))
+    except (sqlalchemy.exc.DatabaseError, RuntimeError, IndexError, KeyError) as cause:
+        raise StudyError(f"{path} is not a study's database", [str(cause).splitlines()[0]]) from None
+
+
+def space_of(path: Path) -> Space:
+    """The space that a study was made for, its paths absolute."""
+    return Space.model_validate(open_study(path).user_attrs["space"])
+
+
+def progress_of(path: Path) -> str:
+    """How far a study is, in a few words."""
+    try:
+        study = open_study(path)
+    except StudyError as cause:
+        return cause.what
+    states = [trial.state for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
+    budget = study.user_attrs["space"]["search"]["trials"]
+    return f"{sum(state.is_finished() for state in states)} trials finished, budget {budget}"

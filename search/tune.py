@@ -1,0 +1,143 @@
+"""The second door: the same study and the same worker behind Ray Tune, for people whose cluster and loggers live there.
+
+from ray import tune
+searcher = StudySearcher(study)
+tune.Tuner(
+tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True)),
+tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, reuse_actors=True),
+).fit()
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+# Tune writes a file for each logger and trial unless it is told not to; the study holds everything already.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from ..evaluators.base import Measurement, evaluator_class
+from ..policies.policy import Policy
+from .bench import Bench
+from .outcome import Outcome
+from .progress import Progress
+from .proposals import Proposals
+from .record import StudyRecord
+from .results import environment, start_folder, write_folder
+from .space import LoadedSpace, Space
+from .study import DATABASE, Proposal, SearchStudy
+from .workers import Pool
+
+# Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
+SLACK = 4
+
+
+class StudySearcher(Searcher):
+    """Lets Tune ask a study for policies.
+
+    Args:
+        study: The study, which stays the only truth about the search.
+    """
+
+    def __init__(self, study: SearchStudy) -> None:
+        first, direction = next(iter(study.space.objectives.items()))
+        super().__init__(metric=first, mode="max" if direction == "maximize" else "min")
+        self.study = study
+        self.proposals = Proposals(study)
+        self._running: dict[str, Proposal] = {}
+
+    @property
+    def samples(self) -> int:
+        """What to give as `num_samples`."""
+        return self.study.space.search.trials * SLACK
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A policy to measure; None while the dense figures are awaited, `FINISHED` when the budget is spent."""
+        proposal = self.proposals.next()
+        if proposal is None:
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = proposal
+        return {"policy": proposal.policy.document()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study what came of it; a trial whose process was lost has no result."""
+        proposal = self._running.pop(trial_id)
+        lost = Outcome(failure="its process was lost")
+        self.proposals.finish(proposal, outcome_of(result) if result and not error else lost)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: all state lives in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: open the study with `resume=True`."""
+
+
+class PolicyTrainable(tune.Trainable):
+    """Measures one policy a step, and keeps its model for the next."""
+
+    def setup(self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None) -> None:
+        """Load the model."""
+        self.bench = Bench(Space.model_validate(space), threads)
+
+    def step(self) -> dict[str, Any]:
+        """Measure the policy of the configuration."""
+        outcome = self.bench.measure(Policy.model_validate(self.config["policy"]), list(self.bench.space.evaluate))
+        values = {name: entry.value for name, entry in outcome.measurements.items()}
+        return {**values, "outcome": outcome, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Keep the model for the next policy."""
+        self.config = new_config
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A measurement leaves nothing to save."""
+
+
+def outcome_of(result: dict[str, Any]) -> Outcome:
+    """The outcome in a result of Tune."""
+    outcome: Outcome = result["outcome"]
+    measured = {name: entry for name, entry in outcome.measurements.items() if isinstance(entry, Measurement)}
+    return Outcome(measured, outcome.seconds, outcome.failure, f"tune-{result.get('pid', 0)}")
+
+
+def run_tune(loaded: LoadedSpace, folder: Path, name: str | None, resume: bool) -> StudyRecord:
+    """`run_study` with Ray Tune in the place of our own driver; the front is confirmed by the same workers."""
+    from .driver import Driver
+
+    space = loaded.space
+    SearchStudy.check_free(folder / DATABASE, resume)
+    pool = Pool(space)
+    try:
+        described = pool.describe()
+        study = SearchStudy(folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume)
+        if not resume:
+            start_folder(folder, loaded.text, environment(described, space))
+        alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
+        pool.release()
+        searcher = StudySearcher(study)
+        concurrent = 1 if alone else pool.size
+        gpus = {"gpu": pool.gpus} if pool.gpus else {}
+        trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=ConcurrencyLimiter(searcher, max_concurrent=concurrent),
+                num_samples=searcher.samples,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder.resolve()),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1),
+            ),
+        ).fit()
+        pool.hire()
+        Driver(study, pool, Progress(space.search.trials, space.objectives)).confirm()
+    finally:
+        pool.close()
+    return write_folder(folder)

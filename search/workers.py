@@ -1,0 +1,237 @@
+"""Ray actors that each hold one loaded model; policies go out, measurements come back."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# A local cluster of one user needs no token; a cluster by address keeps Ray's default.
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from ..evaluators.base import Measurement, Split
+from ..policies.errors import RunError, SkipsearchError, StudyError
+from ..policies.policy import Policy
+from .bench import Bench
+from .outcome import Outcome
+from .space import Space, Workers
+
+# A first start imports torch and loads a model, which on a cold disk takes minutes.
+START_SECONDS = 1800
+
+
+class Worker:
+    """Measures policies on one model, which it loads when it is first needed, again after Ray restarted it."""
+
+    def __init__(self, space: dict[str, Any], threads: int | None) -> None:
+        self._space = Space.model_validate(space)
+        self._threads = threads
+        self._bench: Bench | None = None
+
+    def _loaded(self) -> Bench:
+        if self._bench is None:
+            self._bench = Bench(self._space, self._threads)
+        return self._bench
+
+    def describe(self) -> dict[str, Any]:
+        """Load the model, and say what it is and where."""
+        return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def measure(
+        self, policy: dict[str, Any], names: list[str], split: Split, dense: Mapping[str, Measurement] | None
+    ) -> Outcome:
+        """Measure one policy; see `Bench.measure`."""
+        return self._loaded().measure(Policy.model_validate(policy), names, split, dense)
+
+
+@dataclass
+class Job:
+    """One policy to be measured.
+
+    Attributes:
+        policy: The policy.
+        names: Which evaluators.
+        split: The examples.
+        dense: The dense model's figures, for the constraints.
+        tag: Whatever the driver wants to know it by.
+        attempts: Workers that were lost over it.
+    """
+
+    policy: Policy
+    names: Sequence[str]
+    split: Split = "search"
+    dense: Mapping[str, Measurement] | None = None
+    tag: Any = None
+    attempts: int = 0
+
+
+@dataclass
+class Pool:
+    """The workers of a search.
+
+    Args:
+        space: The search space.
+        seconds: How long the first load of the model may take.
+
+    Raises:
+        StudyError: the cluster cannot be reached, or has no room for a worker.
+    """
+
+    space: Space
+    seconds: float = START_SECONDS
+    _idle: list[int] = field(default_factory=list)
+    _running: dict[Any, tuple[int, Job]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.owns_cluster = start_ray(self.space.workers)
+        self.size, self.gpus = shape(self.space.workers)
+        # One model on each GPU has the device for itself; on cores and shared GPUs they disturb each other's clock.
+        self.shares_device = self.size > 1 and self.gpus < 1
+        self.threads = None if self.gpus else self.space.workers.cpus
+        self.hire()
+
+    def hire(self) -> None:
+        """Start the workers; each loads its model when it is first needed."""
+        options = {"num_cpus": self.space.workers.cpus, "num_gpus": self.gpus, "max_restarts": -1}
+        make = ray.remote(Worker).options(**options)
+        plain = self.space.model_dump(by_alias=True)
+        self._actors = [make.remote(plain, self.threads) for _ in range(self.size)]
+        self._idle = list(range(self.size))
+
+    def release(self) -> None:
+        """Stop the workers, so that their devices are free."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._idle = [], []
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Load the model in every worker.
+
+        Raises:
+            SkipsearchError: it cannot be loaded, or its evaluators cannot be set up.
+            RunError: a worker died, or took too long.
+        """
+        try:
+            return ray.get([actor.describe.remote() for actor in self._actors], timeout=self.seconds)
+        except RayTaskError as cause:
+            raise self._reason(cause) from None
+        except GetTimeoutError:
+            raise RunError(f"the workers did not load the model within {self.seconds:.0f} s") from None
+        except RayError as cause:
+            hint = "a worker needs the memory of one model: lower `workers.count`, or take a smaller dtype"
+            raise RunError("a worker died while it loaded the model", [first_line(cause)], hint) from None
+
+    def _reason(self, cause: RayTaskError) -> Exception:
+        inner = cause.cause
+        return inner if isinstance(inner, SkipsearchError) else RunError("a worker failed", [first_line(inner)])
+
+    @property
+    def has_idle(self) -> bool:
+        """True where a worker waits for a job."""
+        return bool(self._idle)
+
+    @property
+    def busy(self) -> int:
+        """How many jobs are running."""
+        return len(self._running)
+
+    def submit(self, job: Job) -> None:
+        """Give a job to a worker that is idle."""
+        self._send(self._idle.pop(0), job)
+
+    def _send(self, index: int, job: Job) -> None:
+        document = job.policy.document()
+        reference = self._actors[index].measure.remote(document, list(job.names), job.split, job.dense)
+        self._running[reference] = (index, job)
+
+    def next(self) -> tuple[Job, Outcome]:
+        """Wait for a job to finish. A job whose worker is lost is tried once more, and then fails with the reason."""
+        while True:
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=0.5)
+            if not done:
+                continue
+            index, job = self._running.pop(done[0])
+            try:
+                outcome = ray.get(done[0])
+            except RayActorError as cause:
+                job.attempts += 1
+                if job.attempts < 2:
+                    self._send(index, job)
+                    continue
+                outcome = Outcome(failure=f"its worker was lost twice: {first_line(cause)}")
+            except RayTaskError as cause:
+                outcome = Outcome(failure=first_line(self._reason(cause)))
+            self._idle.append(index)
+            self._idle.sort()
+            return job, Outcome(outcome.measurements, outcome.seconds, outcome.failure, f"worker-{index}")
+
+    def close(self) -> None:
+        """Stop the workers, and the cluster if it was started here."""
+        self.release()
+        if self.owns_cluster:
+            ray.shutdown()
+
+
+def start_ray(workers: Workers) -> bool:
+    """Connect to a cluster, or start a local one; True where it was started here.
+
+    Raises:
+        StudyError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return False
+    address = workers.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as cause:
+        hint = "start one with `ray start --head`, or leave out `workers.address` to use this machine alone"
+        raise StudyError(f"no Ray cluster answers at {address or 'this machine'}", [first_line(cause)], hint) from None
+    return True
+
+
+def shape(workers: Workers) -> tuple[int, float]:
+    """How many workers, and how many GPUs each.
+
+    Raises:
+        StudyError: not one worker fits into the cluster.
+    """
+    have = available()
+    gpus = (1.0 if have["GPU"] else 0.0) if workers.gpus == "auto" else workers.gpus
+    by_cpu = int(have["CPU"] // workers.cpus)
+    fits = min(by_cpu, int(have["GPU"] / gpus)) if gpus else by_cpu
+    wanted = 1 if workers.count == "auto" else workers.count
+    if fits < wanted:
+        raise StudyError(
+            f"the cluster has no room for {wanted} worker{'s' if wanted > 1 else ''}",
+            [
+                f"each needs {workers.cpus} CPU and {gpus:g} GPU",
+                f"the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU",
+            ],
+            "lower `workers.count`, `workers.cpus` or `workers.gpus`",
+        )
+    return (fits if workers.count == "auto" else workers.count), gpus
+
+
+def available(patience: float = 10.0) -> dict[str, float]:
+    """CPUs and GPUs of the cluster; a fresh cluster takes a moment to count them."""
+    deadline = time.monotonic() + patience
+    while True:
+        have = ray.cluster_resources()
+        if have.get("CPU") or time.monotonic() > deadline:
+            return {"CPU": have.get("CPU", 0.0), "GPU": have.get("GPU", 0.0)}
+        time.sleep(0.1)
+
+
+def first_line(cause: BaseException) -> str:
+    """The first line of an exception that says something."""
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

@@ -1,0 +1,1 @@
+"""Search spaces as YAML, with the data they need beside them."""

@@ -1,0 +1,1 @@
+"""The embedded default space: a small LLaVA trained on questions about real handwritten digits."""

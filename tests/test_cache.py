@@ -1,0 +1,226 @@
+"""The cache of a model under a policy: what it stores, what it reports, and what it cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from families import CASES, FAMILIES, LAYERS, WINDOW, WITH_IMAGES, Batch, batch_of, built, run
+from skipsearch import Policy, apply_policy
+from skipsearch.policies.cache import PartialLayer, kv_cache_bytes
+from skipsearch.policies.errors import ModelError
+
+SKIP_ATTENTION, SKIP_LAYER = {"attention": "skip"}, {"attention": "skip", "ffn": "skip"}
+HALF = {"token_ratio": 0.5}
+TOKEN_BYTES = 2 * 2 * 8 * 4  # keys and values, two heads of eight numbers in float32
+FULL = [case for case in CASES if FAMILIES[case[0]].windows[0] is None]
+
+
+def policy_of(layers: dict[int, dict[str, Any]], score: str = "attention") -> Policy:
+    return Policy.model_validate({"layers": layers, "token_selection": {"score": score}})
+
+
+def prefill(model: Any, inputs: dict[str, Tensor], cache: DynamicCache | None = None) -> Any:
+    return run(model, inputs, use_cache=True, **({} if cache is None else {"past_key_values": cache}))
+
+
+def step(model: Any, inputs: dict[str, Tensor], cache: DynamicCache, tokens: Tensor) -> Any:
+    """Go on with more tokens after the prompt, and after what the cache has seen since."""
+    mask = inputs["attention_mask"]
+    seen = cache.get_seq_length() + tokens.shape[1] - mask.shape[1]
+    mask = torch.cat([mask, torch.ones(mask.shape[0], seen, dtype=mask.dtype)], 1)
+    with torch.no_grad():
+        return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+
+# What is stored
+
+
+@pytest.mark.parametrize(("name", "attention"), FULL)
+def test_skipped_attention_stores_nothing_and_reports_the_full_length(name, attention):
+    model, inputs = built(name, attention), batch_of(name).padded()
+    length = inputs["input_ids"].shape[1]
+    dense = kv_cache_bytes(prefill(model, inputs).past_key_values)
+    with apply_policy(model, policy_of({0: SKIP_ATTENTION, 2: SKIP_LAYER, 3: {"ffn": "skip"}})):
+        cache = prefill(model, inputs).past_key_values
+        assert [layer.get_seq_length() for layer in cache.layers] == [length] * LAYERS
+        assert [layer.keys is None for layer in cache.layers] == [True, False, True, False]
+        assert kv_cache_bytes(cache) * 2 == dense
+        forgotten = FAMILIES[name].name != "qwen2.5-vl"  # its positions come from generate
+        if forgotten:
+            step(model, inputs, cache, torch.full((3, 1), 5))
+            assert [layer.get_seq_length() for layer in cache.layers] == [length + 1] * LAYERS
+            assert [layer.keys is None for layer in cache.layers] == [True, False, True, False]
+
+
+def test_a_token_ratio_stores_exactly_the_tokens_that_it_processed():
+    model, inputs = built("llava", "sdpa"), batch_of("llava", "middle").alone(0)
+    with apply_policy(model, policy_of({1: HALF, 3: {"token_ratio": 0.0}})):
+        cache = prefill(model, inputs).past_key_values
+        # 3 + 5 text tokens, and 9 of the image, of which half are 4.
+        assert [layer.keys.shape[-2] for layer in cache.layers] == [17, 8 + 4, 17, 8]
+        positions = 8 * (8 + 4 + 8)
+        assert kv_cache_bytes(cache) == TOKEN_BYTES * (17 + 12 + 17 + 8) + positions
+        step(model, inputs, cache, torch.tensor([[5]]))
+        assert [layer.keys.shape[-2] for layer in cache.layers] == [18, 13, 18, 9]
+        assert [layer.get_seq_length() for layer in cache.layers] == [18] * LAYERS
+
+
+@pytest.mark.parametrize("layout", ["middle", "ragged"])
+def test_a_layer_with_a_window_stores_no_more_than_the_dense_one(layout):
+    model, batch = built("llava-mistral", "sdpa"), batch_of("llava-mistral", layout)
+    inputs = batch.padded()
+    with apply_policy(model, policy_of({1: HALF, 2: {"token_ratio": 0.0}})):
+        cache = prefill(model, inputs).past_key_values
+        for _ in range(WINDOW + 2):
+            assert all(layer.keys.shape[-2] <= WINDOW - 1 for layer in cache.layers)
+            step(model, inputs, cache, torch.full((len(batch.ids), 1), 5))
+    assert all(layer.keys.shape[-2] == WINDOW - 1 for layer in cache.layers)
+
+
+# Several turns
+
+
+@pytest.mark.parametrize("score", ["attention", "norm", "uniform"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "llava-qwen2", "llava-mistral", "onevision"])
+@pytest.mark.parametrize("first", [4, 8], ids=["shorter than the window", "longer than the window"])
+def test_an_image_in_the_second_turn(name, attention, score, first):
+    batch = Batch.of(FAMILIES[name], [(first, "image", 5)])
+    check_turns(built(name, attention), batch, [first], score)
+
+
+@pytest.mark.parametrize("score", ["attention", "norm", "uniform"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "llava-qwen2", "llava-mistral", "onevision"])
+def test_text_in_later_turns(name, attention, score):
+    batch = Batch.of(FAMILIES[name], [(3, "image", 10)])
+    prompt = 3 + FAMILIES[name].image_tokens + 2
+    check_turns(built(name, attention), batch, [prompt, prompt + 3, prompt + 4], score)
+
+
+def check_turns(model: Any, batch: Batch, cuts: list[int], score: str) -> None:
+    """Feeding a row in turns gives what one forward gives whose prompt ends with the turn that has the image."""
+    inputs = batch.alone(0)
+    ids, pixels = inputs["input_ids"], {k: v for k, v in inputs.items() if k in batch.pixels}
+    parts = torch.tensor_split(ids, cuts, dim=1)
+    layers = {0: SKIP_ATTENTION, 1: {**HALF, "wiring": "parallel"}, 2: HALF, 3: {"token_ratio": 0.2}}
+    with apply_policy(model, policy_of(layers, score)) as handle:
+        cache, logits, done = DynamicCache(config=model.config), [], 0
+        for part in parts:
+            done += part.shape[1]
+            more = pixels if (part == model.config.image_token_id).any() else {}
+            mask = torch.ones(1, done, dtype=torch.long)
+            logits.append(run(model, {"input_ids": part, "attention_mask": mask, **more}, past_key_values=cache).logits)
+            assert [layer.get_seq_length() for layer in cache.layers] == [done] * LAYERS
+        with_image = next(n for n, part in enumerate(parts) if (part == model.config.image_token_id).any())
+        handle.prompt_ends = torch.tensor([sum(part.shape[1] for part in parts[: with_image + 1])])
+        whole = run(model, inputs, use_cache=False).logits
+    torch.testing.assert_close(torch.cat(logits, 1), whole, rtol=1e-4, atol=2e-5)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize("layers", [{1: SKIP_ATTENTION}, {2: SKIP_LAYER}, {1: HALF}], ids=str)
+def test_a_static_cache_is_refused_where_lengths_differ(layers):
+    model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
+    with apply_policy(model, policy_of(layers)):
+        with pytest.raises(ModelError, match="StaticCache"):
+            run(model, inputs, past_key_values=StaticCache(config=model.config, max_cache_len=64))
+        with pytest.raises(ModelError, match="StaticCache"):
+            model.generate(**inputs, max_new_tokens=2, cache_implementation="static", disable_compile=True)
+
+
+def test_a_static_cache_works_where_all_tokens_are_stored():
+    model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
+    with apply_policy(model, policy_of({1: {"ffn": "skip"}, 2: {"wiring": "parallel"}})):
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        static = {"cache_implementation": "static", "disable_compile": True}
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False, **static), expected)
+
+
+@pytest.mark.parametrize("layers", [{1: SKIP_ATTENTION}, {2: SKIP_LAYER}, {1: HALF}], ids=str)
+def test_a_cache_filled_under_a_policy_is_refused_without_it(layers):
+    model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
+    with apply_policy(model, policy_of(layers)):
+        cache = prefill(model, inputs).past_key_values
+    with pytest.raises(ModelError, match="filled under a policy"):
+        step(model, inputs, cache, torch.full((3, 1), 5))
+
+
+def test_assisted_generation_that_would_cut_the_cache_is_refused():
+    model, inputs = built("llava", "sdpa"), batch_of("llava", "text").alone(0)
+    with apply_policy(model, policy_of({1: SKIP_ATTENTION})):
+        cache = prefill(model, inputs).past_key_values
+        with pytest.raises(ModelError, match="cannot be cut back"):
+            cache.crop(-1)
+        cache.layers[1].crop(0)
+
+
+# The object by itself
+
+
+def filled_layer(window: int | None = None) -> PartialLayer:
+    """Two rows, that stored tokens 0, 2, 3 and 2, 3 of four, then one more."""
+    layer = PartialLayer(DynamicCache().layer_class_to_replicate())
+    layer.sliding_window, layer.is_sliding = window, window is not None
+    states = torch.arange(6.0).view(2, 1, 3, 1)
+    layer.announce(4, torch.tensor([[0, 2, 3], [1, 2, 3]]), torch.tensor([[True, True, True], [False, True, True]]))
+    layer.update(states, -states)
+    layer.announce(1)
+    layer.update(torch.full((2, 1, 1, 1), 9.0), torch.full((2, 1, 1, 1), -9.0))
+    return layer
+
+
+def test_positions_and_validity_follow_the_stored_columns():
+    layer = filled_layer()
+    assert layer.get_seq_length() == 5 and layer.get_mask_sizes(1) == (6, 0)
+    assert layer.columns(2, torch.device("cpu")).tolist() == [[0, 2, 3, 4], [1, 2, 3, 4]]
+    assert layer.valid.tolist() == [[True] * 4, [False, True, True, True]]
+
+
+def test_rows_can_be_reordered_repeated_and_selected():
+    reordered, repeated, selected = filled_layer(), filled_layer(), filled_layer()
+    reordered.reorder_cache(torch.tensor([1, 1]))
+    repeated.batch_repeat_interleave(2)
+    selected.batch_select_indices(torch.tensor([1]))
+    for layer, rows in ((reordered, [1, 1]), (repeated, [0, 0, 1, 1]), (selected, [1])):
+        plain = filled_layer()
+        assert torch.equal(layer.keys, plain.keys[rows])
+        assert torch.equal(layer.values, plain.values[rows])
+        assert torch.equal(layer.valid, plain.valid[rows])
+        columns = plain.columns(2, torch.device("cpu"))[rows]
+        assert torch.equal(layer.columns(len(rows), torch.device("cpu")), columns)
+
+
+def test_a_window_forgets_what_no_row_can_see():
+    # The next token is 5 and sees 3 and 4 besides itself; the one after sees 4 and 5.
+    layer = filled_layer(window=3)
+    assert layer.columns(2, torch.device("cpu")).tolist() == [[3, 4], [3, 4]]
+    assert layer.keys[:, 0, :, 0].tolist() == [[2.0, 9.0], [5.0, 9.0]]
+    assert layer.get_mask_sizes(1) == (3, 3) and layer.get_seq_length() == 5
+
+
+def test_reset_starts_anew():
+    layer = filled_layer()
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    layer.announce(2)
+    keys, _ = layer.update(torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1))
+    assert keys.shape[-2] == 2
+    assert layer.columns(1, torch.device("cpu")).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_a_cache_can_be_used_again_after_a_reset(name):
+    model, inputs = built(name, "sdpa"), batch_of(name).padded()
+    with apply_policy(model, policy_of({0: SKIP_LAYER, 1: HALF, 2: SKIP_ATTENTION})):
+        expected = prefill(model, inputs)
+        cache = expected.past_key_values
+        cache.reset()
+        assert torch.equal(prefill(model, inputs, cache).logits, expected.logits)

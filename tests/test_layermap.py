@@ -1,0 +1,146 @@
+"""The layer map says the same with and without colour, at any width."""
+
+import io
+import re
+from importlib.resources import files
+
+import pytest
+from rich.console import Console
+
+from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Measured, ModelRef, Policy, Provenance
+from skipsearch.search.layermap import COLOURS, amount, cell, describe, layer_map, phrase, points
+
+POLICY = Policy.of(
+    [
+        KEEP,
+        NAMED["skip_attention"],
+        NAMED["skip_ffn"],
+        NAMED["skip_layer"],
+        NAMED["parallel"],
+        LayerChoice(token_ratio=0.5),
+        LayerChoice(ffn="skip", token_ratio=0.25),
+        LayerChoice(token_ratio=0.0),
+    ]
+)
+MEASURED = POLICY.model_copy(
+    update={
+        "model": ModelRef(id="some/model", num_layers=8),
+        "provenance": Provenance(study="digits", trial=41),
+        "measured": {
+            "accuracy": Measured(value=0.612, dense=0.62, stderr=0.011, n=2000, split="report"),
+            "prefill_flops": Measured(value=5.1e12, dense=8.4e12),
+            "ttft_ms": Measured(value=80.0, dense=100.0, iqr=2.5, n=20),
+        },
+    }
+)
+
+
+def drawn(policy: Policy, layers: int, width: int = 80, colour: bool = False, encoding: str = "utf-8") -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=stream, width=width, force_terminal=colour, color_system="truecolor" if colour else None)
+    console.print(layer_map(policy, layers))
+    stream.seek(0)
+    return stream.read()
+
+
+def row(text: str, label: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(label))
+    return list(line[11::2])
+
+
+def test_rows_say_every_choice() -> None:
+    text = drawn(POLICY, 8)
+    assert row(text, "attention") == ["■", "×", "■", "×", "║", "■", "■", "■"]
+    assert row(text, "ffn") == ["■", "■", "×", "×", "║", "■", "×", "■"]
+    assert row(text, "tokens") == ["·", "·", "·", " ", "·", "▄", "▂", "0"]
+
+
+def test_the_legend_counts_layers_and_names_only_what_occurs() -> None:
+    text = drawn(POLICY, 8)
+    for line in (
+        "skip_ffn: 2 layers",
+        "skip_attention: 1 layer\n",
+        "parallel (both rows): 1 layer",
+        "token_ratio 0.5: 1",
+    ):
+        assert line in text
+    plain = drawn(Policy.of([KEEP, NAMED["skip_ffn"]]), 2)
+    assert "tokens" not in plain
+    assert "parallel" not in plain
+    assert "every layer does what the dense model does" in drawn(Policy(), 4)
+
+
+def test_figures_stand_against_dense() -> None:
+    text = " ".join(drawn(MEASURED, 8, width=100).split())
+    assert "some/model" in text
+    assert "study digits · trial 41" in text
+    assert "accuracy 61.2 % ± 1.1 −0.8 points vs dense 62.0 % n 2000 report" in text
+    assert "prefill_flops 5.10 TFLOPs 60.7 % of dense 8.40 TFLOPs" in text
+    assert "ttft_ms 80.0 ms (IQR 2.50) 80.0 % of dense 100 ms n 20" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_eighty_layers_wrap_without_losing_one(width: int) -> None:
+    policy = Policy.of([NAMED["skip_ffn"] if index % 7 == 3 else KEEP for index in range(80)])
+    text = drawn(policy, 80, width)
+    lines = text.splitlines()
+    assert all(len(line) <= width for line in lines)
+    symbols = "".join(line[11:].replace(" ", "") for line in lines if line.startswith("ffn"))
+    assert symbols == "".join("×" if index % 7 == 3 else "■" for index in range(80))
+
+
+def test_colour_adds_nothing_but_colour() -> None:
+    coloured = drawn(POLICY, 8, colour=True)
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == drawn(POLICY, 8)
+
+
+def test_a_pipe_without_unicode_still_works() -> None:
+    text = drawn(MEASURED, 8, encoding="ascii")
+    assert row(text, "attention") == list("#x#x=###")
+    assert row(text, "tokens")[5:] == list("420")
+
+
+def test_the_page_uses_the_same_colours() -> None:
+    template = (files("skipsearch.search") / "report_template.html").read_text(encoding="utf-8")
+    for name, colour in COLOURS.items():
+        assert f"--{name}: {colour.lower()};" in template
+
+
+def test_describe_joins_equal_neighbours() -> None:
+    ratio = LayerChoice(token_ratio=0.5)
+    policy = Policy.of([KEEP, NAMED["skip_ffn"], KEEP, ratio, ratio, ratio, NAMED["skip_ffn"]])
+    assert describe(policy) == ["1: skip_ffn", "3-5: token_ratio 0.5", "6: skip_ffn"]
+    assert describe(Policy()) == []
+
+
+def test_cell_of_a_combination() -> None:
+    both = cell(LayerChoice(wiring="parallel", token_ratio=0.5))
+    assert (both.attention, both.ffn, both.ratio) == ("parallel", "parallel", 0.5)
+    assert cell(LayerChoice(attention="skip", ffn="skip", token_ratio=0.5)).ratio is None
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.6124, "fraction", "61.2 %"),
+        (5.1e12, "flops", "5.10 TFLOPs"),
+        (999.9e9, "flops", "1000 GFLOPs"),
+        (0.0, "flops", "0.00 FLOPs"),
+        (123.44, "ms", "123 ms"),
+        (0.0123, "ms", "0.0123 ms"),
+        (2.0**20 * 1.5, "bytes", "1.50 MiB"),
+        (float("nan"), "ms", "not a number"),
+    ],
+)
+def test_amounts(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text
+
+
+def test_words() -> None:
+    assert [phrase(name) for name in ("prefill_flops", "ttft_ms", "kv_cache_bytes")] == [
+        "prefill FLOPs",
+        "TTFT",
+        "KV cache",
+    ]
+    assert points(-0.008) == "−0.8 points"

@@ -1,0 +1,329 @@
+"""The policy as a value and as a file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from skipsearch import LayerChoice, Policy
+from skipsearch.policies import document
+from skipsearch.policies.errors import PolicyError, PolicyMismatch
+from skipsearch.policies.policy import NAMED, json_schema
+
+SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
+
+
+def policy_of(layers: dict[int, dict[str, Any]], score: str = "attention") -> Policy:
+    return Policy.model_validate({"layers": layers, "token_selection": {"score": score}})
+
+
+FULL = {
+    "schema": "skipsearch/policy/v1",
+    "model": {"id": "llava-hf/llava-1.5-7b-hf", "revision": None, "num_layers": 32},
+    "layers": {
+        5: {"token_ratio": 0.75},
+        12: {"attention": "skip"},
+        13: {"ffn": "skip", "token_ratio": 0.0},
+        20: SKIP_LAYER,
+        21: {"wiring": "parallel"},
+    },
+    "token_selection": {"score": "norm", "reselect": "each_layer"},
+    "measured": {
+        "accuracy": {"value": 0.612, "dense": 0.62, "stderr": 0.011, "n": 2000, "split": "report"},
+        "prefill_flops": {"value": 5.1e12, "dense": 8.4e12},
+        "ttft_ms": {"value": 0.0000123, "iqr": 1e-7},
+    },
+    "provenance": {"study": "llava-2026-11-20", "trial": 41, "skipsearch": "0.1.0"},
+}
+
+
+# The value
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (policy_of({3: {"attention": "run", "ffn": "run", "wiring": "sequential", "token_ratio": 1.0}}), Policy()),
+        (policy_of({3: {}}), Policy()),
+        (policy_of({3: {**SKIP_LAYER, "token_ratio": 0.5, "wiring": "parallel"}}), policy_of({3: SKIP_LAYER})),
+        (policy_of({3: {"ffn": "skip", "wiring": "parallel"}}), policy_of({3: {"ffn": "skip"}})),
+        (policy_of({3: {"token_ratio": 0}}), policy_of({3: {"token_ratio": -0.0}})),
+        (policy_of({3: {"token_ratio": 0.0}}, "norm"), policy_of({3: {"token_ratio": 0.0}}, "uniform")),
+        (policy_of({3: {"ffn": "skip"}}, "norm"), policy_of({3: {"ffn": "skip"}}, "attention")),
+        (policy_of({1: {"ffn": "skip"}, 0: {"ffn": "skip"}}), policy_of({0: {"ffn": "skip"}, 1: {"ffn": "skip"}})),
+        (Policy.model_validate({**FULL, "measured": {}, "provenance": {}, "model": {}}), Policy.model_validate(FULL)),
+    ],
+)
+def test_policies_that_compute_the_same_have_one_canonical_form_and_one_fingerprint(one, other):
+    assert one.canonical().layers == other.canonical().layers
+    assert one.canonical().token_selection == other.canonical().token_selection
+    assert one.fingerprint == other.fingerprint
+    assert hash(one) == hash(other)
+    assert one.canonical().canonical() == one.canonical()
+
+
+def test_policies_that_compute_differently_have_different_fingerprints():
+    choices = [dict(part) for part in ({"ffn": "skip"}, {"attention": "skip"}, SKIP_LAYER, {"wiring": "parallel"})]
+    choices += [{"token_ratio": 0.5}, {"token_ratio": 0.25}, {"token_ratio": 0.5, "ffn": "skip"}]
+    policies = [policy_of({layer: choice}) for layer in (0, 1) for choice in choices]
+    policies += [Policy(), policy_of({0: {"token_ratio": 0.5}}, "norm"), policy_of(dict.fromkeys((0, 1), SKIP_LAYER))]
+    assert len({policy.fingerprint for policy in policies}) == len(policies)
+
+
+def test_a_fingerprint_never_changes_between_versions():
+    assert policy_of({5: {"token_ratio": 0.5}, 2: {"ffn": "skip"}}).fingerprint == "ec99a63356e6b185"
+
+
+def test_a_policy_from_choices_names_only_what_differs():
+    policy = Policy.of([NAMED["keep"], NAMED["skip_ffn"], LayerChoice(token_ratio=1.0)])
+    assert policy.layers == {1: LayerChoice(ffn="skip")}
+    assert [choice.label for choice in policy.choices(3)] == ["keep", "skip_ffn", "keep"]
+    assert policy_of({0: {"ffn": "skip", "token_ratio": 0.25}}).choice(0).label == "skip_ffn + token_ratio 0.25"
+    assert Policy().is_dense and policy_of({4: {"token_ratio": 1.0}}).is_dense and not policy.is_dense
+
+
+def test_a_policy_is_frozen():
+    policy = Policy.model_validate(FULL)
+    for part, name in ((policy, "layers"), (policy.choice(5), "ffn"), (policy.model, "id")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, None)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_policy_can_be_copied_and_pickled(again):
+    policy = Policy.model_validate(FULL)
+    assert again(policy) == policy
+    assert again(policy).fingerprint == policy.fingerprint
+
+
+def test_a_policy_fits_its_number_of_layers_only():
+    policy = Policy.model_validate(FULL)
+    policy.check_fits(32, "Some")
+    with pytest.raises(PolicyMismatch, match="made for 32 layers, model has 40"):
+        policy.check_fits(40, "Some")
+    with pytest.raises(PolicyMismatch, match="layer 7, model has layers 0 to 6"):
+        policy_of({7: SKIP_LAYER}).check_fits(7, "Some")
+
+
+# The file
+
+HEAD = "schema: skipsearch/policy/v1\n"
+
+
+def load(tmp_path: Path, text: str | bytes) -> Policy:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Policy.load(path)
+
+
+def complaint(tmp_path: Path, text: str | bytes) -> str:
+    with pytest.raises(PolicyError) as failure:
+        load(tmp_path, text)
+    return str(failure.value).replace(f"{tmp_path}/", "")
+
+
+def random_policy(seed: int) -> Policy:
+    draw = random.Random(seed)
+    choices = [
+        LayerChoice(
+            attention=draw.choice(["run", "skip"]),
+            ffn=draw.choice(["run", "skip"]),
+            wiring=draw.choice(["sequential", "parallel"]),
+            token_ratio=draw.choice([None, 0.0, 1.0, draw.random(), 1e-7]),
+        )
+        for _ in range(draw.randrange(1, 40))
+    ]
+    return Policy.of(choices)
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy.model_validate(FULL), *map(random_policy, range(20))])
+def test_a_file_gives_the_policy_back_to_the_last_digit(policy, tmp_path):
+    policy.save(tmp_path / "one.yaml")
+    again = Policy.load(tmp_path / "one.yaml")
+    assert again == policy.canonical()
+    again.save(tmp_path / "two.yaml")
+    assert (tmp_path / "two.yaml").read_text() == (tmp_path / "one.yaml").read_text()
+
+
+def test_a_file_has_one_line_a_layer_and_nothing_that_is_empty():
+    lines = policy_of({5: {"token_ratio": 0.5}, 2: SKIP_LAYER, 3: {}}).to_yaml().splitlines()
+    assert lines == [
+        "schema: skipsearch/policy/v1",
+        "layers:",
+        "  2: {attention: skip, ffn: skip}",
+        "  5: {token_ratio: 0.5}",
+        "token_selection: {score: attention, reselect: each_layer}",
+    ]
+
+
+def test_figures_are_written_with_six_digits():
+    policy = Policy.model_validate({"measured": {"a": {"value": 1 / 3}, "b": {"value": 5.1e12, "dense": 2.0}}})
+    assert policy.document()["measured"] == {"a": {"value": 0.333333}, "b": {"value": 5100000000000, "dense": 2}}
+
+
+def test_every_mistake_is_told_at_once_with_its_place(tmp_path):
+    text = """\
+schema: skipsearch/policy/v1
+model: {id: 5, num_layers: 0}
+layers:
+  5: {atention: skip}
+  -1: {ffn: skip}
+  6: {token_ratio: 1.5,
+      wiring: crossed}
+  7: {token_ratio: '0.5'}
+  8: {token_ratio: .nan}
+  9: skip
+mesured: {}
+"""
+    told = complaint(tmp_path, text)
+    assert "9 problems" in told or "10 problems" in told
+    for place, words in {
+        "2:": "model.num_layers",
+        "4:": "layers[5].atention: unknown key; the nearest known one is 'attention'",
+        "5:": "-1",
+        "6:7": "layers[6].token_ratio: found 1.5",
+        "7:7": "layers[6].wiring: found 'crossed', expected 'sequential' or 'parallel'",
+        "8:": "layers[7].token_ratio: found '0.5'",
+        "9:": "layers[8].token_ratio",
+        "10:": "layers[9]: found 'skip'",
+        "11:1": "mesured: unknown key; the nearest known one is 'measured'",
+    }.items():
+        line = next((line for line in told.splitlines() if words in line), "")
+        assert f"policy.yaml:{place}" in line, (place, words, told)
+
+
+def test_a_layer_beyond_the_model_is_told_with_its_place(tmp_path):
+    told = complaint(tmp_path, HEAD + "model: {num_layers: 4}\nlayers:\n  1: {ffn: skip}\n  4: {ffn: skip}\n  9: {}\n")
+    assert "policy.yaml:5:3  layers[4]: found layer 4, expected 0 to 3" in told
+    assert "policy.yaml:6:3  layers[9]" in told and "layers[1]" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("layers:\n  5: {ffn: skip}\n  5: {ffn: skip}\n", "policy.yaml:4:3"),
+        ("layers: {1: {ffn: skip, ffn: run}}\n", "policy.yaml:2:25"),
+        ("layers: {}\nlayers: {}\n", "policy.yaml:3:1"),
+        ("layers: {5: {}, '5': {}}\n", "policy.yaml:2:17"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text, place, tmp_path):
+    told = complaint(tmp_path, HEAD + text)
+    assert place in told and "second time" in told
+
+
+def test_aliases_may_be_used(tmp_path):
+    policy = load(tmp_path, HEAD + "layers:\n  1: &off {ffn: skip}\n  2: *off\n")
+    assert policy == policy_of({1: {"ffn": "skip"}, 2: {"ffn": "skip"}})
+
+
+NESTED = "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NESTED,
+        "layers: &a {1: *a}\n",
+        f"x: {'[' * 5000}",
+        f"x: {'{a: ' * 300}1{'}' * 300}",
+        b"layers: {1: {ffn: \xff\xfe}}",
+        "#" * document.MAX_BYTES + "\n",
+        "layers: {1: {ffn: skip}\n",
+        "\tlayers: {}\n",
+        "- layers\n",
+        "",
+        "layers: {}\n---\nlayers: {}\n",
+        "layers: !!python/object/apply:os.abort []\n",
+        "layers: {[1, 2]: {}}\n",
+        "null: 1\ntrue: 2\n1.5: 3\n",
+        "layers: {1: {ffn: \x01}}\n",
+    ],
+    ids=range(15),
+)
+def test_what_is_no_policy_is_refused_quickly_and_by_name(text, tmp_path):
+    before = time.perf_counter()
+    told = complaint(tmp_path, text)
+    assert time.perf_counter() - before < 5
+    assert told.startswith("policy.yaml") and len(told) < 2000
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(PolicyError, match=str(path)):
+            Policy.load(path)
+
+
+# The schema
+
+
+def accepted(text: str) -> bool:
+    """What the JSON Schema says; editors read YAML keys as text."""
+    data = json.loads(json.dumps(yaml.safe_load(text)))
+    return jsonschema.Draft202012Validator(json_schema()).is_valid(data)
+
+
+GOOD = [
+    yaml.safe_dump(FULL),
+    "schema: skipsearch/policy/v1\n",
+    HEAD + "layers:\nmeasured:\n",
+    HEAD + "layers: {0: {}, 9999: {token_ratio: 1}}\n",
+    HEAD + "layers: {3: {token_ratio: null, ffn: run}}\n",
+]
+BAD = [
+    "layers: {1: {ffn: skip}}\n",
+    "schema: skipsearch/policy/v2\n",
+    HEAD + "layer: {}\n",
+    HEAD + "layers: {1: {token_ratio: 1.01}}\n",
+    HEAD + "layers: {1: {token_ratio: true}}\n",
+    HEAD + "layers: {1: {token_ratio: '0.5'}}\n",
+    HEAD + "layers: {1: {ffn: yes}}\n",
+    HEAD + "layers: {1: skip}\n",
+    HEAD + "layers: []\n",
+    HEAD + "token_selection: {score: best}\n",
+    HEAD + "model: {num_layers: 0}\n",
+    HEAD + "measured: {accuracy: {dense: 0.5}}\n",
+    HEAD + "provenance: {who: me}\n",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_the_schema_accepts_what_loads(text, tmp_path):
+    load(tmp_path, text)
+    assert accepted(text)
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_the_schema_refuses_what_does_not_load(text, tmp_path):
+    complaint(tmp_path, text)
+    assert not accepted(text)
+
+
+def test_the_schema_is_itself_sound():
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+# The weight
+
+
+def test_a_policy_needs_no_heavy_library():
+    code = """
+import sys, skipsearch
+skipsearch.Policy.model_validate({"layers": {1: {"ffn": "skip"}}}).to_yaml(), skipsearch.LayerChoice
+heavy = {"torch", "transformers", "optuna", "ray", "lm_eval", "plotly", "numpy"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

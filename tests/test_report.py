@@ -1,0 +1,390 @@
+"""The report of a study, from seeded made-up studies: what it says, and that it stands alone."""
+
+import csv
+import math
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from skipsearch.evaluators.base import Direction, Measurement, Metric
+from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Policy
+from skipsearch.search.figures import card, dots, planes, staircase
+from skipsearch.search.front import feasible_points, front_trials, history, percent_of_dense, reference_point
+from skipsearch.search.record import State, StudyRecord, TrialRecord
+from skipsearch.search.report import page, write_report, write_trials_csv
+from skipsearch.search.report_page import headline, headline_trial, policy_files
+
+METRICS = {
+    "accuracy": Metric("fraction", "maximize", "Mean accuracy over the tasks, as lm-eval counts it."),
+    "prefill_flops": Metric("flops", "minimize", "FLOPs of the decoder over the prompt, counted on the work that ran."),
+    "vision_flops": Metric("flops", "minimize", "FLOPs of the vision tower and the projector."),
+    "ttft_ms": Metric("ms", "minimize", "Median time from the request to the first token, interleaved with dense."),
+    "kv_cache_bytes": Metric("bytes", "minimize", "Bytes of keys and values after the prompt, read off the cache."),
+}
+OBJECTIVES: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items()}
+CHOICES = [KEEP, *NAMED.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
+CHOICES.append(LayerChoice(ffn="skip", token_ratio=0.5))
+SPACE = "schema: skipsearch/space/v1\nmodel: {id: some/model}  # <verbatim> & $unharmed\n"
+
+
+def random_policy(draw: random.Random, layers: int) -> Policy:
+    busy = draw.random() ** 1.5
+    return Policy.of([draw.choice(CHOICES) if draw.random() < busy else KEEP for _ in range(layers)])
+
+
+def share_of_work(policy: Policy, layers: int) -> float:
+    """A made-up cost: attention a third of a layer, ffn two thirds, image tokens three quarters of all."""
+    work = 0.0
+    for choice in policy.choices(layers):
+        ratio = 1.0 if choice.token_ratio is None else choice.token_ratio
+        work += ((choice.attention == "run") / 3 + (choice.ffn == "run") * 2 / 3) * (0.25 + 0.75 * ratio)
+    return work / layers
+
+
+def measure(policy: Policy, layers: int, draw: random.Random) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
+    work = share_of_work(policy, layers)
+    luck = random.Random(policy.fingerprint).random() if work < 1 else 0.0
+    true = max(0.05, 0.82 * (1 - (1 - work) ** 2.2) - 0.08 * luck)
+    machine = draw.uniform(0.8, 1.25)
+    time = 0.2 + 0.8 * work
+    search = {
+        "prefill_flops": Measurement(8.4e12 * work),
+        "vision_flops": Measurement(1.9e11),
+        "kv_cache_bytes": Measurement(3.2e8 * (0.1 + 0.9 * work)),
+        "accuracy": Measurement(true + draw.gauss(0, 0.015 * (work < 1)), n=200, stderr=0.027),
+        "ttft_ms": Measurement(120 * time * machine, n=20, dense=120 * machine, iqr=1.7),
+    }
+    return search, {"accuracy": Measurement(true - 0.01, n=1000, stderr=0.012)}
+
+
+def one_trial(number: int, layers: int, draw: random.Random) -> TrialRecord:
+    policy = random_policy(draw, layers) if number else Policy()
+    search, _ = measure(policy, layers, draw)
+    state: State = "complete"
+    failure, violations = None, {"accuracy": 0.75 * 0.82 - search["accuracy"].value}
+    if number and draw.random() < 0.05:
+        state, search, violations = "failed", {}, {}
+        failure = draw.choice(["CUDA out of memory (attempt <2>)", "worker lost: node went away"])
+    elif violations["accuracy"] > 0:
+        search.pop("ttft_ms")
+    seconds = {"apply": 0.1, "accuracy": 4.0, "total": 4.5}
+    return TrialRecord(number, state, policy, search, {}, violations, failure, seconds, "worker-0")
+
+
+def study(
+    trials: int = 60,
+    layers: int = 12,
+    objectives: tuple[str, ...] = ("accuracy", "prefill_flops", "ttft_ms"),
+    seed: int = 0,
+) -> StudyRecord:
+    """A study with everything in it: a front that is confirmed, broken constraints, failures, duplicates."""
+    draw = random.Random(seed)
+    made = [one_trial(number, layers, draw) for number in range(trials)]
+    if trials > 40:
+        made[40] = replace(made[39], number=40, worker=None, shared_from=39)
+    return refronted(
+        StudyRecord(
+            name="digits-2026",
+            model_id="some/model",
+            num_layers=layers,
+            objectives={name: OBJECTIVES[name] for name in objectives},
+            constraints={"accuracy": ">= 0.75 * dense"},
+            metrics=METRICS,
+            trials=tuple(made),
+            front=(),
+            hypervolume=(),
+            reference={},
+            space_text=SPACE,
+            environment={"python": "3.12.1", "hardware": {"gpu": "none", "cores": 2}, "seed": seed},
+            summary={"seconds_per_trial": 4.52, "forward_seconds_per_trial": 4.3, "overhead": 0.051},
+        )
+    )
+
+
+def refronted(record: StudyRecord, confirm: bool = True) -> StudyRecord:
+    """The record with front, reference, hypervolume and confirmation made from its trials."""
+    directions = list(record.objectives.values())
+    front = front_trials(record.trials, record.objectives)
+    dense = {name: entry.value for name, entry in record.dense.search.items()}
+    reference = reference_point(dense, record.objectives, record.metrics)
+    points = feasible_points(record.trials, record.objectives)
+    finished = [point for point, trial in zip(points, record.trials, strict=True) if trial.state != "running"]
+    curve = history(finished, directions, list(reference.values()))
+    again = [
+        replace(t, report=measure(t.policy, record.num_layers, random.Random(t.number))[1])
+        if confirm and t.number in {0, *front}
+        else replace(t, report={})
+        for t in record.trials
+    ]
+    return replace(record, trials=tuple(again), front=front, hypervolume=tuple(curve), reference=reference)
+
+
+def changed(record: StudyRecord, number: int, **fields: object) -> StudyRecord:
+    """The record with other fields in one trial."""
+    return replace(
+        record,
+        trials=tuple(replace(t, **fields) if t.number == number else t for t in record.trials),
+    )
+
+
+class Loads(HTMLParser):
+    """Collects what a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "data", "srcset")]
+
+
+PAGES: dict[str, StudyRecord] = {}
+
+
+def text_of(name: str) -> tuple[StudyRecord, str]:
+    """A made-up study and its page without the plotly library, which is large and not ours."""
+    if name not in PAGES:
+        cases = {
+            "one": lambda: study(objectives=("accuracy",)),
+            "two": lambda: study(objectives=("accuracy", "prefill_flops")),
+            "three": study,
+            "four": lambda: study(500, 80, ("accuracy", "prefill_flops", "ttft_ms", "kv_cache_bytes")),
+            "costs": lambda: study(objectives=("prefill_flops", "ttft_ms")),
+        }
+        PAGES[name] = cases[name]()
+    return PAGES[name], without_library(page(PAGES[name]))
+
+
+def without_library(text: str) -> str:
+    longest = max(re.findall(r"<script>.*?</script>", text, re.DOTALL), key=len)
+    return text.replace(longest, "")
+
+
+@pytest.mark.parametrize("name", ["one", "two", "three", "four", "costs"])
+def test_every_front_policy_is_in_the_table_and_in_the_map(name: str) -> None:
+    record, text = text_of(name)
+    assert policy_files(record)
+    for number, file in policy_files(record).items():
+        assert f'href="policies/{file}"' in text
+        assert f'id="trial-{number}"' in text
+        assert f'href="#trial-{number}"' in text
+    cells = re.findall(r'title="layer \d+: ', text)
+    assert len(cells) == len(policy_files(record)) * record.num_layers
+
+
+@pytest.mark.parametrize(("name", "count"), [("one", 1), ("two", 1), ("three", 3), ("four", 6), ("costs", 1)])
+def test_every_pair_of_objectives_has_its_plane(name: str, count: int) -> None:
+    record, text = text_of(name)
+    assert len(planes(record)) == count
+    assert all(f'id="plane-{index}"' in text for index in range(count))
+    assert f'id="plane-{count}"' not in text
+
+
+def test_the_page_stands_alone() -> None:
+    record = study()
+    text = page(record)
+    parsed = Loads(text)
+    allowed = {"trials.csv", *(f"policies/{file}" for file in policy_files(record).values())}
+    assert {target for target in parsed.found if not target.startswith("#")} == allowed
+    assert not {"link", "iframe", "img", "object", "embed"} & set(parsed.tags)
+    assert "@import" not in without_library(text)
+    assert "url(" not in without_library(text)
+    assert len(re.findall(r"plotly\.js v\d", text)) == 1
+
+
+def test_hostile_text_is_escaped() -> None:
+    attack = "<script>alert(1)</script>"
+    record = replace(study(), name=attack, model_id=attack, space_text=f"{attack} $name", environment={attack: attack})
+    broken = next(t.number for t in record.trials if t.state == "failed")
+    text = without_library(page(changed(record, broken, failure=attack)))
+    assert attack not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+    assert "&lt;/script&gt; $name" in text
+
+
+def test_the_reference_point_is_printed() -> None:
+    _, text = text_of("three")
+    dense = PAGES["three"].dense.search
+    assert f"Reference point: accuracy 0.0 %, prefill FLOPs 8.40 TFLOPs, TTFT {dense['ttft_ms'].value:.0f} ms." in text
+
+
+def test_the_headline_is_picked_on_the_search_split_and_told_on_the_report_split() -> None:
+    record = study()
+    trial = headline_trial(record)
+    assert trial is not None
+    dense = record.dense
+    near = [
+        record.trial(number)
+        for number in policy_files(record)
+        if dense.search["accuracy"].value - record.trial(number).search["accuracy"].value <= 0.01
+    ]
+    assert trial.search["prefill_flops"].value == min(t.search["prefill_flops"].value for t in near)
+    loss = dense.report["accuracy"].value - trial.report["accuracy"].value
+    share = 100 * trial.search["prefill_flops"].value / dense.search["prefill_flops"].value
+    assert headline(record) == (
+        f"The policy of trial {trial.number} needs {share:.0f}\u00a0% of the dense prefill FLOPs and "
+        f"loses {100 * loss:.1f} points of accuracy on examples the search never saw."
+    )
+    assert f"it has {100 * trial.report['accuracy'].value:.1f} % ± 1.2, dense 81.0 % ± 1.2, n = 1000." in page(record)
+    for luck in (0.5, -0.5):
+        lucky = changed(record, trial.number, report={"accuracy": replace(trial.report["accuracy"], value=luck)})
+        assert headline_trial(lucky) == lucky.trial(trial.number)
+
+
+def test_an_unconfirmed_front_says_so() -> None:
+    record = refronted(study(), confirm=False)
+    text = without_library(page(record))
+    assert text.count("not confirmed</em>") == len(policy_files(record)) + 1
+    assert "it is not confirmed on others" in headline(record)
+    assert "No policy of the front is confirmed" in text
+
+
+def test_the_winners_curse_is_the_mean_gap_against_dense() -> None:
+    record = study()
+    for number in policy_files(record):
+        trial = record.trial(number)
+        shifted = replace(trial.search["accuracy"], value=trial.search["accuracy"].value - 0.034)
+        gain = shifted.value - record.dense.search["accuracy"].value
+        honest = replace(trial.search["accuracy"], value=record.dense.report["accuracy"].value + gain)
+        record = changed(record, number, report={"accuracy": honest})
+    assert f"{len(policy_files(record))} confirmed policies look 3.4 points of accuracy better" in page(record)
+
+
+@pytest.mark.parametrize(
+    ("trials", "says"),
+    [
+        ("none", "no trial besides the dense baseline has finished"),
+        ("failed", "9 of 9 trials failed"),
+        ("infeasible", "9 broke <code>accuracy &gt;= 0.75 * dense</code>"),
+        ("dominated", "9 kept every constraint but are no better than dense"),
+    ],
+)
+def test_an_empty_front_says_why(trials: str, says: str, tmp_path: Path) -> None:
+    record = study(1 if trials == "none" else 10)
+    worse = {name: replace(entry, value=entry.value * 1.1) for name, entry in record.dense.search.items()}
+    worse["accuracy"] = Measurement(0.1, n=200)
+    fates: dict[str, dict[str, object]] = {
+        "failed": {"state": "failed", "failure": "out of memory", "search": {}, "violations": {}},
+        "infeasible": {"state": "complete", "search": worse, "violations": {"accuracy": 0.5}},
+        "dominated": {"state": "complete", "search": worse, "violations": {}},
+        "none": {},
+    }
+    for trial in record.trials[1:]:
+        record = changed(record, trial.number, **fates[trials])
+    record = refronted(record)
+    write_report(record, tmp_path)
+    text = without_library((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert record.front == (0,)
+    assert says in text
+    assert "What helps:" in text
+    assert "No policy was found" in text
+
+
+def test_a_trial_without_a_figure_or_with_a_nan_is_left_out_of_the_plane_alone() -> None:
+    record = study()
+    front = list(policy_files(record))
+    short = {name: entry for name, entry in record.trial(front[0]).search.items() if name != "ttft_ms"}
+    record = changed(record, front[0], search=short)
+    nan = record.trial(front[1]).search | {"prefill_flops": Measurement(math.nan)}
+    record = changed(record, front[1], search=nan)
+    drawn = {(plane.x, plane.y): {dot.trial.number for dot in dots(record, plane)} for plane in planes(record)}
+    assert front[0] in drawn["prefill_flops", "accuracy"]
+    assert front[0] not in drawn["ttft_ms", "accuracy"]
+    assert front[1] not in drawn["prefill_flops", "accuracy"]
+    assert front[1] in drawn["ttft_ms", "accuracy"]
+    text = without_library(page(record))
+    assert "not measured</em>" in text
+    assert "not a number" in text
+
+
+def test_roles_in_a_plane_follow_the_record() -> None:
+    record = study(200)
+    roles = {dot.trial.number: dot.role for dot in dots(record, planes(record)[0])}
+    assert roles[0] == "dense"
+    assert {number for number, kind in roles.items() if kind == "front"} == set(policy_files(record))
+    assert all(record.trials[n].violations["accuracy"] > 0 for n, kind in roles.items() if kind == "infeasible")
+    assert not any(record.trials[n].state == "failed" for n in roles)
+    assert set(roles.values()) == {"dense", "front", "dominated", "infeasible"}
+    confirmed = {dot.trial.number for dot in dots(record, planes(record)[0]) if dot.confirmed}
+    assert confirmed == set(policy_files(record))
+
+
+def test_the_pointer_shows_figures_and_policy() -> None:
+    record = study()
+    policy = Policy.of([KEEP, NAMED["skip_ffn"], *[LayerChoice(token_ratio=0.5)] * 3])
+    figures = {"accuracy": Measurement(0.7, n=200), "<i>_flops": Measurement(4.2e12)}
+    record = replace(record, metrics=METRICS | {"<i>_flops": METRICS["prefill_flops"]})
+    record = changed(record, 5, policy=policy, search=figures, report={"accuracy": Measurement(0.68)})
+    shown = card(record, record.trial(5)).replace("\u00a0", " ")
+    for text in ("<b>trial 5</b>", "accuracy: 70.0 %", "report split: 68.0 %", "1: skip_ffn, 2-4: token_ratio 0.5"):
+        assert text in shown
+    assert "&lt;i&gt; FLOPs: 4.20 TFLOPs" in shown
+
+
+def test_the_staircase_rises_with_cost() -> None:
+    record = study(200)
+    plane = planes(record)[0]
+    steps = staircase(dots(record, plane), record, plane)
+    assert len(steps) > 3
+    assert all(a.x < b.x and a.y < b.y for a, b in zip(steps, steps[1:], strict=False))
+
+
+def test_latency_is_in_percent_of_the_interleaved_dense() -> None:
+    record = changed(study(), 1, search={"ttft_ms": Measurement(50.0, dense=200.0)})
+    assert percent_of_dense(record, record.trial(1), "ttft_ms") == pytest.approx(25.0)
+    assert percent_of_dense(record, record.dense, "ttft_ms") == 100.0
+
+
+def test_failures_constraints_and_metrics_are_told() -> None:
+    record, text = text_of("three")
+    failed = [str(t.number) for t in record.trials if t.failure == "worker lost: node went away"]
+    assert failed
+    assert f"<dt>failed: worker lost: node went away</dt><dd>trial {', '.join(failed)}</dd>" in text
+    assert "&gt;= 0.75 * dense" in text
+    assert all(metric.text in text for metric in METRICS.values())
+    assert "search split n = 200, report split n = 1000" in text
+    assert "Unit ms, minimize, 20 repeats." in text
+    assert "Unit bytes, minimize." in text
+    assert "<dt>hardware.cores</dt><dd>2</dd>" in text
+    assert "some/model}  # &lt;verbatim&gt; &amp; $unharmed" in text
+    shared = sum(t.shared_from is not None for t in record.trials)
+    assert shared > 0
+    assert f"<dt>duplicates, measured once</dt><dd>{shared}</dd>" in text
+
+
+def test_a_figure_that_no_policy_changes_has_no_column() -> None:
+    _, text = text_of("three")
+    table = text[text.index("<thead>") : text.index("</thead>")]
+    assert "KV cache" in table
+    assert "vision" not in table
+
+
+def test_the_csv_reads_back(tmp_path: Path) -> None:
+    record = study()
+    write_trials_csv(record, tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["trial"]) for row in rows] == [trial.number for trial in record.trials]
+    for row, trial in zip(rows, record.trials, strict=True):
+        assert row["fingerprint"] == trial.policy.fingerprint
+        assert row["front"] == str(trial.number in record.front)
+        for name in METRICS:
+            entry, again = trial.search.get(name), trial.report.get(name)
+            assert row[name] == ("" if entry is None else repr(entry.value))
+            assert row.get(f"report_{name}", "") == ("" if again is None else repr(again.value))
+        assert row["failure"] == (trial.failure or "")
+
+
+def test_the_picture_is_large_enough_to_paste(tmp_path: Path) -> None:
+    record = replace(study(objectives=("accuracy", "prefill_flops")), model_id="models/costs_$5_or_$6")
+    write_report(record, tmp_path)
+    header = (tmp_path / "front.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1600, 1000)

@@ -1,0 +1,209 @@
+"""Whole searches with real Ray workers: their results, and what they survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import searching
+from skipsearch import Policy
+from skipsearch.policies.errors import ModelError, StudyError
+from skipsearch.search.results import read_record, write_folder
+from skipsearch.search.run import run_study
+from skipsearch.search.study import DATABASE, open_study
+from skipsearch.search.workers import Job, Pool
+
+PATIENCE = 300
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return searching.tiny_space(tmp_path_factory.mktemp("space"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One local Ray for the searches of this file; those in processes of their own start theirs."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished(path, tmp_path_factory):
+    """A search with two workers and with latency, which they must measure alone."""
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    evaluate = "{accuracy: {tasks: [image_gen.yaml], search: {limit: 8}, report: {limit: 8}}, flops: , latency: {new_tokens: 2, repeats: 2, warmup: 1}, memory: }"
+    loaded = searching.loaded(
+        path,
+        evaluate=evaluate,
+        objectives="{accuracy: maximize, prefill_flops: minimize, ttft_ms: minimize}",
+        workers__count=2,
+        search__trials=10,
+    )
+    return run_study(loaded, folder, shown=False), folder
+
+
+def command(path: Path, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "skipsearch", "run", str(path), "--out", str(folder), "--quiet", *more]
+
+
+def own_ray() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+def trials_in(database: Path) -> int:
+    try:
+        return sum(t.state.is_finished() for t in open_study(database).get_trials(deepcopy=False))
+    except StudyError:
+        return 0
+
+
+def wait_for_trials(process, database: Path, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while trials_in(database) < count:
+        assert process.poll() is None, "the search ended early"
+        assert time.monotonic() < deadline, "the search took too long"
+        time.sleep(0.2)
+
+
+def test_a_study_folder_has_everything(finished):
+    record, folder = finished
+    names = {file.name for file in folder.iterdir()}
+    assert {"study.db", "space.yaml", "environment.json", "policies", "trials.csv", "report.html", "front.png"} <= names
+    assert record.dense.number == 0 and record.dense.policy.is_dense
+    own = [trial for trial in record.trials if trial.shared_from is None]
+    assert len(own) == 10 and {trial.worker for trial in own} == {"worker-0", "worker-1"}
+    assert all(set(trial.search) >= {"accuracy", "prefill_flops", "ttft_ms", "kv_cache_bytes"} for trial in own)
+    assert record.summary["forward_seconds_per_trial"] < record.summary["seconds_per_trial"]
+
+
+def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finished):
+    record, folder = finished
+    files = sorted((folder / "policies").glob("*.yaml"))
+    assert len(files) == len([number for number in record.front if number != 0])
+    for file in files:
+        policy = Policy.load(file)
+        trial = record.trial(policy.provenance.trial)
+        assert policy.fingerprint == trial.policy.fingerprint
+        assert policy.measured["accuracy"].split == "report"
+        assert policy.measured["accuracy"].value == pytest.approx(trial.report["accuracy"].value)
+        assert policy.measured["search_accuracy"].value == pytest.approx(trial.search["accuracy"].value)
+        assert policy.model.num_layers == 4 and policy.measured["ttft_ms"].dense > 0
+
+
+def test_the_folder_is_made_again_from_the_database(finished):
+    _, folder = finished
+    before = {file: file.read_bytes() for file in folder.rglob("*.yaml")} | {
+        folder / "trials.csv": (folder / "trials.csv").read_bytes()
+    }
+    for file in [*folder.glob("policies/*"), folder / "report.html", folder / "trials.csv"]:
+        file.unlink()
+    write_folder(folder)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_one_seed_and_one_worker_propose_the_same(path, tmp_path):
+    runs = [run_study(searching.loaded(path), tmp_path / name, shown=False) for name in ("a", "b")]
+    first, second = ([trial.policy.fingerprint for trial in run.trials] for run in runs)
+    assert first == second
+    values = [[trial.search["accuracy"].value for trial in run.trials] for run in runs]
+    assert values[0] == values[1]
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
+    """`kill -9` in mid-run, then `run --resume`, ends in the trials of a run that was never killed."""
+    database = tmp_path / "tiny" / DATABASE
+    process = subprocess.Popen(command(path, tmp_path), env=own_ray(), start_new_session=True)
+    try:
+        wait_for_trials(process, database, 4)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {t.number: t for t in open_study(database).trials if t.state.is_finished()}
+    assert 4 <= len(before) < 12
+    resumed = subprocess.run(
+        [*command(path, tmp_path), "--resume", "--json"], env=own_ray(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["summary"]["trials"] == 12
+    after = {t.number: t for t in open_study(database).trials}
+    assert all(after[number].user_attrs == trial.user_attrs for number, trial in before.items())
+    measured = [t.policy.fingerprint for t in read_record(tmp_path / "tiny").trials if t.shared_from is None and t.search]
+    assert len(measured) == len(set(measured)) == 12
+
+
+def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path):
+    database = tmp_path / "tiny" / DATABASE
+    process = subprocess.Popen(
+        command(path, tmp_path, "--trials", "500"), env=own_ray(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_trials(process, database, 1)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert f"skipsearch run {path}" in log and "--resume" in log and "Traceback" not in log
+    assert trials_in(database) >= 1
+
+
+def test_a_lost_worker_is_tried_once_more_then_fails_with_the_reason(path):
+    pool = Pool(searching.loaded(path).space)
+    try:
+        [described] = pool.describe()
+        names = ["accuracy", "flops"]
+        pool.submit(Job(Policy(), names))
+        os.kill(described["pid"], signal.SIGKILL)
+        job, outcome = pool.next()
+        assert outcome.failure is None and job.attempts == 1 and "accuracy" in outcome.measurements
+        [described] = pool.describe()
+        pool.submit(job)
+        os.kill(described["pid"], signal.SIGKILL)
+        _, outcome = pool.next()
+        assert "lost twice" in outcome.failure
+    finally:
+        pool.release()
+
+
+def test_a_fault_of_one_policy_is_its_own(path):
+    pool = Pool(searching.loaded(path).space)
+    try:
+        pool.describe()
+        pool.submit(Job(Policy.model_validate({"layers": {9: {"ffn": "skip"}}}), ["flops"]))
+        _, outcome = pool.next()
+        assert outcome.failure.startswith("policy speaks of layer 9, model has layers 0 to 3")
+        pool.submit(Job(Policy(), ["flops"]))
+        _, outcome = pool.next()
+        assert outcome.failure is None
+    finally:
+        pool.release()
+
+
+def test_a_model_that_does_not_load_is_told_as_itself(path):
+    pool = Pool(searching.loaded(path, model__id="./nowhere").space)
+    try:
+        with pytest.raises(ModelError):
+            pool.describe()
+    finally:
+        pool.release()
+
+
+def test_no_room_in_the_cluster_is_told(path):
+    with pytest.raises(StudyError, match="no room for 1 worker"):
+        Pool(searching.loaded(path, workers__gpus=4).space)
+    with pytest.raises(StudyError, match="no room for 99 workers"):
+        Pool(searching.loaded(path, workers__count=99).space)
+
+
+def test_ray_tune_runs_the_same_search(path, tmp_path):
+    ours = run_study(searching.loaded(path, search__trials=8), tmp_path / "ours", shown=False)
+    theirs = run_study(searching.loaded(path, search__trials=8, workers__runner="tune"), tmp_path / "tune", shown=False)
+    mine, tunes = (
+        {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials} for record in (ours, theirs)
+    )
+    assert mine == tunes
+    assert theirs.front == ours.front and all(theirs.trial(number).report for number in theirs.front)

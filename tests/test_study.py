@@ -1,0 +1,217 @@
+"""The study without workers: what it proposes, what it keeps, and how it goes on after an interruption."""
+
+import math
+
+import pytest
+import searching
+from skipsearch.evaluators.base import Measurement
+from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
+from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Policy
+from skipsearch.search.bench import not_finite
+from skipsearch.search.outcome import Outcome
+from skipsearch.search.proposals import Proposals
+from skipsearch.search.samplers import population
+from skipsearch.search.starts import starting_points
+from skipsearch.search.study import SearchStudy
+
+LAYERS = 4
+SAMPLERS = ["nsga2", "nsga3", "tpe", "random"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return searching.tiny_space(tmp_path_factory.mktemp("space"))
+
+
+def open_study(path, folder, resume=False, **overrides):
+    return SearchStudy(folder / "study.db", "tiny", searching.loaded(path, **overrides).space, LAYERS, resume)
+
+
+def measured(policy: Policy, layers: int = LAYERS) -> Outcome:
+    """A cheap stand-in for a model: what is left out costs accuracy, unequally by layer."""
+    cost, loss = 0.0, 0.0
+    for index, choice in enumerate(policy.choices(layers)):
+        share = 1 - 0.4 * (choice.attention == "skip") - 0.6 * (choice.ffn == "skip")
+        share *= 1 if choice.token_ratio is None else 0.3 + 0.7 * choice.token_ratio
+        cost += share
+        loss += (1 - share) ** 2 / (index + 2) + 0.01 * (choice.wiring == "parallel")
+    values = {"accuracy": max(0.0, 0.9 - loss), "prefill_flops": 1e6 * cost}
+    return Outcome({name: Measurement(value) for name, value in values.items()}, {"total": 0.1, "forward": 0.09})
+
+
+def spend(study, stop_after=None):
+    proposals, order = Proposals(study), []
+    while stop_after is None or len(order) < stop_after:
+        proposal = proposals.next()
+        if proposal is None:
+            break
+        order.append(proposal.policy.fingerprint)
+        proposals.finish(proposal, measured(proposal.policy))
+    return order
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_seed_proposes_the_same_and_nothing_is_measured_twice(path, tmp_path, sampler):
+    runs = [
+        spend(open_study(path, tmp_path / str(run), search__sampler=sampler, search__trials=16)) for run in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == len(runs[0]) == 16
+
+
+def test_another_seed_proposes_something_else(path, tmp_path):
+    runs = [
+        spend(open_study(path, tmp_path / str(seed), search__seed=seed, search__trials=8, search__start="none"))
+        for seed in range(2)
+    ]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_interrupted_search_proposes_what_it_would_have(path, tmp_path, sampler):
+    whole = spend(open_study(path, tmp_path / "whole", search__sampler=sampler, search__trials=16))
+    first = spend(open_study(path, tmp_path / "cut", search__sampler=sampler, search__trials=16), stop_after=7)
+    rest = spend(open_study(path, tmp_path / "cut", resume=True, search__sampler=sampler, search__trials=16))
+    assert first + rest == whole
+
+
+def test_what_ran_when_the_driver_died_is_queued_again(path, tmp_path):
+    study = open_study(path, tmp_path)
+    spend(study, stop_after=3)
+    lost = study.ask()
+    again = open_study(path, tmp_path, resume=True)
+    records = {record.number: record for record in again.records()}
+    assert records[lost.number].state == "failed" and "interrupted" in records[lost.number].failure
+    assert again.measured() == 3
+    proposals = [again.ask() for _ in range(10)]
+    assert lost.policy.fingerprint in [proposal.policy.fingerprint for proposal in proposals]
+
+
+def test_trial_0_is_dense_and_nothing_else_is_measured_before_it(path, tmp_path):
+    proposals = Proposals(open_study(path, tmp_path))
+    first = proposals.next()
+    assert first.number == 0 and first.policy.is_dense
+    assert proposals.next() is None
+    proposals.finish(first, measured(first.policy))
+    assert proposals.next() is not None
+
+
+def test_a_policy_under_way_is_not_given_out_twice(path, tmp_path):
+    study = open_study(path, tmp_path, search__trials=40)
+    proposals = Proposals(study)
+    dense = proposals.next()
+    proposals.finish(dense, measured(dense.policy))
+    out = [proposals.next() for _ in range(30)]
+    assert len({proposal.policy.fingerprint for proposal in out}) == 30
+    for proposal in out:
+        proposals.finish(proposal, measured(proposal.policy))
+    assert all(record.state == "complete" for record in study.records())
+
+
+def test_a_small_space_ends_when_all_of_it_is_measured(path, tmp_path):
+    study = open_study(path, tmp_path, layers="[{range: 0, choices: [keep, skip_ffn, skip_layer]}]", search__trials=50)
+    assert len(spend(study)) == 3
+
+
+def test_a_failed_dense_model_ends_the_search(path, tmp_path):
+    proposals = Proposals(open_study(path, tmp_path))
+    with pytest.raises(RunError, match="the dense model could not be measured") as caught:
+        proposals.finish(proposals.next(), Outcome(failure="out of memory"))
+    assert caught.value.details == ("out of memory",)
+
+
+def test_failures_do_not_end_a_search_but_too_many_in_a_row_do(path, tmp_path):
+    study = open_study(path, tmp_path, search__max_failures=3)
+    proposals = Proposals(study)
+    dense = proposals.next()
+    proposals.finish(dense, measured(dense.policy))
+    proposals.finish(proposals.next(), Outcome(failure="accuracy is nan"))
+    good = proposals.next()
+    proposals.finish(good, measured(good.policy))
+    with pytest.raises(RunError, match="3 trials in a row failed"):
+        for _ in range(3):
+            proposals.finish(proposals.next(), Outcome(failure="broken"))
+    states = [record.state for record in study.records()]
+    assert states == ["complete", "failed", "complete", "failed", "failed", "failed"]
+    assert study.records()[1].failure == "accuracy is nan"
+
+
+def test_constraints_are_optunas_own_and_bar_from_the_best(path, tmp_path):
+    study = open_study(path, tmp_path, constraints="{accuracy: '>= 0.95 * dense'}", search__trials=25)
+    spend(study)
+    broken = [record for record in study.records() if not record.feasible]
+    assert broken and all(record.violations["accuracy"] > 0 for record in broken)
+    best = {trial.number for trial in study.study.best_trials}
+    assert best and not best & {record.number for record in broken}
+
+
+def test_a_trial_that_stopped_early_counts_and_is_kept(path, tmp_path):
+    study = open_study(path, tmp_path, constraints="{prefill_flops: '<= 0.5 * dense'}", search__trials=3)
+    proposals = Proposals(study)
+    dense = proposals.next()
+    proposals.finish(dense, measured(dense.policy))
+    early = proposals.next()
+    only_cost = {"prefill_flops": Measurement(3.9e6)}
+    proposals.finish(early, Outcome(only_cost, {"total": 0.1}))
+    record = study.records()[1]
+    assert record.state == "complete" and not record.feasible and "accuracy" not in record.search
+    assert study.measured() == 2
+
+
+def test_latency_is_compared_by_its_ratio_to_the_dense_of_its_own_process(path, tmp_path):
+    study = open_study(
+        path, tmp_path, evaluate="{latency: {}}", objectives="{ttft_ms: minimize}", constraints="{ttft_ms: '<= dense'}"
+    )
+    proposals = Proposals(study)
+    dense = proposals.next()
+    proposals.finish(dense, Outcome({"ttft_ms": Measurement(10.0, dense=10.0)}, {"total": 1}))
+    slow_day = proposals.next()
+    proposals.finish(slow_day, Outcome({"ttft_ms": Measurement(16.0, dense=20.0)}, {"total": 1}))
+    trial = study.study.trials[1]
+    assert trial.values == pytest.approx([8.0])
+    assert study.records()[1].feasible
+
+
+def test_a_resume_that_does_not_match_is_refused(path, tmp_path):
+    spend(open_study(path, tmp_path), stop_after=2)
+    with pytest.raises(StudyError, match="made for another space"):
+        open_study(path, tmp_path, resume=True, search__seed=99)
+    with pytest.raises(StudyError, match="already holds a study"):
+        open_study(path, tmp_path)
+    with pytest.raises(StudyError, match="no study to resume"):
+        open_study(path, tmp_path / "nowhere", resume=True)
+    open_study(path, tmp_path, resume=True, search__trials=99)
+
+
+def test_errors_keep_their_parts_between_processes():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(StudyError("what", ["where"], "do this")))
+    assert (error.what, error.details, error.hint) == ("what", ("where",), "do this")
+    assert isinstance(error, SkipsearchError)
+
+
+def test_no_number_is_a_failure():
+    assert not_finite({"accuracy": Measurement(math.nan)}) == "accuracy is nan"
+    assert not_finite({"ttft_ms": Measurement(math.inf)}) == "ttft_ms is inf"
+    assert not_finite({"accuracy": Measurement(0.5)}) is None
+
+
+def test_starting_points_are_mild_first_and_never_dense():
+    domains = [[KEEP]] + [[KEEP, NAMED["skip_ffn"], LayerChoice(token_ratio=0.5)]] * 7
+    points = starting_points(domains, 100)
+    assert points[0] == [KEEP] * 6 + [NAMED["skip_ffn"]] * 2
+    assert [KEEP] * 8 not in points and len(points) == len({tuple(point) for point in points})
+    assert starting_points(domains, 3) == points[:3]
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
+def test_queued_trials_become_parents(path, tmp_path, sampler):
+    """Optuna never breeds from queued trials by itself; the first generation must hold them all."""
+    study = open_study(path, tmp_path, search__sampler=sampler, search__trials=40)
+    spend(study)
+    kind = type(study.study.sampler)
+    key = f"{kind.__name__}:generation"
+    generations = [trial.system_attrs.get(key) for trial in study.study.trials]
+    assert generations[: population(40)] == [0] * population(40)
+    assert max(generations) >= 2
