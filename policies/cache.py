@@ -182,8 +182,8 @@ def partial_layer(cache: Cache, index: int) -> PartialLayer:
             [f"layer {index} has a {type(layer).__name__}, expected a dynamic one"],
             "leave out `cache_implementation`; layers that skip attention or tokens need the dynamic cache",
         )
-    cache.layers[index] = PartialLayer(layer)
-    return cache.layers[index]
+    partial = cache.layers[index] = PartialLayer(layer)
+    return partial
 
 
 def kv_cache_bytes(cache: Cache) -> int:

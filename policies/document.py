@@ -47,7 +47,7 @@ class Document:
         self.name = name
         self.error = error
         self._positions: dict[KeyPath, Position] = {}
-        self._sources: dict[KeyPath, str] = {}
+        self._sources: dict[KeyPath, tuple[Position, str]] = {}
         self._weight = 0
         self._problems: list[Problem] = []
         self._unread: set[KeyPath] = set()
@@ -124,7 +124,7 @@ class Document:
         for part in path[:-1]:
             target = target[part]
         target[path[-1]] = value
-        self._sources[path] = source
+        self._sources[path] = (0, len(self._sources)), source
 
     def checked(self, model: type[ModelT]) -> tuple[ModelT | None, list[Problem]]:
         """The data as a pydantic model, None where it is none, and everything that is wrong with it."""
@@ -150,7 +150,9 @@ class Document:
         Pydantic lists the complaint of every member of a union. Those about the kind of a value are dropped where
         another member found that kind right and looked into it; the others are told together.
         """
-        entries = [(self._known((*base, *entry["loc"])), dict(entry)) for entry in cause.errors(include_url=False)]
+        entries: list[tuple[KeyPath, dict[str, Any]]] = [
+            (self._known((*base, *entry["loc"])), dict(entry)) for entry in cause.errors(include_url=False)
+        ]
         entered = {path[:depth] for path, _ in entries for depth in range(len(path))}
         problems = []
         expected: dict[KeyPath, list[str]] = {}
@@ -166,9 +168,8 @@ class Document:
                 expected.setdefault(path, []).append(wanted)
                 found.setdefault(path, entry["input"])
         for path, ways in expected.items():
-            problems.append(
-                self.problem(path, f"found {short(found[path])}, expected {', or '.join(dict.fromkeys(ways))}")
-            )
+            wanted = ", or ".join(dict.fromkeys(ways))
+            problems.append(self.problem(path, f"found {short(found[path])}, expected {wanted}"))
         return problems
 
     def _known(self, loc: KeyPath) -> KeyPath:
@@ -185,7 +186,7 @@ class Document:
         while path and path not in self._positions and path not in self._sources:
             path = path[:-1]
         if path in self._sources:
-            return (0, 0), self._sources[path]
+            return self._sources[path]
         line, column = self._positions.get(path, (1, 1))
         return (line, column), f"{self.name}:{line}:{column}"
 

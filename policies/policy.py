@@ -140,6 +140,7 @@ class Policy(Part):
     """Which computations a model leaves out.
 
     Attributes:
+        schema: The kind of the file and the version of its keys.
         model: The model it was made for; a hand-written policy may leave it out.
         layers: By 0-based layer number, what differs from keep.
         token_selection: How image tokens are ranked where a layer has a token ratio.

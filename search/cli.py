@@ -183,9 +183,7 @@ def study_folder(out: Path, name: str) -> Path:
         UsageError: no folder can have that name, or a file stands in its way.
     """
     if Path(name).name != name:
-        raise UsageError(
-            "--name needs the name of one folder", [f"found {name!r}"], "use --out for the folder above it"
-        )
+        raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
     folder = out / name
     for above in (folder, *folder.parents):
         if above.exists() and not above.is_dir():
@@ -245,9 +243,9 @@ def eval_verb(options: argparse.Namespace) -> int:
     names = list(space.evaluate)
     dense = bench.measure(Policy(), names, options.split)
     found = bench.measure(policy, names, options.split)
-    for outcome in (dense, found):
+    for what, outcome in {"dense model": dense, "policy": found}.items():
         if outcome.failure:
-            raise RunError("the policy could not be measured", [outcome.failure])
+            raise RunError(f"the {what} could not be measured", [outcome.failure])
     print_evaluation(found.measurements, dense.measurements, options.split, options.json)
     return DONE
 

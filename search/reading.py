@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from ..evaluators.base import Metric, available, evaluator_class
 from ..policies.document import Document, Problem
 from ..policies.errors import EvaluatorError, PolicyError, SpaceError
-from ..policies.policy import KEEP, Policy
+from ..policies.policy import KEEP, LAST_LAYER, Policy
 from ..policies.policy import SCHEMA as POLICY_SCHEMA
 from ..policies.wording import Key, dotted, nearest, short
-from .space import LAST_LAYER, SCHEMA, LoadedSpace, Space
+from .space import SCHEMA, LoadedSpace, Space
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"
 
@@ -73,7 +73,7 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         problems += model_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
-    return LoadedSpace(space=absolute(space, path.parent), name=path.stem, text=text)
+    return LoadedSpace(space=absolute(space, path.parent), name=path.stem, text=text, model_id=space.model.id)
 
 
 def override(document: Document, key: str, value: str) -> None:
@@ -180,9 +180,7 @@ def model_problems(document: Document, space: Space, folder: Path) -> list[Probl
     if not name:
         return [document.problem(("model", "id"), "found '', expected a hub id or the path of a folder")]
     if is_relative(name) and not exists(folder / name):
-        return [
-            document.problem(("model", "id"), f"the folder {short(str((folder / name).absolute()))} does not exist")
-        ]
+        return [document.problem(("model", "id"), f"there is no folder {(folder / name).absolute()}")]
     return []
 
 

@@ -13,7 +13,8 @@ from .. import __version__
 from ..evaluators.base import Measurement, Metric, Split, evaluator_class
 from ..policies.errors import EvaluatorError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
-from .front import feasible_points, front_trials, history, objective_value, reference_point
+from .front import feasible_points, front_trials, history, reference_point
+from .layermap import unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
@@ -25,7 +26,7 @@ POLICIES = "policies"
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
-def environment(workers: list[dict[str, Any]], space: Space) -> dict[str, Any]:
+def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> dict[str, Any]:
     """Versions, hardware and seed of a run."""
     return {
         "skipsearch": __version__,
@@ -33,7 +34,7 @@ def environment(workers: list[dict[str, Any]], space: Space) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: package_version(name) for name in PACKAGES},
-        "model": space.model.id,
+        "model": model_id,
         "revision": space.model.revision,
         "seed": space.search.seed,
         "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
@@ -68,7 +69,7 @@ def read_record(folder: Path) -> StudyRecord:
     text = (folder / SPACE).read_text(encoding="utf-8")
     space = Space.model_validate(attrs["space"])
     objectives = space.objectives
-    metrics = known_metrics(list(space.evaluate))
+    metrics = known_metrics(space)
     values = {name: entry.value for name, entry in trials[0].search.items()}
     reference = reference_point(values, objectives, metrics)
     points = feasible_points(trials, objectives)
@@ -76,7 +77,7 @@ def read_record(folder: Path) -> StudyRecord:
     kept = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return StudyRecord(
         name=study.study_name,
-        model_id=space.model.id,
+        model_id=attrs["model_id"],
         num_layers=attrs["facts"]["num_layers"],
         objectives=objectives,
         constraints={name: bound.text for name, bound in space.constraints.items()},
@@ -91,10 +92,11 @@ def read_record(folder: Path) -> StudyRecord:
     )
 
 
-def known_metrics(evaluators: list[str]) -> dict[str, Metric]:
-    """Unit and meaning of what was measured; a plug-in that is gone leaves its metrics unexplained."""
-    found: dict[str, Metric] = {}
-    for name in evaluators:
+def known_metrics(space: Space) -> dict[str, Metric]:
+    """Unit and meaning of what was measured; an objective whose plug-in is gone is told as such."""
+    gone = "its evaluator is not installed here"
+    found = {name: Metric(unit_of(name), direction, gone) for name, direction in space.objectives.items()}
+    for name in space.evaluate:
         try:
             found |= evaluator_class(name).metrics
         except EvaluatorError:
@@ -155,7 +157,7 @@ def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
     for name, entry in trial.search.items():
-        split = "search" if name in trial.report else None
+        split: Split | None = "search" if name in trial.report else None
         found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
     return found
 
@@ -171,18 +173,3 @@ def start_folder(folder: Path, text: str, facts: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SPACE).write_text(text, encoding="utf-8")
     (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def headline(record: StudyRecord) -> list[dict[str, Any]]:
-    """One row for each policy of the front: what it costs and keeps, as shares of dense."""
-    rows = []
-    files = policy_files(record)
-    for number in record.front:
-        trial = record.trial(number)
-        row: dict[str, Any] = {"trial": number, "policy": files.get(number)}
-        for name in record.objectives:
-            row[name] = objective_value(name, trial.search[name], record.dense.search[name])
-            row[f"{name}_dense"] = record.dense.search[name].value
-        row |= {f"report_{name}": entry.value for name, entry in trial.report.items()}
-        rows.append(row)
-    return rows

@@ -1,13 +1,15 @@
 """One search from its space to its folder of results."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from .record import StudyRecord
-from .results import environment, start_folder, write_folder
+from .results import ENVIRONMENT, environment, start_folder, write_folder
 from .space import LoadedSpace
 from .study import DATABASE
 
@@ -42,9 +44,11 @@ def run_study(
         pool = Pool(space)
         try:
             described = pool.describe()
-            study = SearchStudy(folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume)
-            if not resume:
-                start_folder(folder, loaded.text, environment(described, space))
+            study = SearchStudy(
+                folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
+            )
+            if not (folder / ENVIRONMENT).exists():
+                start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
             Driver(study, pool, progress).run()
         finally:
             pool.close()
@@ -53,17 +57,19 @@ def run_study(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a batch system's request to stop end the search as Ctrl-C does."""
+    """Let Ctrl-C end the search, and a batch system's request to stop as well.
+
+    Both are set here, since a shell starts what runs in the background with interrupts ignored.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # Not the main thread: the caller's program handles its signals.
-        yield
-        return
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # Elsewhere the caller's program handles its signals.
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -254,11 +254,13 @@ class LoadedSpace(Part):
         space: The space, its paths absolute.
         name: The file's name without ending.
         text: The file, verbatim, with overrides noted at its end.
+        model_id: The model as written; a path in it is relative to the file.
     """
 
     space: Space
     name: str
     text: str
+    model_id: str
 
 
 def policy_of(space: Space, choices: list[LayerChoice]) -> Policy:

@@ -55,30 +55,32 @@ class SearchStudy:
         space: The search space.
         num_layers: The model's decoder layers.
         resume: Go on with a study that exists; else it must not.
+        model_id: What to call the model; its id in the space where none is given.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task.
     """
 
-    def __init__(self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None
+    ) -> None:
         quiet()
         self.space = space
+        self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.domains = space.domains(num_layers)
         self._distributions = distributions(self.domains)
         self.check_free(path, resume)
-        self.study = optuna.create_study(
-            study_name=name,
-            storage=storage(path),
-            directions=list(space.objectives.values()),
-            load_if_exists=resume,
-        )
+        self.study = self._opened(path, name)
         self._check_same(path)
-        if not self.study.trials:
+        if not self._any(TrialState.COMPLETE):
+            # Nothing is measured yet, not even dense: what a kill left half begun is not worth mending.
+            optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
+            self.study = self._opened(path, name)
             self._begin()
-        self._requeue_interrupted()
         self._records: dict[int, TrialRecord] = {}
         self._told = {record.policy.fingerprint: record for record in self.records() if record.state == "complete"}
+        self._finish_interrupted()
 
     @staticmethod
     def check_free(path: Path, resume: bool) -> None:
@@ -95,9 +97,21 @@ class SearchStudy:
         if resume and not path.exists():
             raise StudyError(f"{path.parent} holds no study to resume", [f"expected {path}"], "leave out `--resume`")
 
+    def _opened(self, path: Path, name: str) -> optuna.Study:
+        known = optuna.get_all_study_names(storage(path))
+        directions = list(self.space.objectives.values())
+        return optuna.create_study(
+            study_name=known[0] if known else name, storage=storage(path), directions=directions, load_if_exists=True
+        )
+
+    def _any(self, *states: TrialState) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=states))
+
+    def _facts(self) -> dict[str, Any]:
+        return {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
+
     def _check_same(self, path: Path) -> None:
-        facts = {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
-        known = self.study.user_attrs.get("facts")
+        facts, known = self._facts(), self.study.user_attrs.get("facts")
         if known is not None and known != facts:
             raise StudyError(
                 "the study was made for another space, model or task",
@@ -105,24 +119,28 @@ class SearchStudy:
                  f"the space now: fingerprint {facts['fingerprint']} with {facts['num_layers']} layers"],
                 "resume with the space file that the study's folder holds, or give the new study another `--name`",
             )  # fmt: skip
-        if known is None:
-            self.study.set_user_attr("facts", facts)
-            self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self.study.set_metric_names(list(self.space.objectives))
 
     def _begin(self) -> None:
-        """Queue the dense model, which is trial 0, and the rules."""
+        """Note what the study is about, and queue the dense model, which is trial 0, and the rules."""
+        self.study.set_user_attr("facts", self._facts())
+        self.study.set_user_attr("model_id", self.model_id)
+        self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
         rules = starting_points(self.domains, min(population(budget), budget) - 1)
         self.study.enqueue_trial(self._params([resting(domain) for domain in self.domains]))
         for choices in rules if self.space.search.start == "rules" else []:
             self.study.enqueue_trial(self._params(choices))
 
-    def _requeue_interrupted(self) -> None:
-        """Fail what ran when the driver died, and queue the same policies again."""
+    def _finish_interrupted(self) -> None:
+        """Tell what was measured when the driver died; fail what was not, and queue the same policies again."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "seconds" in trial.user_attrs:
+                record = trial_record(trial)
+                self._tell(Trial(self.study, trial._trial_id), record.search, record.failure, trial.constraints)
+                continue
             self.study.tell(trial.number, state=TrialState.FAIL)
             if len(trial.params) == len(self._distributions):
                 self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
@@ -168,21 +186,32 @@ class SearchStudy:
         trial = proposal.trial
         plain = {name: asdict(measurement) for name, measurement in outcome.measurements.items()}
         trial.set_user_attr("measurements", json.dumps(plain))
-        trial.set_user_attr("seconds", dict(outcome.seconds))
         for key, value in {"failure": outcome.failure, "worker": outcome.worker, "shared_from": shared_from}.items():
             if value is not None:
                 trial.set_user_attr(key, value)
-        violations = self.violations(outcome.measurements)
-        for name, excess in violations.items():
-            trial.set_constraint(name, excess)
-        if outcome.failure is not None:
+        # The last of them: where it stands, the trial is measured.
+        trial.set_user_attr("seconds", dict(outcome.seconds))
+        self._tell(trial, outcome.measurements, outcome.failure)
+
+    def _tell(
+        self,
+        trial: Trial,
+        measurements: Mapping[str, Measurement],
+        failure: str | None,
+        bounded: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        for name, excess in self.violations(measurements).items():
+            if name not in bounded:
+                trial.set_constraint(name, excess)
+        if failure is not None:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif all(name in outcome.measurements for name in self.space.objectives):
-            self.study.tell(trial, self.values(outcome.measurements))
+        elif all(name in measurements for name in self.space.objectives):
+            self.study.tell(trial, self.values(measurements))
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
-        if outcome.failure is None:
-            self._told.setdefault(proposal.policy.fingerprint, self._record(self._frozen(trial.number)))
+        if failure is None:
+            record = self._record(self._frozen(trial.number))
+            self._told.setdefault(record.policy.fingerprint, record)
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""
@@ -328,6 +357,6 @@ def progress_of(path: Path) -> str:
         study = open_study(path)
     except StudyError as cause:
         return cause.what
-    states = [trial.state for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
-    budget = study.user_attrs["space"]["search"]["trials"]
-    return f"{sum(state.is_finished() for state in states)} trials finished, budget {budget}"
+    done = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
+    own = sum("shared_from" not in attrs for attrs in done)
+    return f"{own} of {study.user_attrs['space']['search']['trials']} trials"

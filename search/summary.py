@@ -48,30 +48,40 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
     """The front as a table, what it cost to find, and where everything is."""
     console = Output()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("policy")
-    for name in record.objectives:
-        table.add_column(name, justify="right")
-        table.add_column("of dense", justify="right")
-        if any(name in trial.report for trial in record.trials):
-            table.add_column("on report split", justify="right")
+    table.add_column("policy", no_wrap=True)
+    for heading in headings(record):
+        table.add_column(heading, justify="right")
     data = summary_data(record, folder)
+    table.add_row("dense", *cells(record, row(record, record.dense, None), absolute=True), end_section=True)
     for entry in data["front"]:
-        table.add_row(*cells(record, entry))
+        if entry["policy"]:
+            table.add_row(Path(entry["policy"]).stem, *cells(record, entry))
     console.print(table)
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
     console.print(cost_line(record), highlight=False)
-    console.print(f"report {folder / 'report.html'}  policies {folder / 'policies'}/", highlight=False, soft_wrap=True)
+    where = f"report {folder / 'report.html'}, policies in {folder / 'policies'}"
+    console.print(where, highlight=False, soft_wrap=True)
 
 
-def cells(record: StudyRecord, entry: dict[str, Any]) -> list[str]:
-    """One line of the table."""
-    line = [Path(entry["policy"]).stem if entry["policy"] else "dense"]
+def headings(record: StudyRecord) -> list[str]:
+    """One column for each objective, two for what was confirmed on the report split."""
+    found = []
+    for name in record.objectives:
+        found.append(name)
+        if name in record.dense.report:
+            found.append("on report split")
+    return found
+
+
+def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) -> list[str]:
+    """One line of the table: fractions as they are, costs as shares of dense, or absolute."""
+    line = []
     for name in record.objectives:
         figure = entry[name]
-        share = figure["share"]
-        line += [amount(figure["value"], unit_of(name)), "" if share is None else f"{share:.0%}"]
-        if any(name in trial.report for trial in record.trials):
+        plain = absolute or unit_of(name) == "fraction" or figure["share"] is None
+        line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
+        if name in record.dense.report:
             stderr = f" ± {figure['report_stderr']:.3f}" if figure.get("report_stderr") is not None else ""
             line.append(f"{figure['report']:.3f}{stderr}" if "report" in figure else "not confirmed")
     return line
@@ -113,4 +123,5 @@ def print_evaluation(
         table.add_row(name, amount(entry.value, unit_of(name)) + stderr, amount(beside, unit_of(name)), share)
     console = Output()
     console.print(table)
-    console.print(f"accuracy on the {split} split", highlight=False)
+    if "accuracy" in found:
+        console.print(f"accuracy on the {split} split", highlight=False)

@@ -26,7 +26,7 @@ from .outcome import Outcome
 from .progress import Progress
 from .proposals import Proposals
 from .record import StudyRecord
-from .results import environment, start_folder, write_folder
+from .results import ENVIRONMENT, environment, start_folder, write_folder
 from .space import LoadedSpace, Space
 from .study import DATABASE, Proposal, SearchStudy
 from .workers import Pool
@@ -54,7 +54,7 @@ class StudySearcher(Searcher):
         """What to give as `num_samples`."""
         return self.study.space.search.trials * SLACK
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """A policy to measure; None while the dense figures are awaited, `FINISHED` when the budget is spent."""
         proposal = self.proposals.next()
         if proposal is None:
@@ -78,7 +78,9 @@ class StudySearcher(Searcher):
 class PolicyTrainable(tune.Trainable):
     """Measures one policy a step, and keeps its model for the next."""
 
-    def setup(self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None) -> None:
+    def setup(  # type: ignore[override]  # tune.with_parameters passes the others
+        self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
+    ) -> None:
         """Load the model."""
         self.bench = Bench(Space.model_validate(space), threads)
 
@@ -113,9 +115,11 @@ def run_tune(loaded: LoadedSpace, folder: Path, name: str | None, resume: bool) 
     pool = Pool(space)
     try:
         described = pool.describe()
-        study = SearchStudy(folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume)
-        if not resume:
-            start_folder(folder, loaded.text, environment(described, space))
+        study = SearchStudy(
+            folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
+        )
+        if not (folder / ENVIRONMENT).exists():
+            start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
         alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
         pool.release()
         searcher = StudySearcher(study)

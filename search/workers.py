@@ -100,7 +100,7 @@ class Pool:
         options = {"num_cpus": self.space.workers.cpus, "num_gpus": self.gpus, "max_restarts": -1}
         make = ray.remote(Worker).options(**options)
         plain = self.space.model_dump(by_alias=True)
-        self._actors = [make.remote(plain, self.threads) for _ in range(self.size)]
+        self._actors: list[Any] = [make.remote(plain, self.threads) for _ in range(self.size)]
         self._idle = list(range(self.size))
 
     def release(self) -> None:

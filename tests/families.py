@@ -35,6 +35,8 @@ class Family:
         make: Its configuration.
         windows: The sliding window of each layer; None where it attends to all.
         image_tokens: Tokens that stand for one image; 0 for a text model.
+        kinds: What the model calls the input that says which tokens are of an image; None where it needs none.
+        two_way: True where the tokens of an image see each other, whichever comes first.
         pixels: What the model wants beside the ids, for so many images; every tensor is divisible by their number.
     """
 
@@ -43,6 +45,8 @@ class Family:
     windows: tuple[int | None, ...] = (None,) * LAYERS
     image_tokens: int = 0
     pixels: Callable[[int], dict[str, Tensor]] = lambda count: {}
+    kinds: str | None = None
+    two_way: bool = False
 
     def build(self, attention: str, config: t.PreTrainedConfig | None = None) -> t.PreTrainedModel:
         torch.manual_seed(0)
@@ -93,6 +97,16 @@ def qwen2_5_vl() -> t.Qwen2_5_VLConfig:
     )
 
 
+def gemma3() -> t.Gemma3Config:
+    return t.Gemma3Config(
+        vision_config=t.SiglipVisionConfig(**VISION, image_size=16, patch_size=4).to_dict(),
+        text_config=t.Gemma3TextConfig(**GEMMA).to_dict(),
+        image_token_index=IMAGE,
+        mm_tokens_per_image=4,
+        initializer_range=0.2,
+    )
+
+
 def square(size: int) -> Callable[[int], dict[str, Tensor]]:
     return lambda count: {"pixel_values": torch.randn(count, 3, size, size)}
 
@@ -125,7 +139,8 @@ FAMILIES = {
         Family("llava-qwen2", llava(t.Qwen2Config), image_tokens=9, pixels=square(12)),
         Family("llava-mistral", llava(t.MistralConfig, sliding_window=WINDOW), EVERY, 9, square(12)),
         Family("onevision", onevision, image_tokens=10, pixels=tiles),
-        Family("qwen2.5-vl", qwen2_5_vl, image_tokens=6, pixels=patches),
+        Family("qwen2.5-vl", qwen2_5_vl, image_tokens=6, pixels=patches, kinds="mm_token_type_ids"),
+        Family("gemma3-images", gemma3, EVERY_OTHER, 4, square(16), kinds="token_type_ids", two_way=True),
     ]
 }
 WITH_IMAGES = [name for name, family in FAMILIES.items() if family.image_tokens]
@@ -198,8 +213,8 @@ class Batch:
         return tensor[row, -count:] if side == "left" else tensor[row, :count]
 
     def _with_kinds(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.family.name == "qwen2.5-vl":
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
+        if self.family.kinds:
+            inputs[self.family.kinds] = (inputs["input_ids"] == IMAGE).int()
         return inputs
 
 

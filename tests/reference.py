@@ -50,7 +50,7 @@ def decoder(
             chosen = choose(x[0], [i for i in tokens[:end] if ids[i] == IMAGE], choice, policy, score)
             tokens = [i for i in tokens if ids[i] != IMAGE or i >= end or i in chosen]
         seen: list[Tensor] = []
-        arguments = narrow(calls[number][1], tokens, window, x.dtype)
+        arguments = narrow(calls[number][1], tokens, window, pictures(ids) if family.two_way else None, x.dtype)
         y = one_layer(layer, choice, x[:, tokens], arguments, seen)
         x = x.clone()
         x[:, tokens] = y
@@ -70,8 +70,19 @@ def choose(x: Tensor, images: list[int], choice: LayerChoice, policy: Policy, sc
     return set(sorted(images, key=lambda i: -value[i])[:wanted])
 
 
-def narrow(arguments: dict[str, Any], tokens: list[int], window: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """The layer's arguments for these tokens: their own positions, causal among themselves, within the window."""
+def pictures(ids: list[int]) -> list[int | None]:
+    """The number of the picture that each token belongs to."""
+    starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
+    return [sum(start <= i for start in starts) if token == IMAGE else None for i, token in enumerate(ids)]
+
+
+def narrow(
+    arguments: dict[str, Any], tokens: list[int], window: int | None, picture: list[int | None] | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The layer's arguments for these tokens: their own positions, causal among themselves, within the window.
+
+    Where `picture` is given, the tokens of one picture see each other both ways.
+    """
     cut = dict(arguments)
     if cut.get("position_embeddings") is not None:
         cut["position_embeddings"] = tuple(part[..., tokens, :] for part in cut["position_embeddings"])
@@ -80,7 +91,8 @@ def narrow(arguments: dict[str, Any], tokens: list[int], window: int | None, dty
     mask = torch.full((1, 1, len(tokens), len(tokens)), torch.finfo(dtype).min, dtype=dtype)
     for place, query in enumerate(tokens):
         for other, key in enumerate(tokens):
-            if key <= query and (window is None or query - key < window):
+            seen = key <= query and (window is None or query - key < window)
+            if seen or (picture and picture[query] is not None and picture[query] == picture[key]):
                 mask[0, 0, place, other] = 0.0
     cut["attention_mask"] = mask
     return cut

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -288,3 +292,13 @@ def test_a_token_ratio_under_another_attention_is_refused():
 def test_every_family_is_proven(name, attention):
     with apply_policy(built(name, attention), Policy()) as handle:
         assert handle.policy.is_dense
+
+
+def test_the_benchmark_runs_and_ends_with_its_document():
+    script = Path(__file__).parent.parent / "benchmarks" / "apply.py"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    cases = {(row["case"], row["phase"]): row for model in figures["models"] for row in model["cases"]}
+    assert cases["empty policy", "prefill"]["flops_share"] == 1.0
+    assert cases["half the layers", "decode"]["flops_share"] == 1.0
+    assert cases["token_ratio 0.5, norm", "prefill"]["flops_share"] < 0.8

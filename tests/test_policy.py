@@ -8,7 +8,6 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import yaml
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
-from skipsearch.policies import document
 from skipsearch.policies.errors import PolicyError, PolicyMismatch
 from skipsearch.policies.policy import NAMED, json_schema
 
@@ -208,62 +206,6 @@ def test_a_layer_beyond_the_model_is_told_with_its_place(tmp_path):
     told = complaint(tmp_path, HEAD + "model: {num_layers: 4}\nlayers:\n  1: {ffn: skip}\n  4: {ffn: skip}\n  9: {}\n")
     assert "policy.yaml:5:3  layers[4]: found layer 4, expected 0 to 3" in told
     assert "policy.yaml:6:3  layers[9]" in told and "layers[1]" not in told
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("layers:\n  5: {ffn: skip}\n  5: {ffn: skip}\n", "policy.yaml:4:3"),
-        ("layers: {1: {ffn: skip, ffn: run}}\n", "policy.yaml:2:25"),
-        ("layers: {}\nlayers: {}\n", "policy.yaml:3:1"),
-        ("layers: {5: {}, '5': {}}\n", "policy.yaml:2:17"),
-    ],
-)
-def test_a_key_that_stands_twice_is_refused(text, place, tmp_path):
-    told = complaint(tmp_path, HEAD + text)
-    assert place in told and "second time" in told
-
-
-def test_aliases_may_be_used(tmp_path):
-    policy = load(tmp_path, HEAD + "layers:\n  1: &off {ffn: skip}\n  2: *off\n")
-    assert policy == policy_of({1: {"ffn": "skip"}, 2: {"ffn": "skip"}})
-
-
-NESTED = "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9 if n else ['x'] * 9)}]" for n in range(9))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        NESTED,
-        "layers: &a {1: *a}\n",
-        f"x: {'[' * 5000}",
-        f"x: {'{a: ' * 300}1{'}' * 300}",
-        b"layers: {1: {ffn: \xff\xfe}}",
-        "#" * document.MAX_BYTES + "\n",
-        "layers: {1: {ffn: skip}\n",
-        "\tlayers: {}\n",
-        "- layers\n",
-        "",
-        "layers: {}\n---\nlayers: {}\n",
-        "layers: !!python/object/apply:os.abort []\n",
-        "layers: {[1, 2]: {}}\n",
-        "null: 1\ntrue: 2\n1.5: 3\n",
-        "layers: {1: {ffn: \x01}}\n",
-    ],
-    ids=range(15),
-)
-def test_what_is_no_policy_is_refused_quickly_and_by_name(text, tmp_path):
-    before = time.perf_counter()
-    told = complaint(tmp_path, text)
-    assert time.perf_counter() - before < 5
-    assert told.startswith("policy.yaml") and len(told) < 2000
-
-
-def test_a_file_that_is_not_there_is_told(tmp_path):
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(PolicyError, match=str(path)):
-            Policy.load(path)
 
 
 # The schema

@@ -76,7 +76,7 @@ def answer(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
 def continued(inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """The inputs with an answer after the prompt."""
     longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], tokens], 1)}
-    for name, value in {"attention_mask": 1, "mm_token_type_ids": 0}.items():
+    for name, value in {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}.items():
         if name in inputs:
             longer[name] = torch.cat([inputs[name], torch.full_like(tokens, value, dtype=inputs[name].dtype)], 1)
     return longer

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 import searching
+
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, StudyError
 from skipsearch.search.results import read_record, write_folder
@@ -38,7 +39,8 @@ def cluster():
 def finished(path, tmp_path_factory):
     """A search with two workers and with latency, which they must measure alone."""
     folder = tmp_path_factory.mktemp("results") / "tiny"
-    evaluate = "{accuracy: {tasks: [image_gen.yaml], search: {limit: 8}, report: {limit: 8}}, flops: , latency: {new_tokens: 2, repeats: 2, warmup: 1}, memory: }"
+    accuracy = "accuracy: {tasks: [image_gen.yaml], search: {limit: 8}, report: {limit: 8}}"
+    evaluate = f"{{{accuracy}, flops: , latency: {{new_tokens: 2, repeats: 2, warmup: 1}}, memory: }}"
     loaded = searching.loaded(
         path,
         evaluate=evaluate,
@@ -128,20 +130,30 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     before = {t.number: t for t in open_study(database).trials if t.state.is_finished()}
     assert 4 <= len(before) < 12
     resumed = subprocess.run(
-        [*command(path, tmp_path), "--resume", "--json"], env=own_ray(), capture_output=True, text=True, timeout=PATIENCE
+        [*command(path, tmp_path), "--resume", "--json"],
+        env=own_ray(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["summary"]["trials"] == 12
     after = {t.number: t for t in open_study(database).trials}
     assert all(after[number].user_attrs == trial.user_attrs for number, trial in before.items())
-    measured = [t.policy.fingerprint for t in read_record(tmp_path / "tiny").trials if t.shared_from is None and t.search]
+    measured = [
+        t.policy.fingerprint for t in read_record(tmp_path / "tiny").trials if t.shared_from is None and t.search
+    ]
     assert len(measured) == len(set(measured)) == 12
 
 
 def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path):
     database = tmp_path / "tiny" / DATABASE
     process = subprocess.Popen(
-        command(path, tmp_path, "--trials", "500"), env=own_ray(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(path, tmp_path, "--trials", "500"),
+        env=own_ray(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_for_trials(process, database, 1)
     process.send_signal(signal.SIGINT)
@@ -184,7 +196,10 @@ def test_a_fault_of_one_policy_is_its_own(path):
 
 
 def test_a_model_that_does_not_load_is_told_as_itself(path):
-    pool = Pool(searching.loaded(path, model__id="./nowhere").space)
+    broken = path.parent / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "no_such_model"}')
+    pool = Pool(searching.loaded(path, model__id="./broken").space)
     try:
         with pytest.raises(ModelError):
             pool.describe()
@@ -203,7 +218,8 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     ours = run_study(searching.loaded(path, search__trials=8), tmp_path / "ours", shown=False)
     theirs = run_study(searching.loaded(path, search__trials=8, workers__runner="tune"), tmp_path / "tune", shown=False)
     mine, tunes = (
-        {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials} for record in (ours, theirs)
+        {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials}
+        for record in (ours, theirs)
     )
     assert mine == tunes
     assert theirs.front == ours.front and all(theirs.trial(number).report for number in theirs.front)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import searching
+
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Policy
@@ -85,6 +86,26 @@ def test_what_ran_when_the_driver_died_is_queued_again(path, tmp_path):
     assert again.measured() == 3
     proposals = [again.ask() for _ in range(10)]
     assert lost.policy.fingerprint in [proposal.policy.fingerprint for proposal in proposals]
+
+
+def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_path):
+    study = open_study(path, tmp_path)
+    spend(study, stop_after=3)
+    cut = study.ask()
+    study._tell = lambda *_: None  # the driver dies here
+    study.tell(cut, measured(cut.policy))
+    again = open_study(path, tmp_path, resume=True)
+    assert again.measured() == 4
+    record = again.records()[cut.number]
+    assert record.state == "complete" and record.search["accuracy"] == measured(cut.policy).measurements["accuracy"]
+
+
+def test_a_driver_that_died_before_dense_was_measured_begins_anew(path, tmp_path):
+    study = open_study(path, tmp_path)
+    queued = len(study.study.trials)
+    study.ask()
+    again = open_study(path, tmp_path, resume=True)
+    assert len(again.study.trials) == queued and again.ask().policy.is_dense
 
 
 def test_trial_0_is_dense_and_nothing_else_is_measured_before_it(path, tmp_path):

@@ -45,12 +45,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def text_config() -> LlamaConfig:
+def text_config(layers: int = LAYERS) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -63,16 +63,16 @@ def text_config() -> LlamaConfig:
     )
 
 
-def tiny_llama(folder: Path) -> Path:
+def tiny_llama(folder: Path, layers: int = LAYERS) -> Path:
     """A random Llama of four layers with its tokenizer."""
     path = Path(folder) / "llama"
     torch.manual_seed(0)
-    LlamaForCausalLM(text_config()).save_pretrained(path)
+    LlamaForCausalLM(text_config(layers)).save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
 
 
-def tiny_llava(folder: Path) -> Path:
+def tiny_llava(folder: Path, layers: int = LAYERS) -> Path:
     """A random LLaVA (nine image tokens a picture, four decoder layers) with its processor."""
     path = Path(folder) / "llava"
     vision = CLIPVisionConfig(
@@ -87,7 +87,7 @@ def tiny_llava(folder: Path) -> Path:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=text_config(),
+        text_config=text_config(layers),
         image_token_index=SPECIAL.index("<image>"),
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         vision_feature_layer=-1,

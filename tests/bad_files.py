@@ -1,0 +1,222 @@
+"""Files with mistakes: text, and what a user should be told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+POLICY = "schema: skipsearch/policy/v1\n"
+SPACE = """\
+schema: skipsearch/space/v1
+model: {id: m}
+layers: [{range: all, choices: [keep, skip_ffn]}]
+evaluate: {flops: {}, accuracy: {tasks: [a]}}
+objectives: {accuracy: maximize, prefill_flops: minimize}
+"""
+EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
+BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
+NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel"
+RANGES = "expected one layer such as 5, or 2-31, 2-last or all"
+BOUNDS = "expected a bound such as '>= 0.9 * dense', '>= dense - 0.02' or '<= 12.5'"
+MAPPING = "expected a mapping of keys to values"
+ALIASES = "\n".join(f"b{level}: &b{level} [{', '.join([f'*b{level - 1}'] * 10)}]" for level in range(1, 8))
+
+# What is no YAML that we read, whatever it is to be: its text, its problems by line and column, and the hint.
+YAML = {
+    "empty": ("", [f"1:1  found nothing, {MAPPING}"]),
+    "only a comment": ("# later\n", [f"1:1  found nothing, {MAPPING}"]),
+    "list": ("- a\n- b\n", [f"1:1  found a list, {MAPPING}"]),
+    "word": ("hello\n", [f"1:1  found a single value, {MAPPING}"]),
+    "two documents": (f"{POLICY}---\n{POLICY}", ["2:1  found a second document, expected one"]),
+    "tab": (f"{POLICY}model:\n\tid: m\n", ["3:1  found a tab, expected spaces"]),
+    "open list": ("schema: [a\n", ["2:1  expected ',' or ']', but got the end of the file"]),
+    "open quotes": ('schema: "a\n', ["2:1  found the end of the file inside quotes"]),
+    "colon in a value": ("schema: a: b\n", ["1:10  found a ':' inside a value, or a line that is indented too far"]),
+    "at sign": ("schema: @a\n", ["1:9  found '@' at the start of a value; put the value in quotes"]),
+    "unknown alias": ("schema: *a\n", ["1:9  found undefined alias 'a'"]),
+    "anchor twice": ("a: &a 1\nb: &a 2\n", ["2:4  the anchor stands here a second time"]),
+    "control character": ("schema: \0\n", ["1:9  found the character #x0000, which YAML does not allow"]),
+    "impossible escape": ('schema: "\\UFFFFFFFF"\n', ["1:1  not YAML: Python int too large to convert to C int"]),
+    "alias bomb": (f"b0: &b0 [x, x, x, x]\n{ALIASES}\n", ["1:16  aliases expand to over 100000 values"]),
+    "long text in aliases": (
+        f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 200)}]\n",
+        ["1:4  aliases expand to over 100000 values"],
+    ),
+    "alias of itself": ("a: &a [*a]\n", ["1:4  nested too deeply, expected at most 40 levels"]),
+    "deep": (f"a: {'[' * 60}{']' * 60}\n", ["1:44  nested too deeply, expected at most 40 levels"]),
+    "very deep": (f"a: {'[' * 3000}\n", ["1:1  nested too deeply, expected at most 40 levels"]),
+    "no schema": ("layers: {}\n", [f"1:1  schema: the key is missing, {EITHER}"], BEGIN),
+    "later schema": ("schema: skipsearch/space/v2\n", [f"1:1  schema: found 'skipsearch/space/v2', {EITHER}"]),
+    "schema of a kind": ("schema: {a: 1}\n", [f'1:1  schema: found {{"a": 1}}, {EITHER}']),
+    "schema with a tag": (
+        "schema: !!python/object/apply:os.system [ls]\n",
+        ["1:1  schema: found the tag !!python/object/apply:os.system, expected plain values"],
+    ),
+}
+
+# What follows the schema of a policy, and its problems.
+POLICIES = {
+    "python object": ("model: !!python/object:os.system {}", ["2:1  model: found the tag !!python/object:os.system, "
+                                                               "expected plain values"]),
+    "binary": ("model: {id: !!binary aGk=}", ["2:9  model.id: found the tag !!binary, expected plain values"]),
+    "not of its tag": ("model: {id: !!bool a}", ["2:9  model.id: found 'a', which cannot be read as !!bool"]),
+    "endless number": (f"model: {{num_layers: {'9' * 5000}}}", [f"2:9  model.num_layers: found '{'9' * 56}..., "
+                                                                "which cannot be read as !!int"]),
+    "merge key": ("layers: {1: {<<: {ffn: skip}}}", ["2:14  merge keys (<<) are not read; write the keys out"]),
+    "layer twice": ("layers:\n  3: {ffn: skip}\n  3: {ffn: run}",
+                    ["4:3  layers[3]: the key stands here a second time"]),
+    "layer twice, once in hexadecimal": ("layers: {3: {}, 0x3: {}}",
+                                         ["2:17  layers[3]: the key stands here a second time"]),
+    "layer twice, once in quotes": ("layers: {3: {}, '3': {}}", ["2:17  layers.3: the key stands here a second time"]),
+    "half a layer": ("layers: {1.5: {}}", ["2:10  found '1.5' as a key, expected a name or a whole number"]),
+    "list as a key": ("layers: {[1]: {}}", ["2:10  found a list, mapping or tag as a key, "
+                                            "expected a name or a whole number"]),
+    "layer below the first": ("layers: {-1: {}}", ["2:10  layers[-1]: found -1, expected 0 or more"]),
+    "layer beyond any model": ("layers: {10000: {}}", ["2:10  layers[10000]: found 10000, expected 9999 or less"]),
+    "layers beyond the model": ("model: {num_layers: 4}\nlayers: {4: {}, 3: {}, 7: {}}",
+                                ["3:10  layers[4]: found layer 4, expected 0 to 3",
+                                 "3:24  layers[7]: found layer 7, expected 0 to 3"]),
+    "layer by name": ("layers: {one: {}}", ["2:10  layers.one: found 'one', expected a whole number"]),
+    "layers as a list": ("layers: [skip]", [f'2:1  layers: found ["skip"], {MAPPING}']),
+    "layer as a choice": ("layers: {1: skip_ffn}", [f"2:10  layers[1]: found 'skip_ffn', {MAPPING}"]),
+    "layer without a choice": ("layers: {1: }", [f"2:10  layers[1]: found null, {MAPPING}"]),
+    "near key": ("layers: {1: {atention: skip}}",
+                 ["2:14  layers[1].atention: unknown key; the nearest known one is 'attention'"]),
+    "far key": ("layers: {1: {zzz: skip}}",
+                ["2:14  layers[1].zzz: unknown key; known: attention, ffn, token_ratio, wiring"]),
+    "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
+    "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
+    "unknown score": ("token_selection: {score: luck}",
+                      ["2:19  token_selection.score: found 'luck', expected 'attention', 'norm' or 'uniform'"]),
+    "no layers in the model": ("model: {num_layers: 0}", ["2:9  model.num_layers: found 0, expected 1 or more"]),
+    "figure without keys": ("measured: {accuracy: 0.5}", [f"2:12  measured.accuracy: found 0.5, {MAPPING}"]),
+    "figure with a near key": ("measured: {accuracy: {value: 1, splitt: search}}",
+                               ["2:33  measured.accuracy.splitt: unknown key; the nearest known one is 'split'"]),
+    "figure that is text": ("measured: {accuracy: {value: high}}",
+                            ["2:23  measured.accuracy.value: found 'high', expected a number"]),
+    "no figure": ("measured: {accuracy: {n: 3}}", ["2:12  measured.accuracy.value: the key is missing"]),
+}  # fmt: skip
+
+RATIOS = {
+    ".nan": "found .nan, expected a finite number",
+    "-.inf": "found -.inf, expected a finite number",
+    "-0.1": "found -0.1, expected 0 or more",
+    "1.01": "found 1.01, expected 1 or less",
+    "'0.5'": "found '0.5', expected the number 0.5",
+    "5e-1": "found '5e-1', expected the number 0.5",
+    "half": "found 'half', expected a number",
+    "true": "found true, expected a number",
+    "[0.5]": "found [0.5], expected a number",
+}
+
+# What is put in the place of something in SPACE, and the problems of the space that this makes.
+SPACES = {
+    "no model": ("model: {id: m}\n", "", ["1:1  model: the key is missing"]),
+    "model as text": ("{id: m}", "m", [f"2:1  model: found 'm', {MAPPING}"]),
+    "model without an id": ("{id: m}", "{name: m}", [
+        "2:1  model.id: the key is missing",
+        "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, revision, trust_remote_code"]),
+    "empty id": ("{id: m}", "{id: ''}", ["2:9  model.id: found '', expected a hub id or the path of a folder"]),
+    "number as id": ("{id: m}", "{id: 5}", ["2:9  model.id: found 5, expected text"]),
+    "unknown dtype": ("{id: m}", "{id: m, dtype: fp16}",
+                      ["2:16  model.dtype: found 'fp16', expected 'auto', 'float32', 'bfloat16' or 'float16'"]),
+    "neither true nor false": ("{id: m}", "{id: m, trust_remote_code: maybe}",
+                               ["2:16  model.trust_remote_code: found 'maybe', expected true or false"]),
+    "nothing to search": ("[keep, skip_ffn]", "[keep]",
+                          ["3:1  layers: every layer can only be kept, so there is nothing to search"]),
+    "no choices": ("[keep, skip_ffn]", "[]", ["3:23  layers[0].choices: found [], expected 1 or more entries"]),
+    "one choice, no list": ("[keep, skip_ffn]", "skip_ffn",
+                            ["3:23  layers[0].choices: found 'skip_ffn', expected a list"]),
+    "near choice": ("skip_ffn", "skip_fnn",
+                    ["3:39  layers[0].choices[1]: unknown choice 'skip_fnn'; the nearest known one is 'skip_ffn'"]),
+    "far choice": ("skip_ffn", "dance", ["3:39  layers[0].choices[1]: unknown choice 'dance'; known: keep, parallel, "
+                                         "skip_attention, skip_ffn, skip_layer, token_ratio"]),
+    "choice of another kind": ("skip_ffn", "5", [
+        f"3:39  layers[0].choices[1]: found 5, expected one of {NAMES}, or a mapping such as {{token_ratio: 0.5}}"]),
+    "near key of a choice": ("skip_ffn", "{token_ration: 0.5}", [
+        "3:40  layers[0].choices[1].token_ration: unknown key; the nearest known one is 'token_ratio'"]),
+    "one ratio of several": ("skip_ffn", "{token_ratio: [0.5, 2]}",
+                             ["3:59  layers[0].choices[1].token_ratio[1]: found 2, expected 1 or less"]),
+    "no ratio": ("skip_ffn", "{token_ratio: []}", [
+        "3:40  layers[0].choices[1].token_ratio: found [], expected a number, or 1 or more entries"]),
+    "backwards": ("range: all", "range: 5-2", ["3:11  layers[0].range: found 5-2, expected the lower layer first"]),
+    "negative range": ("range: all", "range: -1", [f"3:11  layers[0].range: found -1, {RANGES}"]),
+    "range with dots": ("range: all", "range: 2..5", [f"3:11  layers[0].range: found '2..5', {RANGES}"]),
+    "range as a list": ("range: all", "range: [2, 5]", [f"3:11  layers[0].range: found [2, 5], {RANGES}"]),
+    "range of true": ("range: all", "range: true", [f"3:11  layers[0].range: found true, {RANGES}"]),
+    "range beyond any model": ("range: all", "range: 0-99999999",
+                               ["3:11  layers[0].range: found '0-99999999', expected layers up to 9999"]),
+    "overlap": ("{range: all,", "{range: 3-last, choices: [keep]}, {range: 0-3,",
+                ["3:45  layers[1].range: 0-3 overlaps layers[0].range, 3-last"]),
+    "no rule": ("[{range: all, choices: [keep, skip_ffn]}]", "[]",
+                ["3:1  layers: found [], expected 1 or more entries"]),
+    "near evaluator": ("flops: {}", "flop: {}",
+                       ["4:12  evaluate.flop: there is no evaluator 'flop'; the nearest known one is 'flops'"]),
+    "near option": ("flops: {}", "flops: {prompt_token: 3}", [
+        "4:20  evaluate.flops.prompt_token: unknown key; the nearest known one is 'prompt_tokens'"]),
+    "option of another kind": ("flops: {}", "flops: {prompt_tokens: many}",
+                               ["4:20  evaluate.flops.prompt_tokens: found 'many', expected a whole number"]),
+    "option deep down": ("{tasks: [a]}", "{tasks: [a], search: {limit: 0, limits: 1}}", [
+        "4:55  evaluate.accuracy.search.limit: found 0, expected 1 or more",
+        "4:65  evaluate.accuracy.search.limits: unknown key; the nearest known one is 'limit'"]),
+    "options as a number": ("flops: {}", "flops: 3", [f"4:12  evaluate.flops: found 3, {MAPPING}"]),
+    "no tasks": ("{tasks: [a]}", "{}", ["4:23  evaluate.accuracy: found no tasks for the search and the report split, "
+                                        "expected `tasks: [...]`"]),
+    "nothing evaluated": ("{flops: {}, accuracy: {tasks: [a]}}", "{}",
+                          ["4:1  evaluate: found {}, expected 1 or more entries"]),
+    "evaluators as a list": ("{flops: {}, accuracy: {tasks: [a]}}", "[flops]",
+                             [f'4:1  evaluate: found ["flops"], {MAPPING}']),
+    "no objectives": ("{accuracy: maximize, prefill_flops: minimize}", "{}",
+                      ["5:1  objectives: found {}, expected 1 or more entries"]),
+    "objective of another evaluator": ("prefill_flops: m", "ttft_ms: m",
+                                       ["5:34  objectives.ttft_ms: nobody measures this; add latency to evaluate"]),
+    "near objective": ("prefill_flops: m", "prefil_flops: m", [
+        "5:34  objectives.prefil_flops: nobody measures this; the nearest known one is 'prefill_flops'"]),
+    "wrong direction": ("flops: minimize", "flops: maximize",
+                        ["5:34  objectives.prefill_flops: found 'maximize', expected 'minimize'"]),
+    "no direction": ("flops: minimize", "flops: lower",
+                     ["5:34  objectives.prefill_flops: found 'lower', expected 'maximize' or 'minimize'"]),
+}  # fmt: skip
+
+# What is put after SPACE, and the problem that it makes, after "6:".
+MORE = {
+    "key twice": ("model: {id: n}", "1  model: the key stands here a second time"),
+    "constraint that nobody measures": ("constraints: {ttft_ms: '<= 3'}",
+                                        "15  constraints.ttft_ms: nobody measures this; add latency to evaluate"),
+    "strictly": ("constraints: {accuracy: '> 0.9'}", f"15  constraints.accuracy: found '> 0.9', {BOUNDS}"),
+    "bare number": ("constraints: {accuracy: 0.9}", f"15  constraints.accuracy: found 0.9, {BOUNDS}"),
+    "infinite bound": ("constraints: {accuracy: '>= 1e999'}", f"15  constraints.accuracy: found '>= 1e999', {BOUNDS}"),
+    "list of constraints": ("constraints: [accuracy]", f'1  constraints: found ["accuracy"], {MAPPING}'),
+    "many trials": ("search: {trials: many}", "10  search.trials: found 'many', expected a whole number"),
+    "no trials": ("search: {trials: 0}", "10  search.trials: found 0, expected 1 or more"),
+    "half a trial": ("search: {trials: 1.5}", "10  search.trials: found 1.5, expected a whole number"),
+    "yes trials": ("search: {trials: yes}", "10  search.trials: found true, expected a whole number"),
+    "near key of search": ("search: {trails: 5}", "10  search.trails: unknown key; the nearest known one is 'trials'"),
+    "seed too large": ("search: {seed: 4294967296}",
+                       "10  search.seed: found 4294967296, expected less than 4294967296"),
+    "near sampler": ("search: {sampler: nsga}",
+                     "10  search.sampler: found 'nsga', expected 'nsga2', 'nsga3', 'tpe' or 'random'"),
+    "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),
+    "no workers": ("workers: {count: 0}", "11  workers.count: found 0, expected 1 or more, or 'auto'"),
+    "endless GPUs": ("workers: {gpus: .inf}", "11  workers.gpus: found .inf, expected a finite number, or 'auto'"),
+}  # fmt: skip
+
+
+def cases() -> list[Any]:
+    """Text, problems and hint of every broken file."""
+    found = [pytest.param(*case, *[None] * (3 - len(case)), id=name) for name, case in YAML.items()]
+    found += [
+        pytest.param(f"{POLICY}{text}\n", lines, None, id=f"policy: {name}") for name, (text, lines) in POLICIES.items()
+    ]
+    for ratio, reason in RATIOS.items():
+        problem = f"2:14  layers[1].token_ratio: {reason}"
+        found.append(
+            pytest.param(f"{POLICY}layers: {{1: {{token_ratio: {ratio}}}}}", [problem], None, id=f"ratio {ratio}")
+        )
+    for name, (old, new, lines) in SPACES.items():
+        assert old in SPACE, old
+        found.append(pytest.param(SPACE.replace(old, new), lines, None, id=f"space: {name}"))
+    for name, (text, line) in MORE.items():
+        found.append(pytest.param(f"{SPACE}{text}\n", [f"6:{line}"], None, id=f"space: {name}"))
+    return found

@@ -1,0 +1,38 @@
+"""The shipped spaces for hub models, from end to end with the model and the tasks swapped for tiny local ones."""
+
+import pytest
+import ray
+
+import tiny
+from skipsearch.search.reading import load_space
+from skipsearch.search.run import run_study
+
+LAYERS = 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def swapped(folder, name):
+    """`--set` for a shipped space: a random model of as many layers, and a task of its kind."""
+    if name == "llava":
+        model, task = tiny.tiny_llava(folder, LAYERS), tiny.image_tasks(folder, 8)["image_gen"]
+    else:
+        model, task = tiny.tiny_llama(folder, LAYERS), tiny.text_tasks(folder, 8)["text_mc"]
+    accuracy = f"{{tasks: ['{task}'], search: {{limit: 4}}, report: {{limit: 4}}}}"
+    return {"model.id": str(model), "evaluate.accuracy": accuracy, "search.trials": "6", "workers.count": "1"}
+
+
+@pytest.mark.parametrize("name", ["llava", "llama"])
+def test_a_shipped_space_runs_from_end_to_end(name, tmp_path):
+    loaded = load_space(name, swapped(tmp_path, name))
+    record = run_study(loaded, tmp_path / name, shown=False)
+    assert record.num_layers == LAYERS
+    assert [trial.state for trial in record.trials] == ["complete"] * len(record.trials)
+    assert set(record.objectives) <= set(record.dense.search)
+    assert all(record.trial(number).report for number in record.front)
+    assert record.environment["workers"][0]["dtype"] == "bfloat16"

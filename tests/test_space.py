@@ -1,0 +1,278 @@
+"""A space as a value: what it expands to, what tells two apart, and how its file becomes it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from skipsearch.policies.errors import SpaceError
+from skipsearch.policies.policy import KEEP, NAMED, LayerChoice
+from skipsearch.search.reading import load_space, shipped_spaces, space_path
+from skipsearch.search.space import Constraint, LayerRule, Space
+
+TEXT = """\
+schema: skipsearch/space/v1
+model: {id: llava-hf/llava-1.5-7b-hf}
+layers: [{range: all, choices: [keep, skip_ffn, {token_ratio: [0.5, 0.25]}]}]
+evaluate: {flops: {}, accuracy: {tasks: [chartqa], search: {limit: 8}}}
+objectives: {accuracy: maximize, prefill_flops: minimize}
+constraints: {accuracy: ">= 0.9 * dense"}
+search: {trials: 20}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def space(file):
+    return load_space(str(file)).space
+
+
+def space_of(*rules):
+    return Space.model_validate(
+        {
+            "schema": "skipsearch/space/v1",
+            "model": {"id": "m"},
+            "layers": list(rules),
+            "evaluate": {"flops": None},
+            "objectives": {"prefill_flops": "minimize"},
+        }
+    )
+
+
+def labels(space, num_layers):
+    return [[choice.label for choice in domain] for domain in space.domains(num_layers)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "changed"),
+    [("all", [0, 1, 2, 3, 4]), (3, [3]), ("3", [3]), ("1-2", [1, 2]), ("4-4", [4]), ("2-last", [2, 3, 4])],
+)
+def test_a_range_has_both_its_ends(layers, changed):
+    found = space_of({"range": layers, "choices": ["keep", "parallel"]}).domains(5)
+    assert [index for index, domain in enumerate(found) if domain != [KEEP]] == changed
+
+
+def test_a_rule_without_a_range_is_for_all_layers():
+    assert labels(space_of({"choices": ["skip_layer", "keep"]}), 2) == [["skip_layer", "keep"]] * 2
+
+
+def test_rules_in_any_order_leave_the_other_layers_kept():
+    rules = {"range": "3-last", "choices": ["skip_ffn", "keep"]}, {"range": 0, "choices": ["keep", "parallel"]}
+    kept = [["keep"]] * 2
+    assert labels(space_of(*rules), 5) == [["keep", "parallel"], *kept, ["skip_ffn", "keep"], ["skip_ffn", "keep"]]
+
+
+@pytest.mark.parametrize("layers", [5, "2-5", "all-last", "last", "-3", "2-", "2-last-3", " 2", "٣"])
+def test_a_range_that_the_model_has_not_or_that_is_none(layers):
+    with pytest.raises((SpaceError, ValidationError)):
+        space_of({"range": layers, "choices": ["keep", "parallel"]}).domains(5)
+
+
+def test_choices_expand_in_order_and_each_once():
+    entries = [
+        "keep",
+        {"token_ratio": [0.5, 0.25, 0.5]},
+        {"ffn": "skip"},
+        "skip_ffn",
+        {"attention": "skip", "ffn": "skip", "token_ratio": [0.5, 0.25]},
+        {"wiring": "parallel", "token_ratio": 0.5},
+        {"token_ratio": 1.0},
+    ]
+    expanded = LayerRule.model_validate({"choices": entries}).expanded()
+    assert [choice.label for choice in expanded] == [
+        "keep", "token_ratio 0.5", "token_ratio 0.25", "skip_ffn", "skip_layer", "parallel + token_ratio 0.5",
+    ]  # fmt: skip
+    assert expanded == [choice.canonical() for choice in expanded]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_and_its_mapping_are_the_same_choice(name):
+    spelled = LayerRule.model_validate({"choices": [NAMED[name].document()]})
+    assert LayerRule.model_validate({"choices": [name]}).expanded() == spelled.expanded() == [NAMED[name]]
+
+
+def numbers(count):
+    """Numbers as people write them, with their values."""
+    draw = random.Random(0)
+    fixed = ["0", "1", "1.", ".5", "0.90", "12.5", "1e3", "2.5E-2", "3e+1", "007"]
+    return fixed + [f"{draw.uniform(0, 10 ** draw.randint(-3, 6)):.{draw.randint(0, 5)}f}" for _ in range(count)]
+
+
+@pytest.mark.parametrize("sign", [">=", "<="])
+@pytest.mark.parametrize("space_", ["", " ", "  "])
+def test_constraints_mean_what_they_say(sign, space_):
+    draw = random.Random(1)
+    for text in numbers(60):
+        number, dense = float(text), draw.uniform(0, 100)
+        forms = {
+            f"{sign}{space_}{text}": number,
+            f"{sign}{space_}{text}{space_}*{space_}dense": number * dense,
+            f"{sign}{space_}dense{space_}-{space_}{text}": dense - number,
+            f"{sign}{space_}dense{space_}+{space_}{text}": dense + number,
+            f"{sign}{space_}dense": dense,
+        }
+        for form, bound in forms.items():
+            constraint = Constraint.parse(f" {form} ")
+            assert constraint.text == form
+            inward = 1 if sign == ">=" else -1
+            step = 1e-6 * (1 + abs(bound))
+            assert constraint.excess(bound + inward * step, dense) <= 0, form
+            assert constraint.excess(bound - inward * step, dense) == pytest.approx(step, rel=1e-3), form
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ">=", "0.9", "= 0.9", "> 0.9", "== dense", ">= 0.9 dense", ">= dense * 0.9", ">= 0.9 * dense - 1", ">= -1",
+     ">= 1,5", ">= nan", ">= inf", ">= 1e999", ">= 1e999 * dense", ">= 0.9 * sparse", ">= 90%", "dense >= 0.9",
+     ">= 0.9\n* dense\nx", ">= .", ">= 1e", 0.9, None, True, [">= 1"], {"at_least": 1}],
+)  # fmt: skip
+def test_what_is_no_constraint(text):
+    with pytest.raises(ValueError, match=r"^found .*, expected a bound such as"):
+        Constraint.parse(text)
+
+
+SAME = ["search.trials=7", "search.max_failures=3", "workers.count=3", "workers.cpus=2", "workers.runner=tune"]
+OTHER = [
+    "search.seed=1",
+    "search.sampler=tpe",
+    "search.start=none",
+    "model.id=other/model",
+    "model.dtype=float16",
+    "model.revision=abc",
+    "layers.0.range=1-last",
+    "layers.0.choices=[keep, skip_ffn]",
+    "layers.0.choices=[skip_ffn, keep, {token_ratio: [0.5, 0.25]}]",
+    "token_selection.score=norm",
+    "evaluate.latency={}",
+    "evaluate.accuracy.search.limit=9",
+    "evaluate.accuracy.report.limit=9",
+    "evaluate.flops.prompt_tokens=9",
+    "objectives.decode_flops=minimize",
+    "constraints.accuracy='>= 0.8 * dense'",
+    "constraints.prefill_flops='<= dense'",
+]
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_trials_and_workers_may_change_between_resumes(change, file, space):
+    assert load_space(str(file), dict([change.split("=", 1)])).space.fingerprint() == space.fingerprint()
+
+
+def test_everything_else_makes_another_search(file, space):
+    changed = [load_space(str(file), dict([change.split("=", 1)])).space.fingerprint() for change in OTHER]
+    assert len({space.fingerprint(), *changed}) == len(OTHER) + 1
+
+
+def test_every_key_is_known_to_make_another_search_or_not():
+    """A new key must be added to one of the two lists above."""
+    tried = {change.split("=")[0].split(".")[0] for change in SAME + OTHER}
+    assert tried == set(Space.model_fields) - {"schema_"}
+    search = {change.split("=")[0].split(".")[1] for change in SAME + OTHER if change.startswith("search.")}
+    assert search == set(Space.model_fields["search"].annotation.model_fields)
+
+
+def test_overrides(file):
+    given = {"search.trials": "7", "constraints": "{}", "evaluate.accuracy.tasks": "[docvqa, ./mine.yaml]",
+             "layers.0.choices": "[keep, skip_layer]", "workers.address": "ray://host:10001"}  # fmt: skip
+    loaded = load_space(str(file), given)
+    assert loaded.space.search.trials == 7
+    assert loaded.space.constraints == {}
+    assert loaded.space.evaluate["accuracy"]["tasks"] == ["docvqa", str(file.parent / "mine.yaml")]
+    assert loaded.space.layers[0].expanded() == [KEEP, NAMED["skip_layer"]]
+    assert loaded.space.workers.address == "ray://host:10001"
+    notes = "".join(f"\n# --set {key}={value}" for key, value in given.items())
+    assert loaded.text == TEXT + notes
+
+
+def test_an_override_reaches_under_a_name_with_nothing_behind_it(file):
+    file.write_text(TEXT.replace("flops: {}", "flops: "))
+    assert load_space(str(file), {"evaluate.flops.prompt_tokens": "9"}).space.evaluate["flops"] == {"prompt_tokens": 9}
+
+
+def test_the_text_is_verbatim(file):
+    file.write_bytes(TEXT.replace("search:", "# why\r\nsearch:").encode())
+    assert load_space(str(file)).text == TEXT.replace("search:", "# why\nsearch:")
+
+
+def test_paths_stand_relative_to_the_space(tmp_path, monkeypatch):
+    """Whatever the current folder; what is no path is left for the hub and for lm-eval."""
+    beside = tmp_path / "beside"
+    (beside / "tasks").mkdir(parents=True)
+    (beside / "model").mkdir()
+    for name in ("own.yaml", "tasks/deep.yaml", "chartqa"):
+        (beside / name).write_text("")
+    (tmp_path / "absolute.yaml").write_text("")
+    given = ["own.yaml", "./own.yaml", "tasks/deep.yaml", "../absolute.yaml", "./gone.yaml", "tasks",
+             "chartqa", "other.yaml", "some/group", str(tmp_path / "absolute.yaml")]  # fmt: skip
+    (beside / "s.yaml").write_text(
+        TEXT.replace("[chartqa]", json.dumps(given)).replace("llava-hf/llava-1.5-7b-hf", "model")
+    )
+    monkeypatch.chdir(tmp_path)
+    space = load_space("beside/s.yaml").space
+    assert space.model.id == str(beside / "model")
+    outside = str(tmp_path / "absolute.yaml")
+    assert space.evaluate["accuracy"]["tasks"] == [
+        *[str(beside / name) for name in ("own.yaml", "own.yaml", "tasks/deep.yaml")], outside,
+        str(beside / "gone.yaml"), "tasks", "chartqa", "other.yaml", "some/group", outside,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llava-hf/llava-1.5-7b-hf", "gpt2", "x" * 5000])
+def test_a_hub_id_stays(name, file):
+    file.write_text(TEXT.replace("llava-hf/llava-1.5-7b-hf", name))
+    assert load_space(str(file)).space.model.id == name
+
+
+def test_a_shipped_space_is_loaded_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_space("digits").space == load_space(str(shipped_spaces()["digits"])).space
+    assert load_space("digits").name == "digits"
+    Path("digits").write_text(TEXT)
+    assert load_space("digits").space.model.id == "llava-hf/llava-1.5-7b-hf"
+    assert space_path("digits.yaml") == Path("digits.yaml")
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_shipped_space_is_right_and_needs_nothing_from_outside_its_folder(name):
+    file = shipped_spaces()[name]
+    space = load_space(name).space
+    model = Path(space.model.id)
+    assert model.is_dir() or "/" in space.model.id, "a folder beside it, or a hub id"
+    tasks = [task for split in ("search", "report") for task in space.evaluate["accuracy"][split].get("tasks", [])]
+    for path in [model, *map(Path, tasks)]:
+        assert not path.is_absolute() or (path.exists() and path.is_relative_to(file.parent))
+    assert len(space.domains(64)) == 64
+
+
+@pytest.mark.parametrize("dump", ["python", "json", "aliases", "pickle"])
+@pytest.mark.parametrize("name", ["some", *shipped_spaces()])
+def test_round_trip(name, dump, file):
+    """A space travels to workers and into the study as plain data."""
+    space = load_space(str(file) if name == "some" else name).space
+    plain = {
+        "python": lambda: space.model_dump(),
+        "json": lambda: json.loads(space.model_dump_json()),
+        "aliases": lambda: json.loads(json.dumps(space.model_dump(mode="json", by_alias=True))),
+        "pickle": lambda: pickle.loads(pickle.dumps(space)),
+    }[dump]()
+    back = Space.model_validate(plain)
+    assert back == space
+    assert back.fingerprint() == space.fingerprint()
+    assert back.domains(64) == space.domains(64)
+
+
+def test_a_space_is_frozen(space):
+    with pytest.raises(ValidationError):
+        space.search.trials = 3
+    assert isinstance(space.domains(1)[0][0], LayerChoice)
