@@ -14,6 +14,9 @@ def policy_schema() -> dict[str, Any]:
     """The JSON Schema of a policy file, for editors that complete and check YAML."""
     schema = model_schema(Policy)
     schema["required"] = ["schema"]
+    # A key with nothing below it, as when every line of it is commented out, is an empty mapping.
+    for name in ("layers", "measured"):
+        schema["properties"][name]["type"] = ["object", "null"]
     schema["properties"]["layers"]["propertyNames"] = {"pattern": f"^[0-9]{{1,{len(str(LAST_LAYER))}}}$"}
     return {"$schema": DIALECT, "title": "skipsearch policy", **schema}
 

@@ -195,9 +195,8 @@ class WrappedLayer:
             rows = mask[:, 0].expand(batch, -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
             mask = rows.gather(2, column[:, None].expand(-1, queries.shape[1], -1))
             allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
-        # A filled-up query may look at itself, so that its softmax is finite; its output is thrown away.
-        itself = keys[:, None, :] == (queries + past)[:, :, None]
-        allowed = (allowed & real[:, None]) | (itself & ~real[:, None])
+        # What fills up a shorter row as a query may see anything: its output is thrown away.
+        allowed = allowed & real[:, None]
         if mask is None or mask.dtype == torch.bool:
             allowed = allowed[:, None]
             return allowed if implementation == "sdpa" else as_added(allowed, hidden.dtype)

@@ -1,8 +1,8 @@
 """The study's folder: what is derived from the database, and can be made again from it at any time."""
 
 import json
+import os
 import platform
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,15 +32,26 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
         "skipsearch": __version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "packages": {name: package_version(name) for name in PACKAGES},
         "model": model_id,
         "revision": space.model.revision,
         "seed": space.search.seed,
         "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
         "nodes": len({worker["node"] for worker in workers}),
-        "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
     }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def package_version(name: str) -> str | None:

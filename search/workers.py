@@ -6,11 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# A local cluster of one user needs no token; a cluster by address keeps Ray's default.
-if "RAY_ADDRESS" not in os.environ:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
@@ -191,7 +186,9 @@ def start_ray(workers: Workers) -> bool:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(include_dashboard=False, **quiet)
+            # A cluster of one user on one machine, for the time of one search, needs no token.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(address="local", include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as cause:
         hint = "start one with `ray start --head`, or leave out `workers.address` to use this machine alone"
         raise StudyError(f"no Ray cluster answers at {address or 'this machine'}", [first_line(cause)], hint) from None

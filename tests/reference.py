@@ -77,7 +77,11 @@ def pictures(ids: list[int]) -> list[int | None]:
 
 
 def narrow(
-    arguments: dict[str, Any], tokens: list[int], window: int | None, picture: list[int | None] | None, dtype: torch.dtype
+    arguments: dict[str, Any],
+    tokens: list[int],
+    window: int | None,
+    picture: list[int | None] | None,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """The layer's arguments for these tokens: their own positions, causal among themselves, within the window.
 

@@ -1,6 +1,11 @@
 """A space over a tiny random LLaVA, for tests that search."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import ray
 
 import tiny
 from skipsearch.search.reading import load_space
@@ -34,3 +39,15 @@ def tiny_space(folder: Path) -> Path:
 def loaded(path: Path, **overrides: object) -> LoadedSpace:
     """The space with some keys changed, `search__trials=5` standing for `search.trials: 5`."""
     return load_space(str(path), {key.replace("__", "."): str(value) for key, value in overrides.items()})
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A local Ray of its own, for the searches of one test file."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -262,6 +262,7 @@ def test_a_reader_that_goes_away_is_no_error(command, here):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
-        command = [sys.executable, "-m", "skipsearch", *command]
-        ran = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+        whole = [sys.executable, "-m", "skipsearch", *command]
+        buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        ran = subprocess.run(whole, stdout=gone, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
 from skipsearch.policies.errors import PolicyError, PolicyMismatch
-from skipsearch.policies.policy import NAMED, json_schema
+from skipsearch.policies.policy import NAMED
+from skipsearch.policies.schemas import policy_schema
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 
@@ -214,7 +215,7 @@ def test_a_layer_beyond_the_model_is_told_with_its_place(tmp_path):
 def accepted(text: str) -> bool:
     """What the JSON Schema says; editors read YAML keys as text."""
     data = json.loads(json.dumps(yaml.safe_load(text)))
-    return jsonschema.Draft202012Validator(json_schema()).is_valid(data)
+    return jsonschema.Draft202012Validator(policy_schema()).is_valid(data)
 
 
 GOOD = [
@@ -254,7 +255,7 @@ def test_the_schema_refuses_what_does_not_load(text, tmp_path):
 
 
 def test_the_schema_is_itself_sound():
-    jsonschema.Draft202012Validator.check_schema(json_schema())
+    jsonschema.Draft202012Validator.check_schema(policy_schema())
 
 
 # The weight

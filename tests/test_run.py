@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 import searching
 
 from skipsearch import Policy
@@ -30,9 +29,8 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """One local Ray for the searches of this file; those in processes of their own start theirs."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    yield
-    ray.shutdown()
+    with searching.cluster():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The shipped spaces for hub models, from end to end with the model and the tasks swapped for tiny local ones."""
 
 import pytest
-import ray
+import searching
 
 import tiny
 from skipsearch.search.reading import load_space
@@ -12,9 +12,8 @@ LAYERS = 32
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    yield
-    ray.shutdown()
+    with searching.cluster():
+        yield
 
 
 def swapped(folder, name):
