@@ -7,10 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as t
 from reference import reference
 from torch import Tensor
 
-from families import CASES, LAYERS, WITH_IMAGES, Batch, batch_of, built, forget, run, without
+from families import (
+    CASES,
+    LAYERS,
+    LAYOUTS,
+    WITH_IMAGES,
+    Batch,
+    Family,
+    batch_of,
+    built,
+    forget,
+    llava,
+    run,
+    square,
+    without,
+)
 from skipsearch import Policy, apply_policy
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -207,6 +222,12 @@ def test_sampling_draws_from_the_uncached_distribution(name, attention):
         handle.prompt_ends = torch.full((len(batch.ids),), length)
         whole = run(model, continued(inputs, out.sequences[::2, length:]), use_cache=False).logits
     close(torch.stack(out.logits, 1)[::2], whole[:, length - 1 : -1])
+
+
+def test_a_ratio_leaves_a_family_with_parallel_sublayers_parallel():
+    family = Family("llava-neox", llava(t.GPTNeoXConfig), image_tokens=9, pixels=square(12))
+    batch = Batch.of(family, LAYOUTS["ragged"])
+    check_against_reference(family.build("sdpa"), batch, policy_of({1: RATIOS["half"], 3: RATIOS["half"]}), ("left",))
 
 
 @pytest.mark.parametrize("seed", range(60))
