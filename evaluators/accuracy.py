@@ -65,7 +65,7 @@ class AccuracyOptions(Options):
     batch_size: int = Field(default=16, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool = False
-    seed: int = 1234
+    seed: int = Field(default=1234, ge=0, lt=2**32)
     memory_bytes: int = Field(default=2 << 30, ge=0)
 
     @model_validator(mode="after")

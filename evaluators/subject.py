@@ -1,20 +1,25 @@
 """The model that is measured, with what turns text and images into its input."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..policies.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
 # torch and transformers are imported where they are used: reading a space that names a model stays light.
+
+
+DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$"
 
 
 class ModelSpec(BaseModel):
@@ -34,9 +39,16 @@ class ModelSpec(BaseModel):
     id: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    attn_implementation: str | None = None
+    device: str = Field(default="auto", pattern=DEVICE)
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     trust_remote_code: bool = False
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _known_device(cls, value: Any) -> Any:
+        if not isinstance(value, str) or not re.fullmatch(DEVICE, value):
+            raise ValueError(f"found {value!r}, expected auto, cpu, mps, cuda, or one of several such as cuda:1")
+        return value
 
 
 @dataclass
@@ -82,7 +94,6 @@ def load_subject(spec: ModelSpec) -> Subject:
 
 
 def _load(spec: ModelSpec) -> Subject:
-    import torch
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -98,12 +109,28 @@ def _load(spec: ModelSpec) -> Subject:
     is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
     options = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    device = _device(spec)
     # The processor first: it fails in a second where the weights take minutes.
     processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
     model: Any = kind.from_pretrained(name, config=config, dtype=spec.dtype, **options, **shared)
-    model.to(torch.device(device)).eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)
+
+
+def _device(spec: ModelSpec) -> "torch.device":
+    """The device to load to, tried before anything large is read.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    import torch
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as cause:
+        hint = "leave out `model.device`, which takes the first GPU where there is one"
+        raise ModelError(f"device {name} is not available", [_first_line(cause)], hint) from None
 
 
 @contextmanager

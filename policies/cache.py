@@ -39,7 +39,7 @@ class PartialLayer(DynamicLayer):
         self._scattered: Tensor | None = None
         self._tail_start = self.seen
         self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
-        if replaced.is_initialized and replaced.keys is not None and replaced.keys.numel():
+        if replaced.keys is not None and replaced.values is not None and replaced.keys.numel():
             self.lazy_initialization(replaced.keys, replaced.values)
             self.keys, self.values = replaced.keys, replaced.values
             self._tail_start = self.seen - replaced.keys.shape[-2]
@@ -84,14 +84,14 @@ class PartialLayer(DynamicLayer):
         elif self.valid is not None:
             self.valid = torch.nn.functional.pad(self.valid, (0, count), value=True)
         self.seen += count
-        everything = super().update(key_states, value_states)
+        keys, values = super().update(key_states, value_states)
         if self.is_sliding and self.sliding_window is not None:
-            self._forget_before(self.seen - self.sliding_window + 1)
-        return everything
+            self._forget_before(self.seen - self.sliding_window + 1, keys, values)
+        return keys, values
 
-    def _forget_before(self, first: int) -> None:
+    def _forget_before(self, first: int, keys: Tensor, values: Tensor) -> None:
         """Drop the leading columns that no later token of any row will see."""
-        old = self.columns(self.keys.shape[0], self.keys.device) < first
+        old = self.columns(keys.shape[0], keys.device) < first
         if self.valid is not None:
             old |= ~self.valid
         count = int(old.all(dim=0).long().cumprod(dim=0).sum())
@@ -101,7 +101,7 @@ class PartialLayer(DynamicLayer):
         self._tail_start += max(count - scattered, 0)
         self._scattered = self._scattered[:, count:] if self._scattered is not None and count < scattered else None
         self.valid = None if self.valid is None else self.valid[:, count:]
-        self.keys, self.values = self.keys[:, :, count:], self.values[:, :, count:]
+        self.keys, self.values = keys[:, :, count:], values[:, :, count:]
 
     def _scatter(self, count: int, index: Tensor, valid: Tensor | None) -> None:
         before = self.columns(index.shape[0], index.device)
@@ -164,7 +164,8 @@ def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
     """The cache of one layer; caches that grow lazily are grown to it."""
     while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
-    return cache.layers[index]
+    layer: Any = cache.layers[index]
+    return layer
 
 
 def partial_layer(cache: Cache, index: int) -> PartialLayer:

@@ -236,7 +236,7 @@ def prove(model: PreTrainedModel, decoder: nn.Module, layers: tuple[DecoderLayer
 
 def random_embeddings(model: PreTrainedModel) -> Tensor:
     """Five random token embeddings, drawn without touching the global random state; shape (1, 5, width)."""
-    weight = model.get_input_embeddings().weight
+    weight: Any = model.get_input_embeddings().weight
     width = model.config.get_text_config().hidden_size
     width = weight.shape[-1] if weight.shape[-1] else width
     noise = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0))

@@ -189,7 +189,8 @@ def watched(module: nn.Module) -> Iterator[list[Attention]]:
     hands out a function that takes notes and then calls the real one. So it works with any implementation, at no cost.
     """
     notes: list[Attention] = []
-    original = ALL_ATTENTION_FUNCTIONS.get_interface
+    table: Any = ALL_ATTENTION_FUNCTIONS
+    original = table.get_interface
 
     def get_interface(name: str, default: Any) -> Any:
         attend = original(name, default)
@@ -205,8 +206,8 @@ def watched(module: nn.Module) -> Iterator[list[Attention]]:
 
         return noting
 
-    ALL_ATTENTION_FUNCTIONS.get_interface = get_interface
+    table.get_interface = get_interface
     try:
         yield notes
     finally:
-        del ALL_ATTENTION_FUNCTIONS.get_interface
+        del table.get_interface

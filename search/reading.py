@@ -108,7 +108,7 @@ def override(document: Document, key: str, value: str) -> None:
 
 
 def rule_problems(document: Document, space: Space) -> list[Problem]:
-    """Ranges that run backwards or that overlap, told without knowing how many layers the model has."""
+    """What is wrong with the layers' rules, told without knowing how many layers the model has."""
     problems = []
     spans: dict[int, tuple[int, int]] = {}
     for number, rule in enumerate(space.layers):
@@ -122,6 +122,10 @@ def rule_problems(document: Document, space: Space) -> list[Problem]:
             found = f"{rule.range} overlaps layers[{clash}].range, {space.layers[clash].range}"
             problems.append(document.problem(path, found))
         spans[number] = (first, last)
+    for number, rule in enumerate(space.layers):
+        if KEEP not in rule.expanded():
+            found = "keep is missing; the dense model is trial 0 of every study, so every layer can be kept"
+            problems.append(document.problem(("layers", number, "choices"), found))
     if all(rule.expanded() == [KEEP] for rule in space.layers):
         problems.append(document.problem(("layers",), "every layer can only be kept, so there is nothing to search"))
     return problems

@@ -77,7 +77,6 @@ def read_record(folder: Path) -> StudyRecord:
     if first is None:
         raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
     trials = trials[first:]
-    text = (folder / SPACE).read_text(encoding="utf-8")
     space = Space.model_validate(attrs["space"])
     objectives = space.objectives
     metrics = known_metrics(space)
@@ -85,7 +84,6 @@ def read_record(folder: Path) -> StudyRecord:
     reference = reference_point(values, objectives, metrics)
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
-    kept = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     return StudyRecord(
         name=study.study_name,
         model_id=attrs["model_id"],
@@ -97,10 +95,33 @@ def read_record(folder: Path) -> StudyRecord:
         front=front_trials(trials, objectives),
         hypervolume=tuple(hypervolumes),
         reference=reference,
-        space_text=text,
-        environment=kept,
+        space_text=read_text(folder / SPACE),
+        environment=read_environment(folder / ENVIRONMENT),
         summary=summary(trials),
     )
+
+
+def read_text(path: Path) -> str:
+    """A file of the study's folder; empty where it is gone, since only the database cannot be done without."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The run's versions and hardware.
+
+    Raises:
+        StudyError: the file is not what a run wrote.
+    """
+    try:
+        found = json.loads(read_text(path) or "{}")
+    except ValueError as cause:
+        raise StudyError(f"{path} is not JSON", [str(cause)], "restore it, or remove it") from None
+    if not isinstance(found, dict):
+        raise StudyError(f"{path} is not what a run wrote", ["expected a mapping"], "restore it, or remove it")
+    return found
 
 
 def known_metrics(space: Space) -> dict[str, Metric]:

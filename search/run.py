@@ -39,8 +39,8 @@ def run_study(
         from .tune import run_tune
 
         return run_tune(loaded, folder, name, resume)
+    SearchStudy.check_free(folder / DATABASE, resume)
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible():
-        SearchStudy.check_free(folder / DATABASE, resume)
         pool = Pool(space)
         try:
             described = pool.describe()

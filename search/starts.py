@@ -6,7 +6,7 @@ layer K on (FastV, arXiv:2403.06764). They give every sampler a first front to i
 
 from fractions import Fraction
 
-from ..policies.policy import LayerChoice
+from ..policies.policy import KEEP, LayerChoice
 
 # Where the rule begins, as a share of the depth: mild ones first, so that the first trials are useful.
 BEGINNINGS = (Fraction(3, 4), Fraction(1, 2), Fraction(7, 8), Fraction(1, 4), Fraction(0))
@@ -16,23 +16,15 @@ def starting_points(domains: list[list[LayerChoice]], limit: int) -> list[list[L
     """One list of choices a rule, without repetition.
 
     Args:
-        domains: What may happen in each layer; the first choice of a layer is what it does outside the rule.
+        domains: What may happen in each layer; outside the rule it is kept.
         limit: At most so many.
     """
     kinds = list(dict.fromkeys(choice for domain in domains for choice in domain if not choice.is_keep))
     found: list[list[LayerChoice]] = []
-    dense = [resting(domain) for domain in domains]
     for beginning in BEGINNINGS:
         first = int(beginning * len(domains))
         for kind in kinds:
-            choices = [
-                kind if index >= first and kind in domain else resting(domain) for index, domain in enumerate(domains)
-            ]
-            if choices != dense and choices not in found:
+            choices = [kind if index >= first and kind in domain else KEEP for index, domain in enumerate(domains)]
+            if set(choices) != {KEEP} and choices not in found:
                 found.append(choices)
     return found[:limit]
-
-
-def resting(domain: list[LayerChoice]) -> LayerChoice:
-    """Keep, where the layer may be kept; else its first choice."""
-    return next((choice for choice in domain if choice.is_keep), domain[0])

@@ -22,13 +22,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
-from ..policies.policy import LayerChoice, Policy
+from ..policies.policy import KEEP, LayerChoice, Policy
 from .front import objective_value
 from .outcome import Outcome
 from .record import TrialRecord
 from .samplers import make_sampler, population, quiet
 from .space import Space, policy_of
-from .starts import resting, starting_points
+from .starts import starting_points
 
 DATABASE = "study.db"
 
@@ -117,7 +117,7 @@ class SearchStudy:
                 "the study was made for another space, model or task",
                 [f"{path}: fingerprint {known['fingerprint']} with {known['num_layers']} layers",
                  f"the space now: fingerprint {facts['fingerprint']} with {facts['num_layers']} layers"],
-                "resume with the space file that the study's folder holds, or give the new study another `--name`",
+                "resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
             )  # fmt: skip
 
     def _begin(self) -> None:
@@ -130,7 +130,7 @@ class SearchStudy:
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
         rules = starting_points(self.domains, min(population(budget), budget) - 1)
-        self.study.enqueue_trial(self._params([resting(domain) for domain in self.domains]))
+        self.study.enqueue_trial(self._params([KEEP] * len(self.domains)))
         for choices in rules if self.space.search.start == "rules" else []:
             self.study.enqueue_trial(self._params(choices))
 
@@ -341,9 +341,13 @@ def open_study(path: Path) -> optuna.Study:
         raise StudyError(f"{path.parent} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
     try:
         names = optuna.get_all_study_names(storage(path))
-        return optuna.load_study(study_name=names[0], storage=storage(path))
-    except (sqlalchemy.exc.DatabaseError, RuntimeError, IndexError, KeyError) as cause:
+        found = [optuna.load_study(study_name=name, storage=storage(path)) for name in names]
+    except (sqlalchemy.exc.DatabaseError, RuntimeError, KeyError) as cause:
         raise StudyError(f"{path} is not a study's database", [str(cause).splitlines()[0]]) from None
+    if not found or "space" not in found[0].user_attrs:
+        hint = "begin it again: remove the folder, or go on with the same command and `--resume`"
+        raise StudyError(f"{path} holds no search that skipsearch began", [f"studies in it: {len(found)}"], hint)
+    return found[0]
 
 
 def space_of(path: Path) -> Space:

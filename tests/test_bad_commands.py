@@ -227,10 +227,13 @@ def test_message_with_a_path(change, message, here, capsys):
     assert message.format(here=here) in refused(command, capsys)
 
 
-@pytest.mark.parametrize("name", ["garbage", "nothing"])
-def test_a_file_that_is_no_study(name, here, capsys):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("garbage", "is not a study's database"), ("nothing", "holds no search that skipsearch began")],
+)
+def test_a_file_that_is_no_study(name, message, here, capsys):
     shutil.copytree(here / name, here / "copy", dirs_exist_ok=True)  # Looking at an empty one makes tables in it.
-    assert refused(["report", "copy"], capsys)[0] == "error: copy/study.db is not a study's database"
+    assert refused(["report", "copy"], capsys)[0] == f"error: copy/study.db {message}"
 
 
 def test_overlapping_examples(here, capsys):
@@ -271,7 +274,7 @@ def test_resume_with_another_space(change, here, capsys, monkeypatch):
         "error: the study was made for another space, model or task",
         "  begun/study.db: fingerprint … with 4 layers",
         "  the space now: fingerprint … with 4 layers",
-        "hint: resume with the space file that the study's folder holds, or give the new study another `--name`",
+        "hint: resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
     ]
 
 

@@ -91,7 +91,8 @@ def test_a_layer_with_a_window_stores_no_more_than_the_dense_one(layout):
 @pytest.mark.parametrize("first", [4, 8], ids=["shorter than the window", "longer than the window"])
 def test_an_image_in_the_second_turn(name, attention, score, first):
     batch = Batch.of(FAMILIES[name], [(first, "image", 5)])
-    check_turns(built(name, attention), batch, [first], score)
+    question = first + FAMILIES[name].image_tokens + 2
+    check_turns(built(name, attention), batch, [first, question, question + 2], score)
 
 
 @pytest.mark.parametrize("score", ["attention", "norm", "uniform"])

@@ -245,5 +245,5 @@ def test_models_that_do_not_load_are_told(tmp_path, monkeypatch):
 
 
 def test_a_wrong_device_is_told(tmp_path):
-    with pytest.raises(ModelError, match="does not load on abacus"):
-        load_subject(ModelSpec(id=str(tiny.tiny_llama(tmp_path)), device="abacus"))
+    with pytest.raises(ModelError, match="device cuda:77 is not available"):
+        load_subject(ModelSpec(id=str(tiny.tiny_llama(tmp_path)), device="cuda:77"))
