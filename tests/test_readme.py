@@ -1,5 +1,6 @@
 """Every command and every piece of code in the README, run as it stands there."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -57,6 +58,15 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+def end(process: subprocess.Popen) -> None:
+    """End a session with all that it started: Ray's daemons go with their leader, given a moment."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(5)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+
+
 @pytest.fixture(scope="module")
 def cluster(folder, environment):
     """What `ray start --head` starts, in a session of its own so that it goes without a trace."""
@@ -68,8 +78,7 @@ def cluster(folder, environment):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "ray.log").read_text()
         time.sleep(0.5)
     yield
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(30)
+    end(process)
 
 
 def test_the_commands_for_one_machine_run_in_their_order(folder, environment):
@@ -112,7 +121,7 @@ def test_the_batch_script_runs(folder, environment):
         process.wait(PATIENCE)
         assert process.returncode == 0, process.stdout.read()
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     assert (folder / "results/batch/report.html").exists()
 
 
