@@ -118,7 +118,7 @@ def print_evaluation(
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, entry in found.items():
         beside = besides[name]
-        stderr = f" ± {entry.stderr:.3f}" if entry.stderr is not None else ""
+        stderr = f" ± {100 * entry.stderr:.1f}" if entry.stderr is not None else ""
         share = f"{entry.value / beside:.1%}" if beside else ""
         table.add_row(name, amount(entry.value, unit_of(name)) + stderr, amount(beside, unit_of(name)), share)
     console = Output()
