@@ -91,7 +91,8 @@ class TokenSelection(Part):
     """How the image tokens of a layer with a token ratio are ranked.
 
     Attributes:
-        score: `attention` (of the last prompt token, mean of heads, in the nearest earlier layer that has attention),
+        score: `attention` (of the last prompt token, mean of heads, in the nearest earlier layer that has attention; a
+            token that such a layer left out keeps the score it had; where there is no earlier one, as `uniform`),
             `norm` (of the token's hidden state) or `uniform` (every k-th).
         reselect: `each_layer` lets a token that one layer left out come back in the next.
     """

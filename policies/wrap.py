@@ -179,14 +179,14 @@ class WrappedLayer:
         (batch, count), device = hidden.shape[:2], hidden.device
         past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
         implementation = self.implementation
+        new = None if selection is None else selection.valid
+        old = None if stored is None else stored.valid
+        if mask is None and new is None and old is None and first == 0 and (count == 1 or past == 0):
+            return None
         everything = torch.arange(count, device=device).expand(batch, -1)
         queries = everything if selection is None else selection.index
         before = everything[:, :0] if stored is None else stored.columns(batch, device)
         keys = torch.cat([before, queries + past], dim=1)
-        new = None if selection is None else selection.valid
-        old = None if stored is None else stored.valid
-        if mask is None and new is None and old is None and first == 0 and (count == 1 or not before.shape[1]):
-            return None
         real = torch.cat([filled(old, before), filled(new, queries)], dim=1) & (keys >= first)
         column = (keys - first).clamp_min(0)
         if mask is None:

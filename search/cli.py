@@ -252,8 +252,8 @@ def eval_verb(options: argparse.Namespace) -> int:
 
 def evaluation_space(options: argparse.Namespace) -> Any:
     """The space to measure on: the one given, or that of the study which the policy's file lies in."""
+    from .database import DATABASE, space_of
     from .reading import load_space
-    from .study import DATABASE, space_of
 
     if options.space:
         return load_space(options.space, overrides(options.overrides)).space
@@ -282,8 +282,8 @@ def report_verb(options: argparse.Namespace) -> int:
 
 def ls_verb(options: argparse.Namespace) -> int:
     """`skipsearch ls`."""
+    from .database import DATABASE, progress_of
     from .reading import load_space, shipped_spaces
-    from .study import DATABASE, progress_of
 
     spaces = {name: load_space(str(file)).space.model.id for name, file in shipped_spaces().items()}
     studies = {str(file.parent): progress_of(file) for file in sorted(options.out.glob(f"*/{DATABASE}"))}

@@ -28,7 +28,7 @@ class Trial:
 
 
 class Driver:
-    """Runs a search to its end.
+    """Runs the trials of a search, and confirms its front.
 
     Args:
         study: Where the trials are.
@@ -44,8 +44,8 @@ class Driver:
         self._alone: deque[Trial] = deque()
         self._draining = False
 
-    def run(self) -> None:
-        """Spend the budget of trials, then confirm the front on the report split.
+    def search(self) -> None:
+        """Spend the budget of trials.
 
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
@@ -56,7 +56,6 @@ class Driver:
             if not self.pool.busy:
                 break
             self._finish(*self.pool.next())
-        self.confirm()
 
     def _stages(self) -> list[list[str]]:
         """Everything at once, or what needs the device for itself in a stage of its own."""

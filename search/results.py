@@ -13,12 +13,12 @@ from .. import __version__
 from ..evaluators.base import Measurement, Metric, Split, evaluator_class
 from ..policies.errors import EvaluatorError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
+from .database import DATABASE, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
-from .study import DATABASE, open_study, trial_record
 
 SPACE = "space.yaml"
 ENVIRONMENT = "environment.json"

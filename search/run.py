@@ -8,10 +8,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .database import DATABASE
 from .record import StudyRecord
 from .results import ENVIRONMENT, environment, start_folder, write_folder
 from .space import LoadedSpace
-from .study import DATABASE
 
 
 def run_study(
@@ -35,10 +35,6 @@ def run_study(
     from .workers import Pool
 
     space = loaded.space
-    if space.workers.runner == "tune":
-        from .tune import run_tune
-
-        return run_tune(loaded, folder, name, resume)
     SearchStudy.check_free(folder / DATABASE, resume)
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible():
         pool = Pool(space)
@@ -49,7 +45,14 @@ def run_study(
             )
             if not (folder / ENVIRONMENT).exists():
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
-            Driver(study, pool, progress).run()
+            driver = Driver(study, pool, progress)
+            if space.workers.runner == "tune":
+                from .tune import tune_search
+
+                tune_search(study, pool, folder)
+            else:
+                driver.search()
+            driver.confirm()
         finally:
             pool.close()
     return write_folder(folder)

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,14 +22,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import KEEP, LayerChoice, Policy
+from .database import storage, trial_record
 from .front import objective_value
 from .outcome import Outcome
 from .record import TrialRecord
 from .samplers import make_sampler, population, quiet
 from .space import Space, policy_of
 from .starts import starting_points
-
-DATABASE = "study.db"
 
 
 @dataclass(frozen=True)
@@ -272,33 +270,6 @@ class SearchStudy:
         return self._records[trial.number]
 
 
-def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
-    """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
-    attrs = trial.user_attrs
-    policy = Policy.model_validate(json.loads(attrs["policy"]))
-    states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
-    failure = attrs.get("failure")
-    if trial.state == TrialState.FAIL and failure is None:
-        failure = "the search was interrupted; the policy was queued again"
-    return TrialRecord(
-        number=trial.number,
-        state=states.get(trial.state, "running"),  # type: ignore[arg-type]
-        policy=policy,
-        search=measurements_from(attrs.get("measurements")),
-        report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
-        violations=dict(trial.constraints),
-        failure=failure,
-        seconds=attrs.get("seconds", {}),
-        worker=attrs.get("worker"),
-        shared_from=attrs.get("shared_from"),
-    )
-
-
-def measurements_from(text: str | None) -> dict[str, Measurement]:
-    """Measurements as they stand in an attribute."""
-    return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
-
-
 def parameter(index: int) -> str:
     """Optuna's name for the choice of a layer."""
     return f"layer_{index:02d}"
@@ -311,56 +282,3 @@ def distributions(domains: list[list[LayerChoice]]) -> dict[str, BaseDistributio
         for index, domain in enumerate(domains)
         if len(domain) > 1
     }
-
-
-def storage(path: Path) -> optuna.storages.RDBStorage:
-    """The database of a study.
-
-    Write-ahead logging takes a write from tens of milliseconds to under one, and survives a kill at any instant.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = optuna.storages.RDBStorage(f"sqlite:///{path}", skip_compatibility_check=False)
-
-    @sqlalchemy.event.listens_for(database.engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    database.engine.dispose()
-    return database
-
-
-def open_study(path: Path) -> optuna.Study:
-    """A study as it stands, to read from.
-
-    Raises:
-        StudyError: there is none.
-    """
-    quiet()
-    if not path.exists():
-        raise StudyError(f"{path.parent} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
-    try:
-        names = optuna.get_all_study_names(storage(path))
-        found = [optuna.load_study(study_name=name, storage=storage(path)) for name in names]
-    except (sqlalchemy.exc.DatabaseError, RuntimeError, KeyError) as cause:
-        raise StudyError(f"{path} is not a study's database", [str(cause).splitlines()[0]]) from None
-    if not found or "space" not in found[0].user_attrs:
-        hint = "begin it again: remove the folder, or go on with the same command and `--resume`"
-        raise StudyError(f"{path} holds no search that skipsearch began", [f"studies in it: {len(found)}"], hint)
-    return found[0]
-
-
-def space_of(path: Path) -> Space:
-    """The space that a study was made for, its paths absolute."""
-    return Space.model_validate(open_study(path).user_attrs["space"])
-
-
-def progress_of(path: Path) -> str:
-    """How far a study is, in a few words."""
-    try:
-        study = open_study(path)
-    except StudyError as cause:
-        return cause.what
-    done = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
-    own = sum("shared_from" not in attrs for attrs in done)
-    return f"{own} of {study.user_attrs['space']['search']['trials']} trials"

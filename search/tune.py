@@ -23,12 +23,9 @@ from ..evaluators.base import Measurement, evaluator_class
 from ..policies.policy import Policy
 from .bench import Bench
 from .outcome import Outcome
-from .progress import Progress
 from .proposals import Proposals
-from .record import StudyRecord
-from .results import ENVIRONMENT, environment, start_folder, write_folder
-from .space import LoadedSpace, Space
-from .study import DATABASE, Proposal, SearchStudy
+from .space import Space
+from .study import Proposal, SearchStudy
 from .workers import Pool
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
@@ -106,42 +103,32 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
     return Outcome(measured, outcome.seconds, outcome.failure, f"tune-{result.get('pid', 0)}")
 
 
-def run_tune(loaded: LoadedSpace, folder: Path, name: str | None, resume: bool) -> StudyRecord:
-    """`run_study` with Ray Tune in the place of our own driver; the front is confirmed by the same workers."""
-    from .driver import Driver
+def tune_search(study: SearchStudy, pool: Pool, folder: Path) -> None:
+    """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
 
-    space = loaded.space
-    SearchStudy.check_free(folder / DATABASE, resume)
-    pool = Pool(space)
-    try:
-        described = pool.describe()
-        study = SearchStudy(
-            folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
-        )
-        if not (folder / ENVIRONMENT).exists():
-            start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
-        alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
-        pool.release()
-        searcher = StudySearcher(study)
-        concurrent = 1 if alone else pool.size
-        gpus = {"gpu": pool.gpus} if pool.gpus else {}
-        trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
-        tune.Tuner(
-            tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=ConcurrencyLimiter(searcher, max_concurrent=concurrent),
-                num_samples=searcher.samples,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(folder.resolve()),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=1),
-            ),
-        ).fit()
-        pool.hire()
-        Driver(study, pool, Progress(space.search.trials, space.objectives)).confirm()
-    finally:
-        pool.close()
-    return write_folder(folder)
+    Args:
+        study: Where the trials are.
+        pool: The workers, which give their devices up and take them back after.
+        folder: The study's folder; Tune's own files go to `tune/` in it.
+    """
+    space = study.space
+    pool.release()
+    searcher = StudySearcher(study)
+    alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
+    gpus = {"gpu": pool.gpus} if pool.gpus else {}
+    trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
+    tune.Tuner(
+        tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if alone else pool.size),
+            num_samples=searcher.samples,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    ).fit()
+    pool.hire()

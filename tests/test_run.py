@@ -13,9 +13,9 @@ import searching
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, StudyError
+from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, write_folder
 from skipsearch.search.run import run_study
-from skipsearch.search.study import DATABASE, open_study
 from skipsearch.search.workers import Job, Pool
 
 PATIENCE = 300
