@@ -57,6 +57,8 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
         if entry["policy"]:
             table.add_row(Path(entry["policy"]).stem, *cells(record, entry))
     console.print(table)
+    if not any(entry["policy"] for entry in data["front"]):
+        console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
     console.print(cost_line(record), highlight=False)
