@@ -27,36 +27,34 @@ class Selection:
     Attributes:
         index: Their places in the input, in order, shape (batch, kept); the shorter rows are filled up on the left.
         valid: Which entries are real; None where all are.
+        rows: The row of each entry, shape (batch, 1).
     """
 
     index: Tensor
     valid: Tensor | None
+    rows: Tensor
 
     @classmethod
-    def of(cls, keep: Tensor) -> "Selection":
-        """From a mask over the tokens, shape (batch, tokens)."""
-        counts = keep.sum(dim=1)
-        longest, shortest = int(counts.max()), int(counts.min())
+    def of(cls, keep: Tensor, counts: list[int]) -> "Selection":
+        """From a mask over the tokens, shape (batch, tokens), and the number of tokens that it keeps of each row."""
+        longest, shortest = max(counts), min(counts)
         # A stable sort of 0s and 1s puts what is kept last and leaves the order alone.
         index = keep.int().argsort(dim=1, stable=True)[:, keep.shape[1] - longest :]
-        return cls(index, None if longest == shortest else keep.gather(1, index))
+        rows = torch.arange(len(counts), device=index.device)[:, None]
+        return cls(index, None if longest == shortest else keep.gather(1, index), rows)
 
     def cut(self, tensor: Tensor, dim: int) -> Tensor:
         """The chosen tokens of a tensor whose axis `dim` (negative) runs over tokens and the one before over rows."""
         rows = tensor.movedim((dim - 1, dim), (0, 1))
         # Indexing copies whole tokens, where `take_along_dim` and `gather` look at every number: ten times as fast.
-        chosen = rows.expand(self.index.shape[0], *rows.shape[1:])[self._rows, self.index]
+        chosen = rows.expand(self.index.shape[0], *rows.shape[1:])[self.rows, self.index]
         return chosen.movedim((0, 1), (dim - 1, dim))
 
     def put_back(self, whole: Tensor, part: Tensor) -> Tensor:
         """`whole` (batch, tokens, width) with the chosen tokens replaced by `part` (batch, kept, width)."""
         if self.valid is not None:
             part = torch.where(self.valid[..., None], part, self.cut(whole, -2))
-        return whole.index_put((self._rows, self.index), part.to(whole.dtype))
-
-    @property
-    def _rows(self) -> Tensor:
-        return torch.arange(self.index.shape[0], device=self.index.device)[:, None]
+        return whole.index_put((self.rows, self.index), part.to(whole.dtype))
 
 
 @dataclass
@@ -67,12 +65,16 @@ class Prompt:
         image: Which tokens stand for image features, shape (batch, tokens).
         real: Which tokens are no padding, shape (batch, tokens).
         last: Place of each row's last prompt token, shape (batch,).
+        images: How many image tokens each row has; on the host, so that choosing waits for no device.
+        others: How many other real tokens each row has.
         scores: Attention that each token got when it was last processed, shape (batch, tokens); None before that.
     """
 
     image: Tensor
     real: Tensor
     last: Tensor
+    images: list[int]
+    others: list[int]
     scores: Tensor | None = None
 
     @classmethod
@@ -94,9 +96,11 @@ class Prompt:
         places = torch.arange(tokens, device=image.device)
         stop = torch.full_like(places[:1], tokens) if ends is None else ends.to(image.device)
         in_prompt = real & (places[None] < stop[:, None])
-        return cls(image & in_prompt, real, (in_prompt * places).amax(dim=1))
+        image = image & in_prompt
+        images, others = torch.stack([image.sum(dim=1), (real & ~image).sum(dim=1)]).tolist()
+        return cls(image, real, (in_prompt * places).amax(dim=1), images, others)
 
-    def choose(self, hidden: Tensor, ratio: float, score: str) -> Selection | None:
+    def choose(self, hidden: Tensor, ratio: float, score: str) -> Selection:
         """The tokens that a layer with a token ratio processes: all text, and trunc(ratio * n) of n image tokens.
 
         Args:
@@ -104,17 +108,17 @@ class Prompt:
             ratio: Share of the image tokens.
             score: `attention`, `norm` or `uniform`; see `policy.TokenSelection`.
         """
-        counts = self.image.sum(dim=1)
         # The small term keeps a ratio such as 0.29 of 100 at 29, where the product in binary is a hair less.
-        wanted = (counts.double() * ratio + 1e-9).long()
+        wanted = [int(count * ratio + 1e-9) for count in self.images]
+        limit = torch.tensor(wanted, device=hidden.device)[:, None]
         if score == "norm":
             rank = ranks(hidden.float().norm(dim=-1), self.image)
         elif score == "uniform" or self.scores is None:
-            rank = evenly(self.image, counts, wanted)
+            rank = evenly(self.image, limit)
         else:
             rank = ranks(self.scores, self.image)
-        chosen = self.image & (rank < wanted[:, None])
-        return Selection.of((self.real & ~self.image) | chosen)
+        keep = (self.image & (rank < limit)) | (self.real & ~self.image)
+        return Selection.of(keep, [other + kept for other, kept in zip(self.others, wanted, strict=True)])
 
     def look(self, seen: "Attention", selection: Selection | None) -> None:
         """Take the scores from a layer's attention; tokens that it left out keep the score they had."""
@@ -136,10 +140,10 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
     return order.argsort(dim=1)
 
 
-def evenly(among: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
-    """Rank 0 for `wanted` tokens of the mask at even distances, a rank that is never chosen for the rest."""
+def evenly(among: Tensor, wanted: Tensor) -> Tensor:
+    """Rank 0 for `wanted` (batch, 1) tokens of the mask at even distances, one that is never chosen for the rest."""
     place = among.cumsum(dim=1)
-    share = wanted[:, None].double() / counts[:, None].clamp_min(1)
+    share = wanted.double() / place[:, -1:].clamp_min(1)
     # The i-th of n is chosen where floor(i * k / n) takes a step; the small term as above.
     step = (place * share + 1e-9).floor() > ((place - 1) * share + 1e-9).floor()
     return torch.where(step, 0, among.shape[1])
