@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import lm_eval
 import pytest
@@ -16,7 +15,6 @@ import tiny
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy_model import live_model
 from skipsearch.evaluators.memo import Memo, remembered_features
-from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import NAMED, LayerChoice, Policy
 
@@ -25,14 +23,7 @@ BATCH = 4
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The two models and the paths of all tasks."""
-    folder = tmp_path_factory.mktemp("tiny")
-    subjects = {
-        "llama": load_subject(ModelSpec(id=str(tiny.tiny_llama(folder)), device="cpu")),
-        "llava": load_subject(ModelSpec(id=str(tiny.tiny_llava(folder)), device="cpu")),
-    }
-    tasks = {name: str(path) for name, path in {**tiny.text_tasks(folder), **tiny.image_tasks(folder)}.items()}
-    return SimpleNamespace(**subjects, tasks=tasks, folder=Path(folder))
+    return tiny.world(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)

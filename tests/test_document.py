@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
+from policy_files import HEAD, complaint, load
 
 from skipsearch import Policy
 from skipsearch.policies.document import MAX_BYTES
 from skipsearch.policies.errors import PolicyError
-
-HEAD = "schema: skipsearch/policy/v1\n"
-
-
-def load(tmp_path: Path, text: str | bytes) -> Policy:
-    path = tmp_path / "policy.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return Policy.load(path)
-
-
-def complaint(tmp_path: Path, text: str | bytes) -> str:
-    with pytest.raises(PolicyError) as failure:
-        load(tmp_path, text)
-    return str(failure.value).replace(f"{tmp_path}/", "")
 
 
 @pytest.mark.parametrize(

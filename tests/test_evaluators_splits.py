@@ -9,20 +9,12 @@ import yaml
 import tiny
 from skipsearch.evaluators import accuracy_tasks
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.errors import EvaluatorError
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The two models and the paths of all tasks."""
-    folder = tmp_path_factory.mktemp("tiny")
-    subjects = {
-        "llama": load_subject(ModelSpec(id=str(tiny.tiny_llama(folder)), device="cpu")),
-        "llava": load_subject(ModelSpec(id=str(tiny.tiny_llava(folder)), device="cpu")),
-    }
-    tasks = {name: str(path) for name, path in {**tiny.text_tasks(folder), **tiny.image_tasks(folder)}.items()}
-    return SimpleNamespace(**subjects, tasks=tasks, folder=Path(folder))
+    return tiny.world(tmp_path_factory.mktemp("tiny"))
 
 
 def evaluator(subject, *tasks, **options):

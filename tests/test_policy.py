@@ -8,16 +8,16 @@ import pickle
 import random
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from policy_files import HEAD, complaint, load
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
-from skipsearch.policies.errors import PolicyError, PolicyMismatch
+from skipsearch.policies.errors import PolicyMismatch
 from skipsearch.policies.policy import NAMED
 from skipsearch.policies.schemas import policy_schema
 
@@ -117,20 +117,6 @@ def test_a_policy_fits_its_number_of_layers_only():
 
 
 # The file
-
-HEAD = "schema: skipsearch/policy/v1\n"
-
-
-def load(tmp_path: Path, text: str | bytes) -> Policy:
-    path = tmp_path / "policy.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return Policy.load(path)
-
-
-def complaint(tmp_path: Path, text: str | bytes) -> str:
-    with pytest.raises(PolicyError) as failure:
-        load(tmp_path, text)
-    return str(failure.value).replace(f"{tmp_path}/", "")
 
 
 def random_policy(seed: int) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+
+from skipsearch.evaluators.subject import ModelSpec, load_subject
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>"]
 WORDS = [f"w{index}" for index in range(59)]
@@ -185,3 +188,13 @@ def image_tasks(folder: Path, count: int = 12) -> dict[str, Path]:
         "image_mc": write_task(folder, "image_mc", data, **CHOICES, **image),
         "image_gen": write_task(folder, "image_gen", data, **GENERATE, **image),
     }
+
+
+def world(folder: Path) -> SimpleNamespace:
+    """Both models, loaded, and the paths of all tasks by name."""
+    subjects = {
+        "llama": load_subject(ModelSpec(id=str(tiny_llama(folder)), device="cpu")),
+        "llava": load_subject(ModelSpec(id=str(tiny_llava(folder)), device="cpu")),
+    }
+    tasks = {name: str(path) for name, path in {**text_tasks(folder), **image_tasks(folder)}.items()}
+    return SimpleNamespace(**subjects, tasks=tasks, folder=Path(folder))
