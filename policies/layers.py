@@ -212,7 +212,7 @@ def prove(model: PreTrainedModel, decoder: nn.Module, layers: tuple[DecoderLayer
         return hook
 
     hooks = [layer.module.register_forward_hook(keep(layer), with_kwargs=True) for layer in layers]
-    was_training = decoder.training
+    modes = {module: module.training for module in decoder.modules()}
     decoder.eval()
     try:
         with torch.no_grad():
@@ -223,7 +223,8 @@ def prove(model: PreTrainedModel, decoder: nn.Module, layers: tuple[DecoderLayer
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         raise ModelError(f"the layers of {type(model).__name__} cannot be checked", [reason], UNKNOWN) from cause
     finally:
-        decoder.train(was_training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     if wrong:

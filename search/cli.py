@@ -268,10 +268,12 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 
 def report_verb(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
+    from .database import DATABASE
     from .results import write_folder
     from .summary import print_summary, summary_data
 
-    folder = Path(options.study) if Path(options.study).is_dir() else options.out / options.study
+    given, named = Path(options.study), options.out / options.study
+    folder = given if (given / DATABASE).exists() or (given.is_dir() and not named.is_dir()) else named
     record = write_folder(folder)
     if options.json:
         print(json.dumps(summary_data(record, folder)))

@@ -23,6 +23,7 @@ class Proposals:
         self._under_way: set[str] = set()
         self._twins: defaultdict[str, list[Proposal]] = defaultdict(list)
         self._failures = 0
+        self._failed: dict[str, Proposal] = {}
         self._exhausted = False
 
     @property
@@ -31,7 +32,7 @@ class Proposals:
         under_way = len(self._under_way)
         if self.study.dense_measurements() is None and under_way:
             return False
-        if self._exhausted or self.study.known + under_way >= self.study.size:
+        if self._exhausted or self.study.known + len(self._failed) + under_way >= self.study.size:
             return False
         return self.study.measured() + under_way < self.study.space.search.trials
 
@@ -48,6 +49,9 @@ class Proposals:
             if twin is not None:
                 outcome = Outcome(twin.search, twin.seconds, worker=twin.worker)
                 self.study.tell(proposal, outcome, shared_from=twin.number)
+            elif fingerprint in self._failed:
+                first = self._failed[fingerprint].number
+                self.study.tell(proposal, Outcome(failure=f"failed as trial {first}"), shared_from=first)
             elif fingerprint in self._under_way:
                 self._twins[fingerprint].append(proposal)
             else:
@@ -67,6 +71,8 @@ class Proposals:
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
             self.study.tell(twin, outcome, shared_from=proposal.number)
         self._failures = self._failures + 1 if outcome.failure else 0
+        if outcome.failure:
+            self._failed[proposal.policy.fingerprint] = proposal
         if outcome.failure and proposal.policy.is_dense:
             hint = "mend the cause and go on with `--resume`"
             raise RunError("the dense model could not be measured", [outcome.failure], hint)

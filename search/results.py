@@ -201,7 +201,7 @@ def measured(entry: Measurement, dense: Measurement | None, split: Split | None)
 
 
 def start_folder(folder: Path, text: str, facts: Mapping[str, Any]) -> None:
-    """Write the run's own input and environment, before anything is measured."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the run's own input and, for the first run of a study, its environment, before anything is measured."""
     (folder / SPACE).write_text(text, encoding="utf-8")
-    (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if not (folder / ENVIRONMENT).exists():
+        (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

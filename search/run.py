@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from ..policies.errors import StudyError
 from .database import DATABASE
 from .record import StudyRecord
-from .results import ENVIRONMENT, environment, start_folder, write_folder
+from .results import environment, start_folder, write_folder
 from .space import LoadedSpace
+
+if TYPE_CHECKING:
+    from .progress import Progress
+    from .study import SearchStudy
+    from .workers import Pool
 
 
 def run_study(
@@ -29,7 +37,6 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .driver import Driver
     from .progress import Progress
     from .study import SearchStudy
     from .workers import Pool
@@ -40,22 +47,50 @@ def run_study(
         pool = Pool(space)
         try:
             described = pool.describe()
-            study = SearchStudy(
-                folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
-            )
-            if not (folder / ENVIRONMENT).exists():
+            space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
+            with only_writer(folder):
+                study = SearchStudy(
+                    folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
+                )
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
-            driver = Driver(study, pool, progress)
-            if space.workers.runner == "tune":
-                from .tune import tune_search
-
-                tune_search(study, pool, folder)
-            else:
-                driver.search()
-            driver.confirm()
+                search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()
     return write_folder(folder)
+
+
+def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:
+    """Spend the budget of trials, through Ray Tune where the space says so, and confirm the front."""
+    from .driver import Driver
+
+    driver = Driver(study, pool, progress)
+    if study.space.workers.runner == "tune":
+        from .tune import tune_search
+
+        tune_search(study, pool, folder, progress)
+    else:
+        driver.search()
+    driver.confirm()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a study for one search at a time; the lock goes with the process, however that ends.
+
+    Raises:
+        StudyError: another search holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        hint = "wait for it to end, or give this one another name with `--name`"
+        raise StudyError(f"another search is writing to {folder}", hint=hint) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ..evaluators.subject import ModelSpec
 from ..policies.errors import SpaceError
 from ..policies.policy import KEEP, LAST_LAYER, NAMED, LayerChoice, Policy, Ratio, TokenSelection
 from ..policies.wording import nearest, short
+from .content import by_content
 
 SCHEMA: Final = "skipsearch/space/v1"
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
@@ -168,7 +169,7 @@ class Workers(Part):
     """Who measures.
 
     Attributes:
-        count: Models loaded at the same time; `auto` is one a GPU, or one a core.
+        count: Models loaded at the same time; `auto` is as many as the nodes have room for, by `cpus` and `gpus`.
         gpus: GPUs of each worker.
         cpus: Cores of each worker, which is also its number of threads.
         address: A Ray cluster; none starts a local one.
@@ -242,9 +243,12 @@ class Space(Part):
         return domains
 
     def fingerprint(self) -> str:
-        """Equal for spaces whose trials can stand in one study: all but the number of trials and the workers."""
+        """Equal for spaces whose trials can stand in one study: all but the number of trials and the workers.
+
+        Local models and tasks count by what they contain, wherever they lie.
+        """
         data = self.model_dump(mode="json", exclude={"workers": True, "search": {"trials", "max_failures"}})
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(by_content(data), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class LoadedSpace(Part):

@@ -77,7 +77,11 @@ class SearchStudy:
             self.study = self._opened(path, name)
             self._begin()
         self._records: dict[int, TrialRecord] = {}
-        self._told = {record.policy.fingerprint: record for record in self.records() if record.state == "complete"}
+        self._told: dict[str, TrialRecord] = {}
+        for record in self.records():
+            if record.state == "complete":
+                self._told.setdefault(record.policy.fingerprint, record)
+        self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
         self._finish_interrupted()
 
     @staticmethod
@@ -122,7 +126,6 @@ class SearchStudy:
         """Note what the study is about, and queue the dense model, which is trial 0, and the rules."""
         self.study.set_user_attr("facts", self._facts())
         self.study.set_user_attr("model_id", self.model_id)
-        self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.set_metric_names(list(self.space.objectives))

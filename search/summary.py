@@ -84,8 +84,9 @@ def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) ->
         plain = absolute or unit_of(name) == "fraction" or figure["share"] is None
         line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
         if name in record.dense.report:
-            stderr = f" ± {figure['report_stderr']:.3f}" if figure.get("report_stderr") is not None else ""
-            line.append(f"{figure['report']:.3f}{stderr}" if "report" in figure else "not confirmed")
+            stderr = f" ± {100 * figure['report_stderr']:.1f}" if figure.get("report_stderr") is not None else ""
+            told = amount(figure["report"], unit_of(name)) + stderr if "report" in figure else "not confirmed"
+            line.append(told)
     return line
 
 

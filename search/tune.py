@@ -8,21 +8,29 @@ tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, r
 ).fit()
 """
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 # Tune writes a file for each logger and trial unless it is told not to; the study holds everything already.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Ctrl-C ends a search here as it does without Tune, and relative paths in a task stay what they are.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from ..evaluators.base import Measurement, evaluator_class
+from ..policies.errors import SkipsearchError
 from ..policies.policy import Policy
 from .bench import Bench
+from .database import measurements_from
 from .outcome import Outcome
+from .progress import Progress
 from .proposals import Proposals
 from .space import Space
 from .study import Proposal, SearchStudy
@@ -37,12 +45,14 @@ class StudySearcher(Searcher):
 
     Args:
         study: The study, which stays the only truth about the search.
+        progress: Who tells the user; None keeps it silent.
     """
 
-    def __init__(self, study: SearchStudy) -> None:
+    def __init__(self, study: SearchStudy, progress: Progress | None = None) -> None:
         first, direction = next(iter(study.space.objectives.items()))
         super().__init__(metric=first, mode="max" if direction == "maximize" else "min")
         self.study = study
+        self.progress = progress
         self.proposals = Proposals(study)
         self._running: dict[str, Proposal] = {}
 
@@ -57,13 +67,21 @@ class StudySearcher(Searcher):
         if proposal is None:
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = proposal
-        return {"policy": proposal.policy.document()}
+        dense = self.study.dense_measurements() or {}
+        plain = {name: asdict(measurement) for name, measurement in dense.items()}
+        return {"policy": proposal.policy.document(), "dense": json.dumps(plain)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study what came of it; a trial whose process was lost has no result."""
         proposal = self._running.pop(trial_id)
         lost = Outcome(failure="its process was lost")
         self.proposals.finish(proposal, outcome_of(result) if result and not error else lost)
+        if self.progress is not None:
+            self.progress.update(self.study.records(), self.study.measured())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of its searcher on disk, which never searches and so has nothing to show."""
+        return {**self.__dict__, "progress": None}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: all state lives in the study."""
@@ -78,12 +96,19 @@ class PolicyTrainable(tune.Trainable):
     def setup(  # type: ignore[override]  # tune.with_parameters passes the others
         self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
     ) -> None:
-        """Load the model."""
-        self.bench = Bench(Space.model_validate(space), threads)
+        """Load the model; what is wrong with it becomes the failure of the trial, in its own words."""
+        self.bench: Bench | None = None
+        try:
+            self.bench = Bench(Space.model_validate(space), threads)
+        except SkipsearchError as cause:
+            self.failure = "; ".join([cause.what, *cause.details])
 
     def step(self) -> dict[str, Any]:
         """Measure the policy of the configuration."""
-        outcome = self.bench.measure(Policy.model_validate(self.config["policy"]), list(self.bench.space.evaluate))
+        if self.bench is None:
+            return {"outcome": Outcome(failure=self.failure), "done": True}
+        policy, names = Policy.model_validate(self.config["policy"]), list(self.bench.space.evaluate)
+        outcome = self.bench.measure(policy, names, dense=measurements_from(self.config["dense"]) or None)
         values = {name: entry.value for name, entry in outcome.measurements.items()}
         return {**values, "outcome": outcome, "done": True}
 
@@ -103,17 +128,18 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
     return Outcome(measured, outcome.seconds, outcome.failure, f"tune-{result.get('pid', 0)}")
 
 
-def tune_search(study: SearchStudy, pool: Pool, folder: Path) -> None:
+def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress | None = None) -> None:
     """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
 
     Args:
         study: Where the trials are.
         pool: The workers, which give their devices up and take them back after.
         folder: The study's folder; Tune's own files go to `tune/` in it.
+        progress: Who tells the user; None keeps it silent.
     """
     space = study.space
     pool.release()
-    searcher = StudySearcher(study)
+    searcher = StudySearcher(study, progress)
     alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
     gpus = {"gpu": pool.gpus} if pool.gpus else {}
     trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ..evaluators.base import Measurement, Split
 from ..policies.errors import RunError, SkipsearchError, StudyError
@@ -116,7 +116,8 @@ class Pool:
         except RayTaskError as cause:
             raise self._reason(cause) from None
         except GetTimeoutError:
-            raise RunError(f"the workers did not load the model within {self.seconds:.0f} s") from None
+            hint = "see whether the cluster is busy with other work: `ray status`; or lower `workers.count`"
+            raise RunError(f"not every worker had loaded the model after {self.seconds:.0f} s", hint=hint) from None
         except RayError as cause:
             hint = "a worker needs the memory of one model: lower `workers.count`, or take a smaller dtype"
             raise RunError("a worker died while it loaded the model", [first_line(cause)], hint) from None
@@ -153,14 +154,14 @@ class Pool:
             index, job = self._running.pop(done[0])
             try:
                 outcome = ray.get(done[0])
-            except RayActorError as cause:
+            except RayTaskError as cause:
+                outcome = Outcome(failure=first_line(self._reason(cause)))
+            except RayError as cause:  # Died, was killed for its memory, or its answer was lost.
                 job.attempts += 1
                 if job.attempts < 2:
                     self._send(index, job)
                     continue
                 outcome = Outcome(failure=f"its worker was lost twice: {first_line(cause)}")
-            except RayTaskError as cause:
-                outcome = Outcome(failure=first_line(self._reason(cause)))
             self._idle.append(index)
             self._idle.sort()
             return job, Outcome(outcome.measurements, outcome.seconds, outcome.failure, f"worker-{index}")
@@ -203,8 +204,8 @@ def shape(workers: Workers) -> tuple[int, float]:
     """
     have = available()
     gpus = (1.0 if have["GPU"] else 0.0) if workers.gpus == "auto" else workers.gpus
-    by_cpu = int(have["CPU"] // workers.cpus)
-    fits = min(by_cpu, int(have["GPU"] / gpus)) if gpus else by_cpu
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = sum(room(node, workers.cpus, gpus) for node in nodes)
     wanted = 1 if workers.count == "auto" else workers.count
     if fits < wanted:
         raise StudyError(
@@ -216,6 +217,12 @@ def shape(workers: Workers) -> tuple[int, float]:
             "lower `workers.count`, `workers.cpus` or `workers.gpus`",
         )
     return (fits if workers.count == "auto" else workers.count), gpus
+
+
+def room(node: dict[str, float], cpus: int, gpus: float) -> int:
+    """How many workers fit on one node."""
+    by_cpu = int(node.get("CPU", 0.0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0.0) / gpus)) if gpus else by_cpu
 
 
 def available(patience: float = 10.0) -> dict[str, float]:

@@ -29,6 +29,7 @@ workers: {count: 1}
 
 def tiny_space(folder: Path) -> Path:
     """Write a model, a task and a space; gives the space's path."""
+    folder.mkdir(exist_ok=True)
     tiny.tiny_llava(folder)
     tiny.image_tasks(folder, 16)
     path = folder / "tiny.yaml"

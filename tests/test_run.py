@@ -15,7 +15,7 @@ from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, StudyError
 from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, write_folder
-from skipsearch.search.run import run_study
+from skipsearch.search.run import only_writer, run_study
 from skipsearch.search.workers import Job, Pool
 
 PATIENCE = 300
@@ -144,10 +144,11 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     assert len(measured) == len(set(measured)) == 12
 
 
-def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path):
+@pytest.mark.parametrize("runner", ["actors", "tune"])
+def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner):
     database = tmp_path / "tiny" / DATABASE
     process = subprocess.Popen(
-        command(path, tmp_path, "--trials", "500"),
+        command(path, tmp_path, "--trials", "500", "--set", f"workers.runner={runner}"),
         env=own_ray(),
         stderr=subprocess.PIPE,
         text=True,
@@ -177,6 +178,25 @@ def test_a_lost_worker_is_tried_once_more_then_fails_with_the_reason(path):
         assert "lost twice" in outcome.failure
     finally:
         pool.release()
+
+
+@pytest.mark.parametrize("runner", ["actors", "tune"])
+def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner):
+    """Dense is measured in full; the others stop at the bound, and the report says that nothing was found."""
+    changes = {
+        "evaluate": "{flops: , latency: {new_tokens: 2, repeats: 1, warmup: 0}}",
+        "objectives": "{prefill_flops: minimize, ttft_ms: minimize}",
+        "constraints": "{prefill_flops: '<= 10'}",
+    }
+    loaded = searching.loaded(path, **changes, workers__count=2, workers__runner=runner, search__trials=4)
+    record = run_study(loaded, tmp_path / "tiny", shown=False)
+    assert "ttft_ms" in record.dense.search and record.front == ()
+    assert all("ttft_ms" not in trial.search for trial in record.trials[1:])
+
+
+def test_one_search_at_a_time_writes_to_a_study(path, tmp_path):
+    with only_writer(tmp_path / "tiny"), pytest.raises(StudyError, match="another search is writing"):
+        run_study(searching.loaded(path), tmp_path / "tiny", shown=False)
 
 
 def test_a_fault_of_one_policy_is_its_own(path):

@@ -141,6 +141,30 @@ def test_a_failed_dense_model_ends_the_search(path, tmp_path):
     assert caught.value.details == ("out of memory",)
 
 
+def test_a_failed_policy_is_not_tried_again_in_the_same_run(path, tmp_path):
+    study = open_study(path, tmp_path, layers="[{range: 0, choices: [keep, skip_ffn, skip_layer]}]", search__trials=50)
+    proposals, asked = Proposals(study), []
+    while (proposal := proposals.next()) is not None:
+        asked.append(proposal.policy.fingerprint)
+        bad = proposal.policy.choice(0).skips_layer
+        proposals.finish(proposal, Outcome(failure="accuracy is nan") if bad else measured(proposal.policy))
+    assert len(asked) == len(set(asked)) == 3
+
+
+def test_another_model_at_the_same_path_is_another_study(tmp_path):
+    place = searching.tiny_space(tmp_path)
+    before = searching.loaded(place).space.fingerprint()
+    (tmp_path / "llava" / "config.json").write_text((tmp_path / "llava" / "config.json").read_text() + " ")
+    assert searching.loaded(place).space.fingerprint() != before
+
+
+def test_a_study_that_was_moved_is_the_same(tmp_path):
+    place = searching.tiny_space(tmp_path / "here")
+    before = searching.loaded(place).space.fingerprint()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert searching.loaded(tmp_path / "there" / "tiny.yaml").space.fingerprint() == before
+
+
 def test_failures_do_not_end_a_search_but_too_many_in_a_row_do(path, tmp_path):
     study = open_study(path, tmp_path, search__max_failures=3)
     proposals = Proposals(study)
