@@ -218,6 +218,8 @@ def prove(model: PreTrainedModel, decoder: nn.Module, layers: tuple[DecoderLayer
         with torch.no_grad():
             decoder(inputs_embeds=random_embeddings(model), use_cache=False)
             wrong = [layer for layer in layers if layer.index not in seen or not matches(layer, *seen[layer.index])]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as cause:
         # Whatever a family that we do not know raises, the user needs to read that it is not supported.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
