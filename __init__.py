@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .policies.apply import PolicyHandle, apply_policy
+    from .policies.choice import LayerChoice
     from .policies.errors import SkipsearchError
-    from .policies.policy import LayerChoice, Policy
+    from .policies.policy import Policy
     from .search.run import run_study
     from .search.space import Space
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "LayerChoice": ".policies.policy",
+    "LayerChoice": ".policies.choice",
     "Policy": ".policies.policy",
     "PolicyHandle": ".policies.apply",
     "SkipsearchError": ".policies.errors",

@@ -8,97 +8,34 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from .choice import KEEP, LayerChoice, Part
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 
 SCHEMA: Final = "skipsearch/policy/v1"
-
-Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 LAST_LAYER = 9999
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 Score = Literal["attention", "norm", "uniform"]
 
-
-class Part(BaseModel):
-    """Base of everything that stands in a policy file: frozen, and no key is ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class LayerChoice(Part):
-    """What one decoder layer does; a key that is left out means what the dense layer does.
-
-    Attributes:
-        attention: Run the attention sublayer or skip it with its norm; a skipped one stores no keys and values.
-        ffn: Run the feed-forward sublayer or skip it with its norm.
-        wiring: `parallel` feeds both sublayers the layer's input.
-        token_ratio: Share of the image tokens, 0 to 1, that the layer processes.
-    """
-
-    attention: Literal["run", "skip"] = "run"
-    ffn: Literal["run", "skip"] = "run"
-    wiring: Literal["sequential", "parallel"] = "sequential"
-    token_ratio: Ratio | None = None
-
-    @property
-    def is_keep(self) -> bool:
-        """True where the layer does all that the dense layer does."""
-        return self.canonical() == KEEP
-
-    @property
-    def skips_layer(self) -> bool:
-        """True where neither sublayer runs."""
-        return self.attention == self.ffn == "skip"
-
-    @property
-    def label(self) -> str:
-        """The choice in the words of a search space, such as `skip_ffn` or `token_ratio 0.5`."""
-        parts = []
-        if self.skips_layer:
-            parts = ["skip_layer"]
-        elif "skip" in (self.attention, self.ffn):
-            parts = ["skip_attention" if self.attention == "skip" else "skip_ffn"]
-        elif self.wiring == "parallel":
-            parts = ["parallel"]
-        if self.token_ratio is not None:
-            parts.append(f"token_ratio {self.token_ratio:g}")
-        return " + ".join(parts) or "keep"
-
-    def canonical(self) -> "LayerChoice":
-        """The one spelling of what this choice computes: what has no effect is left out."""
-        ratio = None if self.token_ratio in (None, 1.0) or self.skips_layer else abs(self.token_ratio)
-        wiring = self.wiring if self.attention == self.ffn == "run" else "sequential"
-        return LayerChoice(attention=self.attention, ffn=self.ffn, wiring=wiring, token_ratio=ratio)
-
-    def document(self) -> dict[str, Any]:
-        """The keys that differ from keep."""
-        return self.model_dump(exclude_defaults=True)
-
-
-KEEP = LayerChoice()
-NAMED: Mapping[str, LayerChoice] = {
-    "keep": KEEP,
-    "skip_ffn": LayerChoice(ffn="skip"),
-    "skip_attention": LayerChoice(attention="skip"),
-    "skip_layer": LayerChoice(attention="skip", ffn="skip"),
-    "parallel": LayerChoice(wiring="parallel"),
-}
+NO_IMAGE = LayerChoice(token_ratio=0.0)
+SKIP_IMAGE = LayerChoice(attention="skip", ffn="skip", tokens="image")
 
 
 class TokenSelection(Part):
     """How the image tokens of a layer with a token ratio are ranked.
 
     Attributes:
-        score: `attention` (of the last prompt token, mean of heads, in the nearest earlier layer that has attention; a
-            token that such a layer left out keeps the score it had; where there is no earlier one, as `uniform`),
-            `norm` (of the token's hidden state) or `uniform` (every k-th).
-        reselect: `each_layer` lets a token that one layer left out come back in the next.
+        score: `attention` (of the last prompt token, mean of heads, in the nearest earlier layer in which it attends to
+            image tokens; a token that such a layer left out keeps the score it had; where there is no earlier one, as
+            `uniform`), `norm` (of the token's hidden state) or `uniform` (every k-th).
+        reselect: `each_layer` lets a token that one layer left out come back in the next; `once` removes it for good,
+            from all later layers, those without a ratio too.
     """
 
     score: Score = "attention"
-    reselect: Literal["each_layer"] = "each_layer"
+    reselect: Literal["each_layer", "once"] = "each_layer"
 
 
 class ModelRef(Part):
@@ -197,10 +134,17 @@ class Policy(Part):
     def canonical(self) -> Self:
         """The one spelling of what this policy computes; measurements and provenance stay."""
         kept = {index: choice.canonical() for index, choice in sorted(self.layers.items())}
+        if self.token_selection.reselect == "once":
+            kept = falling(kept)
+        else:
+            # A layer that image tokens skip is one that processes none of them.
+            kept = {index: NO_IMAGE if choice == SKIP_IMAGE else choice for index, choice in kept.items()}
         layers = {index: choice for index, choice in kept.items() if choice != KEEP}
-        # Where no image token is kept at all, there is nothing to rank.
-        selects = any(choice.token_ratio for choice in layers.values())
-        selection = self.token_selection if selects else TokenSelection()
+        ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
+        selection = self.token_selection if ratios else TokenSelection()
+        if not any(ratios):
+            # Where no image token is kept at all, there is nothing to rank.
+            selection = TokenSelection(reselect=selection.reselect)
         return self.model_copy(update={"layers": layers, "token_selection": selection})
 
     @property
@@ -272,6 +216,19 @@ class Policy(Part):
     def save(self, path: str | Path) -> None:
         """Write the policy file."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+
+def falling(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:
+    """Canonical choices without the ratios that remove nothing, where what one layer removed does not come back."""
+    least, found = 1.0, {}
+    for index, choice in layers.items():
+        ratio = choice.token_ratio
+        if ratio is not None and ratio >= least:
+            choice = choice.model_copy(update={"token_ratio": None}).canonical()
+        elif ratio is not None:
+            least = ratio
+        found[index] = choice
+    return found
 
 
 def tidy(value: Any) -> Any:

@@ -9,7 +9,8 @@ from itertools import groupby
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ..policies.policy import LayerChoice, Measured, Policy
+from ..policies.choice import LayerChoice
+from ..policies.policy import Measured, Policy
 
 # Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
 COLOURS = {

@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..evaluators.base import Metric, available, evaluator_class
+from ..policies.choice import KEEP
 from ..policies.document import Document, Problem
 from ..policies.errors import EvaluatorError, PolicyError, SpaceError
-from ..policies.policy import KEEP, LAST_LAYER, Policy
+from ..policies.policy import LAST_LAYER, Policy
 from ..policies.policy import SCHEMA as POLICY_SCHEMA
 from ..policies.wording import Key, dotted, nearest, short
 from .space import SCHEMA, LoadedSpace, Space

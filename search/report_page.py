@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from ..evaluators.base import Measurement, Split
-from ..policies.policy import LayerChoice
+from ..policies.choice import LayerChoice
 from .front import percent_of_dense
 from .layermap import COLOURS, amount, cell, phrase, points
 from .record import StudyRecord, TrialRecord

@@ -11,8 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from ..evaluators.base import Direction, Metric, evaluator_class
 from ..evaluators.subject import ModelSpec
+from ..policies.choice import KEEP, NAMED, LayerChoice, Ratio
 from ..policies.errors import SpaceError
-from ..policies.policy import KEEP, LAST_LAYER, NAMED, LayerChoice, Policy, Ratio, TokenSelection
+from ..policies.policy import LAST_LAYER, Policy, TokenSelection
 from ..policies.wording import nearest, short
 from .content import by_content
 

@@ -6,7 +6,7 @@ layer K on (FastV, arXiv:2403.06764). They give every sampler a first front to i
 
 from fractions import Fraction
 
-from ..policies.policy import KEEP, LayerChoice
+from ..policies.choice import KEEP, LayerChoice
 
 # Where the rule begins, as a share of the depth: mild ones first, so that the first trials are useful.
 BEGINNINGS = (Fraction(3, 4), Fraction(1, 2), Fraction(7, 8), Fraction(1, 4), Fraction(0))

@@ -20,8 +20,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..evaluators.base import Measurement
+from ..policies.choice import KEEP, LayerChoice
 from ..policies.errors import StudyError
-from ..policies.policy import KEEP, LayerChoice, Policy
+from ..policies.policy import Policy
 from .database import storage, trial_record
 from .front import objective_value
 from .outcome import Outcome

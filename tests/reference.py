@@ -14,7 +14,8 @@ import transformers as t
 from torch import Tensor, nn
 
 from families import IMAGE, Family, run
-from skipsearch.policies.policy import LayerChoice, Policy
+from skipsearch.policies.choice import LayerChoice
+from skipsearch.policies.policy import Policy
 
 
 def reference(model: t.PreTrainedModel, family: Family, policy: Policy, row: dict[str, Tensor], end: int) -> Tensor:

@@ -16,7 +16,8 @@ from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy_model import live_model
 from skipsearch.evaluators.memo import Memo, remembered_features
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.policy import NAMED, LayerChoice, Policy
+from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.policy import Policy
 
 BATCH = 4
 

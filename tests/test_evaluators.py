@@ -19,8 +19,9 @@ from skipsearch.evaluators.base import BUILT_IN, Metric, Options, available, eva
 from skipsearch.evaluators.prompts import fixed_input, generate
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
+from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.errors import EvaluatorError, ModelError
-from skipsearch.policies.policy import NAMED, LayerChoice, Policy
+from skipsearch.policies.policy import Policy
 
 UNITS = {"fraction", "flops", "ms", "bytes"}
 

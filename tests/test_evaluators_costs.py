@@ -15,8 +15,9 @@ from skipsearch.evaluators.memory import MemoryEvaluator
 from skipsearch.evaluators.prompts import PromptOptions, fixed_input, image_placeholder, made_up_prompt
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
+from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.errors import EvaluatorError
-from skipsearch.policies.policy import NAMED, LayerChoice, Policy, TokenSelection
+from skipsearch.policies.policy import Policy, TokenSelection
 
 IMAGE_TOKENS = (tiny.IMAGE_SIZE // tiny.PATCH_SIZE) ** 2
 

@@ -7,7 +7,8 @@ from importlib.resources import files
 import pytest
 from rich.console import Console
 
-from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Measured, ModelRef, Policy, Provenance
+from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance
 from skipsearch.search.layermap import COLOURS, amount, cell, describe, layer_map, phrase, points
 
 POLICY = Policy.of(

@@ -17,8 +17,8 @@ from policy_files import HEAD, complaint, load
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
+from skipsearch.policies.choice import NAMED
 from skipsearch.policies.errors import PolicyMismatch
-from skipsearch.policies.policy import NAMED
 from skipsearch.policies.schemas import policy_schema
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
-from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Policy
+from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.policy import Policy
 from skipsearch.search.figures import card, dots, planes, staircase
 from skipsearch.search.front import feasible_points, front_trials, history, percent_of_dense, reference_point
 from skipsearch.search.record import State, StudyRecord, TrialRecord

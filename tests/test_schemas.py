@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from skipsearch.policies.policy import NAMED, LayerChoice, Policy
+from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.policy import Policy
 from skipsearch.search.reading import shipped_spaces
 from skipsearch.search.schemas import FILES, text_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
-from skipsearch.policies.policy import KEEP, NAMED, LayerChoice
 from skipsearch.search.reading import load_space, shipped_spaces, space_path
 from skipsearch.search.space import Constraint, LayerRule, Space
 

@@ -6,8 +6,9 @@ import pytest
 import searching
 
 from skipsearch.evaluators.base import Measurement
+from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
-from skipsearch.policies.policy import KEEP, NAMED, LayerChoice, Policy
+from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import not_finite
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.proposals import Proposals

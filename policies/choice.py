@@ -1,0 +1,102 @@
+"""What one decoder layer does under a policy, as a frozen value."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
+
+
+class Part(BaseModel):
+    """Base of everything that stands in a policy file: frozen, and no key is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class LayerChoice(Part):
+    """What one decoder layer does; a key that is left out means what the dense layer does.
+
+    Attributes:
+        attention: Run the attention sublayer or skip it with its norm; a skipped one stores no keys and values.
+        ffn: Run the feed-forward sublayer or skip it with its norm.
+        wiring: `parallel` feeds both sublayers the layer's input.
+        norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
+        token_ratio: Share of the image tokens, 0 to 1, that the layer processes.
+        phase: When the choice holds: in `prefill`, in `decode`, or in `both`; otherwise the layer is dense.
+        tokens: Whom the choice concerns: `all`, the `image` tokens, or the others (`text`, generated ones among them);
+            the rest has the full layer.
+    """
+
+    attention: Literal["run", "skip"] = "run"
+    ffn: Literal["run", "skip"] = "run"
+    wiring: Literal["sequential", "parallel"] = "sequential"
+    norm: Literal["own", "shared"] = "own"
+    token_ratio: Ratio | None = None
+    phase: Literal["both", "prefill", "decode"] = "both"
+    tokens: Literal["all", "image", "text"] = "all"
+
+    @property
+    def is_keep(self) -> bool:
+        """True where the layer does all that the dense layer does."""
+        return self.canonical() == KEEP
+
+    @property
+    def skips_layer(self) -> bool:
+        """True where neither sublayer runs for those whom the choice concerns."""
+        return self.attention == self.ffn == "skip"
+
+    @property
+    def label(self) -> str:
+        """The choice in the words of a search space, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
+        parts = []
+        if self.skips_layer:
+            parts = ["skip_layer"]
+        elif "skip" in (self.attention, self.ffn):
+            parts = ["skip_attention" if self.attention == "skip" else "skip_ffn"]
+        elif self.wiring == "parallel":
+            parts = ["parallel" if self.norm == "own" else "parallel, shared norm"]
+        scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
+        if parts and scope:
+            parts[0] += f" ({', '.join(scope)})"
+        if self.token_ratio is not None:
+            parts.append(f"token_ratio {self.token_ratio:g}")
+        return " + ".join(parts) or "keep"
+
+    def canonical(self) -> "LayerChoice":
+        """The one spelling of what this choice computes: what has no effect is left out."""
+        # Image tokens stand in the prompt alone.
+        nobody = self.tokens == "image" and self.phase == "decode"
+        parallel = self.wiring == "parallel" and self.attention == self.ffn == "run"
+        changes = not nobody and (parallel or "skip" in (self.attention, self.ffn))
+        chooses = self.token_ratio not in (None, 1.0) and self.phase != "decode" and self.tokens != "text"
+        if self.skips_layer and self.tokens != "text":
+            chooses = False
+        ratio = abs(self.token_ratio) if chooses and self.token_ratio is not None else None
+        if ratio == 0 and self.tokens == "image":
+            changes = False
+        if not changes:
+            return LayerChoice(token_ratio=ratio)
+        return LayerChoice(
+            attention=self.attention,
+            ffn=self.ffn,
+            wiring=self.wiring if parallel else "sequential",
+            norm=self.norm if parallel else "own",
+            token_ratio=ratio,
+            phase="both" if self.tokens == "image" else self.phase,
+            tokens=self.tokens,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The keys that differ from keep."""
+        return self.model_dump(exclude_defaults=True)
+
+
+KEEP = LayerChoice()
+NAMED: Mapping[str, LayerChoice] = {
+    "keep": KEEP,
+    "skip_ffn": LayerChoice(ffn="skip"),
+    "skip_attention": LayerChoice(attention="skip"),
+    "skip_layer": LayerChoice(attention="skip", ffn="skip"),
+    "parallel": LayerChoice(wiring="parallel"),
+}
