@@ -1,6 +1,6 @@
 """Running a transformers model under a policy, and taking it off again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .choice import LayerChoice
 from .errors import PolicyError, PolicyMismatch
-from .layers import decoder_layers
+from .layers import DecoderLayer, decoder_layers
 from .policy import Policy
-from .tokens import Prompt, image_token_ids
+from .tokens import EVERYONE, Prompt, image_token_ids, scope
 from .wrap import Forward, WrappedLayer
 
 MARK = "_skipsearch_policy"
@@ -26,7 +27,7 @@ class PolicyHandle:
         policy: The policy, in canonical form.
         prompt_ends: One past the place of each row's last prompt token in the padded input, shape (batch,). To be set
             before a forward that scores a prompt and an answer together, so that the prompt alone selects image
-            tokens; None where the whole input is prompt.
+            tokens, and the answer is of the decode phase; None where the whole input is prompt.
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
@@ -73,7 +74,7 @@ class PolicyHandle:
     def _install(self) -> None:
         for wrapped in self._wrapped:
             wrapped.install()
-        if any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped):
+        if any(wrapped.steady is None for wrapped in self._wrapped):
             before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
             after = self.model.register_forward_hook(self._leave, always_call=True)
             self._hooks = [before, after]
@@ -131,20 +132,70 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> l
         layers = decoder_layers(model)
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
-    selecting = [index for index, choice in enumerate(choices) if choice.token_ratio is not None]
-    if selecting and not image_token_ids(model):
-        raise PolicyMismatch(
-            f"a token ratio has nothing to choose from in {type(model).__name__}, which has no image tokens",
-            [f"layer {selecting[0]} has token_ratio {choices[selecting[0]].token_ratio}"],
-            "leave token_ratio out of policies and spaces for text models",
-        )
-    scored: set[int] = set()
-    if policy.token_selection.score == "attention":
-        attends = [index for index, choice in enumerate(choices) if choice.attention == "run"]
-        ranking = [index for index in selecting if choices[index].token_ratio]
-        scored = {max((a for a in attends if a < index), default=-1) for index in ranking} - {-1}
+    for layer, choice in zip(layers, choices, strict=True):
+        check_kind(layer, choice)
+    check_images(model, choices)
+    scored = scored_layers(policy, layers)
+    removed = first_removal(policy, choices)
     return [
-        WrappedLayer(layer, choice, policy.token_selection.score, layer.index in scored, shared)
+        WrappedLayer(layer, choice, policy.token_selection, layer.index in scored, shared)
         for layer, choice in zip(layers, choices, strict=True)
-        if not choice.is_keep or layer.index in scored
+        if not choice.is_keep or layer.index in scored or layer.index > removed
     ]
+
+
+def check_images(model: PreTrainedModel, choices: list[LayerChoice]) -> None:
+    """Refuse choices about image tokens where there are none.
+
+    Raises:
+        PolicyMismatch: naming the first such choice.
+    """
+    about = [
+        index for index, choice in enumerate(choices) if choice.token_ratio is not None or choice.tokens == "image"
+    ]
+    if about and not image_token_ids(model):
+        raise PolicyMismatch(
+            f"a choice about image tokens is nothing in {type(model).__name__}, which has none",
+            [f"layer {about[0]} has {choices[about[0]].label}"],
+            "leave token_ratio and `tokens: image` out of policies and spaces for text models",
+        )
+
+
+def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
+    """Refuse what a layer without attention between tokens cannot do.
+
+    Raises:
+        PolicyMismatch: naming the layer, its kind and the choice.
+    """
+    limited = scope(choice) != EVERYONE
+    if layer.kind == "linear" and limited and choice.attention == "skip":
+        reason = "a recurrence that some tokens skip has no state for the others"
+    elif layer.kind == "cross" and (limited or choice.token_ratio is not None):
+        reason = "a layer that attends to the image takes choices for all tokens in both phases"
+    else:
+        return
+    raise PolicyMismatch(
+        f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
+        [reason],
+        "leave `phase` and `tokens` out for this layer",
+    )
+
+
+def scored_layers(policy: Policy, layers: Sequence[DecoderLayer]) -> set[int]:
+    """The layers whose attention ranks the image tokens of a later one: the nearest that reads some of them."""
+    if policy.token_selection.score != "attention":
+        return set()
+    reading, scored = -1, set()
+    for layer, choice in zip(layers, policy.choices(len(layers)), strict=True):
+        if choice.token_ratio:
+            scored.add(reading)
+        skips = scope(choice) if choice.attention == "skip" else frozenset()
+        if layer.kind == "attention" and choice.token_ratio != 0 and not skips & {"image", "text"}:
+            reading = layer.index
+    return scored - {-1}
+
+
+def first_removal(policy: Policy, choices: list[LayerChoice]) -> int:
+    """The first layer that removes image tokens for good; beyond the last where none does."""
+    removing = [index for index, choice in enumerate(choices) if choice.token_ratio is not None]
+    return removing[0] if removing and policy.token_selection.reselect == "once" else len(choices)

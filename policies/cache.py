@@ -8,11 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from .errors import ModelError
 
 STORED = ("keys", "values", "_scattered", "valid")
+# What cache layers of all kinds hold tensors in, besides: quantised keys, states of recurrences, keys of indexers.
+HELD = (*STORED, "_quantized_keys", "_quantized_values", "conv_states", "recurrent_states", "indexer_keys")
 
 
 class PartialLayer(DynamicLayer):
@@ -50,11 +60,11 @@ class PartialLayer(DynamicLayer):
         return tail if self._scattered is None else torch.cat([self._scattered, tail], dim=1)
 
     def pass_by(self, count: int) -> None:
-        """Count tokens that the layer leaves out altogether, and forget what it stored."""
+        """Count tokens that the layer leaves out altogether."""
+        if self.keys is not None:
+            self._scattered = self.columns(self.keys.shape[0], self.keys.device)
         self.seen += count
         self._tail_start = self.seen
-        self.keys = self.values = self._scattered = self.valid = None
-        self.is_initialized = False
 
     def announce(self, count: int, index: Tensor | None = None, valid: Tensor | None = None) -> None:
         """Say what the next update brings.
@@ -73,10 +83,7 @@ class PartialLayer(DynamicLayer):
             ModelError: nothing was announced, so the layer runs without the policy that filled this cache.
         """
         if self._announced is None:
-            raise ModelError(
-                "a cache that was filled under a policy is used without it",
-                hint="generate with the same policy applied, or start from an empty cache",
-            )
+            raise used_without_policy()
         count, index, valid = self._announced
         self._announced = None
         if index is not None:
@@ -125,8 +132,9 @@ class PartialLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.seen = 0
-        self.pass_by(0)
+        self.seen = self._tail_start = 0
+        self.keys = self.values = self._scattered = self.valid = None
+        self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: which tokens are stored differs by row."""
@@ -155,9 +163,70 @@ class PartialLayer(DynamicLayer):
         self._rows(lambda tensor: tensor[indices.to(tensor.device)])
 
 
+class PassedStaticLayer(StaticLayer):
+    """The static cache of a layer that leaves every token out: it counts them, and allocates nothing.
+
+    Args:
+        replaced: The cache layer that stood here.
+        device: Where the model runs; the count is kept there, as CUDA graphs need it.
+    """
+
+    def __init__(self, replaced: StaticLayer, device: torch.device) -> None:
+        CacheLayerMixin.__init__(self)
+        self.max_cache_len = replaced.max_cache_len
+        self.cumulative_length = torch.zeros((), dtype=torch.long, device=device)
+        self.cumulative_length_int = 0
+        self.is_initialized = True
+        if not torch.compiler.is_compiling():
+            torch._dynamo.mark_static_address(self.cumulative_length)
+
+    def pass_by(self, count: int) -> None:
+        """Count tokens."""
+        self.cumulative_length.add_(count)
+        if self.is_sliding:
+            self.cumulative_length_int += count
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refused: the layer runs without the policy that made this cache.
+
+        Raises:
+            ModelError: always.
+        """
+        raise used_without_policy()
+
+    def reset(self) -> None:
+        """Forget the count."""
+        self.cumulative_length.zero_()
+        self.cumulative_length_int = 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Nothing to reorder."""
+
+    def offload(self) -> None:
+        """Nothing to move."""
+
+    def prefetch(self) -> None:
+        """Nothing to move."""
+
+
+class PassedStaticSlidingLayer(PassedStaticLayer, StaticSlidingWindowLayer):
+    """The same of a layer with a sliding window."""
+
+
+def used_without_policy() -> ModelError:
+    """The error of a cache layer that lacks what a dense layer would have stored."""
+    return ModelError(
+        "a cache that was filled under a policy is used without it",
+        hint="generate with the same policy applied, or start from an empty cache",
+    )
+
+
 def find_cache(arguments: dict[str, Any]) -> Cache | None:
     """The cache among the arguments of a layer; families call it differently."""
-    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
+    cache = arguments.get("past_key_values")
+    if cache is None:
+        cache = next((value for value in arguments.values() if isinstance(value, Cache)), None)
+    return cache
 
 
 def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
@@ -166,6 +235,15 @@ def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
         cache.layers.append(cache.layer_class_to_replicate())
     layer: Any = cache.layers[index]
     return layer
+
+
+def has_past(cache: Cache, index: int) -> bool:
+    """True where a layer has seen an earlier part of the sequence."""
+    layer: Any = cache_layer(cache, index)
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        return any(layer.has_previous_state.values())
+    # The length of a static cache is on the device.
+    return bool(layer.is_initialized if isinstance(layer, StaticLayer) else layer.get_seq_length())
 
 
 def partial_layer(cache: Cache, index: int) -> PartialLayer:
@@ -180,19 +258,50 @@ def partial_layer(cache: Cache, index: int) -> PartialLayer:
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ModelError(
             f"a {type(cache).__name__} cannot be used under this policy",
-            [f"layer {index} has a {type(layer).__name__}, expected a dynamic one"],
-            "leave out `cache_implementation`; layers that skip attention or tokens need the dynamic cache",
+            [f"layer {index} processes some tokens only and has a {type(layer).__name__}, expected a dynamic one"],
+            "leave out `cache_implementation`, or use a policy without token ratios and phases",
         )
     partial = cache.layers[index] = PartialLayer(layer)
     return partial
 
 
+def pass_all_by(cache: Cache, index: int, count: int, device: torch.device) -> None:
+    """Let the cache of a layer that never stores anything know that tokens passed; any kind of cache will do.
+
+    Raises:
+        ModelError: the cache was filled without the policy.
+    """
+    layer: Any = cache_layer(cache, index)
+    if not isinstance(layer, PartialLayer | PassedStaticLayer):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            # The model asks the last recurrent layer whether it is in the prompt or behind it.
+            layer.has_previous_state.update(dict.fromkeys(layer.has_previous_state, True))
+            return
+        layer = cache.layers[index] = emptied(layer, device)
+    layer.pass_by(count)
+
+
+def emptied(layer: CacheLayerMixin, device: torch.device) -> PartialLayer | PassedStaticLayer:
+    """A cache layer that only counts, in place of one that stores."""
+    if isinstance(layer, StaticLayer):
+        if layer.is_initialized and int(layer.get_seq_length()):
+            raise ModelError(
+                "a static cache that was filled without a policy cannot be used under one",
+                hint="start from an empty cache",
+            )
+        return (PassedStaticSlidingLayer if layer.is_sliding else PassedStaticLayer)(layer, device)
+    return PartialLayer(layer)
+
+
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of all keys and values that a cache holds, with the positions that partial layers keep."""
-    total = 0
-    for layer in cache.layers:
-        for name in STORED:
-            tensor = getattr(layer, name, None)
-            if isinstance(tensor, Tensor):
-                total += tensor.numel() * tensor.element_size()
-    return total
+    """Bytes of all keys, values and states that a cache holds, with the positions that partial layers keep."""
+    return sum(held_bytes(getattr(layer, name, None)) for layer in cache.layers for name in HELD)
+
+
+def held_bytes(held: Any) -> int:
+    """Bytes of a tensor, or of all tensors in a tuple or mapping of them."""
+    if isinstance(held, Tensor):
+        return held.numel() * held.element_size()
+    if isinstance(held, dict):
+        held = tuple(held.values())
+    return sum(map(held_bytes, held)) if isinstance(held, tuple | list) else 0

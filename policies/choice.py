@@ -1,10 +1,11 @@
 """What one decoder layer does under a policy, as a frozen value."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LAST_LAYER: Final = 9999
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
@@ -84,7 +85,8 @@ class LayerChoice(Part):
             norm=self.norm if parallel else "own",
             token_ratio=ratio,
             phase="both" if self.tokens == "image" else self.phase,
-            tokens=self.tokens,
+            # A token that is generated is text.
+            tokens="all" if self.phase == "decode" else self.tokens,
         )
 
     def document(self) -> dict[str, Any]:

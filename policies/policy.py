@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .choice import KEEP, LayerChoice, Part
+from .choice import KEEP, LAST_LAYER, LayerChoice, Part
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
+from .schedules import Schedule
 
 SCHEMA: Final = "skipsearch/policy/v1"
-LAST_LAYER = 9999
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 Score = Literal["attention", "norm", "uniform"]
 
@@ -80,7 +80,9 @@ class Policy(Part):
     Attributes:
         schema: The kind of the file and the version of its keys.
         model: The model it was made for; a hand-written policy may leave it out.
-        layers: By 0-based layer number, what differs from keep.
+        schedule: A generator of choices, such as `fastv: {layer: 2, token_ratio: 0.5}`; it is expanded to `layers` when
+            the policy is made, which needs the model's `num_layers`, and no policy value has one.
+        layers: By 0-based layer number, what differs from keep, or from what the schedule says of that layer.
         token_selection: How image tokens are ranked where a layer has a token ratio.
         measured: Figures of a search, by metric; accuracy on the report split, `search_accuracy` on the search split.
         provenance: The study and trial it comes from.
@@ -88,6 +90,7 @@ class Policy(Part):
 
     schema_: Annotated[Literal["skipsearch/policy/v1"], Field(alias="schema")] = SCHEMA
     model: ModelRef = ModelRef()
+    schedule: Annotated[Schedule | None, Field(exclude=True, repr=False)] = None
     layers: dict[LayerIndex, LayerChoice] = {}
     token_selection: TokenSelection = TokenSelection()
     measured: dict[str, Measured] = {}
@@ -97,6 +100,23 @@ class Policy(Part):
     @classmethod
     def _empty_is_a_mapping(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("schedule")
+    @classmethod
+    def _needs_a_depth(cls, value: Schedule | None, info: ValidationInfo) -> Schedule | None:
+        model = info.data.get("model")  # None where it is wrong itself.
+        if value is not None and model is not None and model.num_layers is None:
+            raise ValueError("found no number of layers to expand it for; write `model: {num_layers: 32}`")
+        return value
+
+    @model_validator(mode="after")
+    def _expanded(self) -> Self:
+        if self.schedule is not None and self.model.num_layers is not None:
+            choices = self.schedule.choices(self.model.num_layers)
+            given = {index: choice for index, choice in enumerate(choices) if choice != KEEP}
+            # The value is frozen for everyone but its own making.
+            self.__dict__.update(schedule=None, layers={**given, **self.layers})
+        return self
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .policy import LAST_LAYER, Policy
+from .choice import LAST_LAYER
+from .policy import Policy
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

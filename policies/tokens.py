@@ -1,17 +1,31 @@
-"""Choosing the image tokens that a layer processes: where they are, their ranks, and tensors cut to them."""
+"""The tokens of one forward: which are of an image, the prompt, an answer, and which of them a layer processes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .choice import LayerChoice
+from .watch import Attention
 
 # What configurations call the tokens that stand for visual input.
 IMAGE_TOKEN_KEYS = ("image_token_id", "image_token_index", "video_token_id")
+
+# Every token is of one class: it stands for image features, is another of the prompt's, or follows the prompt.
+CLASSES: Final = ("image", "text", "answer")
+EVERYONE: Final = frozenset(CLASSES)
+PHASES = {"both": EVERYONE, "prefill": frozenset(("image", "text")), "decode": frozenset(("answer",))}
+TOKENS = {"all": EVERYONE, "image": frozenset(("image",)), "text": frozenset(("text", "answer"))}
+
+Classes: TypeAlias = frozenset[str]
+
+
+def scope(choice: LayerChoice) -> Classes:
+    """The classes of tokens that a choice concerns."""
+    return PHASES[choice.phase] & TOKENS[choice.tokens]
 
 
 def image_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
@@ -20,19 +34,30 @@ def image_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(sorted({int(value) for value in found if value is not None}))
 
 
-@dataclass(frozen=True)
+class Whole(Enum):
+    """All tokens of a forward, padding too, or none of them: nothing to gather."""
+
+    ALL = "all"
+    NONE = "none"
+
+
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """The tokens of one forward that a layer processes.
+    """Some of the tokens of a forward.
 
     Attributes:
         index: Their places in the input, in order, shape (batch, kept); the shorter rows are filled up on the left.
         valid: Which entries are real; None where all are.
         rows: The row of each entry, shape (batch, 1).
+        narrowed: Arguments of layers that were cut to these tokens, each behind the whole one, by the id of that.
+        masks: The same of attention masks.
     """
 
     index: Tensor
     valid: Tensor | None
     rows: Tensor
+    narrowed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keep: Tensor, counts: list[int]) -> "Selection":
@@ -50,6 +75,13 @@ class Selection:
         chosen = rows.expand(self.index.shape[0], *rows.shape[1:])[self.rows, self.index]
         return chosen.movedim((0, 1), (dim - 1, dim))
 
+    def cut_once(self, tensor: Tensor, dim: int) -> Tensor:
+        """As `cut`, for an argument that many layers get: cut for the first, and remembered."""
+        if id(tensor) not in self.narrowed:
+            # The tensor is kept with its cut, so that no other one can take its id.
+            self.narrowed[id(tensor)] = (tensor, self.cut(tensor, dim))
+        return self.narrowed[id(tensor)][1]
+
     def put_back(self, whole: Tensor, part: Tensor) -> Tensor:
         """`whole` (batch, tokens, width) with the chosen tokens replaced by `part` (batch, kept, width)."""
         if self.valid is not None:
@@ -57,29 +89,46 @@ class Selection:
         return whole.index_put((self.rows, self.index), part.to(whole.dtype))
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A set of image tokens.
+
+    Attributes:
+        mask: Which tokens they are, shape (batch, tokens).
+        counts: How many each row has; on the host, so that choosing waits for no device.
+    """
+
+    mask: Tensor
+    counts: list[int]
+
+
+@dataclass(eq=False)
 class Prompt:
     """What one forward of the model is about.
 
     Attributes:
-        image: Which tokens stand for image features, shape (batch, tokens).
-        real: Which tokens are no padding, shape (batch, tokens).
+        masks: By class, which tokens are of it, shape (batch, tokens); padding is of none.
+        counts: By class, how many tokens each row has; on the host.
+        images: All image tokens.
         last: Place of each row's last prompt token, shape (batch,).
-        images: How many image tokens each row has; on the host, so that choosing waits for no device.
-        others: How many other real tokens each row has.
+        left: The image tokens that no layer has removed for good.
         scores: Attention that each token got when it was last processed, shape (batch, tokens); None before that.
+        selections: Those already made, by their classes and image tokens.
+        even: The image tokens at even distances, by their ratio.
     """
 
-    image: Tensor
-    real: Tensor
+    masks: dict[str, Tensor]
+    counts: dict[str, list[int]]
+    images: Images
     last: Tensor
-    images: list[int]
-    others: list[int]
+    left: Images
     scores: Tensor | None = None
+    selections: dict[tuple[Classes, Images], Selection] = field(default_factory=dict)
+    even: dict[tuple[float, Images], Images] = field(default_factory=dict)
 
     @classmethod
     def read(cls, input_ids: Tensor, mask: Tensor | None, ids: tuple[int, ...], ends: Tensor | None) -> "Prompt | None":
-        """From the input of the model; None where there is no image token.
+        """From the input of the model; None where every token is of one class.
 
         Args:
             input_ids: Shape (batch, tokens).
@@ -88,49 +137,85 @@ class Prompt:
             ends: One past each row's last prompt token, shape (batch,); None where the input is all prompt.
         """
         tokens = input_ids.shape[1]
-        image = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
         # One token is a decode step; a model may well generate the id of an image token, without an image.
-        if tokens == 1 or not image.any():
+        if tokens == 1:
             return None
+        image = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device, dtype=input_ids.dtype))
         real = torch.ones_like(image) if mask is None or mask.dim() != 2 else mask[:, -tokens:].to(image.device).bool()
         places = torch.arange(tokens, device=image.device)
         stop = torch.full_like(places[:1], tokens) if ends is None else ends.to(image.device)
         in_prompt = real & (places[None] < stop[:, None])
-        image = image & in_prompt
-        images, others = torch.stack([image.sum(dim=1), (real & ~image).sum(dim=1)]).tolist()
-        return cls(image, real, (in_prompt * places).amax(dim=1), images, others)
+        masks = {"image": image & in_prompt, "text": in_prompt & ~image, "answer": real & ~in_prompt}
+        numbers = torch.stack([masks[name].sum(dim=1) for name in CLASSES]).tolist()
+        counts = dict(zip(CLASSES, numbers, strict=True))
+        if not any(counts["image"]) and not any(counts["answer"]):
+            return None
+        images = Images(masks["image"], counts["image"])
+        return cls(masks, counts, images, (in_prompt * places).amax(dim=1), images)
 
-    def choose(self, hidden: Tensor, ratio: float, score: str) -> Selection:
-        """The tokens that a layer with a token ratio processes: all text, and trunc(ratio * n) of n image tokens.
+    def choose(self, hidden: Tensor, ratio: float, score: str) -> Images:
+        """The trunc(ratio * n) of n image tokens that a layer processes, from those that are left.
 
         Args:
             hidden: What enters the layer, shape (batch, tokens, width).
-            ratio: Share of the image tokens.
+            ratio: Share of the row's image tokens.
             score: `attention`, `norm` or `uniform`; see `policy.TokenSelection`.
         """
         # The small term keeps a ratio such as 0.29 of 100 at 29, where the product in binary is a hair less.
-        wanted = [int(count * ratio + 1e-9) for count in self.images]
+        left = self.left.counts
+        wanted = [min(int(n * ratio + 1e-9), rest) for n, rest in zip(self.images.counts, left, strict=True)]
+        if wanted == left:
+            return self.left
         limit = torch.tensor(wanted, device=hidden.device)[:, None]
         if score == "norm":
-            rank = ranks(hidden.float().norm(dim=-1), self.image)
-        elif score == "uniform" or self.scores is None:
-            rank = evenly(self.image, limit)
-        else:
-            rank = ranks(self.scores, self.image)
-        keep = (self.image & (rank < limit)) | (self.real & ~self.image)
-        return Selection.of(keep, [other + kept for other, kept in zip(self.others, wanted, strict=True)])
+            return self._best(hidden.float().norm(dim=-1), limit, wanted)
+        if score == "attention" and self.scores is not None:
+            return self._best(self.scores, limit, wanted)
+        key = (ratio, self.left)
+        if key not in self.even:
+            self.even[key] = Images(evenly(self.left.mask, limit), wanted)
+        return self.even[key]
 
-    def look(self, seen: "Attention", selection: Selection | None) -> None:
+    def _best(self, scores: Tensor, limit: Tensor, wanted: list[int]) -> Images:
+        among = self.left.mask
+        return Images(among & (ranks(scores, among) < limit), wanted)
+
+    def select(self, classes: Classes, images: Images) -> Selection | Whole:
+        """The tokens of some classes, with these image tokens alone where images are among them."""
+        present = frozenset(name for name in classes if any(self.counts[name]))
+        if "image" in present and not any(images.counts):
+            present -= {"image"}
+        if not present:
+            return Whole.NONE
+        if images is self.images and all(name in present for name in CLASSES if any(self.counts[name])):
+            return Whole.ALL
+        # Where no image token is processed, it does not matter which.
+        key = (present, images if "image" in present else self.images)
+        if key not in self.selections:
+            keep = torch.stack([images.mask if name == "image" else self.masks[name] for name in present]).any(dim=0)
+            lists = [images.counts if name == "image" else self.counts[name] for name in present]
+            self.selections[key] = Selection.of(keep, [sum(row) for row in zip(*lists, strict=True)])
+        return self.selections[key]
+
+    def of_classes(self, classes: Classes) -> bool | Tensor:
+        """Which tokens are of some classes, shape (batch, tokens); True or False where that holds for all."""
+        present = [name for name in CLASSES if any(self.counts[name])]
+        inside = [name for name in present if name in classes]
+        if len(inside) in (0, len(present)):
+            return bool(inside)
+        return torch.stack([self.masks[name] for name in inside]).any(dim=0)
+
+    def look(self, seen: Attention, tokens: Selection | Whole) -> None:
         """Take the scores from a layer's attention; tokens that it left out keep the score they had."""
-        if selection is None:
-            self.scores = seen.weights(self.last)[:, -self.image.shape[1] :]
+        if not isinstance(tokens, Selection):
+            self.scores = seen.weights(self.last)[:, -self.images.mask.shape[1] :]
             return
-        index = selection.index
-        valid = torch.ones_like(index, dtype=torch.bool) if selection.valid is None else selection.valid
+        index = tokens.index
+        valid = torch.ones_like(index, dtype=torch.bool) if tokens.valid is None else tokens.valid
         # What follows the last prompt token is on its right; what fills up the row is on its left, whatever its index.
         row = index.shape[1] - 1 - (valid & (index > self.last[:, None])).sum(dim=1)
         fresh = seen.weights(row.clamp_min(0))[:, -index.shape[1] :]
-        old = torch.zeros_like(self.image, dtype=fresh.dtype) if self.scores is None else self.scores
+        old = torch.zeros_like(self.images.mask, dtype=fresh.dtype) if self.scores is None else self.scores
         self.scores = old.scatter(1, index, torch.where(valid, fresh, old.gather(1, index)))
 
 
@@ -141,77 +226,9 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def evenly(among: Tensor, wanted: Tensor) -> Tensor:
-    """Rank 0 for `wanted` (batch, 1) tokens of the mask at even distances, one that is never chosen for the rest."""
+    """A mask with `wanted` (batch, 1) tokens of another mask, at even distances; shape (batch, tokens)."""
     place = among.cumsum(dim=1)
     share = wanted.double() / place[:, -1:].clamp_min(1)
     # The i-th of n is chosen where floor(i * k / n) takes a step; the small term as above.
     step = (place * share + 1e-9).floor() > ((place - 1) * share + 1e-9).floor()
-    return torch.where(step, 0, among.shape[1])
-
-
-@dataclass
-class Attention:
-    """The query, keys and mask of one attention call, after positions and cache were applied."""
-
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
-    scaling: float
-    softcap: float | None
-
-    def weights(self, row: Tensor) -> Tensor:
-        """How much one query of each row attends to every key, mean of the heads.
-
-        Args:
-            row: Which query, shape (batch,).
-
-        Returns:
-            Shape (batch, keys), float32.
-        """
-        batch, heads, queries, width = self.query.shape
-        keys = self.key.shape[2]
-        query = self.query[torch.arange(batch, device=row.device), :, row].float()
-        grouped = query.view(batch, self.key.shape[1], -1, width)
-        logits = torch.einsum("bgqd,bgkd->bgqk", grouped, self.key.float()).reshape(batch, heads, keys) * self.scaling
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.masked_fill(~self._visible(row, queries, keys)[:, None], float("-inf")).softmax(-1).mean(dim=1)
-
-    def _visible(self, row: Tensor, queries: int, keys: int) -> Tensor:
-        if self.mask is None:
-            places = torch.arange(keys, device=row.device)
-            return places[None] <= (row + keys - queries)[:, None]
-        mask = self.mask[:, 0].expand(row.shape[0], -1, -1)[torch.arange(row.shape[0], device=row.device), row, :keys]
-        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-@contextmanager
-def watched(module: nn.Module) -> Iterator[list[Attention]]:
-    """Record what the attention of one module is called with.
-
-    transformers looks its attention function up in one table at each call; for the time of this context the table
-    hands out a function that takes notes and then calls the real one. So it works with any implementation, at no cost.
-    """
-    notes: list[Attention] = []
-    table: Any = ALL_ATTENTION_FUNCTIONS
-    original = table.get_interface
-
-    def get_interface(name: str, default: Any) -> Any:
-        attend = original(name, default)
-
-        def noting(
-            owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
-        ) -> Any:
-            if owner is module:
-                scaling = kw.get("scaling")
-                scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-                notes.append(Attention(query, key, mask, scale, kw.get("softcap")))
-            return attend(owner, query, key, value, mask, *args, **kw)
-
-        return noting
-
-    table.get_interface = get_interface
-    try:
-        yield notes
-    finally:
-        del table.get_interface
+    return among & step

@@ -1,20 +1,28 @@
 """One decoder layer under a policy: its own sublayers put together anew, in place of its forward."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from .cache import PartialLayer, cache_layer, find_cache, partial_layer
+from .cache import PartialLayer, cache_layer, find_cache, has_past, partial_layer, pass_all_by
+from .choice import LayerChoice
 from .errors import ModelError
 from .layers import DecoderLayer
-from .policy import LayerChoice
-from .tokens import Prompt, Selection, watched
+from .narrow import narrow
+from .policy import TokenSelection
+from .streams import side_by_side
+from .tokens import EVERYONE, Classes, Prompt, Selection, Whole, scope
+from .watch import Attention, watched
 
-# Arguments of a layer that have an entry for each token, and the axis that runs over tokens.
-PER_TOKEN = {"position_embeddings": -2, "position_ids": -1}
+Tokens: TypeAlias = Selection | Whole
+# Whom the attention processes, whom the FFN processes, and whose FFN reads the layer's input.
+Plan: TypeAlias = tuple[Tokens, Tokens, bool | Tensor]
+
+NOBODY: Classes = frozenset()
+WHOLE = {True: Whole.ALL, False: Whole.NONE}
 
 
 @dataclass
@@ -22,7 +30,7 @@ class Forward:
     """What the layers share during one forward of the model.
 
     Attributes:
-        prompt: The images in the input; None where there are none.
+        prompt: Which tokens are of an image or an answer; None where all are of one class.
         known: False where the model was entered past the hook that reads the input ids.
     """
 
@@ -36,22 +44,45 @@ class WrappedLayer:
     Args:
         layer: The layer, with its sublayers.
         choice: What it does, in canonical form.
-        score: How image tokens are ranked.
+        selection: How image tokens are ranked, and whether one that is left out comes back.
         scored: True where a later layer ranks its tokens by this layer's attention.
         shared: What the layers share during a forward.
+
+    Attributes:
+        attends: The classes of tokens that the attention processes.
+        feeds: The same of the FFN.
+        beside: The classes whose FFN reads the layer's input.
+        steady: The plan of every forward, where it is always the same; else None.
     """
 
-    def __init__(self, layer: DecoderLayer, choice: LayerChoice, score: str, scored: bool, shared: Forward) -> None:
+    def __init__(
+        self, layer: DecoderLayer, choice: LayerChoice, selection: TokenSelection, scored: bool, shared: Forward
+    ) -> None:
         self.layer = layer
         self.choice = choice
-        self.score = score
+        self.selection = selection
         self.scored = scored
         self.shared = shared
+        within = scope(choice)
+        self.attends = EVERYONE - within if choice.attention == "skip" else EVERYONE
+        self.feeds = EVERYONE - within if choice.ffn == "skip" else EVERYONE
+        self.beside = within if choice.wiring == "parallel" else NOBODY
+        self.steady = self._steady_plan()
         # accelerate keeps the forward that it wraps with its hooks under this name.
         self.slot = "_old_forward" if hasattr(layer.module, "_hf_hook") else "forward"
         self.original = getattr(layer.module, self.slot)
         self.was_set = self.slot in vars(layer.module)
-        self.run = self.skip_layer if choice.skips_layer else self.keep if choice.is_keep else self.compose
+
+    def _steady_plan(self) -> Plan | None:
+        sets = (self.attends, self.feeds, self.beside)
+        differs = any(classes not in (EVERYONE, NOBODY) for classes in sets)
+        if differs or self.scored or self.choice.token_ratio is not None or self.selection.reselect == "once":
+            return None
+        return WHOLE[bool(self.attends)], WHOLE[bool(self.feeds)], bool(self.beside)
+
+    def same_for(self, first: str, second: str) -> bool:
+        """True where two classes of tokens are treated alike."""
+        return all((first in classes) == (second in classes) for classes in (self.attends, self.feeds, self.beside))
 
     def install(self) -> None:
         """Put this in place of the layer's forward. The module tree, its names and its hooks stay."""
@@ -64,167 +95,163 @@ class WrappedLayer:
         else:
             delattr(self.layer.module, self.slot)
 
-    def keep(self, *args: Any, **kwargs: Any) -> Any:
-        """The untouched layer, watched for a later layer's token scores."""
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's forward."""
+        hidden, arguments = self.named(args, kwargs)
+        cache = find_cache(arguments)
+        plan = self.steady or self.plan(hidden, cache)
+        attended, fed, beside = plan
+        if attended is Whole.NONE:
+            self.pass_by(hidden, cache)
+        elif self.steady is None and (attended is not Whole.ALL or self.stores_part(cache)):
+            arguments = narrow(self.layer, hidden, arguments, cache, attended)
+        elif fed is Whole.ALL and beside is False:
+            return self.dense(args, kwargs)
+        return self.layer.sublayers.returned(self.compose(hidden, arguments, plan))
+
+    def dense(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The untouched layer, watched where a later layer ranks its tokens by it."""
         prompt = self.shared.prompt
-        if prompt is None:
+        if prompt is None or not self.scored:
             return self.original(*args, **kwargs)
         with watched(self.layer.sublayers.attention) as notes:
             output = self.original(*args, **kwargs)
-        prompt.look(notes[-1], None)
+        prompt.look(self.seen(notes), Whole.ALL)
         return output
 
-    def skip_layer(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer left out, y = x: nothing is computed and nothing stored."""
-        hidden, arguments = self.named(args, kwargs)
-        self.pass_by(arguments, hidden.shape[1])
-        return hidden
+    def compose(self, hidden: Tensor, arguments: dict[str, Any], plan: Plan) -> Tensor:
+        """The layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
+        attended, fed, beside = plan
+        if attended is fed is not Whole.NONE:
+            # The tokens are gathered and put back once for both.
+            part = cut(hidden, fed)
+            return put_back(hidden, self.sublayers(part, arguments, fed, cut_flags(beside, fed)), fed)
+        middle = hidden
+        if attended is not Whole.NONE:
+            part = cut(hidden, attended)
+            middle = put_back(hidden, part + self.attend(part, arguments, attended), attended)
+        if fed is Whole.NONE:
+            return middle
+        part, before = cut(middle, fed), cut(hidden, fed)
+        return put_back(middle, part + self.feed(before, part, cut_flags(beside, fed), arguments), fed)
 
-    def compose(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer from its sublayers, on all tokens or on the chosen ones."""
-        hidden, arguments = self.named(args, kwargs)
-        selection = self.select(hidden)
-        cache = find_cache(arguments)
-        if self.choice.attention == "skip":
-            self.pass_by(arguments, hidden.shape[1])
-        elif selection is not None or (cache is not None and self.stores_part(cache)):
-            arguments = self.narrow(hidden, arguments, cache, selection)
-        if selection is None:
-            return self.sublayers(hidden, arguments, selection)
-        return selection.put_back(hidden, self.sublayers(selection.cut(hidden, -2), arguments, selection))
+    def sublayers(self, x: Tensor, arguments: dict[str, Any], tokens: Tokens, beside: bool | Tensor) -> Tensor:
+        """Both sublayers for the same tokens, at the same time where neither needs the other."""
+        if beside is True or self.layer.sublayers.parallel:
+            attention, ffn = side_by_side(
+                x, lambda: self.attend(x, arguments, tokens), lambda: self.feed(x, x, beside, arguments)
+            )
+            return x + attention + ffn
+        middle = x + self.attend(x, arguments, tokens)
+        return middle + self.feed(x, middle, beside, arguments)
 
-    def sublayers(self, x: Tensor, arguments: dict[str, Any], selection: Selection | None) -> Tensor:
-        """What the choice leaves of x' = x + A(N1 x); y = x' + F(N2 x')."""
-        parts, choice = self.layer.sublayers, self.choice
-        if choice.attention == "skip":
-            return x + parts.feed(x)
-        attended = x + self.attend(x, arguments, selection)
-        if choice.ffn == "skip":
-            return attended
-        return attended + parts.feed(x if parts.parallel or choice.wiring == "parallel" else attended)
-
-    def attend(self, x: Tensor, arguments: dict[str, Any], selection: Selection | None) -> Tensor:
+    def attend(self, x: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Tensor:
         """A(N1 x), watched where a later layer ranks its tokens by it."""
         parts, prompt = self.layer.sublayers, self.shared.prompt
         if not self.scored or prompt is None:
             return parts.attend(x, arguments)
         with watched(parts.attention) as notes:
             out = parts.attend(x, arguments)
-        prompt.look(notes[-1], selection)
+        prompt.look(self.seen(notes), tokens)
         return out
+
+    def feed(self, x: Tensor, middle: Tensor, beside: bool | Tensor, arguments: dict[str, Any]) -> Tensor:
+        """F(N2 x'), or of the layer's input for those that `beside` says."""
+        parts = self.layer.sublayers
+        norm = parts.normalise_shared if self.choice.norm == "shared" else parts.normalise
+        after = x if parts.parallel else middle
+        if beside is True:
+            normed = norm(x)
+        elif beside is False:
+            normed = parts.normalise(after)
+        else:
+            normed = torch.where(beside[..., None], norm(x), parts.normalise(after))
+        return parts.feed(normed, arguments)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The hidden states, and all other arguments by name."""
+        if len(args) == 1:
+            return args[0], kwargs
         named = dict(zip(self.layer.parameters, args, strict=False)) | kwargs
         return named.pop("hidden_states"), named
 
-    def pass_by(self, arguments: dict[str, Any], count: int) -> None:
+    def pass_by(self, hidden: Tensor, cache: Cache | None) -> None:
         """Let the cache know that tokens passed which this layer stores nothing of."""
-        cache = find_cache(arguments)
-        if cache is not None:
-            partial_layer(cache, self.layer.index).pass_by(count)
+        # What a layer that attends to an image stores is the image's.
+        if cache is None or self.layer.kind == "cross":
+            return
+        if not self.attends:
+            pass_all_by(cache, self.layer.index, hidden.shape[1], hidden.device)
+        else:
+            partial_layer(cache, self.layer.index).pass_by(hidden.shape[1])
 
-    def stores_part(self, cache: Cache) -> bool:
+    def stores_part(self, cache: Cache | None) -> bool:
         """True where an earlier part of the sequence was cut for this layer."""
-        return isinstance(cache_layer(cache, self.layer.index), PartialLayer)
+        return cache is not None and isinstance(cache_layer(cache, self.layer.index), PartialLayer)
 
-    def select(self, hidden: Tensor) -> Selection | None:
-        """The tokens this layer processes; None for all.
+    def plan(self, hidden: Tensor, cache: Cache | None) -> Plan:
+        """Whom the layer processes in this forward, by the classes of its tokens.
 
         Raises:
             ModelError: nobody saw the input ids, so the image tokens are unknown.
         """
-        ratio, prompt = self.choice.token_ratio, self.shared.prompt
-        if ratio is None or (prompt is None and (self.shared.known or hidden.shape[1] == 1)):
-            return None
-        if prompt is None or prompt.image.shape != hidden.shape[:2]:
-            raise ModelError(
-                "a token ratio needs the input ids, to know which tokens are image tokens",
-                [f"layer {self.layer.index} got hidden states of shape {tuple(hidden.shape)} without them"],
-                "call the model that the policy was applied to, with `input_ids`",
-            )
-        return prompt.choose(hidden, ratio, self.score)
+        prompt, ratio = self.shared.prompt, self.choice.token_ratio
+        if prompt is None:
+            if (
+                hidden.shape[1] > 1
+                and not self.shared.known
+                and (ratio is not None or not self.same_for("image", "text"))
+            ):
+                raise self.unknown_tokens(hidden)
+            kind = self.only_class(hidden, cache)
+            return WHOLE[kind in self.attends], WHOLE[kind in self.feeds], kind in self.beside
+        if prompt.images.mask.shape != hidden.shape[:2]:
+            raise self.unknown_tokens(hidden)
+        images = prompt.left if ratio is None else prompt.choose(hidden, ratio, self.selection.score)
+        if self.selection.reselect == "once":
+            prompt.left = images
+        attended, fed = prompt.select(self.attends, images), prompt.select(self.feeds, images)
+        return attended, fed, prompt.of_classes(self.beside)
 
-    def narrow(
-        self, hidden: Tensor, arguments: dict[str, Any], cache: Cache | None, selection: Selection | None
-    ) -> dict[str, Any]:
-        """The arguments of the attention, cut to the tokens that this layer processes and has stored."""
-        batch, count = hidden.shape[:2]
-        stored = None if cache is None else partial_layer(cache, self.layer.index)
-        index = None if selection is None else selection.index
-        cut = dict(arguments)
-        cut["attention_mask"] = self.mask(arguments.get("attention_mask"), hidden, stored, selection)
-        if stored is not None:
-            stored.announce(count, index, None if selection is None else selection.valid)
-        if selection is not None:
-            for name, axis in PER_TOKEN.items():
-                value = arguments.get(name)
-                if isinstance(value, Tensor):
-                    cut[name] = selection.cut(value, axis)
-                elif value is not None:
-                    cut[name] = tuple(selection.cut(part, axis) for part in value)
-        return cut
+    def only_class(self, hidden: Tensor, cache: Cache | None) -> str:
+        """The class of all tokens of a forward: a decode step is a single token after others, all else is prompt."""
+        if self.same_for("text", "answer") or hidden.shape[1] > 1 or cache is None:
+            return "text"
+        return "answer" if has_past(cache, self.layer.index) else "text"
 
-    def mask(
-        self, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, selection: Selection | None
-    ) -> Tensor | None:
-        """The attention mask between the processed tokens and what the layer has stored of the sequence with them.
+    def unknown_tokens(self, hidden: Tensor) -> ModelError:
+        """The error of a forward whose input ids nobody saw."""
+        return ModelError(
+            "this policy needs the input ids, to know which tokens are image tokens",
+            [f"layer {self.layer.index} got hidden states of shape {tuple(hidden.shape)} without them"],
+            "call the model that the policy was applied to, with `input_ids`",
+        )
 
-        Args:
-            mask: The model's own, for the whole sequence: None (causal) or of shape (batch, 1, queries, keys).
-            hidden: What enters the layer, shape (batch, tokens, width).
-            stored: The layer's cache before this call.
-            selection: The processed tokens; None for all.
-        """
-        (batch, count), device = hidden.shape[:2], hidden.device
-        past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
-        implementation = self.implementation
-        new = None if selection is None else selection.valid
-        old = None if stored is None else stored.valid
-        if mask is None and new is None and old is None and first == 0 and (count == 1 or past == 0):
-            return None
-        everything = torch.arange(count, device=device).expand(batch, -1)
-        queries = everything if selection is None else selection.index
-        before = everything[:, :0] if stored is None else stored.columns(batch, device)
-        keys = torch.cat([before, queries + past], dim=1)
-        real = torch.cat([filled(old, before), filled(new, queries)], dim=1) & (keys >= first)
-        column = (keys - first).clamp_min(0)
-        if mask is None:
-            allowed = keys[:, None, :] <= (queries + past)[:, :, None]
-        else:
-            rows = mask[:, 0].expand(batch, -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
-            mask = rows.gather(2, column[:, None].expand(-1, queries.shape[1], -1))
-            allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
-        # What fills up a shorter row as a query may see anything: its output is thrown away.
-        allowed = allowed & real[:, None]
-        if mask is None or mask.dtype == torch.bool:
-            allowed = allowed[:, None]
-            return allowed if implementation == "sdpa" else as_added(allowed, hidden.dtype)
-        return torch.where(allowed, mask, torch.finfo(mask.dtype).min)[:, None]
-
-    @property
-    def implementation(self) -> str:
-        """What computes the attention.
+    def seen(self, notes: list[Attention]) -> Attention:
+        """The attention that a watched layer computed.
 
         Raises:
-            ModelError: it takes other masks than ours.
+            ModelError: it went past the table of attention functions that is watched.
         """
-        config = getattr(self.layer.sublayers.attention, "config", None)
-        name = getattr(config, "_attn_implementation", "sdpa")
-        if name not in ("sdpa", "eager"):
+        if not notes:
             raise ModelError(
-                f"a token ratio cannot run under {name}",
-                [f"layer {self.layer.index} leaves tokens out, which is proven under sdpa and eager only"],
-                'call `model.set_attn_implementation("sdpa")`',
+                "the attention of this model cannot be read to rank image tokens",
+                [f"layer {self.layer.index} does not take its attention function from transformers' table"],
+                "set `token_selection: {score: norm}` or `uniform`",
             )
-        return name
+        return notes[-1]
 
 
-def as_added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of true and false as one that is added to the logits."""
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+def cut(x: Tensor, tokens: Tokens) -> Tensor:
+    """Some tokens of hidden states, shape (batch, kept, width)."""
+    return tokens.cut(x, -2) if isinstance(tokens, Selection) else x
 
 
-def filled(valid: Tensor | None, like: Tensor) -> Tensor:
-    """A mask of validity, where None means that all entries are."""
-    return torch.ones_like(like, dtype=torch.bool) if valid is None else valid
+def cut_flags(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:
+    """The flags of some tokens, shape (batch, kept)."""
+    return tokens.cut(flags, -1) if isinstance(tokens, Selection) and isinstance(flags, Tensor) else flags
+
+
+def put_back(whole: Tensor, part: Tensor, tokens: Tokens) -> Tensor:
+    """Hidden states with some of their tokens replaced."""
+    return tokens.put_back(whole, part) if isinstance(tokens, Selection) else part

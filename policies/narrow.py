@@ -1,0 +1,125 @@
+"""The arguments of a layer's attention, cut to the tokens that the layer processes and has stored."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from .cache import PartialLayer, partial_layer
+from .errors import ModelError
+from .layers import DecoderLayer
+from .tokens import Selection, Whole
+
+# Arguments of a layer that have an entry for each token, and the axis that runs over tokens.
+PER_TOKEN = {"position_embeddings": -2, "position_ids": -1}
+
+
+def narrow(
+    layer: DecoderLayer, hidden: Tensor, arguments: dict[str, Any], cache: Cache | None, tokens: Selection | Whole
+) -> dict[str, Any]:
+    """The arguments for some tokens, with a mask between them and what the layer has stored.
+
+    Args:
+        layer: The layer.
+        hidden: What enters it, shape (batch, tokens, width).
+        arguments: What else the model calls it with.
+        cache: The cache among them.
+        tokens: Whom it processes.
+
+    Raises:
+        ModelError: the attention takes other masks than ours, or the cache cannot hold rows of different lengths.
+    """
+    stored = None if cache is None else partial_layer(cache, layer.index)
+    chosen = tokens if isinstance(tokens, Selection) else None
+    cut = dict(arguments)
+    cut["attention_mask"] = mask_for(layer, arguments.get("attention_mask"), hidden, stored, chosen)
+    if stored is not None:
+        index, valid = (None, None) if chosen is None else (chosen.index, chosen.valid)
+        stored.announce(hidden.shape[1], index, valid)
+    if chosen is not None:
+        for name, axis in PER_TOKEN.items():
+            value = arguments.get(name)
+            if isinstance(value, Tensor):
+                cut[name] = chosen.cut_once(value, axis)
+            elif value is not None:
+                cut[name] = tuple(chosen.cut_once(part, axis) for part in value)
+    return cut
+
+
+def mask_for(
+    layer: DecoderLayer, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
+) -> Tensor | None:
+    """The attention mask between the processed tokens and what the layer has stored of the sequence with them.
+
+    Args:
+        layer: The layer.
+        mask: The model's own, for the whole sequence: None (causal) or of shape (batch, 1, queries, keys).
+        hidden: What enters the layer, shape (batch, tokens, width).
+        stored: The layer's cache before this call.
+        chosen: The processed tokens; None for all.
+    """
+    if layer.kind == "linear":
+        # A recurrence knows no mask but the padding's.
+        return mask if chosen is None else chosen.valid
+    implementation = masks_of(layer)
+    past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
+    old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
+    if mask is None and old is None and new is None and first == 0 and (hidden.shape[1] == 1 or past == 0):
+        return None
+    if chosen is None or past:
+        return built(implementation, mask, hidden, stored, chosen)
+    # From an empty cache, layers with one selection and one mask of the model's have one mask.
+    if id(mask) not in chosen.masks:
+        chosen.masks[id(mask)] = (mask, built(implementation, mask, hidden, stored, chosen))
+    return chosen.masks[id(mask)][1]
+
+
+def built(
+    implementation: str, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
+) -> Tensor:
+    """The mask of `mask_for`, where one is needed; shape (batch, 1, processed, stored + processed)."""
+    (batch, count), device = hidden.shape[:2], hidden.device
+    past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
+    queries = torch.arange(count, device=device).expand(batch, -1) if chosen is None else chosen.index
+    before = queries[:, :0] if stored is None else stored.columns(batch, device)
+    keys = torch.cat([before, queries + past], dim=1)
+    old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
+    real = torch.cat([filled(old, before), filled(new, queries)], dim=1) & (keys >= first)
+    if mask is None:
+        allowed = keys[:, None, :] <= (queries + past)[:, :, None]
+    else:
+        rows = mask[:, 0].expand(batch, -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
+        mask = rows.gather(2, (keys - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
+        allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
+    # What fills up a shorter row as a query may see anything: its output is thrown away.
+    allowed = (allowed & real[:, None])[:, None]
+    if mask is not None and mask.dtype != torch.bool:
+        return torch.where(allowed, mask[:, None], torch.finfo(mask.dtype).min)
+    return allowed if implementation == "sdpa" else as_added(allowed, hidden.dtype)
+
+
+def masks_of(layer: DecoderLayer) -> str:
+    """What computes the layer's attention.
+
+    Raises:
+        ModelError: it takes other masks than ours.
+    """
+    name = getattr(getattr(layer.sublayers.attention, "config", None), "_attn_implementation", "sdpa")
+    if name not in ("sdpa", "eager"):
+        raise ModelError(
+            f"tokens cannot be left out of an attention under {name}",
+            [f"layer {layer.index} leaves tokens out, which is proven under sdpa and eager only"],
+            'call `model.set_attn_implementation("sdpa")`',
+        )
+    return str(name)
+
+
+def as_added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of true and false as one that is added to the logits."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def filled(valid: Tensor | None, like: Tensor) -> Tensor:
+    """A mask of validity, where None means that all entries are."""
+    return torch.ones_like(like, dtype=torch.bool) if valid is None else valid

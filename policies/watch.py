@@ -1,0 +1,78 @@
+"""Reading the attention that one query pays to every key, at no cost of eager attention."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class Attention:
+    """The query, keys and mask of one attention call, after positions and cache were applied."""
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+
+    def weights(self, row: Tensor) -> Tensor:
+        """How much one query of each row attends to every key, mean of the heads.
+
+        Args:
+            row: Which query, shape (batch,).
+
+        Returns:
+            Shape (batch, keys), float32.
+        """
+        batch, heads, queries, width = self.query.shape
+        keys = self.key.shape[2]
+        query = self.query[torch.arange(batch, device=row.device), :, row].float()
+        grouped = query.view(batch, self.key.shape[1], -1, width)
+        logits = torch.einsum("bgqd,bgkd->bgqk", grouped, self.key.float()).reshape(batch, heads, keys) * self.scaling
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.masked_fill(~self._visible(row, queries, keys)[:, None], float("-inf")).softmax(-1).mean(dim=1)
+
+    def _visible(self, row: Tensor, queries: int, keys: int) -> Tensor:
+        if self.mask is None:
+            places = torch.arange(keys, device=row.device)
+            return places[None] <= (row + keys - queries)[:, None]
+        mask = self.mask[:, 0].expand(row.shape[0], -1, -1)[torch.arange(row.shape[0], device=row.device), row, :keys]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[list[Attention]]:
+    """Record what the attention of one module is called with.
+
+    transformers looks its attention function up in one table at each call; for the time of this context the table
+    hands out a function that takes notes and then calls the real one. So it works with any implementation, at no cost.
+    """
+    notes: list[Attention] = []
+    table: Any = ALL_ATTENTION_FUNCTIONS
+    original = table.get_interface
+
+    def get_interface(name: str, default: Any) -> Any:
+        attend = original(name, default)
+
+        def noting(
+            owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
+        ) -> Any:
+            if owner is module:
+                scaling = kw.get("scaling")
+                scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+                notes.append(Attention(query, key, mask, scale, kw.get("softcap")))
+            return attend(owner, query, key, value, mask, *args, **kw)
+
+        return noting
+
+    table.get_interface = get_interface
+    try:
+        yield notes
+    finally:
+        del table.get_interface
