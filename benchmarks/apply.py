@@ -1,15 +1,19 @@
-"""What a policy costs and saves: time beside counted FLOPs, on random models, prefill and decode apart.
+"""What a policy costs and saves: time beside what it leaves out, on random models, prefill and decode apart.
 
     python benchmarks/apply.py [--quick]
 
-Each line compares two ways to compute the same request, timed in turns (A B A B) in one process. `empty policy` must
-be 1.00. `half the layers` runs the policy against a model built with half the layers, and must be 1.00. The others
-run a choice on all layers against the dense model: the share of the time beside the share of the FLOPs. A choice
-whose time share is above its FLOPs share pays for work that is not counted, or for the choosing itself.
+Each line compares two ways to compute the same request, timed in turns (A B A B) in one process: a policy and the
+dense model. The share of the time stands beside the share of the work: FLOPs in prefill; in decode, where memory is
+read more than numbers are multiplied, the bytes of the weights and of the cache that a step reads. `empty policy` must
+be 1.00, and so must `half the layers`, which runs against a model built with half the layers.
+
+`of ideal` is the share of the possible saving: what the policy saves, over what a layer written by hand without the
+sublayer saves, in turns with both.
 """
 
 import argparse
 import contextlib
+import copy
 import json
 import platform
 import statistics
@@ -20,23 +24,54 @@ from typing import Any
 
 import torch
 import transformers as t
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter
+from skipsearch.policies.cache import kv_cache_bytes
 
 IMAGE = 999
+SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 CHOICES: dict[str, dict[str, Any]] = {
     "skip_ffn": {"ffn": "skip"},
     "skip_attention": {"attention": "skip"},
+    "skip_layer, second half": SKIP_LAYER,
     "parallel": {"wiring": "parallel"},
+    "parallel, shared norm": {"wiring": "parallel", "norm": "shared"},
+    "skip_ffn (prefill)": {"ffn": "skip", "phase": "prefill"},
+    "skip_ffn (decode)": {"ffn": "skip", "phase": "decode"},
+    "skip_attention (prefill)": {"attention": "skip", "phase": "prefill"},
+    "skip_attention (decode)": {"attention": "skip", "phase": "decode"},
 }
-RATIOS: dict[str, tuple[dict[str, Any], str]] = {
-    "token_ratio 0.5, attention": ({"token_ratio": 0.5}, "attention"),
-    "token_ratio 0.5, norm": ({"token_ratio": 0.5}, "norm"),
-    "token_ratio 0.5, uniform": ({"token_ratio": 0.5}, "uniform"),
-    "token_ratio 0.0": ({"token_ratio": 0.0}, "uniform"),
-    "token_ratio 0.5 + skip_ffn": ({"token_ratio": 0.5, "ffn": "skip"}, "attention"),
+ABOUT_IMAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "skip_ffn (image)": ({"ffn": "skip", "tokens": "image"}, {}),
+    "skip_ffn (text)": ({"ffn": "skip", "tokens": "text"}, {}),
+    "skip_attention (image)": ({"attention": "skip", "tokens": "image"}, {}),
+    "token_ratio 0.5, attention": ({"token_ratio": 0.5}, {"score": "attention"}),
+    "token_ratio 0.5, norm": ({"token_ratio": 0.5}, {"score": "norm"}),
+    "token_ratio 0.5, uniform": ({"token_ratio": 0.5}, {"score": "uniform"}),
+    "token_ratio 0.5, once": ({"token_ratio": 0.5}, {"score": "attention", "reselect": "once"}),
+    "token_ratio 0.0": ({"token_ratio": 0.0}, {}),
+    "token_ratio 0.5 + skip_ffn": ({"token_ratio": 0.5, "ffn": "skip"}, {}),
 }
+
+
+class WithoutFfn(LlamaDecoderLayer):
+    """x + A(N1 x), and nothing else."""
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        return hidden_states + self.self_attn(self.input_layernorm(hidden_states), **arguments)[0]
+
+
+class WithoutAttention(LlamaDecoderLayer):
+    """x + F(N2 x), and nothing else."""
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+BY_HAND = {"skip_ffn": WithoutFfn, "skip_attention": WithoutAttention}
 
 
 @dataclass(frozen=True)
@@ -78,7 +113,7 @@ class Size:
         )
         return t.LlavaForConditionalGeneration(config).eval()
 
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, Tensor]:
         """A prompt: the image, then the text."""
         torch.manual_seed(1)
         image = torch.full((1, self.image_side**2), IMAGE)
@@ -87,7 +122,10 @@ class Size:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **(pixels if self.image_side else {})}
 
 
-FULL = (Size("llama, wide and shallow", 1024, 4, text=128), Size("llava, 576 image tokens", 512, 4, 32, image_side=24))
+FULL = (
+    Size("llama, wide and shallow", 2048, 4, text=128),
+    Size("llava, 576 image tokens", 1024, 4, 64, image_side=24),
+)
 QUICK = (Size("llama, tiny", 128, 2, text=16), Size("llava, tiny", 128, 2, 8, image_side=4))
 
 
@@ -96,7 +134,7 @@ class Request:
     """One way to compute a request: a model, and the context in which it computes it so."""
 
     model: t.PreTrainedModel
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Tensor]
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     cache: Any = None
 
@@ -116,72 +154,112 @@ class Request:
             work()
             return (time.perf_counter() - start) * 1e3
 
-    def flops(self, phase: str) -> int:
-        """What torch counts in one phase."""
-        with self.context(), flop_counter() as counter:
-            getattr(self, phase)()
-        return int(counter.get_total_flops())
+    def work(self, phase: str) -> int:
+        """FLOPs of a prefill; bytes that a decode step reads."""
+        with self.context():
+            if phase == "decode":
+                with weights_read(self.model) as modules:
+                    self.decode()
+                weights = sum(w.numel() * w.element_size() for module in modules for w in module.parameters())
+                return weights + kv_cache_bytes(self.cache)
+            with flop_counter() as counter:
+                self.prefill()
+            return int(counter.get_total_flops())
 
 
-def compare(case: str, phase: str, one: Request, other: Request, repeats: int) -> dict[str, Any]:
-    """Time two requests in turns; the share is the median of what neighbours in time show."""
-    flops = other.flops(phase) / one.flops(phase)
-    for request in (one, other):
+@contextlib.contextmanager
+def weights_read(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules with weights of their own that run in this context; an embedding reads a row, which is nothing."""
+    ran: set[nn.Module] = set()
+    leaves = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Embedding)]
+    hooks = [leaf.register_forward_pre_hook(lambda module, _: ran.add(module)) for leaf in leaves]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def compare(case: str, phase: str, requests: list[Request], repeats: int) -> dict[str, Any]:
+    """Time dense, policy and, where there is one, the layers by hand in turns; shares are medians of neighbours."""
+    for request in requests:
         request.timed(phase)
-    pairs = []
+    rounds = []
     for turn in range(repeats):
-        order = (one, other) if turn % 2 == 0 else (other, one)
+        order = requests if turn % 2 == 0 else requests[::-1]
         times = {id(request): request.timed(phase) for request in order}
-        pairs.append((times[id(one)], times[id(other)]))
-    low, middle, high = statistics.quantiles([b / a for a, b in pairs], n=4, method="inclusive")
+        rounds.append([times[id(request)] for request in requests])
+    low, middle, high = statistics.quantiles([times[1] / times[0] for times in rounds], n=4, method="inclusive")
+    medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
+    saved = [(times[0] - times[1]) / (times[0] - times[2]) for times in rounds if len(times) == 3]
     return {
         "case": case,
         "phase": phase,
-        "flops_share": round(flops, 4),
+        "work": "FLOPs" if phase == "prefill" else "bytes",
+        "work_share": round(requests[1].work(phase) / requests[0].work(phase), 4),
         "time_share": round(middle, 4),
         "time_share_iqr": [round(low, 4), round(high, 4)],
-        "dense_ms": round(statistics.median(a for a, _ in pairs), 3),
-        "policy_ms": round(statistics.median(b for _, b in pairs), 3),
+        "of_ideal": round(statistics.median(saved), 4) if saved else None,
+        "dense_ms": round(medians[0], 3),
+        "policy_ms": round(medians[1], 3),
         "n": repeats,
     }
 
 
-def cases(size: Size) -> Iterator[tuple[str, dict[int, dict[str, Any]], str, int | None]]:
-    """Name, layers of the policy, score, and the layers of the model to compare with; None for the dense one."""
-    everywhere = range(size.layers)
-    half = dict.fromkeys(range(size.layers // 2), {"attention": "skip", "ffn": "skip"})
-    yield "empty policy", {}, "attention", None
-    yield "half the layers", half, "attention", size.layers - size.layers // 2
+def cases(size: Size) -> Iterator[tuple[str, dict[int, dict[str, Any]], dict[str, str]]]:
+    """Name, layers and token selection of each policy."""
+    everywhere, half = range(size.layers), range(size.layers // 2, size.layers)
+    yield "empty policy", {}, {}
+    yield "half the layers", dict.fromkeys(half, SKIP_LAYER), {}
     for name, choice in CHOICES.items():
-        yield name, dict.fromkeys(everywhere, choice), "attention", None
+        yield name, dict.fromkeys(half if choice is SKIP_LAYER else everywhere, choice), {}
     if size.image_side:
-        for name, (choice, score) in RATIOS.items():
-            yield name, dict.fromkeys(everywhere, choice), score, None
+        for name, (choice, selection) in ABOUT_IMAGES.items():
+            yield name, dict.fromkeys(everywhere, choice), selection
+        later = dict.fromkeys(range(2, size.layers), {"token_ratio": 0.5})
+        yield "token_ratio 0.5 from layer 2", later, {"reselect": "once"}
+
+
+def by_hand(model: t.PreTrainedModel, kind: type[nn.Module]) -> t.PreTrainedModel:
+    """The model with layers of another kind, which share its weights."""
+    weights = {id(weight): weight for weight in model.parameters()}
+    other = copy.deepcopy(model, weights)
+    for layer in other.get_decoder().layers:
+        layer.__class__ = kind
+    return other
 
 
 @torch.inference_mode()
-def measure(size: Size, repeats: int) -> Iterator[dict[str, Any]]:
+def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
     """All cases of one model."""
     model, inputs = size.model(size.layers), size.inputs()
-    for name, layers, score, against in cases(size):
-        policy = Policy.model_validate({"layers": layers, "token_selection": {"score": score}})
+    for name, layers, selection in cases(size):
+        if only not in name:
+            continue
+        policy = Policy.model_validate({"layers": layers, "token_selection": selection})
         with apply_policy(model, policy) as handle:
-            skipping = Request(model, inputs)
-            dense = Request(model, inputs, handle.dense)
-            if against is not None:
-                dense = Request(size.model(against), inputs)
+            requests = [Request(model, inputs, handle.dense), Request(model, inputs)]
+            if name == "half the layers":
+                requests[0] = Request(size.model(size.layers - size.layers // 2), inputs)
+            if name in BY_HAND:
+                with handle.dense():
+                    requests.append(Request(by_hand(model, BY_HAND[name]), inputs))
             for phase, times in (("prefill", repeats), ("decode", 5 * repeats)):
-                yield compare(name, phase, dense, skipping, times)
+                yield compare(name, phase, requests, times)
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> str:
     """The figures for people."""
-    lines = [name, f"  {'case':28}{'phase':9}{'FLOPs':>8}{'time':>8}  {'IQR':16}{'dense':>10}{'policy':>10}"]
+    lines = [
+        name,
+        f"  {'case':29}{'phase':9}{'work':>6}{'time':>8}  {'IQR':14}{'of ideal':>9}{'dense':>13}{'policy':>13}",
+    ]
     for row in rows:
         spread = "{:.3f}..{:.3f}".format(*row["time_share_iqr"])
+        ideal = "" if row["of_ideal"] is None else f"{row['of_ideal']:.3f}"
         lines.append(
-            f"  {row['case']:28}{row['phase']:9}{row['flops_share']:8.3f}{row['time_share']:8.3f}  {spread:16}"
-            f"{row['dense_ms']:7.2f} ms{row['policy_ms']:7.2f} ms"
+            f"  {row['case']:29}{row['phase']:9}{row['work_share']:6.3f}{row['time_share']:8.3f}  {spread:14}{ideal:>9}"
+            f"{row['dense_ms']:10.2f} ms{row['policy_ms']:10.2f} ms"
         )
     return "\n".join(lines)
 
@@ -190,14 +268,15 @@ def main() -> None:
     """Measure, print a table for each model, and one JSON document last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny models and few repeats: shows that it runs")
-    parser.add_argument("--repeats", type=int, default=None, help="pairs of each prefill (default 9, quick 2)")
+    parser.add_argument("--repeats", type=int, default=None, help="rounds of each prefill (default 9, quick 2)")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     repeats = arguments.repeats or (2 if arguments.quick else 9)
     models = []
     for size in QUICK if arguments.quick else FULL:
-        rows = list(measure(size, repeats))
+        rows = list(measure(size, repeats, arguments.only))
         print(table(size.name, rows), flush=True)
         tokens = size.inputs()["input_ids"].shape[1]
         models.append({"name": size.name, "layers": size.layers, "width": size.width, "tokens": tokens, "cases": rows})

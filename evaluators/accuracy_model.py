@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 LogLikelihood = tuple[float, bool]
+# Text, prompt and answer as lm-eval hands them over: the last two as token ids.
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 
 
 class TextModel(HFLM):
@@ -39,12 +41,16 @@ class TextModel(HFLM):
     Attributes:
         handle: The policy that the model runs under at the moment.
         forward_seconds: Time spent inside the model; the caller sets it back.
+        rolling: True while whole texts are scored, without a prompt.
+        ends: Where the prompt ends in the rows that are being scored, by their token ids.
     """
 
     def __init__(self, subject: "Subject", batch_size: int, memo: Memo, **more: Any) -> None:
         self.memo = memo
         self.handle: PolicyHandle | None = None
         self.forward_seconds = 0.0
+        self.rolling = False
+        self.ends: dict[tuple[int, ...], int] = {}
         super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
@@ -61,9 +67,68 @@ class TextModel(HFLM):
         key = ("_encode_pair", context, continuation)
         return self.memo.get(key, lambda: HFLM._encode_pair(self, context, continuation))
 
-    def _model_call(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._timed():
-            return super()._model_call(*args, **kwargs)
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Sum of the log-probabilities of each text, all of which is prompt."""
+        self.rolling = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self.rolling = False
+
+    def _loglikelihood_tokens(self, requests: list[TokenRequest], *args: Any, **kwargs: Any) -> list[LogLikelihood]:
+        found: dict[int, LogLikelihood] = {}
+        for ends, indices in self._by_ends(requests):
+            self.ends = ends
+            part = super()._loglikelihood_tokens([requests[index] for index in indices], *args, **kwargs)
+            found.update(zip(indices, part, strict=True))
+        self.ends = {}
+        return [found[index] for index in range(len(requests))]
+
+    def _by_ends(self, requests: list[TokenRequest]) -> list[tuple[dict[tuple[int, ...], int], list[int]]]:
+        """Where the prompt ends in each row that will be fed, by its token ids, for so many requests.
+
+        Requests that feed the same row, one with more of it as its prompt than the other, come apart. Policies that do
+        not tell prompt from answer need none of this.
+        """
+        if self.rolling or not self._tells_phases():
+            return [({}, list(range(len(requests))))]
+        passes: list[tuple[dict[tuple[int, ...], int], list[int]]] = []
+        for index, (_, context, answer) in enumerate(requests):
+            row = tuple((context + answer)[-(self.max_length + 1) :][:-1])
+            end = len(row) - len(answer) + 1
+            fitting = next((part for part in passes if part[0].get(row, end) == end), None)
+            if fitting is None:
+                passes.append(fitting := ({}, []))
+            fitting[0][row] = end
+            fitting[1].append(index)
+        return passes
+
+    def _tells_phases(self) -> bool:
+        return self.handle is not None and any(c.phase != "both" for c in self.handle.policy.layers.values())
+
+    def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        ends = torch.tensor([self._end(row) for row in inps.tolist()]) if self.ends else None
+        with self._timed(), self._prompts_end(ends):
+            return super()._model_call(inps, *args, **kwargs)
+
+    def _end(self, row: list[int]) -> int:
+        """Where the prompt ends in a row that is padded on its right with zeros."""
+        shortest = len(row)
+        while shortest and row[shortest - 1] == 0:
+            shortest -= 1
+        return next(self.ends[fed] for n in range(shortest, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
+
+    @contextmanager
+    def _prompts_end(self, ends: Tensor | None) -> Iterator[None]:
+        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by."""
+        if self.handle is None:
+            yield
+            return
+        self.handle.prompt_ends = ends
+        try:
+            yield
+        finally:
+            self.handle.prompt_ends = None
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._timed():
@@ -178,18 +243,6 @@ class ImageModel(TextModel, HFMultimodalLM):
                 target = torch.tensor(answer, device=predicted.device)
                 chosen = predicted.gather(1, target[:, None])
                 yield index, (float(chosen.sum()), bool((greedy == target).all()))
-
-    @contextmanager
-    def _prompts_end(self, ends: Tensor) -> Iterator[None]:
-        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by."""
-        if self.handle is None:
-            yield
-            return
-        self.handle.prompt_ends = ends
-        try:
-            yield
-        finally:
-            self.handle.prompt_ends = None
 
 
 def with_answers(prompts: Mapping[str, Tensor], fed: Sequence[tuple[int, ...]], pad_id: int) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class PolicyHandle:
         self.prompt_ends: Tensor | None = None
         self._shared = Forward()
         self._wrapped = wrapped_layers(model, self.policy, self._shared)
+        self._needs_ids = any(wrapped.needs_ids for wrapped in self._wrapped)
         self._image_ids = image_token_ids(model)
         self._hooks: list[Any] = []
         self._removed = False
@@ -90,7 +91,7 @@ class PolicyHandle:
 
     def _enter(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         input_ids = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(input_ids, Tensor):
+        if isinstance(input_ids, Tensor) and (self._needs_ids or self.prompt_ends is not None):
             mask = kwargs.get("attention_mask")
             self._shared.prompt = Prompt.read(input_ids, mask, self._image_ids, self.prompt_ends)
             self._shared.known = True

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -127,12 +127,12 @@ class Prompt:
     even: dict[tuple[float, Images], Images] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, input_ids: Tensor, mask: Tensor | None, ids: tuple[int, ...], ends: Tensor | None) -> "Prompt | None":
+    def read(cls, input_ids: Tensor, mask: Any, ids: tuple[int, ...], ends: Tensor | None) -> "Prompt | None":
         """From the input of the model; None where every token is of one class.
 
         Args:
             input_ids: Shape (batch, tokens).
-            mask: The attention mask, shape (batch, earlier + tokens), where the input has one.
+            mask: The attention mask, where the input has one; of shape (batch, earlier + tokens) it tells padding.
             ids: Tokens that stand for image features.
             ends: One past each row's last prompt token, shape (batch,); None where the input is all prompt.
         """
@@ -141,7 +141,9 @@ class Prompt:
         if tokens == 1:
             return None
         image = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device, dtype=input_ids.dtype))
-        real = torch.ones_like(image) if mask is None or mask.dim() != 2 else mask[:, -tokens:].to(image.device).bool()
+        # Masks of other shapes are for static caches, where padding is processed like text.
+        padded = isinstance(mask, Tensor) and mask.dim() == 2
+        real = mask[:, -tokens:].to(image.device).bool() if padded else torch.ones_like(image)
         places = torch.arange(tokens, device=image.device)
         stop = torch.full_like(places[:1], tokens) if ends is None else ends.to(image.device)
         in_prompt = real & (places[None] < stop[:, None])
@@ -177,8 +179,7 @@ class Prompt:
         return self.even[key]
 
     def _best(self, scores: Tensor, limit: Tensor, wanted: list[int]) -> Images:
-        among = self.left.mask
-        return Images(among & (ranks(scores, among) < limit), wanted)
+        return Images(best(scores, self.left.mask, limit), wanted)
 
     def select(self, classes: Classes, images: Images) -> Selection | Whole:
         """The tokens of some classes, with these image tokens alone where images are among them."""
@@ -219,10 +220,11 @@ class Prompt:
         self.scores = old.scatter(1, index, torch.where(valid, fresh, old.gather(1, index)))
 
 
-def ranks(scores: Tensor, among: Tensor) -> Tensor:
-    """Rank of each token by falling score among those in the mask, ties in order; shape (batch, tokens)."""
+def best(scores: Tensor, among: Tensor, wanted: Tensor) -> Tensor:
+    """A mask of the `wanted` (batch, 1) highest scores of another mask, the first of equals; shape (batch, tokens)."""
     order = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1)
+    first = torch.arange(among.shape[1], device=among.device) < wanted
+    return torch.zeros_like(among).scatter(1, order, first)
 
 
 def evenly(among: Tensor, wanted: Tensor) -> Tensor:

@@ -80,6 +80,11 @@ class WrappedLayer:
             return None
         return WHOLE[bool(self.attends)], WHOLE[bool(self.feeds)], bool(self.beside)
 
+    @property
+    def needs_ids(self) -> bool:
+        """True where image tokens are treated in another way than text."""
+        return self.choice.token_ratio is not None or not self.same_for("image", "text")
+
     def same_for(self, first: str, second: str) -> bool:
         """True where two classes of tokens are treated alike."""
         return all((first in classes) == (second in classes) for classes in (self.attends, self.feeds, self.beside))

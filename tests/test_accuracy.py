@@ -7,6 +7,7 @@ import lm_eval
 import pytest
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -147,37 +148,80 @@ def by_hand(subject, handle, document):
     """Log-likelihood of each choice: one unpadded forward each, and no code of ours or of lm-eval."""
     found = []
     for choice in document["choices"]:
-        prompt = subject.processor(text=[document["question"]], images=[document["image"]], return_tensors="pt")
+        images = {"images": [document["image"]]} if "image" in document else {}
+        prompt = subject.processor(text=[document["question"]], return_tensors="pt", **images)
+        pixels = {key: value for key, value in prompt.items() if key == "pixel_values"}
         answer = subject.tokenizer(" " + choice, return_tensors="pt")["input_ids"]
         start = prompt["input_ids"].shape[1]
         handle.prompt_ends = torch.tensor([start])
         ids = torch.cat([prompt["input_ids"], answer], dim=1)
         with torch.no_grad():
-            logits = subject.model(input_ids=ids[:, :-1], pixel_values=prompt["pixel_values"]).logits
+            logits = subject.model(input_ids=ids[:, :-1], **pixels).logits
         chosen = logits[0, start - 1 :].log_softmax(-1)
         found.append((chosen.gather(1, answer[0, :, None]).sum().item(), bool((chosen.argmax(-1) == answer[0]).all())))
     handle.prompt_ends = None
     return found
 
 
+def check_choices_by_hand(subject, path, policy, batch_size):
+    """Every answer's log-likelihood, and whether the right one was the likeliest."""
+    measured = AccuracyEvaluator(AccuracyOptions(tasks=[path], batch_size=batch_size, search={"limit": 6}), subject)
+    with apply_policy(subject.model, policy) as handle:
+        accuracy = measured.measure(handle, "search")["accuracy"]
+        assert handle.prompt_ends is None
+        (task,) = measured._tasks("search").values()
+        correct = []
+        for document in {request.doc_id: request.doc for request in task.instances}.values():
+            expected = by_hand(subject, handle, document)
+            ours = [r.resps[0] for r in task.instances if r.doc is document]
+            assert [value for value, _ in ours] == pytest.approx([value for value, _ in expected], abs=1e-5)
+            assert [greedy for _, greedy in ours] == [greedy for _, greedy in expected]
+            scores = [value for value, _ in expected]
+            correct.append(float(scores.index(max(scores)) == document["label"]))
+        assert accuracy.detail["per_example"] == correct
+        return str(responses(measured, "search"))
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 16])
 def test_image_choices_by_hand(world, batch_size):
-    options = AccuracyOptions(tasks=[world.tasks["image_mc"]], batch_size=batch_size, search={"limit": 6})
-    measured = AccuracyEvaluator(options, world.llava)
     for policy in policies(has_images=True, count=3):
-        with apply_policy(world.llava.model, policy) as handle:
-            accuracy = measured.measure(handle, "search")["accuracy"]
-            assert handle.prompt_ends is None
-            (task,) = measured._tasks("search").values()
-            correct = []
-            for document in {request.doc_id: request.doc for request in task.instances}.values():
-                expected = by_hand(world.llava, handle, document)
-                ours = [r.resps[0] for r in task.instances if r.doc is document]
-                assert [value for value, _ in ours] == pytest.approx([value for value, _ in expected], abs=1e-5)
-                assert [greedy for _, greedy in ours] == [greedy for _, greedy in expected]
-                scores = [value for value, _ in expected]
-                correct.append(float(scores.index(max(scores)) == document["label"]))
-            assert accuracy.detail["per_example"] == correct
+        check_choices_by_hand(world.llava, world.tasks["image_mc"], policy, batch_size)
+
+
+@pytest.mark.parametrize("kind", ["llama", "llava"])
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_an_answer_that_is_scored_is_of_the_decode_phase(world, kind, batch_size):
+    found = set()
+    for phase in ("both", "prefill", "decode"):
+        layers = {1: LayerChoice(ffn="skip", phase=phase), 2: LayerChoice(attention="skip", phase=phase)}
+        path = world.tasks["text_mc" if kind == "llama" else "image_mc"]
+        found.add(check_choices_by_hand(getattr(world, kind), path, Policy(layers=layers), batch_size))
+    assert len(found) == 3
+
+
+def test_one_row_that_is_read_with_two_prompts_is_scored_for_each(world):
+    policy = Policy(
+        layers={1: LayerChoice(ffn="skip", phase="decode"), 2: LayerChoice(wiring="parallel", phase="prefill")}
+    )
+    texts = [("w1 w2 w3", " w4 w5"), ("w1 w2", " w3 w4 w6"), ("w9", " w8"), ("w1 w2 w3", " w4 w7")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(texts)]
+    lm = live_model(world.llama, BATCH, Memo(0))
+    with apply_policy(world.llama.model, policy) as lm.handle:
+        together = lm.loglikelihood(requests, disable_tqdm=True)
+        alone = [lm.loglikelihood([request], disable_tqdm=True)[0] for request in requests]
+        document = {"question": "w1 w2", "choices": ["w3 w4 w6"]}
+        assert together[1][0] == pytest.approx(by_hand(world.llama, lm.handle, document)[0][0], abs=1e-5)
+    assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-5)
+
+
+def test_a_text_without_a_prompt_is_all_prompt(world):
+    lm = live_model(world.llama, BATCH, Memo(0))
+    request = Instance("loglikelihood_rolling", {}, ("w1 w2 w3 w4",), 0)
+    values = {}
+    for phase in ("both", "prefill", "decode"):
+        with apply_policy(world.llama.model, Policy(layers={1: LayerChoice(ffn="skip", phase=phase)})) as lm.handle:
+            values[phase] = lm.loglikelihood_rolling([request], disable_tqdm=True)[0]
+    assert values["prefill"] == values["both"] != values["decode"]
 
 
 @pytest.mark.parametrize("task", ["image_gen", "image_mc"])

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, QuantizedCache, StaticCache
 
-from families import CASES, FAMILIES, LAYERS, WINDOW, WITH_IMAGES, Batch, batch_of, built, run
+from families import FAMILIES, LAYERS, WINDOW, Batch, batch_of, built, run, without
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.cache import PartialLayer, kv_cache_bytes
 from skipsearch.policies.errors import ModelError
@@ -17,7 +17,6 @@ from skipsearch.policies.errors import ModelError
 SKIP_ATTENTION, SKIP_LAYER = {"attention": "skip"}, {"attention": "skip", "ffn": "skip"}
 HALF = {"token_ratio": 0.5}
 TOKEN_BYTES = 2 * 2 * 8 * 4  # keys and values, two heads of eight numbers in float32
-FULL = [case for case in CASES if FAMILIES[case[0]].windows[0] is None]
 
 
 def policy_of(layers: dict[int, dict[str, Any]], score: str = "attention") -> Policy:
@@ -40,9 +39,9 @@ def step(model: Any, inputs: dict[str, Tensor], cache: DynamicCache, tokens: Ten
 # What is stored
 
 
-@pytest.mark.parametrize(("name", "attention"), FULL)
-def test_skipped_attention_stores_nothing_and_reports_the_full_length(name, attention):
-    model, inputs = built(name, attention), batch_of(name).padded()
+@pytest.mark.parametrize("name", ["llama", "opt", "neox", "gpt2", "deepseek-v3", "llava", "onevision"])
+def test_skipped_attention_stores_nothing_and_reports_the_full_length(name):
+    model, inputs = built(name, "sdpa"), batch_of(name).padded()
     length = inputs["input_ids"].shape[1]
     dense = kv_cache_bytes(prefill(model, inputs).past_key_values)
     with apply_policy(model, policy_of({0: SKIP_ATTENTION, 2: SKIP_LAYER, 3: {"ffn": "skip"}})):
@@ -50,11 +49,9 @@ def test_skipped_attention_stores_nothing_and_reports_the_full_length(name, atte
         assert [layer.get_seq_length() for layer in cache.layers] == [length] * LAYERS
         assert [layer.keys is None for layer in cache.layers] == [True, False, True, False]
         assert kv_cache_bytes(cache) * 2 == dense
-        forgotten = FAMILIES[name].name != "qwen2.5-vl"  # its positions come from generate
-        if forgotten:
-            step(model, inputs, cache, torch.full((3, 1), 5))
-            assert [layer.get_seq_length() for layer in cache.layers] == [length + 1] * LAYERS
-            assert [layer.keys is None for layer in cache.layers] == [True, False, True, False]
+        step(model, inputs, cache, torch.full((3, 1), 5))
+        assert [layer.get_seq_length() for layer in cache.layers] == [length + 1] * LAYERS
+        assert [layer.keys is None for layer in cache.layers] == [True, False, True, False]
 
 
 def test_a_token_ratio_stores_exactly_the_tokens_that_it_processed():
@@ -127,22 +124,66 @@ def check_turns(model: Any, batch: Batch, cuts: list[int], score: str) -> None:
 # What cannot be
 
 
-@pytest.mark.parametrize("layers", [{1: SKIP_ATTENTION}, {2: SKIP_LAYER}, {1: HALF}], ids=str)
-def test_a_static_cache_is_refused_where_lengths_differ(layers):
+PARTS = [{1: HALF}, {2: {**SKIP_ATTENTION, "phase": "decode"}}, {0: {**SKIP_LAYER, "tokens": "image"}}]
+NO_PARTS = {
+    "first": {0: SKIP_ATTENTION, 1: {"wiring": "parallel"}},
+    "all but one": {0: SKIP_LAYER, 1: SKIP_ATTENTION, 3: SKIP_LAYER},
+    "phases": {1: {"ffn": "skip", "phase": "decode"}, 2: {"wiring": "parallel", "norm": "shared", "phase": "prefill"}},
+}
+
+
+@pytest.mark.parametrize("layers", PARTS, ids=str)
+def test_a_static_cache_is_refused_where_a_layer_stores_some_tokens_only(layers):
     model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
+    with apply_policy(model, policy_of(layers)), pytest.raises(ModelError, match="StaticCache"):
+        model.generate(**inputs, max_new_tokens=2, cache_implementation="static", disable_compile=True)
+
+
+@pytest.mark.parametrize("layers", NO_PARTS.values(), ids=NO_PARTS)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "llava", "llava-mistral"])
+def test_a_static_cache_works_where_layers_store_all_tokens_or_none(name, layers):
+    model, inputs = built(name, "sdpa"), batch_of(name).padded()
+    static = {"cache_implementation": "static", "disable_compile": True}
     with apply_policy(model, policy_of(layers)):
-        with pytest.raises(ModelError, match="StaticCache"):
-            run(model, inputs, past_key_values=StaticCache(config=model.config, max_cache_len=64))
-        with pytest.raises(ModelError, match="StaticCache"):
-            model.generate(**inputs, max_new_tokens=2, cache_implementation="static", disable_compile=True)
+        for beams in (1, 2):
+            greedy = {"max_new_tokens": WINDOW + 2, "do_sample": False, "num_beams": beams}
+            expected = model.generate(**inputs, **greedy)
+            assert torch.equal(model.generate(**inputs, **greedy, **static), expected)
 
 
-def test_a_static_cache_works_where_all_tokens_are_stored():
-    model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
-    with apply_policy(model, policy_of({1: {"ffn": "skip"}, 2: {"wiring": "parallel"}})):
-        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        static = {"cache_implementation": "static", "disable_compile": True}
-        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False, **static), expected)
+def test_a_skipped_layer_allocates_nothing_of_a_static_cache():
+    model, inputs = built("llama", "sdpa"), batch_of("llama").padded()
+    dense = StaticCache(config=model.config, max_cache_len=64)
+    run(model, inputs, past_key_values=dense)
+    with apply_policy(model, policy_of({0: SKIP_ATTENTION, 2: SKIP_LAYER})):
+        cache = StaticCache(config=model.config, max_cache_len=64)
+        logits = run(model, inputs, past_key_values=cache).logits
+        assert kv_cache_bytes(cache) * 2 == kv_cache_bytes(dense)
+        assert int(cache.get_seq_length()) == inputs["input_ids"].shape[1]
+        cache.reset()
+        assert torch.equal(run(model, inputs, past_key_values=cache).logits, logits)
+        with pytest.raises(ModelError, match="filled without a policy"):
+            run(model, inputs, past_key_values=dense)
+    with pytest.raises(ModelError, match="filled under a policy"):
+        run(model, inputs, past_key_values=cache)
+
+
+def test_a_quantised_cache_works_where_layers_store_all_tokens_or_none():
+    model, inputs = built("llama", "sdpa"), batch_of("llama").padded()
+    smaller = without(model, {0, 2})
+
+    def answer(model: Any) -> Any:
+        cache = QuantizedCache("fp8", config=model.config)
+        return model.generate(**inputs, max_new_tokens=4, do_sample=False, past_key_values=cache), cache
+
+    expected, quantised = answer(smaller)
+    with apply_policy(model, policy_of(dict.fromkeys((0, 2), SKIP_LAYER))):
+        tokens, cache = answer(model)
+    assert torch.equal(tokens, expected)
+    assert kv_cache_bytes(cache) == kv_cache_bytes(quantised) > 0
+    partly = policy_of({1: {**SKIP_ATTENTION, "phase": "prefill"}})
+    with apply_policy(model, partly), pytest.raises(ModelError, match="QuantizedCache"):
+        answer(model)
 
 
 @pytest.mark.parametrize("layers", [{1: SKIP_ATTENTION}, {2: SKIP_LAYER}, {1: HALF}], ids=str)
@@ -217,7 +258,7 @@ def test_reset_starts_anew():
     assert layer.columns(1, torch.device("cpu")).tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("name", WITH_IMAGES)
+@pytest.mark.parametrize("name", ["llava", "llava-mistral", "onevision", "gemma3-images"])
 def test_a_cache_can_be_used_again_after_a_reset(name):
     model, inputs = built(name, "sdpa"), batch_of(name).padded()
     with apply_policy(model, policy_of({0: SKIP_LAYER, 1: HALF, 2: SKIP_ATTENTION})):
