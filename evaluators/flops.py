@@ -1,5 +1,6 @@
 """FLOPs of one request, counted on the work that runs."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,7 +83,7 @@ def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list
     decoder: list[int] = []
     head: list[int] = []
     with ExitStack() as stack:
-        stack.enter_context(metered(model.get_decoder(), counter, decoder))
+        stack.enter_context(metered(model.get_decoder(), counter, decoder, first_layer(model)))
         output_layer = model.get_output_embeddings()
         if output_layer is not None:
             stack.enter_context(metered(output_layer, counter, head))
@@ -91,11 +92,22 @@ def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list
     return counter.get_total_flops(), decoder, head
 
 
+def first_layer(model: Any) -> "nn.Module":
+    """Where the work of the decoder begins: some run the vision tower in front of their first layer."""
+    from ..policies.layers import LISTS
+
+    decoder = model.get_decoder()
+    lists = (getattr(decoder, name, None) for name in LISTS)
+    return next((layers[0] for layers in lists if layers), decoder)
+
+
 @contextmanager
-def metered(module: "nn.Module", counter: "FlopCounterMode", calls: list[int]) -> Iterator[None]:
-    """Append to `calls` what each call of a module adds to a counter."""
+def metered(
+    module: "nn.Module", counter: "FlopCounterMode", calls: list[int], start: "nn.Module | None" = None
+) -> Iterator[None]:
+    """Append to `calls` what each call of a module adds to a counter, from where its part `start` is first called."""
     started: list[int] = []
-    before = module.register_forward_pre_hook(lambda *_: started.append(counter.get_total_flops()))
+    before = (start or module).register_forward_pre_hook(lambda *_: started.append(counter.get_total_flops()))
     after = module.register_forward_hook(lambda *_: calls.append(counter.get_total_flops() - started.pop()))
     try:
         yield
@@ -105,12 +117,22 @@ def metered(module: "nn.Module", counter: "FlopCounterMode", calls: list[int]) -
 
 
 def flop_counter() -> "FlopCounterMode":
-    """Torch's counter, with the attention kernel of CPUs, which it counts as nothing where it has no formula for it."""
+    """Torch's counter, with formulas for kernels that it counts as nothing: CPU attention and a mixture's experts."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
     def attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
 
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={} if on_cpu in flop_registry else {on_cpu: attention})
+    def experts(rows: Any, matrices: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        # Each row goes through one of the matrices, whichever expert it was sent to.
+        return 2 * math.prod(rows) * int(matrices[-1])
+
+    formulas = {
+        getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None): attention,
+        getattr(torch.ops.aten, "_grouped_mm", None): experts,
+        # What transformers runs where torch has no kernel.
+        getattr(torch.ops.transformers, "grouped_mm_fallback", None): experts,
+    }
+    missing = {kernel: formula for kernel, formula in formulas.items() if kernel and kernel not in flop_registry}
+    return FlopCounterMode(display=False, custom_mapping=missing)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -45,10 +46,11 @@ class Anatomy:
     rows: str | None = None
 
     def fits(self, layer: nn.Module) -> bool:
-        """True where the layer has every part, and its mixer is one of this kind."""
+        """True where the layer has these parts, its mixer is one of this kind, and no weights are left over."""
         norms = (self.before_attention, self.before_ffn, self.after_attention, self.after_ffn)
-        names = (self.attention, *self.ffn, *norms, *(self.scales or ()))
-        if any(getattr(layer, name, None) is None for name in names if name is not None):
+        names = {name for name in (self.attention, *self.ffn, *norms, *(self.scales or ())) if name is not None}
+        weights = {name.split(".")[0] for name, _ in chain(layer.named_parameters(), layer.named_buffers())}
+        if not weights <= names or any(getattr(layer, name, None) is None for name in names):
             return False
         stored = cache_name(getattr(layer, self.attention))
         return stored is not None and (self.kind == "linear" or stored != "cache_params")
@@ -82,9 +84,41 @@ ANATOMIES = (
         "post_attention_layernorm",
         scales=("residual_multiplier", "residual_multiplier"),
     ),
+    # Granite's mixture of experts.
+    Anatomy(
+        "self_attn",
+        ("block_sparse_moe",),
+        "input_layernorm",
+        "post_attention_layernorm",
+        scales=("residual_multiplier", "residual_multiplier"),
+    ),
+    # Granite 4 without experts: attention, or Mamba.
+    Anatomy(
+        "self_attn",
+        ("shared_mlp",),
+        "input_layernorm",
+        "post_attention_layernorm",
+        scales=("residual_multiplier", "residual_multiplier"),
+    ),
+    Anatomy(
+        "mamba",
+        ("shared_mlp",),
+        "input_layernorm",
+        "post_attention_layernorm",
+        scales=("residual_multiplier", "residual_multiplier"),
+        kind="linear",
+    ),
+    # MiniCPM 3.
+    Anatomy(
+        "self_attn",
+        ("mlp",),
+        "input_layernorm",
+        "post_attention_layernorm",
+        scales=("residual_scale", "residual_scale"),
+    ),
     # Llama, Mistral, Qwen and most of the field: norms before each sublayer.
     Anatomy("self_attn", ("mlp",), "input_layernorm", "post_attention_layernorm"),
-    # Gated DeltaNet in Qwen3-Next.
+    # Gated DeltaNet in Qwen3-Next and Qwen3.5.
     Anatomy("linear_attn", ("mlp",), "input_layernorm", "post_attention_layernorm", kind="linear"),
     # OLMo 2 and 3, EXAONE 4: norms after each sublayer only.
     Anatomy(
@@ -217,21 +251,26 @@ class Sublayers:
         mine, theirs = cache_name(self._layer), cache_name(self.attention)
         if mine is not None and theirs is not None and mine in passed:
             passed[theirs] = passed.pop(mine)
-        accepted = parameters(type(self.attention))
+        accepted = parameters(self.attention)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             return passed
         return {name: value for name, value in passed.items() if name in accepted}
 
 
+def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a module's forward by name, `self` first."""
+    kind: Any = type(module)
+    return _parameters_of(kind)
+
+
 @cache
-def parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the forward of a class of modules by name, `self` first."""
+def _parameters_of(kind: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(kind.forward).parameters
 
 
 def cache_name(module: nn.Module) -> str | None:
     """What a layer or its attention calls the cache; None where it takes none."""
-    return next((name for name in CACHES if name in parameters(type(module))), None)
+    return next((name for name in CACHES if name in parameters(module)), None)
 
 
 def first(output: Any) -> Tensor:

@@ -60,6 +60,21 @@ class PolicyHandle:
             if lifted and not self._removed:
                 self._install()
 
+    @property
+    def prompt(self) -> Prompt | None:
+        """The tokens of the forward that is running; None outside one, and where all are of one class."""
+        return self._shared.prompt
+
+    def beginnings(self) -> list[tuple[str, ...]]:
+        """By layer, all that its output depends on besides the input: what it and those before it do."""
+        count = len(decoder_layers(self.model))
+        scored = {wrapped.layer.index for wrapped in self._wrapped if wrapped.scored}
+        words = []
+        for index, choice in enumerate(self.policy.choices(count)):
+            ranked = self.policy.token_selection if choice.token_ratio is not None else ""
+            words.append(f"{choice.document()} {ranked} {index in scored}")
+        return [tuple(words[: index + 1]) for index in range(count)]
+
     def __enter__(self) -> Self:
         return self
 
@@ -74,7 +89,7 @@ class PolicyHandle:
 
     def _install(self) -> None:
         for wrapped in self._wrapped:
-            wrapped.install()
+            wrapped.patch.set(wrapped.run)
         if any(wrapped.steady is None for wrapped in self._wrapped):
             before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
             after = self.model.register_forward_hook(self._leave, always_call=True)
@@ -83,7 +98,7 @@ class PolicyHandle:
 
     def _uninstall(self) -> None:
         for wrapped in self._wrapped:
-            wrapped.uninstall()
+            wrapped.patch.undo()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -170,15 +185,18 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
     """
     limited = scope(choice) != EVERYONE
     if layer.kind == "linear" and limited and choice.attention == "skip":
-        reason = "a recurrence that some tokens skip has no state for the others"
+        reason, hint = (
+            "a recurrence that some tokens skip has no state for the others",
+            "leave `phase` and `tokens` out",
+        )
     elif layer.kind == "cross" and (limited or choice.token_ratio is not None):
-        reason = "a layer that attends to the image takes choices for all tokens in both phases"
+        reason, hint = "attention to the image is for all tokens and both phases", "leave `phase` and `tokens` out"
+    elif layer.kind == "cross" and choice.attention == "skip" and choice.ffn == "run":
+        reason, hint = "a decode step leaves the layer out where nothing of the image is stored", "use skip_layer there"
     else:
         return
     raise PolicyMismatch(
-        f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
-        [reason],
-        "leave `phase` and `tokens` out for this layer",
+        f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}", [reason], hint
     )
 
 

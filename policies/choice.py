@@ -10,7 +10,7 @@ Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)
 
 
 class Part(BaseModel):
-    """Base of everything that stands in a policy file: frozen, and no key is ignored."""
+    """Base of everything that stands in a policy or a space file: frozen, and no key is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

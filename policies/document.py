@@ -154,6 +154,7 @@ class Document:
             (self._known((*base, *entry["loc"])), dict(entry)) for entry in cause.errors(include_url=False)
         ]
         entered = {path[:depth] for path, _ in entries for depth in range(len(path))}
+        entered |= {path for path, entry in entries if expectation(entry) is None}
         problems = []
         expected: dict[KeyPath, list[str]] = {}
         found: dict[KeyPath, Any] = {}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -132,10 +133,12 @@ def take_apart(name: str, index: int, module: nn.Module, calls: dict[nn.Module, 
     """
     fitting = [anatomy for anatomy in ANATOMIES if anatomy.fits(module)]
     if not fitting:
-        children = ", ".join(name for name, _ in module.named_children())
+        own = chain(
+            module.named_children(), module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+        )
         raise ModelError(
             f"the layers of {name} cannot be taken apart",
-            [f"layer {index} is a {type(module).__name__} with the parts {children}"],
+            [f"layer {index} is a {type(module).__name__} with the parts {', '.join(part for part, _ in own)}"],
             UNKNOWN,
         )
     if module not in calls:
@@ -150,7 +153,7 @@ def take_apart(name: str, index: int, module: nn.Module, calls: dict[nn.Module, 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:
     """What the arguments of a module's forward are called, in order."""
-    return tuple(parameters(type(module)))[1:]
+    return tuple(parameters(module))[1:]
 
 
 @contextmanager

@@ -30,7 +30,8 @@ def narrow(
     Raises:
         ModelError: the attention takes other masks than ours, or the cache cannot hold rows of different lengths.
     """
-    stored = None if cache is None else partial_layer(cache, layer.index)
+    # A recurrence stores a state, not tokens.
+    stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.index)
     chosen = tokens if isinstance(tokens, Selection) else None
     cut = dict(arguments)
     cut["attention_mask"] = mask_for(layer, arguments.get("attention_mask"), hidden, stored, chosen)

@@ -4,9 +4,9 @@
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from .choice import KEEP, LAST_LAYER, NAMED, LayerChoice, Part, Ratio
 
@@ -14,7 +14,7 @@ Layer = Annotated[int, Field(ge=0, le=LAST_LAYER, strict=True)]
 Step = Annotated[int, Field(ge=1, le=LAST_LAYER + 1, strict=True)]
 Segments = Annotated[list[Step], Field(min_length=1)]
 Changing = Literal["skip_ffn", "skip_attention", "skip_layer", "parallel"]
-
+ONE_KEY: Final[dict[str, JsonValue]] = {"minProperties": 1, "maxProperties": 1}
 DIGITS = 6  # of a ratio that a curve gives: the file is for people, and the same on every machine
 
 
@@ -27,8 +27,7 @@ class Decay(Part):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"found min {self.min:g} above max {self.max:g}, expected it to be the lower one")
+        check_order(self.min, self.max)
         return self
 
     def curve(self, depth: float) -> float:
@@ -137,6 +136,8 @@ class Schedule(Part):
         interval: A choice in every I-th layer (ima-lmms).
     """
 
+    model_config = ConfigDict(json_schema_extra=ONE_KEY)
+
     shifted_cosine: ShiftedCosine | None = None
     linear: Linear | None = None
     fastv: FastV | None = None
@@ -150,6 +151,16 @@ class Schedule(Part):
     def choices(self, num_layers: int) -> list[LayerChoice]:
         """What every layer does, first to last."""
         return next(generator.choices(num_layers) for _, generator in self if generator is not None)
+
+
+def check_order(least: float, most: float) -> None:
+    """Refuse a decay whose smallest share is above its largest.
+
+    Raises:
+        ValueError: with both.
+    """
+    if least > most:
+        raise ValueError(f"found min {least:g} above max {most:g}, expected min to be the lower one")
 
 
 def check_one(schedule: Part) -> None:

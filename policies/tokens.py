@@ -30,7 +30,9 @@ def scope(choice: LayerChoice) -> Classes:
 
 def image_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """The ids of the tokens that stand for image (or video) features; empty for a text model."""
-    found = (getattr(model.config, key, None) for key in IMAGE_TOKEN_KEYS)
+    # Phi-4-multimodal has it in the part of its vision tower.
+    parts = (model.config, getattr(model.config, "vision_config", None))
+    found = (getattr(part, key, None) for part in parts for key in IMAGE_TOKEN_KEYS)
     return tuple(sorted({int(value) for value in found if value is not None}))
 
 

@@ -12,6 +12,7 @@ from .choice import LayerChoice
 from .errors import ModelError
 from .layers import DecoderLayer
 from .narrow import narrow
+from .patch import Patch
 from .policy import TokenSelection
 from .streams import side_by_side
 from .tokens import EVERYONE, Classes, Prompt, Selection, Whole, scope
@@ -68,10 +69,7 @@ class WrappedLayer:
         self.feeds = EVERYONE - within if choice.ffn == "skip" else EVERYONE
         self.beside = within if choice.wiring == "parallel" else NOBODY
         self.steady = self._steady_plan()
-        # accelerate keeps the forward that it wraps with its hooks under this name.
-        self.slot = "_old_forward" if hasattr(layer.module, "_hf_hook") else "forward"
-        self.original = getattr(layer.module, self.slot)
-        self.was_set = self.slot in vars(layer.module)
+        self.patch = Patch(layer.module)
 
     def _steady_plan(self) -> Plan | None:
         sets = (self.attends, self.feeds, self.beside)
@@ -88,17 +86,6 @@ class WrappedLayer:
     def same_for(self, first: str, second: str) -> bool:
         """True where two classes of tokens are treated alike."""
         return all((first in classes) == (second in classes) for classes in (self.attends, self.feeds, self.beside))
-
-    def install(self) -> None:
-        """Put this in place of the layer's forward. The module tree, its names and its hooks stay."""
-        setattr(self.layer.module, self.slot, self.run)
-
-    def uninstall(self) -> None:
-        """Put the layer's forward back."""
-        if self.was_set:
-            setattr(self.layer.module, self.slot, self.original)
-        else:
-            delattr(self.layer.module, self.slot)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
@@ -118,9 +105,9 @@ class WrappedLayer:
         """The untouched layer, watched where a later layer ranks its tokens by it."""
         prompt = self.shared.prompt
         if prompt is None or not self.scored:
-            return self.original(*args, **kwargs)
+            return self.patch.original(*args, **kwargs)
         with watched(self.layer.sublayers.attention) as notes:
-            output = self.original(*args, **kwargs)
+            output = self.patch.original(*args, **kwargs)
         prompt.look(self.seen(notes), Whole.ALL)
         return output
 
@@ -182,8 +169,7 @@ class WrappedLayer:
 
     def pass_by(self, hidden: Tensor, cache: Cache | None) -> None:
         """Let the cache know that tokens passed which this layer stores nothing of."""
-        # What a layer that attends to an image stores is the image's.
-        if cache is None or self.layer.kind == "cross":
+        if cache is None:
             return
         if not self.attends:
             pass_all_by(cache, self.layer.index, hidden.shape[1], hidden.device)

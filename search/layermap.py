@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -18,17 +18,21 @@ COLOURS = {
     "skip_ffn": "#E69F00",
     "skip_layer": "#D55E00",
     "parallel": "#CC79A7",
+    "parallel_shared": "#CC79A7",
     "token_ratio": "#009E73",
 }
-RUNS, SKIPPED, PARALLEL, ALL_TOKENS, EIGHTHS = "■", "×", "║", "·", "▁▂▃▄▅▆▇█"
+RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
 MEANING = {
     "keep": (RUNS, "runs"),
     "skip_attention": (SKIPPED, "skip_attention"),
     "skip_ffn": (SKIPPED, "skip_ffn"),
     "skip_layer": (SKIPPED, "skip_layer (both rows)"),
     "parallel": (PARALLEL, "parallel (both rows)"),
+    "parallel_shared": (SHARED, "parallel, shared norm (both rows)"),
 }
-ASCII = str.maketrans("■×║·±−▁▂▃▄▅▆▇█", "#x=-~-12345678")
+# The letters of a choice that does not hold in every phase, or not for every token.
+SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
+ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
 LABEL_WIDTH = 11
 WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
 SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
@@ -37,22 +41,49 @@ BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB")
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer as it is drawn: what stands in its attention row and in its ffn row, and its share of image tokens."""
+    """One layer as it is drawn.
+
+    Attributes:
+        attention: `keep`, or the name of the choice that changes the attention.
+        ffn: The same of the ffn.
+        ratio: The share of the image tokens that the layer's own ratio gives it.
+        left: The share that an earlier layer left for it, where what is left out does not come back.
+        phase: `p` or `d` where the choice holds in one phase only.
+        tokens: `i` or `t` where it concerns one kind of tokens only.
+    """
 
     attention: str
     ffn: str
-    ratio: float | None
+    ratio: float | None = None
+    left: float | None = None
+    phase: str = ""
+    tokens: str = ""
 
 
 def cell(choice: LayerChoice) -> Cell:
-    """Each row holds `keep` or the name of the choice that changes it."""
+    """A layer by itself."""
     same = choice.canonical()
-    if same.skips_layer:
-        return Cell("skip_layer", "skip_layer", None)
-    if same.wiring == "parallel":
-        return Cell("parallel", "parallel", same.token_ratio)
     attention = "skip_attention" if same.attention == "skip" else "keep"
-    return Cell(attention, "skip_ffn" if same.ffn == "skip" else "keep", same.token_ratio)
+    ffn = "skip_ffn" if same.ffn == "skip" else "keep"
+    if same.skips_layer:
+        attention = ffn = "skip_layer"
+    elif same.wiring == "parallel":
+        attention = ffn = "parallel" if same.norm == "own" else "parallel_shared"
+    phase = "" if same.phase == "both" else same.phase[0]
+    tokens = "" if same.tokens == "all" else same.tokens[0]
+    return Cell(attention, ffn, same.token_ratio, phase=phase, tokens=tokens)
+
+
+def cells(policy: Policy, num_layers: int) -> list[Cell]:
+    """Every layer of a policy, first to last."""
+    same = policy.canonical()
+    drawn, left = [], None
+    for choice in same.choices(num_layers):
+        one = cell(choice)
+        drawn.append(replace(one, left=left) if one.ratio is None else one)
+        if same.token_selection.reselect == "once" and one.ratio is not None:
+            left = one.ratio
+    return drawn
 
 
 def describe(policy: Policy) -> list[str]:
@@ -63,7 +94,8 @@ def describe(policy: Policy) -> list[str]:
     for (_, label), run in runs:
         layers = [index for _, (index, _) in run]
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
-    return entries
+    selection = policy.canonical().token_selection.model_dump(exclude_defaults=True)
+    return entries + [f"{key} {word}" for key, word in selection.items()]
 
 
 def unit_of(metric: str) -> str:
@@ -141,27 +173,35 @@ class LayerMap:
 
     def _bands(self, room: int) -> Iterator[Text]:
         """The rows, cut into bands of equal length where the layers do not fit side by side."""
-        cells = [cell(choice) for choice in self.policy.choices(self.num_layers)]
-        bands = math.ceil(len(cells) / room)
-        length = min(room, 5 * math.ceil(len(cells) / bands / 5)) if bands > 1 else len(cells)
-        for start in range(0, len(cells), length):
-            band = cells[start : start + length]
+        every = cells(self.policy, self.num_layers)
+        bands = math.ceil(len(every) / room)
+        length = min(room, 5 * math.ceil(len(every) / bands / 5)) if bands > 1 else len(every)
+        for start in range(0, len(every), length):
+            band = every[start : start + length]
             ticks = "".join(f"{index:<10}" for index in range(start, start + len(band), 5))
             yield Text("layer".ljust(LABEL_WIDTH) + ticks.rstrip(), style="dim")
             yield _row("attention", [_symbol(c.attention) for c in band])
             yield _row("ffn", [_symbol(c.ffn) for c in band])
-            if any(c.ratio is not None for c in cells):
+            if any(c.phase for c in every):
+                yield _row("phase", [_letter(c.phase) for c in band])
+            if any(c.tokens for c in every):
+                yield _row("for", [_letter(c.tokens) for c in band])
+            if any(c.ratio is not None for c in every):
                 yield _row("tokens", [_token_symbol(c) for c in band])
             yield Text()
 
     def _legend(self) -> Iterator[Text]:
         """Only what occurs, with the number of layers it occurs in."""
-        cells = [cell(choice) for choice in self.policy.choices(self.num_layers)]
-        used = Counter(kind for c in cells for kind in {c.attention, c.ffn})
+        every = cells(self.policy, self.num_layers)
+        used = Counter(kind for c in every for kind in {c.attention, c.ffn})
         for kind, (_, meaning) in MEANING.items():
             if used[kind] and kind != "keep":
                 yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
-        ratios = Counter(c.ratio for c in cells if c.ratio is not None)
+        scopes = Counter(letter for c in every for letter in (c.phase, c.tokens))
+        for letter, meaning in SCOPES.items():
+            if scopes[letter]:
+                yield Text("  ").append_text(_letter(letter)).append(f" {meaning}: {_layers(scopes[letter])}")
+        ratios = Counter(c.ratio for c in every if c.ratio is not None)
         for ratio in sorted(ratios, reverse=True):
             symbol = _token_symbol(Cell("keep", "keep", ratio))
             yield Text("  ").append_text(symbol).append(f" token_ratio {ratio:g}: {_layers(ratios[ratio])}")
@@ -170,6 +210,8 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.score}, reselect {selection.reselect}", "dim"
             )
+        if any(c.left is not None for c in every):
+            yield Text(f"  {LEFT} only those that the layers before left (once)", "dim")
         if not used.keys() - {"keep"} and not ratios:
             yield Text("  every layer does what the dense model does", style="dim")
 
@@ -190,11 +232,15 @@ def _symbol(kind: str) -> Text:
     return Text(MEANING[kind][0], style="dim" if kind == "keep" else f"bold {ink} on {COLOURS[kind]}")
 
 
+def _letter(letter: str) -> Text:
+    return Text(letter or " ", style="bold")
+
+
 def _token_symbol(drawn: Cell) -> Text:
-    if drawn.attention == "skip_layer":
+    if drawn.attention == "skip_layer" and not (drawn.phase or drawn.tokens):
         return Text(" ")
     if drawn.ratio is None:
-        return Text(ALL_TOKENS, style="dim")
+        return Text(ALL_TOKENS if drawn.left is None else LEFT, style="dim")
     level = max(0, math.floor(drawn.ratio * len(EIGHTHS)) - 1)
     return Text(EIGHTHS[level] if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
 

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..evaluators.base import Metric, available, evaluator_class
-from ..policies.choice import KEEP
+from ..policies.choice import KEEP, LAST_LAYER
 from ..policies.document import Document, Problem
 from ..policies.errors import EvaluatorError, PolicyError, SpaceError
-from ..policies.policy import LAST_LAYER, Policy
 from ..policies.policy import SCHEMA as POLICY_SCHEMA
+from ..policies.policy import Policy
 from ..policies.wording import Key, dotted, nearest, short
 from .space import SCHEMA, LoadedSpace, Space
 
@@ -127,7 +127,7 @@ def rule_problems(document: Document, space: Space) -> list[Problem]:
         if KEEP not in rule.expanded():
             found = "keep is missing; the dense model is trial 0 of every study, so every layer can be kept"
             problems.append(document.problem(("layers", number, "choices"), found))
-    if all(rule.expanded() == [KEEP] for rule in space.layers):
+    if not space.schedules and all(rule.expanded() == [KEEP] for rule in space.layers):
         problems.append(document.problem(("layers",), "every layer can only be kept, so there is nothing to search"))
     return problems
 

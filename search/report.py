@@ -14,10 +14,10 @@ from ..evaluators.base import Measurement
 from .figures import dots, hypervolume_figure, plane_figure, planes, save_front
 from .layermap import describe
 from .record import StudyRecord, TrialRecord
+from .report_map import map_section
 from .report_page import (
     headline,
     headline_rule,
-    map_section,
     measured_section,
     nothing_found,
     reference_text,

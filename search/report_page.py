@@ -7,13 +7,11 @@ from html import escape
 from typing import Any
 
 from ..evaluators.base import Measurement, Split
-from ..policies.choice import LayerChoice
 from .front import percent_of_dense
-from .layermap import COLOURS, amount, cell, phrase, points
+from .layermap import amount, phrase, points
 from .record import StudyRecord, TrialRecord
 
 TOLERANCE = 0.01  # the headline policy is the cheapest that loses at most one point of accuracy
-RATIO_LEGEND = (0.75, 0.5, 0.25)
 
 
 def policy_files(record: StudyRecord) -> dict[int, str]:
@@ -125,20 +123,6 @@ def nothing_found(record: StudyRecord) -> str:
     return f'<p class="note"><b>The front holds no policy besides dense</b>: {why}. What helps: {advice}.</p>'
 
 
-def map_section(record: StudyRecord) -> str:
-    """One row a front policy, one column a layer."""
-    cost = first_cost(record)
-    rows = []
-    for number in policy_files(record):
-        trial = record.trial(number)
-        share = f" · {percent_of_dense(record, trial, cost):.0f} %" if cost is not None else ""
-        cells = [_cell(index, choice) for index, choice in enumerate(trial.policy.choices(record.num_layers))]
-        rows.append(f'<a href="#trial-{number}">trial {number}{share}</a>{"".join(cells)}')
-    ticks = "".join(f"<span>{index if index % 5 == 0 else ''}</span>" for index in range(record.num_layers))
-    grid = f'<div class="map" style="--layers:{record.num_layers}"><span>layer</span>{ticks}{"".join(rows)}</div>'
-    return f'{_legend()}<div class="scroll">{grid}</div>' if rows else ""
-
-
 def table_section(record: StudyRecord) -> str:
     """One row a front policy, dense first."""
     files = policy_files(record)
@@ -193,20 +177,6 @@ def sample_counts(record: StudyRecord, name: str) -> str:
 def _gain(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> float:
     ours, dense = getattr(trial, split).get(name), getattr(record.dense, split).get(name)
     return ours.value - dense.value if ours and dense else math.nan
-
-
-def _cell(index: int, choice: LayerChoice) -> str:
-    drawn = cell(choice)
-    tokens = "" if drawn.ratio is None else f'<u style="--r:{drawn.ratio:g}"></u>'
-    kinds = {drawn.attention, drawn.ffn} - {"keep"}
-    return f'<i class="{" ".join(sorted(kinds))}" title="layer {index}: {escape(choice.label)}">{tokens}</i>'
-
-
-def _legend() -> str:
-    entries = [(f'<i class="{name}"></i>', name) for name in ("keep", *COLOURS) if name != "token_ratio"]
-    entries += [(f'<i><u style="--r:{ratio:g}"></u></i>', f"token_ratio {ratio:g}") for ratio in RATIO_LEGEND]
-    items = "".join(f"<span>{swatch}{name}</span>" for swatch, name in entries)
-    return f'<div class="legend">{items}</div>'
 
 
 def _worth_a_column(record: StudyRecord, name: str) -> bool:

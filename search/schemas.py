@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluators.base import BUILT_IN, Metric, evaluator_class
+from ..policies.schedules import Schedule
 from ..policies.schemas import DIALECT, model_schema, policy_schema
+from .patterns import DecayOptions, FastVOptions, IntervalOptions
 from .space import OPTIONAL, Space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,14 @@ def space_schema() -> dict[str, Any]:
     keys["constraints"]["properties"] = {
         name: {"description": metric.text, **bound} for name, metric in metrics.items()
     }
+    # Either is enough.
+    schema["required"].remove("layers")
+    schema["anyOf"] = [{"required": [key]} for key in ("layers", "schedules")]
+    keys["layers"]["minItems"] = 1
+    plain = model_schema(Schedule)["$defs"]
+    for name, offered in (("ShiftedCosine", DecayOptions), ("FastV", FastVOptions), ("Interval", IntervalOptions)):
+        for key, entry in definitions[offered.__name__]["properties"].items():
+            entry.setdefault("description", plain[name]["properties"][key]["description"])
     for key in OPTIONAL:
         keys[key] = {"description": keys[key].pop("description", ""), "anyOf": [keys[key], NULL]}
     return {"$schema": DIALECT, "title": "skipsearch space", **schema}

@@ -7,96 +7,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_serializer, model_validator
 
 from ..evaluators.base import Direction, Metric, evaluator_class
 from ..evaluators.subject import ModelSpec
-from ..policies.choice import KEEP, NAMED, LayerChoice, Ratio
+from ..policies.choice import KEEP, LayerChoice, Part
 from ..policies.errors import SpaceError
-from ..policies.policy import LAST_LAYER, Policy, TokenSelection
-from ..policies.wording import nearest, short
+from ..policies.wording import short
+from .choices import LayerRule, SelectionOptions, is_default
 from .content import by_content
+from .patterns import Pattern
 
 SCHEMA: Final = "skipsearch/space/v1"
-RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
 BOUND = rf"(>=|<=)\s*(?:{NUMBER}\s*\*\s*dense|{NUMBER}|dense\s*(?:([+-])\s*{NUMBER})?)"
 OPTIONAL = ("search", "workers", "constraints")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-
-
-class Part(BaseModel):
-    """Base of everything that stands in a space file: frozen, and no key is ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Combination(Part):
-    """A choice that has no short name: keys as in a policy, `token_ratio` with one or several values."""
-
-    attention: Literal["run", "skip"] = "run"
-    ffn: Literal["run", "skip"] = "run"
-    wiring: Literal["sequential", "parallel"] = "sequential"
-    token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
-
-    def choices(self) -> list[LayerChoice]:
-        """One choice for each token ratio."""
-        ratios = self.token_ratio if isinstance(self.token_ratio, list) else [self.token_ratio]
-        rest = {"attention": self.attention, "ffn": self.ffn, "wiring": self.wiring}
-        return [LayerChoice.model_validate({**rest, "token_ratio": ratio}).canonical() for ratio in ratios]
-
-
-def choice_name(value: Any) -> Any:
-    """Check a short name here, so that the message can state the nearest one."""
-    if isinstance(value, str) and value not in NAMED:
-        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*NAMED, 'token_ratio'])}")
-    if not isinstance(value, str | Mapping | Combination):
-        names = ", ".join(NAMED)
-        raise ValueError(f"found {short(value)}, expected one of {names}, or a mapping such as {{token_ratio: 0.5}}")
-    return value
-
-
-def layer_range(value: Any) -> Any:
-    """Check a range here, so that one message tells all its forms."""
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not re.fullmatch(RANGE, text):
-        raise ValueError(f"found {short(value)}, expected one layer such as 5, or 2-31, 2-last or all")
-    if any(int(number) > LAST_LAYER for number in re.findall(r"\d+", text)):
-        raise ValueError(f"found {short(value)}, expected layers up to {LAST_LAYER}")
-    return value
-
-
-Name = Annotated[str, Field(json_schema_extra={"enum": [*NAMED]})]
-
-
-class LayerRule(Part):
-    """What may happen in a range of layers.
-
-    Attributes:
-        range: `5`, `2-31` (both ends included), `2-last` or `all`.
-        choices: Names, or mappings such as `{token_ratio: [0.75, 0.5]}`.
-    """
-
-    range: Annotated[
-        Annotated[int, Field(ge=0, le=LAST_LAYER)] | Annotated[str, Field(pattern=RANGE)],
-        BeforeValidator(layer_range),
-    ] = "all"
-    choices: Annotated[list[Annotated[Name | Combination, BeforeValidator(choice_name)]], Field(min_length=1)]
-
-    def expanded(self) -> list[LayerChoice]:
-        """Every choice once, in the order of the file."""
-        found: list[LayerChoice] = []
-        for entry in self.choices:
-            found += [NAMED[entry]] if isinstance(entry, str) else entry.choices()
-        return list(dict.fromkeys(found))
-
-    def span(self, num_layers: int) -> tuple[int, int]:
-        """First and last layer."""
-        first, _, last = str(self.range).partition("-")
-        if first == "all":
-            return 0, num_layers - 1
-        return int(first), num_layers - 1 if last == "last" else int(last or first)
 
 
 class Constraint(Part):
@@ -190,8 +117,10 @@ class Space(Part):
     Attributes:
         schema: The kind of the file and the version of its keys.
         model: The model to search, and how to load it.
-        layers: What may happen where; a layer without a rule is kept.
-        token_selection: How image tokens are ranked where a layer has a token ratio.
+        layers: What may happen where; a layer without a rule is kept. May be left out beside schedules.
+        schedules: Patterns over all layers, of which a policy takes one or none; `layers` goes over it where it does
+            not keep.
+        token_selection: How image tokens are ranked where a layer has a token ratio; of a list the search chooses.
         evaluate: What is measured: options by evaluator; nothing behind a name means its defaults.
         objectives: The metrics to search for, each with its direction.
         constraints: Bounds on metrics; a trial that breaks one stops there.
@@ -201,8 +130,9 @@ class Space(Part):
 
     schema_: Literal["skipsearch/space/v1"] = Field(alias="schema")
     model: ModelSpec
-    layers: Annotated[list[LayerRule], Field(min_length=1)]
-    token_selection: TokenSelection = TokenSelection()
+    layers: list[LayerRule]
+    schedules: Annotated[list[Pattern], Field(min_length=1, exclude_if=is_default)] = []
+    token_selection: SelectionOptions = SelectionOptions()
     evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
     constraints: dict[str, Annotated[Constraint, BeforeValidator(as_constraint), AS_TEXT]] = {}
@@ -212,10 +142,12 @@ class Space(Part):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_defaults(cls, data: Any) -> Any:
-        """`flops:` with nothing behind it means its defaults."""
+        """`flops:` with nothing behind it means its defaults; beside schedules, `layers` may be missing."""
         if not isinstance(data, Mapping):
             return data
         tidy = {key: {} if value is None and key in OPTIONAL else value for key, value in data.items()}
+        if tidy.get("schedules"):
+            tidy["layers"] = [] if tidy.get("layers") is None else tidy["layers"]
         if isinstance(tidy.get("evaluate"), Mapping):
             tidy["evaluate"] = {name: {} if options is None else options for name, options in tidy["evaluate"].items()}
         return tidy
@@ -266,8 +198,3 @@ class LoadedSpace(Part):
     name: str
     text: str
     model_id: str
-
-
-def policy_of(space: Space, choices: list[LayerChoice]) -> Policy:
-    """The policy of one choice a layer, under the space's token selection."""
-    return Policy.of(choices, space.token_selection)

@@ -5,7 +5,6 @@ resumes from them, and everything else in the study's folder can be made from th
 """
 
 import json
-import math
 import random
 import warnings
 from collections.abc import Mapping
@@ -15,21 +14,19 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..evaluators.base import Measurement
-from ..policies.choice import KEEP, LayerChoice
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .database import storage, trial_record
 from .front import objective_value
 from .outcome import Outcome
+from .parameters import Parameters
 from .record import TrialRecord
 from .samplers import make_sampler, population, quiet
-from .space import Space, policy_of
-from .starts import starting_points
+from .space import Space
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,7 @@ class SearchStudy:
         self.space = space
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
-        self.domains = space.domains(num_layers)
-        self._distributions = distributions(self.domains)
+        self.parameters = Parameters(space, num_layers)
         self.check_free(path, resume)
         self.study = self._opened(path, name)
         self._check_same(path)
@@ -131,10 +127,10 @@ class SearchStudy:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
-        rules = starting_points(self.domains, min(population(budget), budget) - 1)
-        self.study.enqueue_trial(self._params([KEEP] * len(self.domains)))
-        for choices in rules if self.space.search.start == "rules" else []:
-            self.study.enqueue_trial(self._params(choices))
+        rules = self.parameters.starts(min(population(budget), budget) - 1)
+        self.study.enqueue_trial(self.parameters.labels())
+        for labels in rules if self.space.search.start == "rules" else []:
+            self.study.enqueue_trial(labels)
 
     def _finish_interrupted(self) -> None:
         """Tell what was measured when the driver died; fail what was not, and queue the same policies again."""
@@ -144,11 +140,8 @@ class SearchStudy:
                 self._tell(Trial(self.study, trial._trial_id), record.search, record.failure, trial.constraints)
                 continue
             self.study.tell(trial.number, state=TrialState.FAIL)
-            if len(trial.params) == len(self._distributions):
+            if len(trial.params) == len(self.parameters.distributions):
                 self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-
-    def _params(self, choices: list[LayerChoice]) -> dict[str, str]:
-        return {parameter(index): choice.label for index, choice in enumerate(choices) if len(self.domains[index]) > 1}
 
     def ask(self) -> Proposal:
         """The next policy to measure, noted as running."""
@@ -159,25 +152,18 @@ class SearchStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = make_sampler(search.sampler, search.seed, number, search.trials)
-            trial = self.study.ask(self._distributions)
+            trial = self.study.ask(self.parameters.distributions)
             # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
             _ = trial.relative_params
-        policy = policy_of(self.space, self._choices(trial.params))
+        policy = self.parameters.policy(trial.params)
         trial.set_user_attr("fingerprint", policy.fingerprint)
         trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
         return Proposal(trial, policy)
 
-    def _choices(self, params: Mapping[str, str]) -> list[LayerChoice]:
-        labels = [{choice.label: choice for choice in domain} for domain in self.domains]
-        return [
-            by_label[params[parameter(index)]] if len(by_label) > 1 else next(iter(by_label.values()))
-            for index, by_label in enumerate(labels)
-        ]
-
     def enqueue_random(self) -> None:
         """Queue a policy drawn at random, for a sampler that repeats itself."""
         draw = random.Random(f"{self.space.search.seed}:{len(self.study.get_trials(deepcopy=False))}")
-        self.study.enqueue_trial(self._params([draw.choice(domain) for domain in self.domains]))
+        self.study.enqueue_trial(self.parameters.random(draw))
 
     def twin(self, proposal: Proposal) -> TrialRecord | None:
         """The trial that measured the same policy already, or None."""
@@ -241,8 +227,8 @@ class SearchStudy:
 
     @property
     def size(self) -> int:
-        """How many different policies there are in the space."""
-        return math.prod(len(domain) for domain in self.domains)
+        """How many different policies there are in the space, at most."""
+        return self.parameters.size
 
     @property
     def known(self) -> int:
@@ -272,17 +258,3 @@ class SearchStudy:
         if trial.number not in self._records:
             self._records[trial.number] = trial_record(trial)
         return self._records[trial.number]
-
-
-def parameter(index: int) -> str:
-    """Optuna's name for the choice of a layer."""
-    return f"layer_{index:02d}"
-
-
-def distributions(domains: list[list[LayerChoice]]) -> dict[str, BaseDistribution]:
-    """One categorical parameter for each layer that has a choice."""
-    return {
-        parameter(index): CategoricalDistribution([choice.label for choice in domain])
-        for index, domain in enumerate(domains)
-        if len(domain) > 1
-    }

@@ -16,6 +16,9 @@ objectives: {accuracy: maximize, prefill_flops: minimize}
 """
 EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
 BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
+GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, interval"
+CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
+DEPTH = "model: {num_layers: 8}\n"
 NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel"
 RANGES = "expected one layer such as 5, or 2-31, 2-last or all"
 BOUNDS = "expected a bound such as '>= 0.9 * dense', '>= dense - 0.02' or '<= 12.5'"
@@ -84,7 +87,8 @@ POLICIES = {
     "near key": ("layers: {1: {atention: skip}}",
                  ["2:14  layers[1].atention: unknown key; the nearest known one is 'attention'"]),
     "far key": ("layers: {1: {zzz: skip}}",
-                ["2:14  layers[1].zzz: unknown key; known: attention, ffn, token_ratio, wiring"]),
+                ["2:14  layers[1].zzz: unknown key; known: attention, ffn, norm, phase, token_ratio, tokens, "
+                 "wiring"]),
     "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
     "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
     "unknown score": ("token_selection: {score: luck}",
@@ -95,6 +99,34 @@ POLICIES = {
                                ["2:33  measured.accuracy.splitt: unknown key; the nearest known one is 'split'"]),
     "figure that is text": ("measured: {accuracy: {value: high}}",
                             ["2:23  measured.accuracy.value: found 'high', expected a number"]),
+    "unknown phase and tokens": ("layers: {1: {ffn: skip, phase: never, tokens: video}}", [
+        "2:25  layers[1].phase: found 'never', expected 'both', 'prefill' or 'decode'",
+        "2:39  layers[1].tokens: found 'video', expected 'all', 'image' or 'text'"]),
+    "schedule for an unknown depth": ("model: {id: m}\nschedule: {fastv: {layer: 2, token_ratio: 0.5}}\nlayer: {}", [
+        "3:1  schedule: found no number of layers to expand it for; write `model: {num_layers: 32}`",
+        "4:1  layer: unknown key; the nearest known one is 'layers'"]),
+    "near schedule": (f"{DEPTH}schedule: {{fastvv: {{layer: 2}}}}",
+                      ["3:12  schedule.fastvv: unknown key; the nearest known one is 'fastv'"]),
+    "schedule by its name alone": (f"{DEPTH}schedule: fastv", [f"3:1  schedule: found 'fastv', {MAPPING}"]),
+    "empty schedule": (f"{DEPTH}schedule: {{}}", [f"3:1  schedule: found no generator, {GENERATORS}"]),
+    "two schedules": (f"{DEPTH}schedule: {{fastv: {{layer: 2, token_ratio: 0}}, linear: {{ratio: 0, max: 1, min: 0}}}}",
+                      [f"3:1  schedule: found linear and fastv, {GENERATORS}"]),
+    "numbers of a schedule": (f"{DEPTH}schedule: {{fastv: {{layer: -1, token_ratio: 1.5, ratio: 2}}}}", [
+        "3:20  schedule.fastv.layer: found -1, expected 0 or more",
+        "3:31  schedule.fastv.token_ratio: found 1.5, expected 1 or less",
+        "3:49  schedule.fastv.ratio: unknown key; the nearest known one is 'token_ratio'"]),
+    "words of a schedule": (f"{DEPTH}schedule: {{interval: {{interval: [], choice: keep, start: yes}}}}", [
+        "3:23  schedule.interval.interval: found [], expected a whole number, or 1 or more entries",
+        f"3:37  schedule.interval.choice: found 'keep', expected {CHANGING}",
+        "3:51  schedule.interval.start: found true, expected a whole number"]),
+    "schedule without a number": (f"{DEPTH}schedule: {{fastv: {{layer: 2}}}}",
+                                  ["3:12  schedule.fastv.token_ratio: the key is missing"]),
+    "options in a policy": (f"{DEPTH}schedule: {{fastv: {{layer: 2, token_ratio: [0.5]}}}}",
+                            ["3:30  schedule.fastv.token_ratio: found [0.5], expected a number"]),
+    "decay upside down": (f"{DEPTH}schedule: {{linear: {{ratio: 0.5, min: 0.9, max: 0.1}}}}",
+                          ["3:12  schedule.linear: found min 0.9 above max 0.1, expected min to be the lower one"]),
+    "layer beyond the schedule": (f"{DEPTH}schedule: {{fastv: {{layer: 2, token_ratio: 0}}}}\nlayers: {{9: {{}}}}",
+                                        ["4:10  layers[9]: found layer 9, expected 0 to 7"]),
     "no figure": ("measured: {accuracy: {n: 3}}", ["2:12  measured.accuracy.value: the key is missing"]),
 }  # fmt: skip
 
@@ -140,6 +172,18 @@ SPACES = {
                              ["3:59  layers[0].choices[1].token_ratio[1]: found 2, expected 1 or less"]),
     "no ratio": ("skip_ffn", "{token_ratio: []}", [
         "3:40  layers[0].choices[1].token_ratio: found [], expected a number, or 1 or more entries"]),
+    "unknown name with a scope": ("skip_ffn", "{choice: [skip_ffn, dance]}", [
+        f"3:59  layers[0].choices[1].choice[1]: found 'dance', expected 'keep', or {CHANGING}"]),
+    "name beside what it stands for": ("skip_ffn", "{choice: skip_ffn, ffn: skip}", [
+        "3:39  layers[0].choices[1]: found choice beside ffn, expected one or the other"]),
+    "unknown scopes": ("skip_ffn", "{choice: parallel, phase: [decode, later], tokens: [], norm: none}", [
+        "3:74  layers[0].choices[1].phase[1]: found 'later', expected 'both', 'prefill' or 'decode'",
+        "3:82  layers[0].choices[1].tokens: found [], expected 'all', 'image' or 'text', or 1 or more entries",
+        "3:94  layers[0].choices[1].norm: found 'none', expected 'own' or 'shared', or a list"]),
+    "near key beside a name": ("skip_ffn", "{choice: skip_ffn, phse: decode}", [
+        "3:58  layers[0].choices[1].phse: unknown key; the nearest known one is 'phase'"]),
+    "neither layers nor schedules": ("layers: [{range: all, choices: [keep, skip_ffn]}]\n", "",
+                                     ["1:1  layers: the key is missing"]),
     "backwards": ("range: all", "range: 5-2", ["3:11  layers[0].range: found 5-2, expected the lower layer first"]),
     "negative range": ("range: all", "range: -1", [f"3:11  layers[0].range: found -1, {RANGES}"]),
     "range with dots": ("range: all", "range: 2..5", [f"3:11  layers[0].range: found '2..5', {RANGES}"]),
@@ -150,7 +194,7 @@ SPACES = {
     "overlap": ("{range: all,", "{range: 3-last, choices: [keep]}, {range: 0-3,",
                 ["3:45  layers[1].range: 0-3 overlaps layers[0].range, 3-last"]),
     "no rule": ("[{range: all, choices: [keep, skip_ffn]}]", "[]",
-                ["3:1  layers: found [], expected 1 or more entries"]),
+                ["3:1  layers: every layer can only be kept, so there is nothing to search"]),
     "near evaluator": ("flops: {}", "flop: {}",
                        ["4:12  evaluate.flop: there is no evaluator 'flop'; the nearest known one is 'flops'"]),
     "near option": ("flops: {}", "flops: {prompt_token: 3}", [
@@ -179,8 +223,36 @@ SPACES = {
                      ["5:34  objectives.prefill_flops: found 'lower', expected 'maximize' or 'minimize'"]),
 }  # fmt: skip
 
-# What is put after SPACE, and the problem that it makes, after "6:".
+# What is put after SPACE, and the problems that it makes.
+LONGER = {
+    "near schedule and empty options": ("schedules: [{fast: {}}, {fastv: {layer: [], token_ratio: [0.5, 2]}}]", [
+        "6:14  schedules[0].fast: unknown key; the nearest known one is 'fastv'",
+        "6:34  schedules[1].fastv.layer: found [], expected a whole number, or 1 or more entries",
+        "6:64  schedules[1].fastv.token_ratio[1]: found 2, expected 1 or less"]),
+    "intervals": ("schedules: [{interval: {interval: [0, []], choice: [skip_ffn, keep], phase: never}}]", [
+        "6:36  schedules[0].interval.interval[0]: found 0, expected 1 or more, or a list",
+        "6:39  schedules[0].interval.interval[1]: found [], expected a whole number, or 1 or more entries",
+        f"6:63  schedules[0].interval.choice[1]: found 'keep', expected {CHANGING}",
+        "6:70  schedules[0].interval.phase: found 'never', expected 'both', 'prefill' or 'decode', or a list"]),
+    "token selection": ("token_selection: {score: [], reselect: [once, twice]}", [
+        "6:19  token_selection.score: found [], expected 'attention', 'norm' or 'uniform', or 1 or more entries",
+        "6:47  token_selection.reselect[1]: found 'twice', expected 'each_layer' or 'once'"]),
+}  # fmt: skip
+
+# The same where it is one, after "6:".
 MORE = {
+    "no schedules": ("schedules: []", "1  schedules: found [], expected 1 or more entries"),
+    "schedules without a list": ("schedules: {fastv: 1}", '1  schedules: found {"fastv": 1}, expected a list'),
+    "schedule by its name alone": ("schedules: [fastv]", f"13  schedules[0]: found 'fastv', {MAPPING}"),
+    "empty schedule": ("schedules: [{}]", f"13  schedules[0]: found no generator, {GENERATORS}"),
+    "two schedules in one": (
+        "schedules: [{fastv: {layer: 2, token_ratio: 0.5}, interval: {interval: 2, choice: parallel}}]",
+        f"13  schedules[0]: found fastv and interval, {GENERATORS}",
+    ),
+    "decays upside down": (
+        "schedules: [{linear: {ratio: 0.5, min: [0.1, 0.9], max: [0.8, 0.95]}}]",
+        "14  schedules[0].linear: found min 0.9 above max 0.8, expected min to be the lower one",
+    ),
     "key twice": ("model: {id: n}", "1  model: the key stands here a second time"),
     "constraint that nobody measures": ("constraints: {ttft_ms: '<= 3'}",
                                         "15  constraints.ttft_ms: nobody measures this; add latency to evaluate"),
@@ -217,6 +289,7 @@ def cases() -> list[Any]:
     for name, (old, new, lines) in SPACES.items():
         assert old in SPACE, old
         found.append(pytest.param(SPACE.replace(old, new), lines, None, id=f"space: {name}"))
-    for name, (text, line) in MORE.items():
-        found.append(pytest.param(f"{SPACE}{text}\n", [f"6:{line}"], None, id=f"space: {name}"))
+    longer = LONGER | {name: (text, [f"6:{line}"]) for name, (text, line) in MORE.items()}
+    for name, (text, lines) in longer.items():
+        found.append(pytest.param(f"{SPACE}{text}\n", lines, None, id=f"space: {name}"))
     return found

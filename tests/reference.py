@@ -5,142 +5,141 @@ Nothing here is fast, and nothing here uses skipsearch beyond the policy's own w
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import torch
 import transformers as t
+from layer_formulas import a, f, n1, n2, parallel
 from torch import Tensor, nn
 
-from families import IMAGE, Family, run
+from families import IMAGE, Family, layer_list, run
 from skipsearch.policies.choice import LayerChoice
-from skipsearch.policies.policy import Policy
+from skipsearch.policies.policy import Policy, TokenSelection
+
+PHASES = {"prefill": {"image", "text"}, "decode": {"answer"}, "both": {"image", "text", "answer"}}
+TOKENS = {"image": {"image"}, "text": {"text", "answer"}, "all": {"image", "text", "answer"}}
 
 
-def reference(model: t.PreTrainedModel, family: Family, policy: Policy, row: dict[str, Tensor], end: int) -> Tensor:
+@dataclass
+class Row:
+    """One row on its way through the layers; `end` of its tokens are the prompt.
+
+    Attributes:
+        score: The attention score of each image token, from the layers that gave one.
+        gone: The image tokens that were removed for good.
+    """
+
+    ids: list[int]
+    end: int
+    score: dict[int, float] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+
+    def kind(self, i: int) -> str:
+        """The class of a token."""
+        if i >= self.end:
+            return "answer"
+        return "image" if self.ids[i] == IMAGE else "text"
+
+    def scope(self, choice: LayerChoice) -> set[int]:
+        """The tokens that the choice concerns."""
+        return {i for i in range(len(self.ids)) if self.kind(i) in PHASES[choice.phase] & TOKENS[choice.tokens]}
+
+    def processed(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> list[int]:
+        """The tokens that do not pass the layer by."""
+        images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
+        candidates = [i for i in images if i not in self.gone]
+        left_out = set(self.gone)
+        if choice.token_ratio is not None and choice.phase != "decode" and choice.tokens != "text":
+            wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
+            left_out |= set(candidates) - self.chosen(x, candidates, wanted, selection.score)
+        if selection.reselect == "once":
+            self.gone = left_out
+        return [i for i in range(len(self.ids)) if i not in left_out]
+
+    def chosen(self, x: Tensor, candidates: list[int], wanted: int, kind: str) -> set[int]:
+        """The candidates with the highest score, the first of equals."""
+        count = len(candidates)
+        if kind == "uniform" or (kind == "attention" and not self.score):
+            return {i for n, i in enumerate(candidates) if (n + 1) * wanted // count > n * wanted // count}
+        value = {i: float(x[i].norm()) if kind == "norm" else self.score.get(i, 0.0) for i in candidates}
+        return set(sorted(candidates, key=lambda i: -value[i])[:wanted])
+
+    def note(self, attended: list[int], weights: Tensor | None) -> None:
+        """Keep how much the last prompt token attended to each image token."""
+        images = [i for i in attended if self.kind(i) == "image"]
+        if weights is not None and self.end - 1 in attended and images:
+            attention = weights[0].mean(0)[attended.index(self.end - 1)].tolist()
+            self.score |= {i: attention[attended.index(i)] for i in images}
+
+
+def reference(model: t.PreTrainedModel, family: Family, policy: Policy, inputs: dict[str, Tensor], end: int) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    row = Row(inputs["input_ids"][0].tolist(), end)
 
-    def note(layer: nn.Module, args: tuple[Tensor], kwargs: dict[str, Any]) -> None:
-        calls.append((args[0], kwargs))
+    def formula(number: int) -> Any:
+        def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Any) -> Any:
+            y = one_layer(layer, number, args[0], kwargs, family, policy, row)
+            return (y, *dense[1:]) if isinstance(dense, tuple) else y
 
-    def replace(*_: Any) -> Tensor:
-        ids = row["input_ids"][0].tolist()
-        return decoder(model, family, policy, calls, ids, end)
+        return replace
 
-    layers = model.get_decoder().layers
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    hooks.append(layers[-1].register_forward_hook(replace))
+    layers = layer_list(model)
+    hooks = [layer.register_forward_hook(formula(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        return run(model, row, use_cache=False).logits[0]
+        return run(model, inputs, use_cache=False).logits[0]
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def decoder(
-    model: t.PreTrainedModel, family: Family, policy: Policy, calls: list[Any], ids: list[int], end: int
+def one_layer(
+    layer: nn.Module, number: int, x: Tensor, arguments: dict[str, Any], family: Family, policy: Policy, row: Row
 ) -> Tensor:
-    """All layers under the policy, from what the dense model gave to each of them."""
-    x, score = calls[0][0], {}
-    for number, layer in enumerate(model.get_decoder().layers):
-        choice, window = policy.choice(number), family.windows[number]
-        tokens = list(range(len(ids)))
-        if choice.token_ratio is not None:
-            chosen = choose(x[0], [i for i in tokens[:end] if ids[i] == IMAGE], choice, policy, score)
-            tokens = [i for i in tokens if ids[i] != IMAGE or i >= end or i in chosen]
-        seen: list[Tensor] = []
-        arguments = narrow(calls[number][1], tokens, window, pictures(ids) if family.two_way else None, x.dtype)
-        y = one_layer(layer, choice, x[:, tokens], arguments, seen)
-        x = x.clone()
-        x[:, tokens] = y
-        if seen:
-            last = max(place for place, i in enumerate(tokens) if i < end)
-            score |= dict(zip(tokens, seen[0][0].mean(0)[last].tolist(), strict=True))
-    return x
+    """What a layer gives for its input under the policy."""
+    choice = policy.choice(number)
+    scope = row.scope(choice)
+    processed = row.processed(x[0], choice, policy.token_selection)
+    attended = [i for i in processed if choice.attention == "run" or i not in scope]
+    fed = [i for i in processed if choice.ffn == "run" or i not in scope]
+    middle = x.clone()
+    if attended:
+        mask = masked(attended, family.windows[number], family.blocks(row.ids, row.end), x.dtype)
+        delta, weights = a(layer, x[:, attended], {**narrow(arguments, attended), "attention_mask": mask})
+        middle[:, attended] += delta
+        row.note(attended, weights)
+    y = middle.clone()
+    for i in fed:
+        if choice.wiring == "parallel" and i in scope:
+            normed = n1(layer, x[:, [i]]) if choice.norm == "shared" else n2(layer, x[:, [i]])
+        else:
+            normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
+        y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
+    return y
 
 
-def choose(x: Tensor, images: list[int], choice: LayerChoice, policy: Policy, score: dict[int, float]) -> set[int]:
-    """The image tokens with the highest score, the first of equals."""
-    wanted = int(Fraction(str(choice.token_ratio)) * len(images))
-    kind = policy.token_selection.score
-    if kind == "uniform" or (kind == "attention" and not score):
-        return {i for n, i in enumerate(images) if (n + 1) * wanted // len(images) > n * wanted // len(images)}
-    value = {i: float(x[i].norm()) if kind == "norm" else score.get(i, 0.0) for i in images}
-    return set(sorted(images, key=lambda i: -value[i])[:wanted])
-
-
-def pictures(ids: list[int]) -> list[int | None]:
-    """The number of the picture that each token belongs to."""
-    starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
-    return [sum(start <= i for start in starts) if token == IMAGE else None for i, token in enumerate(ids)]
-
-
-def narrow(
-    arguments: dict[str, Any],
-    tokens: list[int],
-    window: int | None,
-    picture: list[int | None] | None,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """The layer's arguments for these tokens: their own positions, causal among themselves, within the window.
-
-    Where `picture` is given, the tokens of one picture see each other both ways.
-    """
+def narrow(arguments: dict[str, Any], tokens: list[int]) -> dict[str, Any]:
+    """The layer's arguments for these tokens, at their own positions."""
     cut = dict(arguments)
-    if cut.get("position_embeddings") is not None:
-        cut["position_embeddings"] = tuple(part[..., tokens, :] for part in cut["position_embeddings"])
-    if cut.get("position_ids") is not None:
-        cut["position_ids"] = cut["position_ids"][..., tokens]
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name == "position_embeddings":
+            cut[name] = tuple(part[..., tokens, :] for part in value)
+        elif name == "position_ids":
+            cut[name] = value[..., tokens]
+        elif name in ("cross_attention_mask", "full_text_row_masked_out_mask"):
+            cut[name] = value[:, :, tokens]
+    return cut
+
+
+def masked(tokens: list[int], window: int | None, blocks: list[int | None], dtype: torch.dtype) -> Tensor:
+    """Causal among these tokens, within the window; the tokens of one block see each other both ways."""
     mask = torch.full((1, 1, len(tokens), len(tokens)), torch.finfo(dtype).min, dtype=dtype)
     for place, query in enumerate(tokens):
         for other, key in enumerate(tokens):
             seen = key <= query and (window is None or query - key < window)
-            if seen or (picture and picture[query] is not None and picture[query] == picture[key]):
+            if seen or (blocks[query] is not None and blocks[query] == blocks[key]):
                 mask[0, 0, place, other] = 0.0
-    cut["attention_mask"] = mask
-    return cut
-
-
-def one_layer(layer: Any, choice: LayerChoice, x: Tensor, arguments: dict[str, Any], seen: list[Tensor]) -> Tensor:
-    """The table of choices; `seen` takes the attention weights."""
-
-    def a(x: Tensor) -> Tensor:
-        if hasattr(layer, "self_attn_layer_norm"):
-            normed, attention = layer.self_attn_layer_norm(x), layer.self_attn
-        else:
-            normed, attention = layer.input_layernorm(x), getattr(layer, "self_attn", None) or layer.attention
-        with eager(attention):
-            out, weights = attention(normed, **arguments)
-        seen.append(weights)
-        return layer.post_attention_layernorm(out) if hasattr(layer, "pre_feedforward_layernorm") else out
-
-    def f(x: Tensor) -> Tensor:
-        if hasattr(layer, "fc1"):
-            return layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
-        if hasattr(layer, "pre_feedforward_layernorm"):
-            return layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x)))
-        return layer.mlp(layer.post_attention_layernorm(x))
-
-    if choice.attention == choice.ffn == "skip":
-        return x
-    if choice.ffn == "skip":
-        return x + a(x)
-    if choice.attention == "skip":
-        return x + f(x)
-    if choice.wiring == "parallel" or getattr(layer, "use_parallel_residual", False):
-        return x + a(x) + f(x)
-    x = x + a(x)
-    return x + f(x)
-
-
-@contextmanager
-def eager(attention: Any) -> Any:
-    """Let an attention sublayer give its weights."""
-    before = attention.config._attn_implementation
-    attention.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        attention.config._attn_implementation = before
+    return mask

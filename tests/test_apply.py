@@ -11,9 +11,11 @@ import torch
 import transformers as t
 from torch import nn
 
-from families import ALTERNATING, FAMILIES, GROUPED, IMAGE, LAYERS, TEXT, batch_of, built, forget, run
+from families import FAMILIES, LAYERS, batch_of, built, forget, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
+from skipsearch.policies.layers import decoder_layers
+from skipsearch.policies.narrow import masks_of
 
 EVERYTHING = {0: {"ffn": "skip"}, 1: {"attention": "skip"}, 2: {"attention": "skip", "ffn": "skip"}}
 TEXT_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"wiring": "parallel"}}})
@@ -21,7 +23,10 @@ IMAGE_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"token_ratio"
 
 
 def policy_for(name: str) -> Policy:
-    return IMAGE_POLICY if FAMILIES[name].image_tokens else TEXT_POLICY
+    policy = IMAGE_POLICY if FAMILIES[name].image_tokens else TEXT_POLICY
+    # A layer that attends to the image can be skipped as a whole only.
+    whole = dict.fromkeys(FAMILIES[name].cross, policy.layers[2])
+    return policy.model_copy(update={"layers": {**policy.layers, **whole}})
 
 
 def anatomy(model: nn.Module) -> dict[str, Any]:
@@ -234,35 +239,34 @@ def test_hooks_on_a_layer_still_run_under_a_policy():
 # What is refused
 
 
-OPT = {key: value for key, value in TEXT.items() if key != "initializer_range"}
-STRANGERS = {
-    "layers under another name": (t.GPT2Config(n_embd=32, n_layer=4, n_head=4, vocab_size=100), "GPT2LMHeadModel"),
-    "alibi": (t.FalconConfig(**TEXT), "FalconForCausalLM"),
-    "one norm for both": (t.CohereConfig(**GROUPED), "CohereForCausalLM"),
-    "post-norm": (
-        t.OPTConfig(**OPT, ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False),
-        "OPTForCausalLM",
-    ),
-    "scaled residual": (t.GraniteConfig(**GROUPED, residual_multiplier=0.3), "GraniteForCausalLM"),
-    "norms of the outputs in unusual places": (t.Glm4Config(**GROUPED, head_dim=8, pad_token_id=0), "Glm4ForCausalLM"),
-    "a part that is missing": (t.StableLmConfig(**GROUPED, use_parallel_residual=True), "StableLmForCausalLM"),
-    "linear attention": (t.Qwen3NextConfig(**GROUPED, head_dim=8, num_experts=4), "Qwen3NextForCausalLM"),
-    "keys and values of other layers": (
-        t.Gemma4TextConfig(**GROUPED, layer_types=ALTERNATING, num_kv_shared_layers=2, hidden_size_per_layer_input=0),
-        "Gemma4ForCausalLM share keys and values",
-    ),
-}
-
-
-@pytest.mark.parametrize(("config", "name"), STRANGERS.values(), ids=STRANGERS)
-def test_a_family_whose_layers_cannot_be_taken_apart_is_refused_by_name(config, name):
-    torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(config).eval()
+def test_a_model_that_is_refused_is_left_as_it_was():
+    sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "vocab_size": 100}
+    model = t.AutoModelForCausalLM.from_config(t.MambaConfig(**sizes)).eval()
     before = anatomy(model)
     for policy in (Policy(), TEXT_POLICY):
-        with pytest.raises(ModelError, match=name):
+        with pytest.raises(ModelError, match="MambaForCausalLM"):
             apply_policy(model, policy)
     assert anatomy(model) == before
+
+
+REFUSED = [
+    ("qwen3-next", "linear", {"attention": "skip", "phase": "prefill"}, "no state for the others"),
+    ("qwen3-next", "linear", {"attention": "skip", "ffn": "skip", "phase": "decode"}, "no state for the others"),
+    ("mllama", "cross", {"ffn": "skip", "phase": "decode"}, "both phases"),
+    ("mllama", "cross", {"attention": "skip"}, "a decode step leaves the layer out"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "choice", "reason"), REFUSED)
+def test_what_a_layer_of_another_kind_cannot_do_is_refused_by_its_name(name, kind, choice, reason):
+    model = built(name, "sdpa")
+    layer = getattr(FAMILIES[name], kind)[0]
+    with pytest.raises(
+        PolicyMismatch, match=rf"layer {layer}, a {type(decoder_layers(model)[layer].module).__name__}"
+    ) as error:
+        apply_policy(model, Policy.model_validate({"layers": {layer: choice}}))
+    assert reason in str(error.value)
+    assert "_skipsearch_policy" not in vars(model)
 
 
 def test_a_policy_for_another_number_of_layers_is_refused():
@@ -274,7 +278,7 @@ def test_a_policy_for_another_number_of_layers_is_refused():
 
 
 def test_a_token_ratio_on_a_text_model_is_refused():
-    with pytest.raises(PolicyMismatch, match="no image tokens"):
+    with pytest.raises(PolicyMismatch, match="which has none"):
         apply_policy(built("llama", "sdpa"), IMAGE_POLICY)
 
 
@@ -300,11 +304,8 @@ def test_a_token_ratio_needs_the_input_ids():
 
 
 def test_a_token_ratio_under_another_attention_is_refused():
-    model, inputs = FAMILIES["llava"].build("sdpa"), batch_of("llava").padded()
-    with apply_policy(model, IMAGE_POLICY):
-        model.get_decoder().config._attn_implementation = "flash_attention_2"
-        mask = {"attention_mask": torch.ones(1, 1, 4, 4)}
-        wrapped = model.get_decoder().layers[3].forward.__self__
-        with pytest.raises(ModelError, match="flash_attention_2"):
-            wrapped.narrow(torch.zeros(1, 4, 32), mask, None, None)
-    assert inputs["input_ids"].eq(IMAGE).any()
+    model = FAMILIES["llava"].build("sdpa")
+    layer = decoder_layers(model)[3]
+    model.get_decoder().config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ModelError, match="flash_attention_2"):
+        masks_of(layer)

@@ -183,9 +183,9 @@ COMMANDS = {
         "hint: remove that layer from the policy, or use the model it was made for",
     ],
     "eval half.yaml --space text.yaml": [
-        "error: a token ratio has nothing to choose from in LlamaForCausalLM, which has no image tokens",
+        "error: a choice about image tokens is nothing in LlamaForCausalLM, which has none",
         "  layer 1 has token_ratio 0.5",
-        "hint: leave token_ratio out of policies and spaces for text models",
+        "hint: leave token_ratio and `tokens: image` out of policies and spaces for text models",
     ],
     "eval policy.yaml --space space.yaml --set model.id=/nowhere/model": [
         "error: model folder /nowhere/model does not exist",

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
-from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance
-from skipsearch.search.layermap import COLOURS, amount, cell, describe, layer_map, phrase, points
+from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance, TokenSelection
+from skipsearch.search.layermap import COLOURS, amount, cell, cells, describe, layer_map, phrase, points
 
 POLICY = Policy.of(
     [
@@ -22,6 +22,18 @@ POLICY = Policy.of(
         LayerChoice(ffn="skip", token_ratio=0.25),
         LayerChoice(token_ratio=0.0),
     ]
+)
+SCOPED = Policy.of(
+    [
+        LayerChoice(ffn="skip", phase="decode"),
+        LayerChoice(token_ratio=0.5),
+        LayerChoice(attention="skip", ffn="skip", phase="prefill", tokens="text"),
+        LayerChoice(wiring="parallel", norm="shared"),
+        LayerChoice(wiring="parallel", tokens="image", token_ratio=0.25),
+        NAMED["skip_layer"],
+        KEEP,
+    ],
+    TokenSelection(reselect="once"),
 )
 MEASURED = POLICY.model_copy(
     update={
@@ -54,6 +66,31 @@ def test_rows_say_every_choice() -> None:
     assert row(text, "attention") == ["■", "×", "■", "×", "║", "■", "■", "■"]
     assert row(text, "ffn") == ["■", "■", "×", "×", "║", "■", "×", "■"]
     assert row(text, "tokens") == ["·", "·", "·", " ", "·", "▄", "▂", "0"]
+
+
+def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
+    text = drawn(SCOPED, 7)
+    assert row(text, "attention") == ["■", "■", "×", "╫", "║", "×", "■"]
+    assert row(text, "phase")[:3] == ["d", " ", "p"]
+    assert row(text, "for")[:5] == [" ", " ", "t", " ", "i"]
+    for line in (
+        "╫ parallel, shared norm (both rows): 1 layer",
+        "p in prefill only: 1 layer",
+        "d in decode only: 1 layer",
+        "i for image tokens only: 1 layer",
+        "t for text tokens only: 1 layer",
+    ):
+        assert line in text
+    assert "phase" not in drawn(POLICY, 8) and "only" not in drawn(POLICY, 8)
+
+
+def test_what_is_left_out_once_is_drawn_in_the_later_layers() -> None:
+    text = drawn(SCOPED, 7)
+    assert row(text, "tokens") == ["·", "▄", "→", "→", "▂", " ", "→"]
+    assert "reselect once" in text and "→ only those that the layers before left (once)" in text
+    assert [one.left for one in cells(SCOPED, 7)] == [None, None, 0.5, 0.5, None, 0.25, 0.25]
+    assert "→" not in drawn(POLICY, 8)
+    assert row(drawn(SCOPED, 7, encoding="ascii"), "tokens") == list("-4>>2 >")
 
 
 def test_the_legend_counts_layers_and_names_only_what_occurs() -> None:
@@ -113,6 +150,8 @@ def test_describe_joins_equal_neighbours() -> None:
     policy = Policy.of([KEEP, NAMED["skip_ffn"], KEEP, ratio, ratio, ratio, NAMED["skip_ffn"]])
     assert describe(policy) == ["1: skip_ffn", "3-5: token_ratio 0.5", "6: skip_ffn"]
     assert describe(Policy()) == []
+    assert describe(SCOPED)[:3] == ["0: skip_ffn (decode)", "1: token_ratio 0.5", "2: skip_layer (prefill, text)"]
+    assert describe(SCOPED)[-1] == "reselect once"
 
 
 def test_cell_of_a_combination() -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from skipsearch import LayerChoice, Policy
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.errors import PolicyMismatch
+from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.schemas import policy_schema
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
@@ -26,6 +27,10 @@ SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 
 def policy_of(layers: dict[int, dict[str, Any]], score: str = "attention") -> Policy:
     return Policy.model_validate({"layers": layers, "token_selection": {"score": score}})
+
+
+def once(layers: dict[int, dict[str, Any]]) -> Policy:
+    return Policy.model_validate({"layers": layers, "token_selection": {"reselect": "once"}})
 
 
 FULL = {
@@ -62,6 +67,20 @@ FULL = {
         (policy_of({3: {"token_ratio": 0.0}}, "norm"), policy_of({3: {"token_ratio": 0.0}}, "uniform")),
         (policy_of({3: {"ffn": "skip"}}, "norm"), policy_of({3: {"ffn": "skip"}}, "attention")),
         (policy_of({1: {"ffn": "skip"}, 0: {"ffn": "skip"}}), policy_of({0: {"ffn": "skip"}, 1: {"ffn": "skip"}})),
+        (policy_of({3: {"ffn": "skip", "norm": "shared"}}), policy_of({3: {"ffn": "skip"}})),
+        (
+            policy_of({3: {"ffn": "skip", "tokens": "text", "phase": "decode"}}),
+            policy_of({3: {"ffn": "skip", "phase": "decode"}}),
+        ),
+        (
+            policy_of({3: {"ffn": "skip", "tokens": "image", "phase": "prefill"}}),
+            policy_of({3: {"ffn": "skip", "tokens": "image"}}),
+        ),
+        (policy_of({3: {"ffn": "skip", "tokens": "image", "phase": "decode"}}), Policy()),
+        (policy_of({3: {"token_ratio": 0.5, "phase": "prefill"}}), policy_of({3: {"token_ratio": 0.5}})),
+        (policy_of({3: {"token_ratio": 0.5, "phase": "decode"}, 4: {"token_ratio": 0.5, "tokens": "text"}}), Policy()),
+        (policy_of({3: {**SKIP_LAYER, "tokens": "image"}}), policy_of({3: {"token_ratio": 0.0}})),
+        (once({2: {"token_ratio": 0.5}, 3: {"token_ratio": 0.75}}), once({2: {"token_ratio": 0.5}})),
         (Policy.model_validate({**FULL, "measured": {}, "provenance": {}, "model": {}}), Policy.model_validate(FULL)),
     ],
 )
@@ -76,8 +95,12 @@ def test_policies_that_compute_the_same_have_one_canonical_form_and_one_fingerpr
 def test_policies_that_compute_differently_have_different_fingerprints():
     choices = [dict(part) for part in ({"ffn": "skip"}, {"attention": "skip"}, SKIP_LAYER, {"wiring": "parallel"})]
     choices += [{"token_ratio": 0.5}, {"token_ratio": 0.25}, {"token_ratio": 0.5, "ffn": "skip"}]
+    choices += [{"ffn": "skip", "phase": "prefill"}, {"ffn": "skip", "phase": "decode"}]
+    choices += [{"ffn": "skip", "tokens": "image"}, {"ffn": "skip", "tokens": "text"}]
+    choices += [{"ffn": "skip", "tokens": "text", "phase": "prefill"}, {"wiring": "parallel", "norm": "shared"}]
     policies = [policy_of({layer: choice}) for layer in (0, 1) for choice in choices]
     policies += [Policy(), policy_of({0: {"token_ratio": 0.5}}, "norm"), policy_of(dict.fromkeys((0, 1), SKIP_LAYER))]
+    policies += [once({0: {"token_ratio": 0.5}}), once({0: {**SKIP_LAYER, "tokens": "image"}})]
     assert len({policy.fingerprint for policy in policies}) == len(policies)
 
 
@@ -126,11 +149,14 @@ def random_policy(seed: int) -> Policy:
             attention=draw.choice(["run", "skip"]),
             ffn=draw.choice(["run", "skip"]),
             wiring=draw.choice(["sequential", "parallel"]),
+            norm=draw.choice(["own", "shared"]),
+            phase=draw.choice(["both", "prefill", "decode"]),
+            tokens=draw.choice(["all", "image", "text"]),
             token_ratio=draw.choice([None, 0.0, 1.0, draw.random(), 1e-7]),
         )
         for _ in range(draw.randrange(1, 40))
     ]
-    return Policy.of(choices)
+    return Policy.of(choices, TokenSelection(reselect=draw.choice(["each_layer", "once"])))
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy.model_validate(FULL), *map(random_policy, range(20))])
@@ -210,6 +236,8 @@ GOOD = [
     HEAD + "layers:\nmeasured:\n",
     HEAD + "layers: {0: {}, 9999: {token_ratio: 1}}\n",
     HEAD + "layers: {3: {token_ratio: null, ffn: run}}\n",
+    HEAD + "layers: {3: {wiring: parallel, norm: shared, phase: decode, tokens: text}}\n",
+    HEAD + "model: {num_layers: 9}\nschedule: {interval: {interval: [2, 4], choice: skip_ffn}}\n",
 ]
 BAD = [
     "layers: {1: {ffn: skip}}\n",
@@ -223,6 +251,9 @@ BAD = [
     HEAD + "layers: []\n",
     HEAD + "token_selection: {score: best}\n",
     HEAD + "model: {num_layers: 0}\n",
+    HEAD + "model: {num_layers: 9}\nschedule: {}\n",
+    HEAD + "model: {num_layers: 9}\nschedule: {fastv: {layer: 2}}\n",
+    HEAD + "layers: {1: {ffn: skip, phase: never}}\n",
     HEAD + "measured: {accuracy: {dense: 0.5}}\n",
     HEAD + "provenance: {who: me}\n",
 ]

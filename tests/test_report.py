@@ -12,11 +12,12 @@ import pytest
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
-from skipsearch.policies.policy import Policy
+from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.figures import card, dots, planes, staircase
 from skipsearch.search.front import feasible_points, front_trials, history, percent_of_dense, reference_point
 from skipsearch.search.record import State, StudyRecord, TrialRecord
 from skipsearch.search.report import page, write_report, write_trials_csv
+from skipsearch.search.report_map import map_section
 from skipsearch.search.report_page import headline, headline_trial, policy_files
 
 METRICS = {
@@ -389,3 +390,27 @@ def test_the_picture_is_large_enough_to_paste(tmp_path: Path) -> None:
     header = (tmp_path / "front.png").read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1600, 1000)
+
+
+def test_the_map_says_when_and_for_whom_a_choice_holds_and_what_is_left() -> None:
+    record = study()
+    number = next(number for number in record.front if number)
+    scoped = Policy.of(
+        [
+            LayerChoice(ffn="skip", phase="prefill", tokens="text"),
+            LayerChoice(token_ratio=0.5),
+            LayerChoice(wiring="parallel", norm="shared", phase="decode"),
+        ],
+        TokenSelection(reselect="once"),
+    )
+    before = map_section(replace(record, front=(0,)))
+    drawn = map_section(replace(changed(record, number, policy=scoped), front=(0, number)))
+    legend, _, grid = drawn.partition('<div class="map"')
+    assert "only" not in before and "once" not in before
+    assert '<i class="skip_ffn" title="layer 0: skip_ffn (prefill, text)"><b>pt</b></i>' in grid
+    assert '<i class="" title="layer 1: token_ratio 0.5"><u style="--r:0.5"></u></i>' in grid
+    title = "layer 2: parallel, shared norm (decode), of the 0.5 left (once)"
+    assert f'<i class="parallel_shared" title="{title}"><u class="left" style="--r:0.5"></u><b>d</b></i>' in grid
+    for words in ("parallel, shared norm", "in prefill only", "in decode only", "for text tokens only", "(once)"):
+        assert words in legend
+    assert "for image tokens only" not in legend

@@ -53,8 +53,15 @@ def test_all_keys_pass_together():
         model: {id: m, revision: null, dtype: auto, device: cpu, attn_implementation: sdpa, trust_remote_code: false}
         layers:
           - {range: 0, choices: [keep]}
-          - {range: 1-last, choices: [skip_layer, {token_ratio: 0.5}, {token_ratio: [0, 1], ffn: skip}]}
-        token_selection: {score: norm, reselect: each_layer}
+          - {range: 1-last, choices: [skip_layer, {token_ratio: 0.5}, {token_ratio: [0, 1], ffn: skip},
+             {wiring: parallel, norm: [own, shared], phase: decode}, {choice: [skip_ffn, keep], tokens: [all, text]}]}
+        schedules:
+          - shifted_cosine: {ratio: [0.3, 0.5], max: 0.85, min: 0.15}
+          - linear: {ratio: 0.5, max: 0.85, min: [0, 0.15]}
+          - fastv: {layer: [2, 3], token_ratio: 0.5}
+          - interval: {interval: [2, [2, 4]], start: 0, end: null, choice: [skip_ffn, parallel], norm: shared,
+             phase: [both, decode], tokens: all}
+        token_selection: {score: norm, reselect: [each_layer, once]}
         evaluate: {accuracy: {tasks: [a], search: {limit: 3}}, flops: , latency: {threads: null}, plugin: {any: thing}}
         objectives: {accuracy: maximize, plugin_metric: maximize}
         constraints: {accuracy: ">= 0.9 * dense", plugin_metric: "<= .5"}
@@ -63,6 +70,10 @@ def test_all_keys_pass_together():
     """
     assert complaint(SPACE, space) is None
     assert complaint(SPACE, space.split("workers:")[0] + "search:\n") is None
+    with_schedules_alone = bad_files.SPACE.replace(
+        "layers: [{", "schedules: [{fastv: {layer: 2, token_ratio: 0.5}}] # "
+    )
+    assert complaint(SPACE, with_schedules_alone) is None
 
 
 def test_what_a_policy_writes_passes():
@@ -86,7 +97,9 @@ def wrong():
         "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
         "space: overlap", "space: empty id", "space: no tasks", "space: range beyond any model", "space: key twice",
-        "space: infinite bound", "space: endless GPUs", "ratio .nan",
+        "space: infinite bound", "space: endless GPUs", "ratio .nan", "policy: schedule for an unknown depth",
+        "policy: decay upside down", "policy: layer beyond the schedule", "space: decays upside down",
+        "space: name beside what it stands for",
         # Perhaps an installed evaluator measures it.
         "space: near evaluator", "space: objective of another evaluator", "space: near objective",
         "space: constraint that nobody measures",

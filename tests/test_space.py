@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
+from skipsearch.search.choices import LayerRule
 from skipsearch.search.reading import load_space, shipped_spaces, space_path
-from skipsearch.search.space import Constraint, LayerRule, Space
+from skipsearch.search.space import Constraint, Space
 
 TEXT = """\
 schema: skipsearch/space/v1
@@ -96,6 +97,36 @@ def test_choices_expand_in_order_and_each_once():
     assert expanded == [choice.canonical() for choice in expanded]
 
 
+def expanded(*entries):
+    return [choice.label for choice in LayerRule.model_validate({"choices": list(entries)}).expanded()]
+
+
+def test_lists_in_a_combination_give_every_combination_once():
+    assert expanded({"wiring": "parallel", "norm": ["own", "shared"], "phase": ["both", "decode"]}) == [
+        "parallel", "parallel (decode)", "parallel, shared norm", "parallel, shared norm (decode)",
+    ]  # fmt: skip
+    assert expanded({"ffn": "skip", "norm": ["own", "shared"], "tokens": ["text", "all"], "phase": "decode"}) == [
+        "skip_ffn (decode)",
+    ]  # fmt: skip
+    assert expanded({"ffn": "skip", "tokens": "text", "token_ratio": [0.5, 0.25]}) == ["skip_ffn (text)"]
+
+
+def test_a_name_may_have_a_scope():
+    assert expanded({"choice": "skip_ffn", "phase": ["both", "decode"], "tokens": "image"}) == [
+        "skip_ffn (image)", "keep",
+    ]  # fmt: skip
+    assert expanded({"choice": ["skip_ffn", "parallel", "keep"], "phase": "prefill", "token_ratio": 0.5}) == [
+        "skip_ffn (prefill) + token_ratio 0.5", "parallel (prefill) + token_ratio 0.5", "token_ratio 0.5",
+    ]  # fmt: skip
+
+
+def test_the_labels_of_a_domain_tell_its_choices_apart():
+    every = {"norm": ["own", "shared"], "phase": ["both", "prefill", "decode"], "tokens": ["all", "image", "text"],
+             "token_ratio": [0, 0.5, 1]}  # fmt: skip
+    choices = LayerRule.model_validate({"choices": [{"choice": list(NAMED), **every}]}).expanded()
+    assert len({choice.label for choice in choices}) == len(choices) > 50
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_a_name_and_its_mapping_are_the_same_choice(name):
     spelled = LayerRule.model_validate({"choices": [NAMED[name].document()]})
@@ -154,6 +185,11 @@ OTHER = [
     "layers.0.choices=[keep, skip_ffn]",
     "layers.0.choices=[skip_ffn, keep, {token_ratio: [0.5, 0.25]}]",
     "token_selection.score=norm",
+    "token_selection.score=[attention, norm]",
+    "token_selection.reselect=once",
+    "schedules=[{fastv: {layer: 2, token_ratio: 0.5}}]",
+    "schedules=[{fastv: {layer: [2, 3], token_ratio: 0.5}}]",
+    "schedules=[{fastv: {layer: [2, 3], token_ratio: 0.5}}, {interval: {interval: 2, choice: skip_ffn}}]",
     "evaluate.latency={}",
     "evaluate.accuracy.search.limit=9",
     "evaluate.accuracy.report.limit=9",
@@ -172,6 +208,11 @@ def test_trials_and_workers_may_change_between_resumes(change, file, space):
 def test_everything_else_makes_another_search(file, space):
     changed = [load_space(str(file), dict([change.split("=", 1)])).space.fingerprint() for change in OTHER]
     assert len({space.fingerprint(), *changed}) == len(OTHER) + 1
+
+
+def test_what_came_later_leaves_the_fingerprints_of_older_spaces(space):
+    """A study that was begun before schedules, phases and norms can be resumed."""
+    assert space.fingerprint() == "a0cdc4d580d51929"
 
 
 def test_every_key_is_known_to_make_another_search_or_not():
@@ -255,11 +296,27 @@ def test_a_shipped_space_is_right_and_needs_nothing_from_outside_its_folder(name
     assert len(space.domains(64)) == 64
 
 
+WITH_SCHEDULES = (
+    TEXT.partition("layers:")[0]
+    + """\
+layers: [{choices: [keep, {choice: [skip_ffn, parallel], phase: [both, decode], norm: shared}]}]
+schedules:
+  - fastv: {layer: [2, 3], token_ratio: 0.5}
+  - interval: {interval: [2, [2, 4]], choice: [skip_ffn, parallel], phase: decode}
+token_selection: {score: [attention, norm], reselect: once}
+evaluate: {flops: }
+objectives: {prefill_flops: minimize}
+"""
+)
+
+
 @pytest.mark.parametrize("dump", ["python", "json", "aliases", "pickle"])
-@pytest.mark.parametrize("name", ["some", *shipped_spaces()])
+@pytest.mark.parametrize("name", ["some", "schedules", "schedules alone", *shipped_spaces()])
 def test_round_trip(name, dump, file):
     """A space travels to workers and into the study as plain data."""
-    space = load_space(str(file) if name == "some" else name).space
+    if name.startswith("schedules"):
+        file.write_text(WITH_SCHEDULES.replace("layers:", "#" if name.endswith("alone") else "layers:"))
+    space = load_space(name if name in shipped_spaces() else str(file)).space
     plain = {
         "python": lambda: space.model_dump(),
         "json": lambda: json.loads(space.model_dump_json()),

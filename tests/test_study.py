@@ -8,9 +8,10 @@ import searching
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
-from skipsearch.policies.policy import Policy
+from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.bench import not_finite
 from skipsearch.search.outcome import Outcome
+from skipsearch.search.parameters import Parameters
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.samplers import population
 from skipsearch.search.starts import starting_points
@@ -241,6 +242,87 @@ def test_no_number_is_a_failure():
     assert not_finite({"accuracy": Measurement(math.nan)}) == "accuracy is nan"
     assert not_finite({"ttft_ms": Measurement(math.inf)}) == "ttft_ms is inf"
     assert not_finite({"accuracy": Measurement(0.5)}) is None
+
+
+# Schedules
+
+
+PATTERNS = """[
+  {shifted_cosine: {ratio: [0.3, 0.5], max: 0.85, min: [0.1, 0.2]}},
+  {fastv: {layer: [1, 2], token_ratio: 0.5}},
+  {interval: {interval: [1, [2, 1]], choice: [skip_ffn, skip_layer], phase: decode}},
+  {fastv: {layer: 3, token_ratio: 0}},
+]"""
+SELECTION = "{score: [attention, norm], reselect: [each_layer, once]}"
+
+
+def parameters(path, **overrides):
+    given = {"schedules": PATTERNS, "token_selection": SELECTION, "layers": "[{range: 3, choices: [keep, parallel]}]"}
+    return Parameters(searching.loaded(path, **(given | overrides)).space, LAYERS)
+
+
+def test_every_list_is_a_categorical_parameter(path):
+    found = {name: kind.choices for name, kind in parameters(path).distributions.items()}
+    assert found == {
+        "layer_03": ("keep", "parallel"),
+        "schedule": ("none", "shifted_cosine", "fastv", "interval", "fastv 2"),
+        "shifted_cosine.ratio": ("0.3", "0.5"),
+        "shifted_cosine.min": ("0.1", "0.2"),
+        "fastv.layer": ("1", "2"),
+        "interval.interval": ("1", "[2, 1]"),
+        "interval.choice": ("skip_ffn", "skip_layer"),
+        "score": ("attention", "norm"),
+        "reselect": ("each_layer", "once"),
+    }
+
+
+def test_labels_become_a_schedule_with_the_layers_own_choices_over_it(path):
+    made = parameters(path)
+    labels = made.labels({"schedule": "fastv", "fastv.layer": "2", "score": "norm", "reselect": "once"})
+    expected = Policy.of([KEEP, KEEP, LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.5)],
+                         TokenSelection(score="norm", reselect="once"))  # fmt: skip
+    assert made.policy(labels) == expected
+    above = made.policy({**labels, "layer_03": "parallel"})
+    assert above.choices(LAYERS)[2:] == [LayerChoice(token_ratio=0.5), NAMED["parallel"]]
+    assert made.policy({**labels, "schedule": "fastv 2"}).choice(3) == LayerChoice(token_ratio=0.0)
+    parts = made.policy({**labels, "schedule": "interval", "interval.interval": "[2, 1]"})
+    assert parts.layers == {2: LayerChoice(ffn="skip", phase="decode")}
+
+
+def test_what_has_no_choice_is_no_parameter(path):
+    made = parameters(path, schedules="[{fastv: {layer: 1, token_ratio: 0.5}}]", token_selection="{score: norm}")
+    assert list(made.distributions) == ["layer_03", "schedule"]
+    assert made.policy({"layer_03": "keep", "schedule": "fastv"}).token_selection.score == "norm"
+
+
+def test_the_start_takes_schedules_and_rules_in_turn(path):
+    made = parameters(path)
+    starts = made.starts(8)
+    assert [labels["schedule"] for labels in starts] == [
+        "shifted_cosine", "fastv", "interval", "fastv 2", "none", "shifted_cosine", "fastv", "interval",
+    ]  # fmt: skip
+    assert made.policy(starts[4]).layers == {3: NAMED["parallel"]}
+    every = made.starts(100)
+    assert {labels["schedule"] for labels in every[9:]} == {"shifted_cosine", "interval"}
+    assert len({made.policy(labels).fingerprint for labels in every}) == 4 + 2 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_over_schedules_goes_on_where_it_was(path, tmp_path, sampler):
+    given = {"schedules": PATTERNS, "token_selection": SELECTION, "search__sampler": sampler, "search__trials": 10}
+    whole = spend(open_study(path, tmp_path / "whole", **given))
+    first = spend(open_study(path, tmp_path / "cut", **given), stop_after=6)
+    study = open_study(path, tmp_path / "cut", resume=True, **given)
+    assert first + spend(study) == whole and len(set(whole)) == 10
+    assert study.records()[0].policy.is_dense
+    assert len({trial.params["schedule"] for trial in study.study.trials}) == 5
+
+
+def test_schedules_alone_are_a_space_which_ends_when_all_of_it_is_measured(path, tmp_path):
+    given = {"layers": "[]", "schedules": PATTERNS, "token_selection": "{reselect: once}"}
+    study = open_study(path, tmp_path, search__trials=99, **given)
+    order = spend(study)
+    assert len(order) == len(set(order)) == study.size == 1 + 4 + 2 + 4 + 1
 
 
 def test_starting_points_are_mild_first_and_never_dense():

@@ -1,0 +1,129 @@
+"""The choices of a space as Optuna's parameters, and back.
+
+Every parameter is a label out of a list that never changes: one for each layer, one that names the schedule, one for
+each key of each schedule, two for the token selection. Parameters of schedules that were not taken have no effect;
+policies that come out equal are measured once.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import islice, product, zip_longest
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from ..policies.choice import KEEP
+from ..policies.policy import Policy, TokenSelection
+from .choices import options
+from .patterns import Pattern
+from .space import Space
+from .starts import starting_points
+
+NONE = "none"
+ENUMERABLE = 1024  # up to so many combinations it is counted how many of them differ
+
+
+class Parameters:
+    """What a sampler draws in a space, for a model of some number of layers.
+
+    Args:
+        space: The space.
+        num_layers: The model's decoder layers.
+
+    Raises:
+        SpaceError: a rule reaches beyond the last layer.
+    """
+
+    def __init__(self, space: Space, num_layers: int) -> None:
+        self.domains = space.domains(num_layers)
+        self._patterns = named(space.schedules)
+        # By parameter and label, what the label stands for; studies rely on the names and on the order.
+        self._values: dict[str, dict[str, Any]] = {
+            layer_parameter(index): {choice.label: choice for choice in domain}
+            for index, domain in enumerate(self.domains)
+        }
+        self._values["schedule"] = {NONE: None, **self._patterns}
+        for name, pattern in self._patterns.items():
+            for key, values in pattern.options().items():
+                self._values[f"{name}.{key}"] = {str(value): value for value in values}
+        for key, values in space.token_selection:
+            self._values[key] = {value: value for value in options(values)}
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """One categorical distribution for each parameter that leaves a choice."""
+        return {name: CategoricalDistribution([*values]) for name, values in self._values.items() if len(values) > 1}
+
+    @cached_property
+    def size(self) -> int:
+        """How many different policies there are; at most so many where there are too many to look at each."""
+        count = math.prod(map(len, self._values.values()))
+        if count > ENUMERABLE:
+            return count
+        combinations = (zip(self._values, labels, strict=True) for labels in product(*self._values.values()))
+        return len({self.policy(dict(combination)).fingerprint for combination in combinations})
+
+    def policy(self, labels: Mapping[str, str]) -> Policy:
+        """The policy that labels stand for; a parameter without a choice may be left out."""
+        values = {name: known[labels.get(name, default(known))] for name, known in self._values.items()}
+        own = [values[layer_parameter(index)] for index in range(len(self.domains))]
+        pattern: Pattern | None = values["schedule"]
+        if pattern is not None:
+            prefix = f"{labels['schedule']}."
+            setting = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+            base = pattern.schedule(setting).choices(len(own))
+            own = [given if choice == KEEP else choice for choice, given in zip(own, base, strict=True)]
+        return Policy.of(own, TokenSelection(score=values["score"], reselect=values["reselect"]))
+
+    def labels(self, given: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What to queue: the labels given and otherwise dense, without the parameters that leave no choice."""
+        every = {name: default(known) for name, known in self._values.items()} | dict(given or {})
+        return {name: label for name, label in every.items() if len(self._values[name]) > 1}
+
+    def random(self, draw: random.Random) -> dict[str, str]:
+        """Labels drawn at random."""
+        return self.labels({name: draw.choice([*known]) for name, known in self._values.items()})
+
+    def starts(self, limit: int) -> list[dict[str, str]]:
+        """Labels to begin a search with: the settings of every schedule and the simple rules, in turn.
+
+        Args:
+            limit: At most so many.
+        """
+        rules = [
+            {layer_parameter(index): choice.label for index, choice in enumerate(choices)}
+            for choices in starting_points(self.domains, limit)
+        ]
+        lists = [*(list(islice(self._settings(name), limit)) for name in self._patterns), rules]
+        in_turn = [given for row in zip_longest(*lists) for given in row if given is not None]
+        return [self.labels(given) for given in in_turn[:limit]]
+
+    def _settings(self, name: str) -> Any:
+        """Every setting of one schedule, in the order of the file."""
+        keys = [key for key in self._values if key.startswith(f"{name}.")]
+        for combination in product(*(self._values[key] for key in keys)):
+            yield {"schedule": name, **dict(zip(keys, combination, strict=True))}
+
+
+def layer_parameter(index: int) -> str:
+    """Optuna's name for the choice of a layer."""
+    return f"layer_{index:02d}"
+
+
+def named(patterns: list[Pattern]) -> dict[str, Pattern]:
+    """Patterns by the name of their generator, numbered from the second of a kind on."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for pattern in patterns:
+        seen[pattern.generator] += 1
+        number = seen[pattern.generator]
+        found[pattern.generator if number == 1 else f"{pattern.generator} {number}"] = pattern
+    return found
+
+
+def default(known: Mapping[str, Any]) -> str:
+    """The label of what a dense model does, or the first."""
+    return KEEP.label if KEEP.label in known else next(iter(known))

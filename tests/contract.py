@@ -1,0 +1,130 @@
+"""What every family is held against: the choices, the policies they are put into, and the oracles of one policy."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import torch
+from reference import reference
+from torch import Tensor
+
+from families import LAYERS, Batch, forget, run
+from skipsearch import Policy, apply_policy
+
+Choice = dict[str, Any]
+ANSWER, BEAMS = 4, 3
+
+NAMED: dict[str, Choice] = {
+    "skip_ffn": {"ffn": "skip"},
+    "skip_attention": {"attention": "skip"},
+    "skip_layer": {"attention": "skip", "ffn": "skip"},
+    "parallel": {"wiring": "parallel"},
+}
+PLAIN = [*NAMED.values(), {"wiring": "parallel", "norm": "shared"}]
+PHASES = [{**choice, "phase": phase} for choice in PLAIN for phase in ("prefill", "decode")]
+TOKENS = [{**choice, "tokens": tokens} for choice in PLAIN for tokens in ("image", "text")]
+HALF = {"token_ratio": 0.5}
+RATIOS = [
+    HALF,
+    {"token_ratio": 0.0},
+    *({**HALF, **choice} for choice in PLAIN if choice != NAMED["skip_layer"]),
+    *({**HALF, **choice, "tokens": "image"} for choice in PLAIN if choice != NAMED["skip_layer"]),
+    {**HALF, **NAMED["skip_ffn"], "phase": "prefill"},
+]
+SCORES = ["attention", "norm", "uniform"]
+CHOICES: dict[str, list[Choice]] = {
+    **{name: [choice] for name, choice in NAMED.items()},
+    "norm: shared": [PLAIN[-1]],
+    "phase": PHASES,
+    "tokens": TOKENS,
+    "token_ratio": RATIOS,
+    "reselect: once": [HALF],
+}
+# A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
+FALLING: list[dict[int, Choice]] = [
+    {0: HALF},
+    {1: {"token_ratio": 0.7}, 2: {"token_ratio": 0.3}},
+    {0: {"token_ratio": 0.8}, 1: {**HALF, **NAMED["parallel"]}, 3: {**HALF, **NAMED["skip_ffn"], "tokens": "image"}},
+    {
+        1: {**HALF, **NAMED["skip_attention"]},
+        2: {**NAMED["skip_attention"], "tokens": "image"},
+        3: {"token_ratio": 0.3},
+    },
+    {0: {**NAMED["skip_layer"], "phase": "decode"}, 1: {"token_ratio": 0.4}, 2: {"token_ratio": 0.6}, 3: PHASES[0]},
+]
+
+
+def policy_of(layers: dict[int, Choice], score: str = "attention", reselect: str = "each_layer") -> Policy:
+    return Policy.model_validate({"layers": layers, "token_selection": {"score": score, "reselect": reselect}})
+
+
+def rotated(choices: list[Choice], seed: str) -> list[list[Choice]]:
+    """One choice a layer; together they put every choice into every layer, among neighbours that the seed draws."""
+    order = list(choices)
+    random.Random(seed).shuffle(order)
+    return [(order[start:] + order[:start])[:LAYERS] for start in range(len(order))]
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+def answer(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
+    forget(model)
+    return model.generate(**inputs, **{"max_new_tokens": ANSWER, "do_sample": False, **kwargs})
+
+
+def told(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
+    """An answer with all that led to it."""
+    return answer(model, inputs, return_dict_in_generate=True, output_logits=True, output_scores=True, **kwargs)
+
+
+def answered(batch: Batch, tokens: Tensor) -> Batch:
+    """The same rows with an answer after each prompt."""
+    return replace(batch, ids=[ids + more for ids, more in zip(batch.ids, tokens.tolist(), strict=True)])
+
+
+def scored(model: Any, handle: Any, batch: Batch, side: str) -> Tensor:
+    """The logits of prompts and answers in one forward that knows where the prompts end."""
+    lengths = [len(ids) for ids in batch.ids]
+    ends = [(max(lengths) if side == "left" else length) - ANSWER for length in lengths]
+    handle.prompt_ends = torch.tensor(ends)
+    try:
+        return run(model, batch.padded(side), use_cache=False).logits
+    finally:
+        handle.prompt_ends = None
+
+
+def check(model: Any, batch: Batch, policy: Policy) -> None:
+    """Hold one policy against its formulas: forward, padded on both sides, cached, and with beams."""
+    try:
+        check_forward_and_cached(model, batch, policy)
+    except AssertionError as error:
+        error.add_note(f"{batch.family.name} under\n{policy.to_yaml()}")
+        raise
+
+
+def check_forward_and_cached(model: Any, batch: Batch, policy: Policy) -> None:
+    inputs = batch.padded("left")
+    length = inputs["input_ids"].shape[1]
+    with apply_policy(model, policy) as handle:
+        prompts = run(model, batch.padded("right")).logits
+        greedy = told(model, inputs)
+        beams = told(model, inputs, num_beams=BEAMS, length_penalty=0.0)
+        longer = answered(batch, greedy.sequences[:, length:])
+        whole = {side: scored(model, handle, longer, side) for side in ("left", "right")}
+        found = answered(batch, beams.sequences[:, length:])
+        rescored = scored(model, handle, found, "left")
+    for row, ids in enumerate(batch.ids):
+        expected = reference(model, batch.family, policy, longer.alone(row), len(ids))
+        close(batch.real(prompts, row, "right"), expected[: len(ids)])
+        close(longer.real(whole["left"], row, "left"), expected)
+        close(longer.real(whole["right"], row, "right"), expected)
+        close(torch.stack([logits[row] for logits in greedy.logits]), expected[len(ids) - 1 : -1])
+    for number, layer in enumerate(greedy.past_key_values.layers):
+        if number not in batch.family.linear + batch.family.cross:
+            assert layer.get_seq_length() == length + ANSWER - 1
+    chances = rescored[:, -ANSWER - 1 : -1].log_softmax(-1)
+    close(beams.sequences_scores, chances.gather(2, beams.sequences[:, length:, None])[..., 0].sum(1))

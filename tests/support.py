@@ -1,0 +1,201 @@
+"""The table of what works for which family: what should, what the contract suite found, and the page that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from contract import CHOICES, Choice
+
+from families import CASES, FAMILIES, LAYERS, REFUSED, Family, built
+
+ORACLES = {"F": "forward", "C": "cached decode", "P": "padded batch", "B": "beam search", "T": "torch.compile"}
+TEXT = ("skip_ffn", "skip_attention", "skip_layer", "parallel", "norm: shared", "phase")
+IMAGES = ("tokens", "token_ratio", "reselect: once")
+PAGE = Path(__file__).parents[1] / "policies" / "README.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+Verdicts = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A choice that layers of some kind refuse.
+
+    Attributes:
+        layers: The numbers of those layers in a family.
+        choice: True for such a choice.
+        error: Words of the error.
+        reason: What the page says.
+    """
+
+    layers: Callable[[Family], tuple[int, ...]]
+    choice: Callable[[Choice], bool]
+    error: str
+    reason: str
+
+
+def limited(choice: Choice) -> bool:
+    return "phase" in choice or "tokens" in choice
+
+
+def without_image_tokens(family: Family) -> tuple[int, ...]:
+    return tuple(range(LAYERS)) if family.cross or not family.image_tokens else ()
+
+
+REFUSALS = (
+    Refusal(
+        without_image_tokens,
+        lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
+        "a choice about image tokens is nothing in",
+        "the image is not among the tokens: refused are choices about image tokens",
+    ),
+    Refusal(
+        lambda family: family.linear,
+        lambda choice: limited(choice) and "attention" in choice,
+        "a recurrence that some tokens skip has no state for the others",
+        "a recurrence that some tokens skip has no state for the others: layers without attention refuse to skip it "
+        "in one phase, or for some tokens",
+    ),
+    Refusal(
+        lambda family: family.cross,
+        lambda choice: limited(choice),
+        "a layer that attends to the image takes choices for all tokens in both phases",
+        "layers that attend to the image refuse choices for one phase, or for some tokens",
+    ),
+)
+
+
+def refused(name: str, layer: int, choice: Choice) -> Refusal | None:
+    """Why a layer refuses a choice; None where it takes it."""
+    family = FAMILIES[name]
+    return next((r for r in REFUSALS if layer in r.layers(family) and r.choice(choice)), None)
+
+
+def columns_of(name: str) -> tuple[str, ...]:
+    """The columns of a family."""
+    return TEXT + IMAGES if FAMILIES[name].image_tokens else TEXT
+
+
+def refusals_of(name: str, column: str) -> list[Refusal | None]:
+    """Why each choice of a column is refused in each layer; None where it is taken."""
+    return [refused(name, layer, choice) for layer in range(LAYERS) for choice in CHOICES[column]]
+
+
+def works(name: str, column: str) -> bool:
+    """True where some layer of the family takes some choice of the column."""
+    return column in columns_of(name) and None in refusals_of(name, column)
+
+
+def declared() -> Verdicts:
+    """The oracles that should hold."""
+    return {
+        (name, column): oracles_of(column) if works(name, column) else ""
+        for name in FAMILIES
+        for column in columns_of(name)
+    }
+
+
+def oracles_of(column: str) -> str:
+    """What the choices of a column are held against: choices about tokens do not compile to one graph."""
+    return "FCPBT" if column in TEXT else "FCPB"
+
+
+def notes_of(name: str) -> list[str]:
+    """What transformers itself cannot do with a family."""
+    notes = [f"eager attention alone: {why}" for (other, _), why in REFUSED.items() if other == name]
+    if FAMILIES[name].one_image:
+        notes.append("beam search with one image a row: transformers confuses the images of a row that has several")
+    return notes
+
+
+class Recorder:
+    """A plugin of pytest that collects what the tests found, and writes it when they all passed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[tuple[str, str, str], set[str]] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Tests say what works as a property, so that it comes from the workers of xdist too."""
+        if report.when != "call" or not report.passed:
+            return
+        for name, value in report.user_properties:
+            if name == "works":
+                family, attention, columns, oracles = value
+                for column in columns:
+                    self.found.setdefault((family, attention, column), set()).update(oracles)
+
+    def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
+        """Write the table; nothing is written where a test failed or the tests show something else than is declared."""
+        verdicts = self.verdicts()
+        differing = {key: (found, declared()[key]) for key, found in verdicts.items() if found != declared()[key]}
+        for (name, column), (found, wanted) in differing.items():
+            terminalreporter.write_line(f"{name}, {column}: found {found or 'nothing'}, declared {wanted or 'refused'}")
+        if exitstatus == 0 and not differing:
+            page = self.path.read_text()
+            head, rest = page.split(BEGIN)
+            made = f"Made with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}.\n"
+            self.path.write_text(head + BEGIN + rendered(verdicts) + "\n" + made + END + rest.split(END)[1])
+            terminalreporter.write_line(f"wrote {self.path}")
+        else:
+            terminalreporter.write_line(f"{self.path} is left as it was")
+
+    def verdicts(self) -> Verdicts:
+        """The oracles that hold under every attention implementation the family has."""
+        found = {}
+        for name, column in declared():
+            kinds = [self.found.get((name, kind, column), set()) for family, kind in CASES if family == name]
+            # A model is compiled under one of them.
+            holds = set.intersection(*kinds) | (set.union(*kinds) & {"T"})
+            found[name, column] = "".join(letter for letter in ORACLES if letter in holds)
+        return found
+
+
+def rendered(verdicts: Verdicts) -> str:
+    """The tables, and the reasons of what does not work."""
+    reasons: list[str] = []
+    lines = []
+    for title, columns in (("Text models", TEXT), ("Models that see images", TEXT + IMAGES)):
+        names = [name for name in FAMILIES if columns_of(name) == columns]
+        lines += [f"### {title}", "", line(["family", "class", *columns])]
+        lines += [line(["---"] * 2 + [":-:"] * len(columns))]
+        for name in names:
+            cells = [cell(name, column, verdicts[name, column], reasons) for column in columns]
+            lines.append(line([numbered(f"`{name}`", notes_of(name), reasons), class_of(name), *cells]))
+        lines.append("")
+    return "\n".join(lines + [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]) + "\n"
+
+
+def line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cell(name: str, column: str, holds: str, reasons: list[str]) -> str:
+    """A tick or the letters that hold, and the numbers of the reasons."""
+    why = [refusal.reason for refusal in refusals_of(name, column) if refusal]
+    return numbered("✓" if holds == oracles_of(column) else holds or "no", why, reasons)
+
+
+def numbered(text: str, why: list[str], reasons: list[str]) -> str:
+    """The text with the numbers of its reasons, which join the list of all."""
+    reasons += [reason for reason in dict.fromkeys(why) if reason not in reasons]
+    numbers = sorted({reasons.index(reason) + 1 for reason in why})
+    return f"{text} <sup>{', '.join(map(str, numbers))}</sup>" if numbers else text
+
+
+def class_of(name: str) -> str:
+    """The name of the model's class, and of its language model's kind where that is another."""
+    model = built(name, "eager")
+    title = f"`{type(model).__name__}`"
+    kind = model.config.get_text_config().model_type
+    return title if kind.startswith(model.config.model_type) else f"{title}, {kind}"
+
+
+def committed(page: str) -> str:
+    """The tables as they stand in the page."""
+    return re.sub(r"\nMade with .*\n", "", page.split(BEGIN)[1].split(END)[0])
