@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 Kind = Literal["attention", "linear", "cross"]
 
 # What a layer, an attention or a linear mixer calls the cache that it is given.
-CACHES = ("past_key_values", "layer_past", "cache_params")
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -186,6 +185,13 @@ class Sublayers:
         self._layer = layer
         self._anatomy = anatomy
         self._returns = len(output) if isinstance(output, tuple) else None
+        # Looked up once: the forward may be compiled, and whoever replaces an attention keeps its arguments.
+        accepted = parameters(self.attention)
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        self._accepted = None if takes_all else frozenset(accepted)
+        self._renamed = anatomy.renamed
+        if (ours := cache_name(layer)) != (theirs := cache_name(self.attention)) and ours and theirs:
+            self._renamed += ((theirs, ours),)
 
     @property
     def attention(self) -> nn.Module:
@@ -204,7 +210,11 @@ class Sublayers:
 
     def attend(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """A(N1 x) of shape (batch, tokens, width), with the arguments that the layer was called with."""
-        out = first(self.attention(self.normalise_shared(x), **self._passed(arguments)))
+        return self.mix(self.normalise_shared(x), arguments)
+
+    def mix(self, normed: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """A of an input that is already normalised, shape (batch, tokens, width)."""
+        out = first(self.attention(normed, **self._passed(arguments)))
         return self._scaled(0, self._run(self._anatomy.after_attention, out))
 
     def normalise_shared(self, x: Tensor) -> Tensor:
@@ -246,26 +256,14 @@ class Sublayers:
     def _passed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the attention, under its own names."""
         passed = dict(arguments)
-        for name, given in self._anatomy.renamed:
+        for name, given in self._renamed:
             passed[name] = passed.pop(given, None)
-        mine, theirs = cache_name(self._layer), cache_name(self.attention)
-        if mine is not None and theirs is not None and mine in passed:
-            passed[theirs] = passed.pop(mine)
-        accepted = parameters(self.attention)
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-            return passed
-        return {name: value for name, value in passed.items() if name in accepted}
+        return passed if self._accepted is None else {k: v for k, v in passed.items() if k in self._accepted}
 
 
 def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     """The parameters of a module's forward by name, `self` first."""
-    kind: Any = type(module)
-    return _parameters_of(kind)
-
-
-@cache
-def _parameters_of(kind: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(kind.forward).parameters
+    return inspect.signature(type(module).forward).parameters
 
 
 def cache_name(module: nn.Module) -> str | None:

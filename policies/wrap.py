@@ -121,44 +121,46 @@ class WrappedLayer:
         middle = hidden
         if attended is not Whole.NONE:
             part = cut(hidden, attended)
-            middle = put_back(hidden, part + self.attend(part, arguments, attended), attended)
+            mixed = self.mix(self.layer.sublayers.normalise_shared(part), arguments, attended)
+            middle = put_back(hidden, part + mixed, attended)
         if fed is Whole.NONE:
             return middle
         part, before = cut(middle, fed), cut(hidden, fed)
-        return put_back(middle, part + self.feed(before, part, cut_flags(beside, fed), arguments), fed)
+        given = self.ffn_input(before, part, cut_flags(beside, fed))
+        return put_back(middle, part + self.layer.sublayers.feed(given, arguments), fed)
 
     def sublayers(self, x: Tensor, arguments: dict[str, Any], tokens: Tokens, beside: bool | Tensor) -> Tensor:
         """Both sublayers for the same tokens, at the same time where neither needs the other."""
-        if beside is True or self.layer.sublayers.parallel:
+        parts = self.layer.sublayers
+        normed = parts.normalise_shared(x)
+        if beside is True or parts.parallel:
+            # The attention's norm serves both where they share it.
+            given = normed if beside is True and self.choice.norm == "shared" else self.ffn_input(x, x, beside)
             attention, ffn = side_by_side(
-                x, lambda: self.attend(x, arguments, tokens), lambda: self.feed(x, x, beside, arguments)
+                x, lambda: self.mix(normed, arguments, tokens), lambda: parts.feed(given, arguments)
             )
             return x + attention + ffn
-        middle = x + self.attend(x, arguments, tokens)
-        return middle + self.feed(x, middle, beside, arguments)
+        middle = x + self.mix(normed, arguments, tokens)
+        return middle + parts.feed(self.ffn_input(x, middle, beside), arguments)
 
-    def attend(self, x: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Tensor:
-        """A(N1 x), watched where a later layer ranks its tokens by it."""
+    def mix(self, normed: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Tensor:
+        """The attention of its normalised input, watched where a later layer ranks its tokens by it."""
         parts, prompt = self.layer.sublayers, self.shared.prompt
         if not self.scored or prompt is None:
-            return parts.attend(x, arguments)
+            return parts.mix(normed, arguments)
         with watched(parts.attention) as notes:
-            out = parts.attend(x, arguments)
+            out = parts.mix(normed, arguments)
         prompt.look(self.seen(notes), tokens)
         return out
 
-    def feed(self, x: Tensor, middle: Tensor, beside: bool | Tensor, arguments: dict[str, Any]) -> Tensor:
-        """F(N2 x'), or of the layer's input for those that `beside` says."""
+    def ffn_input(self, x: Tensor, middle: Tensor, beside: bool | Tensor) -> Tensor:
+        """N2 x', or the norm of the layer's input for those that `beside` says."""
         parts = self.layer.sublayers
         norm = parts.normalise_shared if self.choice.norm == "shared" else parts.normalise
-        after = x if parts.parallel else middle
         if beside is True:
-            normed = norm(x)
-        elif beside is False:
-            normed = parts.normalise(after)
-        else:
-            normed = torch.where(beside[..., None], norm(x), parts.normalise(after))
-        return parts.feed(normed, arguments)
+            return norm(x)
+        own = parts.normalise(x if parts.parallel else middle)
+        return own if beside is False else torch.where(beside[..., None], norm(x), own)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The hidden states, and all other arguments by name."""

@@ -23,7 +23,7 @@ from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.errors import EvaluatorError, ModelError
 from skipsearch.policies.policy import Policy
 
-UNITS = {"fraction", "flops", "ms", "bytes"}
+UNITS = {"fraction", "nats", "flops", "ms", "bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,10 @@ def subjects(tmp_path_factory):
 
 
 def made(name, kind, subjects):
+    examples = {"tasks": [str(subjects.tasks[kind])], "search": {"limit": 4}}
     options = {
-        "accuracy": {"tasks": [str(subjects.tasks[kind])], "search": {"limit": 4}},
+        "accuracy": examples,
+        "divergence": examples,
         "latency": {"new_tokens": 3, "repeats": 2, "warmup": 1},
     }
     found = evaluator_class(name)
@@ -163,7 +165,7 @@ def install(monkeypatch, *values, package=None):
 def test_an_installed_evaluator_is_found(monkeypatch):
     install(monkeypatch, f"{__name__}:Energy")
     assert evaluator_class("energy").metrics["energy_j"].unit == "joule"
-    assert available() == ("accuracy", "energy", "flops", "latency", "memory")
+    assert available() == ("accuracy", "divergence", "energy", "flops", "latency", "memory")
 
 
 def refusal(name):
@@ -176,7 +178,7 @@ def test_an_unknown_evaluator_is_told():
     assert refusal("latancy").splitlines() == [
         "there is no evaluator 'latancy'",
         "  the nearest known one is 'latency'",
-        "hint: available: accuracy, flops, latency, memory",
+        "hint: available: accuracy, divergence, flops, latency, memory",
     ]
 
 
