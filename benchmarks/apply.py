@@ -61,6 +61,7 @@ class WithoutFfn(LlamaDecoderLayer):
     """x + A(N1 x), and nothing else."""
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """The layer's forward."""
         return hidden_states + self.self_attn(self.input_layernorm(hidden_states), **arguments)[0]
 
 
@@ -68,6 +69,7 @@ class WithoutAttention(LlamaDecoderLayer):
     """x + F(N2 x), and nothing else."""
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        """The layer's forward."""
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 

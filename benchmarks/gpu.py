@@ -8,6 +8,7 @@ off the cache, all by the evaluators that a search uses. The last line is one JS
 
 import argparse
 import json
+import statistics
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import FlopsEvaluator
-from skipsearch.evaluators.latency import LatencyEvaluator
+from skipsearch.evaluators.latency import LatencyEvaluator, Stopwatch
 from skipsearch.evaluators.memory import MemoryEvaluator
+from skipsearch.evaluators.prompts import fixed_input, generate
 from skipsearch.evaluators.subject import ModelSpec, Subject
+from skipsearch.policies.errors import ModelError
 
 TEXT_TOKENS = 64
 
@@ -65,23 +68,32 @@ def prompt(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
 def policies(layers: int) -> dict[str, Policy]:
     """One policy of each kind, by what it does."""
 
-    def of(indices: range, choice: dict[str, Any]) -> Policy:
-        return Policy.model_validate({"layers": dict.fromkeys(indices, choice)})
+    def of(indices: range, choice: dict[str, Any], **selection: str) -> Policy:
+        return Policy.model_validate({"layers": dict.fromkeys(indices, choice), "token_selection": selection})
 
-    half = layers // 2
+    half, model = layers // 2, {"num_layers": layers}
+    shifted_cosine = {"shifted_cosine": {"ratio": 0.5, "max": 0.85, "min": 0.15}}
+    skip = {"attention": "skip", "ffn": "skip"}
     return {
         "empty policy": of(range(0), {}),
         "token_ratio 0.5 from layer 2": of(range(2, layers), {"token_ratio": 0.5}),
+        "the same, once (FastV)": of(range(2, layers), {"token_ratio": 0.5}, reselect="once"),
+        "shifted cosine (p-MoD)": Policy.model_validate({"model": model, "schedule": shifted_cosine}),
         "token_ratio 0.25 from half": of(range(half, layers), {"token_ratio": 0.25}),
-        "skip_layer, last quarter": of(range(layers - layers // 4, layers), {"attention": "skip", "ffn": "skip"}),
+        "skip_layer, last quarter": of(range(layers - layers // 4, layers), skip),
         "skip_attention, second half": of(range(half, layers), {"attention": "skip"}),
+        "skip_attention, everywhere": of(range(layers), {"attention": "skip"}),
         "skip_ffn, second half": of(range(half, layers), {"ffn": "skip"}),
-        "parallel, second half": of(range(half, layers), {"wiring": "parallel"}),
+        "skip_ffn, everywhere": of(range(layers), {"ffn": "skip"}),
+        "skip_ffn (decode), second half": of(range(half, layers), {"ffn": "skip", "phase": "decode"}),
+        "skip_ffn (image), second half": of(range(half, layers), {"ffn": "skip", "tokens": "image"}),
+        "parallel, everywhere": of(range(layers), {"wiring": "parallel"}),
+        "parallel, shared norm": of(range(layers), {"wiring": "parallel", "norm": "shared"}),
     }
 
 
 def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[str, float]:
-    """Shares of the dense model's figures, and the figures themselves."""
+    """The figures of a policy, and the dense model's latency in turns with them."""
     latency = LatencyEvaluator.options.model_validate({"batch_size": batch, "new_tokens": 32, "repeats": repeats})
     plain = FlopsEvaluator.options.model_validate({})
     found: dict[str, float] = {}
@@ -93,6 +105,25 @@ def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[
         for name, entry in LatencyEvaluator(latency, subject).measure(handle, "search").items():
             found |= {name: entry.value, f"{name}_dense": entry.dense or 0.0, f"{name}_iqr": entry.iqr or 0.0}
     return found
+
+
+@torch.inference_mode()
+def compiled_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
+    """Median decode step with a static cache and a compiled forward, which is a CUDA graph on a GPU, in milliseconds.
+
+    None for policies that choose tokens or store some tokens only, which a static cache does not serve.
+    """
+    inputs = {name: tensor.to(subject.model.device) for name, tensor in fixed_input(subject, batch).items()}
+    torch._dynamo.reset()
+    with apply_policy(subject.model, policy):
+        try:
+            for _ in range(3):  # The first compiles, the second may record the graph.
+                watch = Stopwatch()
+                generate(subject.model, inputs, 33, streamer=watch, cache_implementation="static")
+        except ModelError:
+            return None
+    tokens = watch.times[1:]
+    return statistics.median(later - earlier for earlier, later in zip(tokens, tokens[1:], strict=False)) * 1e3
 
 
 def main() -> None:
@@ -108,15 +139,18 @@ def main() -> None:
     layers = model.config.get_text_config().num_hidden_layers
     dense = measure(subject, Policy(), options.batch, options.repeats)
     results = {}
-    print(
-        f"{'policy':30} {'prefill FLOPs':>14} {'TTFT':>8} {'decode FLOPs':>13} {'TPOT':>8} {'KV bytes':>9}  (of dense)"
-    )
+    heads = ("prefill FLOPs", "TTFT", "decode FLOPs", "TPOT", "KV bytes", "compiled TPOT")
+    print(f"{'policy, as a share of dense':31}" + "".join(f"{head:>14}" for head in heads))
+    compiled_dense = compiled_tpot(subject, Policy(), options.batch) or 0.0
     for name, policy in policies(layers).items():
         found = results[name] = measure(subject, policy, options.batch, options.repeats)
+        compiled = compiled_tpot(subject, policy, options.batch)
+        found |= {"compiled_tpot_ms": compiled or 0.0, "compiled_tpot_ms_dense": compiled_dense}
         shares = [found["prefill_flops"] / dense["prefill_flops"], found["ttft_ms"] / found["ttft_ms_dense"]]
         shares += [found["decode_flops"] / dense["decode_flops"], found["tpot_ms"] / found["tpot_ms_dense"]]
         shares += [found["kv_cache_bytes"] / dense["kv_cache_bytes"]]
-        print("{:30} {:14.2f} {:8.2f} {:13.2f} {:8.2f} {:9.2f}".format(name, *shares))
+        last = "-" if compiled is None else f"{compiled / compiled_dense:.2f}"
+        print(f"{name:31}" + "".join(f"{share:14.2f}" for share in shares) + f"{last:>14}", flush=True)
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     shapes = "toy" if options.tiny else "LLaVA-1.5-7B"
     print(json.dumps({"device": name, "shapes": shapes, "batch": options.batch, "dense": dense, "policies": results}))
