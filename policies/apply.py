@@ -148,9 +148,9 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> l
         layers = decoder_layers(model)
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
+    check_images(model, layers, choices)
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice)
-    check_images(model, choices)
     scored = scored_layers(policy, layers)
     removed = first_removal(policy, choices)
     return [
@@ -160,19 +160,18 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> l
     ]
 
 
-def check_images(model: PreTrainedModel, choices: list[LayerChoice]) -> None:
+def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
     """Refuse choices about image tokens where there are none.
 
     Raises:
         PolicyMismatch: naming the first such choice.
     """
-    about = [
-        index for index, choice in enumerate(choices) if choice.token_ratio is not None or choice.tokens == "image"
-    ]
-    if about and not image_token_ids(model):
+    about = [c for c in choices if c.token_ratio is not None or c.tokens == "image"]
+    # Where layers attend to the image, it is not among the tokens, but for one that marks its place.
+    if about and (not image_token_ids(model) or any(layer.kind == "cross" for layer in layers)):
         raise PolicyMismatch(
             f"a choice about image tokens is nothing in {type(model).__name__}, which has none",
-            [f"layer {about[0]} has {choices[about[0]].label}"],
+            [f"layer {choices.index(about[0])} has {about[0].label}"],
             "leave token_ratio and `tokens: image` out of policies and spaces for text models",
         )
 

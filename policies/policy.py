@@ -67,11 +67,19 @@ class Measured(Part):
 
 
 class Provenance(Part):
-    """Where a policy comes from."""
+    """Where a policy comes from.
+
+    Attributes:
+        study: The study's name.
+        trial: The trial that measured it.
+        skipsearch: The version that wrote the file.
+        unmeasured: What is expected of a policy that nobody measured; such a one has no trial.
+    """
 
     study: str | None = None
     trial: int | None = None
     skipsearch: str | None = None
+    unmeasured: str | None = None
 
 
 class Policy(Part):

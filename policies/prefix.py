@@ -28,11 +28,13 @@ class State:
     Attributes:
         hidden: The hidden states, shape (batch, tokens, width).
         scores: The attention that tokens had got by then, shape (batch, tokens).
+        ranked: Of each row, whether any image token had got some.
         left: The image tokens that were left by then; None where none was removed.
     """
 
     hidden: Tensor
     scores: Tensor | None = None
+    ranked: tuple[bool, ...] = ()
     left: Images | None = None
 
     @property
@@ -96,8 +98,9 @@ class PrefixStates:
 
     def _resuming(self, handle: "PolicyHandle", layer: DecoderLayer, state: State) -> Callable[..., Any]:
         def forward(*_: Any, **__: Any) -> Any:
-            if handle.prompt is not None:
+            if handle.prompt is not None and state.scores is not None:
                 handle.prompt.scores = state.scores
+                handle.prompt.ranked = list(state.ranked)
                 handle.prompt.left = state.left or handle.prompt.images
             return layer.sublayers.returned(state.hidden)
 
@@ -111,7 +114,7 @@ class PrefixStates:
                 self._keep(key, State(hidden))
             else:
                 left = None if prompt.left is prompt.images else prompt.left
-                self._keep(key, State(hidden, prompt.scores, left))
+                self._keep(key, State(hidden, prompt.scores, tuple(prompt.ranked), left))
             return output
 
         return forward

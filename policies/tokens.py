@@ -114,7 +114,9 @@ class Prompt:
         images: All image tokens.
         last: Place of each row's last prompt token, shape (batch,).
         left: The image tokens that no layer has removed for good.
-        scores: Attention that each token got when it was last processed, shape (batch, tokens); None before that.
+        processed: Those that the running layer processes.
+        scores: Attention that each token got when it was last processed, shape (batch, tokens).
+        ranked: Of each row, whether any of its image tokens has got a score.
         selections: Those already made, by their classes and image tokens.
         even: The image tokens at even distances, by their ratio.
     """
@@ -124,7 +126,9 @@ class Prompt:
     images: Images
     last: Tensor
     left: Images
-    scores: Tensor | None = None
+    processed: Images
+    scores: Tensor
+    ranked: list[bool]
     selections: dict[tuple[Classes, Images], Selection] = field(default_factory=dict)
     even: dict[tuple[float, Images], Images] = field(default_factory=dict)
 
@@ -155,7 +159,9 @@ class Prompt:
         if not any(counts["image"]) and not any(counts["answer"]):
             return None
         images = Images(masks["image"], counts["image"])
-        return cls(masks, counts, images, (in_prompt * places).amax(dim=1), images)
+        nothing = torch.zeros(image.shape, device=image.device)
+        last = (in_prompt * places).amax(dim=1)
+        return cls(masks, counts, images, last, images, images, nothing, [False] * len(numbers[0]))
 
     def choose(self, hidden: Tensor, ratio: float, score: str) -> Images:
         """The trunc(ratio * n) of n image tokens that a layer processes, from those that are left.
@@ -172,16 +178,20 @@ class Prompt:
             return self.left
         limit = torch.tensor(wanted, device=hidden.device)[:, None]
         if score == "norm":
-            return self._best(hidden.float().norm(dim=-1), limit, wanted)
-        if score == "attention" and self.scores is not None:
-            return self._best(self.scores, limit, wanted)
+            return Images(best(hidden.float().norm(dim=-1), self.left.mask, limit), wanted)
+        if score == "uniform" or not any(self.ranked):
+            return self._evenly(ratio, limit, wanted)
+        found = best(self.scores, self.left.mask, limit)
+        if not all(ranked or not n for ranked, n in zip(self.ranked, left, strict=True)):
+            ranked = torch.tensor(self.ranked, device=hidden.device)[:, None]
+            found = torch.where(ranked, found, self._evenly(ratio, limit, wanted).mask)
+        return Images(found, wanted)
+
+    def _evenly(self, ratio: float, limit: Tensor, wanted: list[int]) -> Images:
         key = (ratio, self.left)
         if key not in self.even:
             self.even[key] = Images(evenly(self.left.mask, limit), wanted)
         return self.even[key]
-
-    def _best(self, scores: Tensor, limit: Tensor, wanted: list[int]) -> Images:
-        return Images(best(scores, self.left.mask, limit), wanted)
 
     def select(self, classes: Classes, images: Images) -> Selection | Whole:
         """The tokens of some classes, with these image tokens alone where images are among them."""
@@ -210,6 +220,7 @@ class Prompt:
 
     def look(self, seen: Attention, tokens: Selection | Whole) -> None:
         """Take the scores from a layer's attention; tokens that it left out keep the score they had."""
+        self.ranked = [was or n > 0 for was, n in zip(self.ranked, self.processed.counts, strict=True)]
         if not isinstance(tokens, Selection):
             self.scores = seen.weights(self.last)[:, -self.images.mask.shape[1] :]
             return
@@ -218,8 +229,7 @@ class Prompt:
         # What follows the last prompt token is on its right; what fills up the row is on its left, whatever its index.
         row = index.shape[1] - 1 - (valid & (index > self.last[:, None])).sum(dim=1)
         fresh = seen.weights(row.clamp_min(0))[:, -index.shape[1] :]
-        old = torch.zeros_like(self.images.mask, dtype=fresh.dtype) if self.scores is None else self.scores
-        self.scores = old.scatter(1, index, torch.where(valid, fresh, old.gather(1, index)))
+        self.scores = self.scores.scatter(1, index, torch.where(valid, fresh, self.scores.gather(1, index)))
 
 
 def best(scores: Tensor, among: Tensor, wanted: Tensor) -> Tensor:

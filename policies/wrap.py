@@ -201,6 +201,7 @@ class WrappedLayer:
         if prompt.images.mask.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
         images = prompt.left if ratio is None else prompt.choose(hidden, ratio, self.selection.score)
+        prompt.processed = images
         if self.selection.reselect == "once":
             prompt.left = images
         attended, fed = prompt.select(self.attends, images), prompt.select(self.feeds, images)

@@ -55,6 +55,14 @@ FALLING: list[dict[int, Choice]] = [
     {0: {**NAMED["skip_layer"], "phase": "decode"}, 1: {"token_ratio": 0.4}, 2: {"token_ratio": 0.6}, 3: PHASES[0]},
 ]
 
+# Layers that do not read the image, or a part of it, before layers that rank its tokens by attention.
+READING: list[dict[int, Choice]] = [
+    {1: {**NAMED["skip_attention"], "tokens": "image"}, 2: HALF, 3: {"token_ratio": 0.3}},
+    {0: NAMED["skip_attention"], 1: HALF, 2: {"token_ratio": 0.0}, 3: HALF},
+    {1: HALF, 2: {**NAMED["skip_attention"], "phase": "prefill"}, 3: {**HALF, **NAMED["skip_ffn"], "tokens": "image"}},
+    {0: {**NAMED["skip_attention"], "tokens": "text"}, 1: HALF, 2: {**NAMED["skip_layer"], "phase": "decode"}, 3: HALF},
+]
+
 
 def policy_of(layers: dict[int, Choice], score: str = "attention", reselect: str = "each_layer") -> Policy:
     return Policy.model_validate({"layers": layers, "token_selection": {"score": score, "reselect": reselect}})

@@ -47,33 +47,45 @@ def without_image_tokens(family: Family) -> tuple[int, ...]:
     return tuple(range(LAYERS)) if family.cross or not family.image_tokens else ()
 
 
+def skips_images(choice: Choice) -> bool:
+    """True for the choice that is another spelling of a token ratio of zero."""
+    return choice.get("tokens") == "image" and choice.get("attention") == choice.get("ffn") == "skip"
+
+
 REFUSALS = (
     Refusal(
         without_image_tokens,
         lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
         "a choice about image tokens is nothing in",
-        "the image is not among the tokens: refused are choices about image tokens",
+        "the image is not among the tokens, so choices about image tokens are refused",
     ),
     Refusal(
         lambda family: family.linear,
-        lambda choice: limited(choice) and "attention" in choice,
+        lambda choice: limited(choice) and "attention" in choice and not skips_images(choice),
         "a recurrence that some tokens skip has no state for the others",
-        "a recurrence that some tokens skip has no state for the others: layers without attention refuse to skip it "
-        "in one phase, or for some tokens",
+        "layers with a recurrence instead of attention refuse to skip it in one phase, or for some tokens: "
+        "it would have no state for the others",
     ),
     Refusal(
         lambda family: family.cross,
-        lambda choice: limited(choice),
-        "a layer that attends to the image takes choices for all tokens in both phases",
-        "layers that attend to the image refuse choices for one phase, or for some tokens",
+        lambda choice: limited(choice) and not skips_images(choice),
+        "attention to the image is for all tokens and both phases",
+        "layers that attend to the image refuse choices for one phase",
+    ),
+    Refusal(
+        lambda family: family.cross,
+        lambda choice: choice == {"attention": "skip"},
+        "a decode step leaves the layer out where nothing of the image is stored",
+        "layers that attend to the image refuse to skip the attention alone: transformers leaves such a layer out of a "
+        "decode step when it stored nothing",
     ),
 )
 
 
-def refused(name: str, layer: int, choice: Choice) -> Refusal | None:
-    """Why a layer refuses a choice; None where it takes it."""
+def refused(name: str, layer: int, choice: Choice) -> list[Refusal]:
+    """Why a layer refuses a choice; nothing where it takes it."""
     family = FAMILIES[name]
-    return next((r for r in REFUSALS if layer in r.layers(family) and r.choice(choice)), None)
+    return [refusal for refusal in REFUSALS if layer in refusal.layers(family) and refusal.choice(choice)]
 
 
 def columns_of(name: str) -> tuple[str, ...]:
@@ -81,14 +93,14 @@ def columns_of(name: str) -> tuple[str, ...]:
     return TEXT + IMAGES if FAMILIES[name].image_tokens else TEXT
 
 
-def refusals_of(name: str, column: str) -> list[Refusal | None]:
-    """Why each choice of a column is refused in each layer; None where it is taken."""
+def refusals_of(name: str, column: str) -> list[list[Refusal]]:
+    """Why each choice of a column is refused in each layer; nothing where it is taken."""
     return [refused(name, layer, choice) for layer in range(LAYERS) for choice in CHOICES[column]]
 
 
 def works(name: str, column: str) -> bool:
     """True where some layer of the family takes some choice of the column."""
-    return column in columns_of(name) and None in refusals_of(name, column)
+    return column in columns_of(name) and [] in refusals_of(name, column)
 
 
 def declared() -> Verdicts:
@@ -177,7 +189,7 @@ def line(cells: list[str]) -> str:
 
 def cell(name: str, column: str, holds: str, reasons: list[str]) -> str:
     """A tick or the letters that hold, and the numbers of the reasons."""
-    why = [refusal.reason for refusal in refusals_of(name, column) if refusal]
+    why = [refusals[0].reason for refusals in refusals_of(name, column) if refusals]
     return numbered("✓" if holds == oracles_of(column) else holds or "no", why, reasons)
 
 

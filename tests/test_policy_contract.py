@@ -15,6 +15,7 @@ from contract import (
     NAMED,
     PHASES,
     PLAIN,
+    READING,
     SCORES,
     answer,
     answered,
@@ -81,8 +82,11 @@ def mixed(name):
 def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     columns = working(name, *support.TEXT, "tokens", "token_ratio")
-    for number, choices in enumerate(rotated(choices_of(name, columns), f"{name} {attention}")):
-        layers = taken(name, dict(enumerate(choices)))
+    policies = rotated(choices_of(name, columns), name)
+    # Where a family has two attention implementations, each takes every choice in half of the layers.
+    kinds = [kind for other, kind in CASES if other == name]
+    for number in range(kinds.index(attention), len(policies), len(kinds)):
+        layers = taken(name, dict(enumerate(policies[number])))
         check(model, batch, policy_of(layers, SCORES[number % len(SCORES)]))
     record_property("works", [name, attention, columns, "FCPB"])
 
@@ -90,10 +94,15 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
 @pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
 def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
-    for layers in FALLING:
-        for score in SCORES:
-            check(model, batch, policy_of(layers, score, "once"))
+    for number, layers in enumerate(FALLING, IMAGE_CASES.index((name, attention))):
+        check(model, batch, policy_of(layers, SCORES[number % len(SCORES)], "once"))
     record_property("works", [name, attention, ["reselect: once"], "FCPB"])
+
+
+@pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
+def test_scores_come_from_the_nearest_layer_that_reads_the_image(name, attention):
+    for layers in READING:
+        check(built(name, attention), batch_of(name), policy_of(taken(name, layers)))
 
 
 @pytest.mark.parametrize(("name", "attention"), FIRST_CASES)
@@ -101,11 +110,11 @@ def test_what_a_layer_cannot_do_is_refused_with_the_reason(name, attention):
     model = built(name, attention)
     for choice in choices_of(name, CHOICES):
         for number in range(LAYERS):
-            refusal = support.refused(name, number, choice)
-            if refusal:
-                with pytest.raises(PolicyMismatch) as error:
-                    apply_policy(model, policy_of({number: choice}))
-                assert refusal.error in str(error.value)
+            refusals = support.refused(name, number, choice)
+            if refusals:
+                with pytest.raises(PolicyMismatch) as error, apply_policy(model, policy_of({number: choice})):
+                    pass
+                assert any(refusal.error in str(error.value) for refusal in refusals)
 
 
 def test_the_page_of_what_works_is_what_is_declared():
@@ -201,15 +210,14 @@ def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention,
     record_property("works", [name, attention, columns, "T"])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "qwen2.5-vl"])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_prompts_of_other_lengths_compile_once_more_and_never_again(name):
     calls = [Batch.of(FAMILIES[name], [(length,), (length - 2,)]).padded() for length in (9, 10, 11, 12)]
-    kind = "eager" if name == "gemma2" else "sdpa"
-    compiled_equals_uncompiled(built(name, kind), policy_of(dict(enumerate(PLAIN[1:]))), calls, fullgraph=True)
+    compiled_equals_uncompiled(built(name, "sdpa"), policy_of(dict(enumerate(PLAIN[1:]))), calls, fullgraph=True)
     assert counters["stats"]["unique_graphs"] <= 2
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl", "gemma3-images"])
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
 def test_a_choice_about_tokens_runs_under_a_compiler(name):
     compiled_equals_uncompiled(built(name, "sdpa"), mixed(name), [batch_of(name).padded()], fullgraph=False)
 
@@ -226,9 +234,10 @@ def drawn(draw, name):
             choice |= {"phase": draw.choice(["prefill", "decode"])} if draw.random() < 0.5 else {}
             choice |= {"tokens": draw.choice(["image", "text"])} if draw.random() < 0.5 else {}
         if name in WITH_IMAGES and draw.random() < 0.4 and choice.items() < NAMED["skip_layer"].items():
-            choice["token_ratio"] = draw.choice([0.0, 0.3, 0.5, 0.9, 1.0])
+            choice["token_ratio"] = draw.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
         layers[number] = choice
-    return policy_of(taken(name, layers), draw.choice(SCORES), draw.choice(["each_layer", "once"]))
+    once = name in WITH_IMAGES and not FAMILIES[name].linear and draw.random() < 0.5
+    return policy_of(taken(name, layers), draw.choice(SCORES), "once" if once else "each_layer")
 
 
 @pytest.mark.parametrize("seed", range(200))
