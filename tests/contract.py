@@ -75,8 +75,10 @@ def rotated(choices: list[Choice], seed: str) -> list[list[Choice]]:
     return [(order[start:] + order[:start])[:LAYERS] for start in range(len(order))]
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+def close(actual: Tensor, expected: Tensor, within: float = 1e-5) -> None:
+    """Equal within some share of the largest number, or of one."""
+    scale = expected.abs().max().clamp_min(1.0)
+    torch.testing.assert_close(actual / scale, expected / scale, rtol=0.0, atol=within)
 
 
 def answer(model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
@@ -125,14 +127,16 @@ def check_forward_and_cached(model: Any, batch: Batch, policy: Policy) -> None:
         whole = {side: scored(model, handle, longer, side) for side in ("left", "right")}
         found = answered(batch, beams.sequences[:, length:])
         rescored = scored(model, handle, found, "left")
+    # transformers computes a recurrence in chunks for a prompt, and step by step in decode: two roundings.
+    within = 3e-5 if batch.family.linear else 1e-5
     for row, ids in enumerate(batch.ids):
         expected = reference(model, batch.family, policy, longer.alone(row), len(ids))
-        close(batch.real(prompts, row, "right"), expected[: len(ids)])
-        close(longer.real(whole["left"], row, "left"), expected)
-        close(longer.real(whole["right"], row, "right"), expected)
-        close(torch.stack([logits[row] for logits in greedy.logits]), expected[len(ids) - 1 : -1])
+        close(batch.real(prompts, row, "right"), expected[: len(ids)], within)
+        close(longer.real(whole["left"], row, "left"), expected, within)
+        close(longer.real(whole["right"], row, "right"), expected, within)
+        close(torch.stack([logits[row] for logits in greedy.logits]), expected[len(ids) - 1 : -1], within)
     for number, layer in enumerate(greedy.past_key_values.layers):
         if number not in batch.family.linear + batch.family.cross:
             assert layer.get_seq_length() == length + ANSWER - 1
     chances = rescored[:, -ANSWER - 1 : -1].log_softmax(-1)
-    close(beams.sequences_scores, chances.gather(2, beams.sequences[:, length:, None])[..., 0].sum(1))
+    close(beams.sequences_scores, chances.gather(2, beams.sequences[:, length:, None])[..., 0].sum(1), within)
