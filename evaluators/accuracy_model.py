@@ -108,7 +108,7 @@ class TextModel(HFLM):
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         ends = torch.tensor([self._end(row) for row in inps.tolist()]) if self.ends else None
-        with self._timed(), self._prompts_end(ends):
+        with self.timed(), self.prompts_end(ends):
             return super()._model_call(inps, *args, **kwargs)
 
     def _end(self, row: list[int]) -> int:
@@ -119,8 +119,12 @@ class TextModel(HFLM):
         return next(self.ends[fed] for n in range(shortest, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
 
     @contextmanager
-    def _prompts_end(self, ends: Tensor | None) -> Iterator[None]:
-        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by."""
+    def prompts_end(self, ends: Tensor | None) -> Iterator[None]:
+        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by.
+
+        Args:
+            ends: One past the place of each row's last prompt token, shape (batch,); None where all is prompt.
+        """
         if self.handle is None:
             yield
             return
@@ -131,11 +135,12 @@ class TextModel(HFLM):
             self.handle.prompt_ends = None
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._timed():
+        with self.timed():
             return super()._model_generate(*args, **kwargs)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def timed(self) -> Iterator[None]:
+        """Count the time of this context as spent inside the model."""
         start = self._now()
         yield
         self.forward_seconds += self._now() - start
@@ -194,7 +199,7 @@ class ImageModel(TextModel, HFMultimodalLM):
         return self.tok_batch_multimodal_encode([arguments[0]], [arguments[2]["visual"]])
 
     def _model_multimodal_generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._timed():
+        with self.timed():
             return super()._model_multimodal_generate(*args, **kwargs)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -234,7 +239,7 @@ class ImageModel(TextModel, HFMultimodalLM):
         prompts = self.tok_batch_multimodal_encode([row.context for row in rows], [row.images for row in rows])
         ends = prompts["attention_mask"].sum(dim=1)
         inputs = with_answers(prompts, [row.fed for row in rows], self.tokenizer.pad_token_id)
-        with torch.no_grad(), self._timed(), self._prompts_end(ends):
+        with torch.no_grad(), self.timed(), self.prompts_end(ends):
             logits = self.model(**inputs).logits
         for row, row_logits, end in zip(rows, logits, ends.tolist(), strict=True):
             predicted = row_logits[end - 1 : end + len(row.fed)].log_softmax(dim=-1, dtype=self.softmax_dtype)

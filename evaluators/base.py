@@ -1,9 +1,9 @@
 """What every evaluator is: options, metrics with unit and direction, and one method that measures a patched model."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,7 +31,7 @@ class Metric:
     """A number that an evaluator measures.
 
     Attributes:
-        unit: `fraction`, `flops`, `ms` or `bytes`.
+        unit: `fraction`, `nats`, `flops`, `ms` or `bytes`.
         direction: Which way is better.
         text: One sentence that says exactly what is counted.
     """
@@ -49,7 +49,7 @@ class Measurement:
         value: The figure, in the metric's unit.
         n: Examples or repeats behind it.
         dense: The dense model's figure, where it was measured together with this one (interleaved).
-        stderr: Standard error, of an accuracy.
+        stderr: Standard error, of a mean over examples.
         iqr: Interquartile range, of a latency.
         detail: What else a reader may want to know, such as the accuracy of each task.
     """
@@ -97,8 +97,40 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class ExamplesFirst(Evaluator, Protocol):
+    """An evaluator that can measure on few examples first and on more after that, and be left at any time.
+
+    What it measures on a part has, in `detail`, the score of each example (`per_example`, in the order in which they
+    are drawn), the `places` of these examples in the `per_example` of the whole, and how many there are (`total`).
+    Scores of a maximised fraction are at most 1, those of a minimised metric at least 0.
+    """
+
+    def rungs(
+        self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
+    ) -> Generator[dict[str, Measurement], None, None]:
+        """Measure on a share of the examples after the other, each time with those before.
+
+        Args:
+            handle: As in `measure`.
+            split: The examples.
+            shares: The share of the examples at each rung, ascending, the last 1; a rung that would add less than a
+                batch may be left out. Whoever measures in the same shares has the same examples, in the same order
+                and the same batches.
+
+        Yields:
+            What `measure` returns, of the examples so far; at last of all. Only that, where examples cannot be told
+            apart, or are too few.
+
+        Raises:
+            EvaluatorError: it cannot be measured, and why.
+        """
+        ...
+
+
 BUILT_IN = {
     "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "divergence": "skipsearch.evaluators.divergence:DivergenceEvaluator",
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
     "latency": "skipsearch.evaluators.latency:LatencyEvaluator",
     "memory": "skipsearch.evaluators.memory:MemoryEvaluator",

@@ -4,18 +4,21 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.base import Evaluator, Measurement, Split, evaluator_class
+from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Split, evaluator_class
 from ..policies.errors import SkipsearchError
 from ..policies.policy import Policy
 from .front import objective_value
 from .outcome import Outcome
+from .racing import Race, Rival, shares
 from .space import Space
 
 if TYPE_CHECKING:
     from ..evaluators.subject import Subject
+    from ..policies.apply import PolicyHandle
 
 
 class Bench:
@@ -46,6 +49,7 @@ class Bench:
         kinds.sort(key=lambda pair: not pair[0].splits)
         made = [kind(kind.options.model_validate(options), self.subject) for kind, options in kinds]
         self.evaluators: list[Evaluator] = sorted(made, key=lambda evaluator: evaluator.cost)
+        self._metrics = {name: metric for evaluator in made for name, metric in evaluator.metrics.items()}
 
     def measure(
         self,
@@ -53,14 +57,18 @@ class Bench:
         names: Sequence[str],
         split: Split = "search",
         dense: Mapping[str, Measurement] | None = None,
+        rivals: Sequence[Rival] | None = None,
+        known: Mapping[str, Measurement] = MappingProxyType({}),
     ) -> Outcome:
-        """Measure a policy, cheap evaluators first, until one breaks a constraint.
+        """Measure a policy, cheap evaluators first, until one breaks a constraint or the race is lost.
 
         Args:
             policy: What to measure.
             names: Which evaluators.
             split: The examples to measure accuracy on.
             dense: What the dense model measured, for the constraints; None where they are not to be checked.
+            rivals: The front so far, to race against; None measures everything in full.
+            known: What was measured of the policy before.
 
         Returns:
             What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
@@ -68,17 +76,21 @@ class Bench:
         found: dict[str, Measurement] = {}
         seconds: dict[str, float] = {}
         started = time.perf_counter()
-        failure = None
+        failure = dropped = None
+        estimates: dict[str, Measurement] = {}
+        race = Race(self.space, self._metrics, dense, rivals) if dense and rivals is not None else None
         try:
             with self._applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
-                for evaluator in self.evaluators:
-                    if evaluator.name in names and not (dense and self._breaks(found, dense)):
-                        begin = time.perf_counter()
-                        found |= evaluator.measure(handle, split)
-                        seconds[evaluator.name] = time.perf_counter() - begin
+                for evaluator in (one for one in self.evaluators if one.name in names):
+                    if dropped or (dense and self._breaks(found, dense)):
+                        break
+                    begin = time.perf_counter()
+                    measured, dropped = self._raced(evaluator, handle, split, race, {**known, **found})
+                    seconds[evaluator.name] = time.perf_counter() - begin
+                    found, estimates = (found, measured) if dropped else (found | measured, {})
             seconds["forward"] = clock[0]
-            failure = not_finite(found)
+            failure = not_finite({**found, **estimates})
         except SkipsearchError as cause:
             failure = "; ".join([cause.what, *cause.details])
         except Exception as cause:
@@ -86,7 +98,29 @@ class Bench:
             traceback.print_exc()
             failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
         seconds["total"] = time.perf_counter() - started
-        return Outcome({} if failure else found, seconds, failure)
+        if failure:
+            return Outcome(seconds=seconds, failure=failure)
+        return Outcome(found, seconds, dropped=dropped, estimates=estimates)
+
+    def _raced(
+        self,
+        evaluator: Evaluator,
+        handle: "PolicyHandle",
+        split: Split,
+        race: Race | None,
+        known: Mapping[str, Measurement],
+    ) -> tuple[dict[str, Measurement], str | None]:
+        """What an evaluator measures, and why it was left before it was through; None where it was not."""
+        if split != "search" or not isinstance(evaluator, ExamplesFirst):
+            return evaluator.measure(handle, split), None
+        # Those who do not race have the same shares all the same: other batches could round otherwise.
+        measured: dict[str, Measurement] = {}
+        with closing(evaluator.rungs(handle, split, shares(self.space.search.racing))) as rungs:
+            for measured in rungs:
+                verdict = race.verdict(known, measured) if race else None
+                if verdict:
+                    return measured, verdict
+        return measured, None
 
     @contextmanager
     def _applied(self, policy: Policy) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """What a space offers the search to choose from: in a range of layers, and in how image tokens are ranked."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -85,6 +85,14 @@ class Combination(Part):
         ]
 
 
+def expanded(entries: Iterable[str | Combination]) -> list[LayerChoice]:
+    """Every choice that names and combinations stand for, once, in their order."""
+    found: list[LayerChoice] = []
+    for entry in entries:
+        found += [NAMED[entry]] if isinstance(entry, str) else entry.choices()
+    return list(dict.fromkeys(found))
+
+
 def layer_range(value: Any) -> Any:
     """Check a range here, so that one message tells all its forms."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
@@ -111,10 +119,7 @@ class LayerRule(Part):
 
     def expanded(self) -> list[LayerChoice]:
         """Every choice once, in the order of the file."""
-        found: list[LayerChoice] = []
-        for entry in self.choices:
-            found += [NAMED[entry]] if isinstance(entry, str) else entry.choices()
-        return list(dict.fromkeys(found))
+        return expanded(self.choices)
 
     def span(self, num_layers: int) -> tuple[int, int]:
         """First and last layer."""

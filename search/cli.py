@@ -104,6 +104,12 @@ def parser() -> argparse.ArgumentParser:
 
     report = verb("report", report_verb, "write a study's policies, table and report anew from its database")
     report.add_argument("study", metavar="STUDY", help="a folder, or a name under --out")
+    report.add_argument("--constraint", action="append", default=[], metavar="BOUND", dest="constraints",
+                        help="print the front under a bound, such as 'accuracy>=0.9*dense'; repeatable")  # fmt: skip
+    report.add_argument("--pick", action="append", default=[], metavar="BOUND", dest="picks",
+                        help="print the best policy under a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
+    report.add_argument("--unmeasured", action="store_true",
+                        help="with --pick, print what is expected to be better than any measured")  # fmt: skip
     add_out(report)
 
     ls = verb("ls", ls_verb, "list the shipped spaces and the studies here")
@@ -270,10 +276,18 @@ def report_verb(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
     from .database import DATABASE
     from .results import write_folder
+    from .selection import print_selection, select
     from .summary import print_summary, summary_data
 
     given, named = Path(options.study), options.out / options.study
     folder = given if (given / DATABASE).exists() or (given.is_dir() and not named.is_dir()) else named
+    if options.unmeasured and not options.picks:
+        raise UsageError(
+            "--unmeasured goes with --pick", hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'"
+        )
+    if options.constraints or options.picks:
+        print_selection(select(folder, options.constraints, options.picks), options.json, options.unmeasured)
+        return DONE
     record = write_folder(folder)
     if options.json:
         print(json.dumps(summary_data(record, folder)))

@@ -89,9 +89,12 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         violations=dict(trial.constraints),
         failure=failure,
+        dropped=attrs.get("dropped"),
+        estimates=measurements_from(attrs.get("estimates")),
         seconds=attrs.get("seconds", {}),
         worker=attrs.get("worker"),
         shared_from=attrs.get("shared_from"),
+        rule=attrs.get("rule"),
     )
 
 

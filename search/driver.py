@@ -8,6 +8,7 @@ from .front import front_trials
 from .outcome import Outcome
 from .progress import Progress
 from .proposals import Proposals
+from .racing import rivals_among
 from .study import Proposal, SearchStudy
 from .workers import Job, Pool
 
@@ -42,10 +43,14 @@ class Driver:
         self.progress = progress
         self.proposals = Proposals(study)
         self._alone: deque[Trial] = deque()
+        self._waiting: deque[Trial] = deque()
         self._draining = False
 
-    def search(self) -> None:
+    def search(self) -> str | None:
         """Spend the budget of trials.
+
+        Returns:
+            Why the search ended.
 
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
@@ -56,32 +61,60 @@ class Driver:
             if not self.pool.busy:
                 break
             self._finish(*self.pool.next())
+        return self.proposals.reason
 
     def _stages(self) -> list[list[str]]:
-        """Everything at once, or what needs the device for itself in a stage of its own."""
-        names = list(self.study.space.evaluate)
-        alone = [name for name in names if self.pool.shares_device and evaluator_class(name).exclusive]
-        together = [name for name in names if name not in alone]
-        return [stage for stage in (together, alone) if stage]
+        """Everything at once, or what needs the device for itself in a stage of its own.
+
+        A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
+        a margin, which would have to be learnt first; and a worker alone takes the same order.
+        """
+        kinds = {name: evaluator_class(name) for name in self.study.space.evaluate}
+        alone = [name for name, kind in kinds.items() if self.pool.shares_device and kind.exclusive]
+        if self.racing and alone:
+            last = [name for name, kind in kinds.items() if kind.splits]
+            stages = [[name for name in kinds if name not in last], last]
+        else:
+            stages = [[name for name in kinds if name not in alone], alone]
+        return [stage for stage in stages if stage]
+
+    @property
+    def racing(self) -> bool:
+        """True where candidates are judged on few examples first."""
+        return self.study.space.search.racing != "none"
+
+    def _is_alone(self, trial: Trial) -> bool:
+        return self.pool.shares_device and any(evaluator_class(name).exclusive for name in trial.stages[0])
 
     def _fill(self) -> None:
         """Give idle workers something to do; stages that must be alone run one by one when all others are through."""
         while self.pool.has_idle:
-            enough = len(self._alone) >= self.pool.size or not self.proposals.may_ask
+            enough = len(self._alone) >= self.pool.size or not (self._waiting or self.proposals.may_ask)
             self._draining = bool(self._alone) and (self._draining or enough)
             if self._draining:
                 if not self.pool.busy:
                     self._start(self._alone.popleft())
                 return
+            if self._waiting:
+                self._start(self._waiting.popleft())
+                continue
             proposal = self.proposals.next()
             if proposal is not None:
-                self._start(Trial(proposal, self._stages()))
+                self._enter(Trial(proposal, self._stages()))
             elif not self._alone:
                 return
 
+    def _enter(self, trial: Trial) -> None:
+        """Let a trial wait for its next stage."""
+        (self._alone if self._is_alone(trial) else self._waiting).append(trial)
+
     def _start(self, trial: Trial) -> None:
-        dense = self.study.dense_measurements()
-        self.pool.submit(Job(trial.proposal.policy, trial.stages[0], dense=dense, tag=trial))
+        policy, dense = trial.proposal.policy, self.study.dense_measurements()
+        rivals = None
+        if dense and self.racing:
+            rivals = rivals_among(self.study.records(), self.study.space.objectives)
+        known = trial.outcome.measurements
+        self.pool.submit(Job(policy, trial.stages[0], dense=dense, rivals=rivals, known=known, tag=trial))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial: Trial = job.tag
@@ -90,8 +123,8 @@ class Driver:
         # Dense is measured in full whatever it breaks: everything else is compared with it.
         bounds = {} if trial.proposal.policy.is_dense else self.study.violations(trial.outcome.measurements)
         broken = any(excess > 0 for excess in bounds.values())
-        if trial.stages and outcome.failure is None and not broken:
-            self._alone.append(trial)
+        if trial.stages and not (outcome.failure or outcome.dropped or broken):
+            self._enter(trial)
             return
         if outcome.failure:
             self.progress.note(f"trial {trial.proposal.number} failed: {outcome.failure}")

@@ -106,28 +106,42 @@ def hypervolume(
     return _volume([cost for cost in costs if _inside(cost, corner)], corner)
 
 
-def history(
-    points: Iterable[Sequence[float] | None], directions: Sequence[Direction], reference: Sequence[float]
-) -> list[float]:
-    """Hypervolume after each point, with costs in units of the reference, so that it lies in 0..1 for fractions.
+class Growing:
+    """The hypervolume of points that come one by one, with costs in units of the reference: in 0..1 for fractions.
 
     Args:
-        points: One entry a trial, in the order of trials; None adds nothing.
         directions: Of each objective.
         reference: The reference point, in the objectives' own units.
     """
-    corner = _as_costs(reference, directions)
-    unit = math.prod(worst for worst in corner if worst > 0)
-    total = 0.0
-    front: list[Point] = []
-    curve = []
-    for point in points:
-        cost = None if point is None or any(map(math.isnan, point)) else _as_costs(point, directions)
-        if cost and _inside(cost, corner) and not any(_covers(kept, cost) for kept in front):
-            total += _exclusive(cost, front, corner)
-            front = [kept for kept in front if not _covers(cost, kept)] + [cost]
-        curve.append(total / unit)
-    return curve
+
+    def __init__(self, directions: Sequence[Direction], reference: Sequence[float]) -> None:
+        self._directions = directions
+        self._corner = _as_costs(reference, directions)
+        self._unit = math.prod(worst for worst in self._corner if worst > 0)
+        self._front: list[Point] = []
+        self._total = 0.0
+
+    def add(self, point: Sequence[float] | None) -> float:
+        """The hypervolume with one more point; None and a point with a NaN add nothing."""
+        cost = None if point is None or any(map(math.isnan, point)) else _as_costs(point, self._directions)
+        if cost and _inside(cost, self._corner) and not any(_covers(kept, cost) for kept in self._front):
+            self._total += _exclusive(cost, self._front, self._corner)
+            self._front = [kept for kept in self._front if not _covers(cost, kept)] + [cost]
+        return self._total / self._unit
+
+
+def history(
+    points: Iterable[Sequence[float] | None], directions: Sequence[Direction], reference: Sequence[float]
+) -> list[float]:
+    """Hypervolume after each point, as `Growing` counts it.
+
+    Args:
+        points: One entry a trial, in the order of trials.
+        directions: Of each objective.
+        reference: The reference point, in the objectives' own units.
+    """
+    growing = Growing(directions, reference)
+    return [growing.add(point) for point in points]
 
 
 def _as_costs(point: Sequence[float], directions: Sequence[Direction]) -> Point:

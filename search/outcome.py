@@ -1,7 +1,7 @@
 """What comes back from measuring one policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..evaluators.base import Measurement
 
@@ -14,12 +14,16 @@ class Outcome:
         measurements: By metric; not all of them where the trial stopped early.
         seconds: Wall-clock seconds by part; `total` is all of it, `forward` what the model's forward passes took.
         failure: Why it failed, in one line; None where it did not.
+        dropped: Why it was given up on few examples; None where it was not.
+        estimates: Figures of those few examples, by metric.
         worker: Who measured it.
     """
 
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+    dropped: str | None = None
+    estimates: Mapping[str, Measurement] = field(default_factory=dict)
     worker: str | None = None
 
     def then(self, later: "Outcome") -> "Outcome":
@@ -27,4 +31,4 @@ class Outcome:
         parts = {*self.seconds, *later.seconds}
         seconds = {part: self.seconds.get(part, 0.0) + later.seconds.get(part, 0.0) for part in sorted(parts)}
         measurements = {} if later.failure else {**self.measurements, **later.measurements}
-        return Outcome(measurements, seconds, later.failure, self.worker or later.worker)
+        return replace(later, measurements=measurements, seconds=seconds, worker=self.worker or later.worker)

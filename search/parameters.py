@@ -1,14 +1,14 @@
 """The choices of a space as Optuna's parameters, and back.
 
-Every parameter is a label out of a list that never changes: one for each layer, one that names the schedule, one for
-each key of each schedule, two for the token selection. Parameters of schedules that were not taken have no effect;
-policies that come out equal are measured once.
+Every parameter is a label out of a list that never changes: one for each layer or group of tied layers, one that names
+the schedule, one for each key of each schedule, two for the token selection. Parameters of schedules that were not
+taken have no effect; policies that come out equal are measured once.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice, product, zip_longest
 from typing import Any
@@ -18,12 +18,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from ..policies.choice import KEEP
 from ..policies.policy import Policy, TokenSelection
 from .choices import options
+from .couplings import Forbidden
+from .layermap import describe
 from .patterns import Pattern
 from .space import Space
 from .starts import starting_points
 
 NONE = "none"
 ENUMERABLE = 1024  # up to so many combinations it is counted how many of them differ
+DRAWS = 1000  # so often a random policy is drawn anew because the space forbids it
 
 
 class Parameters:
@@ -39,11 +42,14 @@ class Parameters:
 
     def __init__(self, space: Space, num_layers: int) -> None:
         self.domains = space.domains(num_layers)
+        self.groups = space.groups(num_layers)
+        self._leader = {layer: group[0] for group in self.groups for layer in group}
+        self._forbidden = Forbidden(space.forbid)
         self._patterns = named(space.schedules)
         # By parameter and label, what the label stands for; studies rely on the names and on the order.
         self._values: dict[str, dict[str, Any]] = {
-            layer_parameter(index): {choice.label: choice for choice in domain}
-            for index, domain in enumerate(self.domains)
+            layer_parameter(first): {choice.label: choice for choice in self.domains[first]}
+            for first, *_ in self.groups
         }
         self._values["schedule"] = {NONE: None, **self._patterns}
         for name, pattern in self._patterns.items():
@@ -53,23 +59,29 @@ class Parameters:
             self._values[key] = {value: value for value in options(values)}
 
     @property
+    def options(self) -> dict[str, list[str]]:
+        """The labels of each parameter that leaves a choice."""
+        return {name: [*values] for name, values in self._values.items() if len(values) > 1}
+
+    @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """One categorical distribution for each parameter that leaves a choice."""
-        return {name: CategoricalDistribution([*values]) for name, values in self._values.items() if len(values) > 1}
+        """One categorical distribution for each of them."""
+        return {name: CategoricalDistribution(labels) for name, labels in self.options.items()}
 
     @cached_property
     def size(self) -> int:
-        """How many different policies there are; at most so many where there are too many to look at each."""
+        """How many different policies may occur; at most so many where there are too many to look at each."""
         count = math.prod(map(len, self._values.values()))
         if count > ENUMERABLE:
             return count
         combinations = (zip(self._values, labels, strict=True) for labels in product(*self._values.values()))
-        return len({self.policy(dict(combination)).fingerprint for combination in combinations})
+        policies = (self.policy(dict(combination)) for combination in combinations)
+        return len({policy.fingerprint for policy in policies if self.allows(policy)})
 
     def policy(self, labels: Mapping[str, str]) -> Policy:
         """The policy that labels stand for; a parameter without a choice may be left out."""
         values = {name: known[labels.get(name, default(known))] for name, known in self._values.items()}
-        own = [values[layer_parameter(index)] for index in range(len(self.domains))]
+        own = [values[layer_parameter(self._leader[index])] for index in range(len(self.domains))]
         pattern: Pattern | None = values["schedule"]
         if pattern is not None:
             prefix = f"{labels['schedule']}."
@@ -78,14 +90,22 @@ class Parameters:
             own = [given if choice == KEEP else choice for choice, given in zip(own, base, strict=True)]
         return Policy.of(own, TokenSelection(score=values["score"], reselect=values["reselect"]))
 
+    def allows(self, policy: Policy) -> bool:
+        """False where the space forbids what a policy in canonical form does."""
+        return not self._forbidden.holds(policy.choices(len(self.domains)))
+
     def labels(self, given: Mapping[str, str] | None = None) -> dict[str, str]:
         """What to queue: the labels given and otherwise dense, without the parameters that leave no choice."""
         every = {name: default(known) for name, known in self._values.items()} | dict(given or {})
         return {name: label for name, label in every.items() if len(self._values[name]) > 1}
 
     def random(self, draw: random.Random) -> dict[str, str]:
-        """Labels drawn at random."""
-        return self.labels({name: draw.choice([*known]) for name, known in self._values.items()})
+        """Labels drawn at random from those that are allowed; where these are hard to hit, dense ones."""
+        for _ in range(DRAWS):
+            drawn = self.labels({name: draw.choice([*known]) for name, known in self._values.items()})
+            if self.allows(self.policy(drawn)):
+                return drawn
+        return self.labels()
 
     def starts(self, limit: int) -> list[dict[str, str]]:
         """Labels to begin a search with: the settings of every schedule and the simple rules, in turn.
@@ -93,13 +113,34 @@ class Parameters:
         Args:
             limit: At most so many.
         """
-        rules = [
-            {layer_parameter(index): choice.label for index, choice in enumerate(choices)}
-            for choices in starting_points(self.domains, limit)
+        lists = [*(islice(self._allowed(self._settings(name)), limit) for name in self._patterns),
+                 islice(self._allowed(self._rules()), limit)]  # fmt: skip
+        in_turn = [labels for row in zip_longest(*lists) for labels in row if labels is not None]
+        return in_turn[:limit]
+
+    def rule(self, labels: Mapping[str, str]) -> str:
+        """What to call a policy that a search begins with: its schedule with the setting, or what it does where."""
+        name = labels.get("schedule", NONE)
+        if name == NONE:
+            return ", ".join(describe(self.policy(labels)))
+        every = {key: labels.get(key, default(known)) for key, known in self._values.items()}
+        setting = [
+            f"{key.removeprefix(f'{name}.')} {label}" for key, label in every.items() if key.startswith(f"{name}.")
         ]
-        lists = [*(list(islice(self._settings(name), limit)) for name in self._patterns), rules]
-        in_turn = [given for row in zip_longest(*lists) for given in row if given is not None]
-        return [self.labels(given) for given in in_turn[:limit]]
+        return f"{name} ({', '.join(setting)})"
+
+    def _allowed(self, settings: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
+        """Labels to queue, without what the space forbids."""
+        return (labels for labels in map(self.labels, settings) if self.allows(self.policy(labels)))
+
+    def _rules(self) -> Iterator[dict[str, str]]:
+        """Each simple rule once; a group of tied layers does what its first does, and dense is none."""
+        seen = [self.labels()]
+        for choices in starting_points(self.domains):
+            labels = {layer_parameter(first): choices[first].label for first, *_ in self.groups}
+            if self.labels(labels) not in seen:
+                seen.append(self.labels(labels))
+                yield labels
 
     def _settings(self, name: str) -> Any:
         """Every setting of one schedule, in the order of the file."""

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from ..policies.errors import RunError
 from .outcome import Outcome
+from .stopping import Stopping
 from .study import Proposal, SearchStudy
 
 # A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.
@@ -25,16 +26,26 @@ class Proposals:
         self._failures = 0
         self._failed: dict[str, Proposal] = {}
         self._exhausted = False
+        self._stopping = Stopping(study.space, study.spent_seconds())
+        for record in study.ended():
+            self._stopping.follow(record)
 
     @property
     def may_ask(self) -> bool:
         """True while there is budget; before the dense figures are there, nothing but dense is measured."""
         under_way = len(self._under_way)
-        if self.study.dense_measurements() is None and under_way:
-            return False
+        return self.reason is None and not (under_way and self.study.dense_measurements() is None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing further is proposed; None while something may be."""
+        under_way = len(self._under_way)
         if self._exhausted or self.study.known + len(self._failed) + under_way >= self.study.size:
-            return False
-        return self.study.measured() + under_way < self.study.space.search.trials
+            return "the space has no policy left that was not measured"
+        trials = self.study.space.search.trials
+        if self.study.measured() + under_way >= trials:
+            return f"all {trials} trials are measured (search.trials)"
+        return self._stopping.reason()
 
     def next(self) -> Proposal | None:
         """A policy to measure; None while there is none."""
@@ -44,10 +55,12 @@ class Proposals:
             if attempt >= HELP_AFTER:
                 self.study.enqueue_random()
             proposal = self.study.ask()
+            if proposal is None:
+                continue
             fingerprint = proposal.policy.fingerprint
             twin = self.study.twin(proposal)
             if twin is not None:
-                outcome = Outcome(twin.search, twin.seconds, worker=twin.worker)
+                outcome = Outcome(twin.search, twin.seconds, None, twin.dropped, twin.estimates, twin.worker)
                 self.study.tell(proposal, outcome, shared_from=twin.number)
             elif fingerprint in self._failed:
                 first = self._failed[fingerprint].number
@@ -68,6 +81,7 @@ class Proposals:
         """
         self._under_way.discard(proposal.policy.fingerprint)
         self.study.tell(proposal, outcome)
+        self._stopping.follow(self.study.record(proposal.number))
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
             self.study.tell(twin, outcome, shared_from=proposal.number)
         self._failures = self._failures + 1 if outcome.failure else 0

@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..evaluators.base import Metric, available, evaluator_class
-from ..policies.choice import KEEP, LAST_LAYER
+from ..policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ..policies.document import Document, Problem
 from ..policies.errors import EvaluatorError, PolicyError, SpaceError
 from ..policies.policy import SCHEMA as POLICY_SCHEMA
 from ..policies.policy import Policy
 from ..policies.wording import Key, dotted, nearest, short
+from .choices import expanded
+from .couplings import Run, forbids_dense
 from .space import SCHEMA, LoadedSpace, Space
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"
@@ -70,7 +72,8 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
     space, problems = document.checked(Space)
     problems += evaluator_problems(document)
     if space is not None:
-        problems += [*rule_problems(document, space), *metric_problems(document, space)]
+        problems += [*rule_problems(document, space), *coupling_problems(document, space)]
+        problems += metric_problems(document, space)
         problems += model_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
@@ -129,6 +132,41 @@ def rule_problems(document: Document, space: Space) -> list[Problem]:
             problems.append(document.problem(("layers", number, "choices"), found))
     if not space.schedules and all(rule.expanded() == [KEEP] for rule in space.layers):
         problems.append(document.problem(("layers",), "every layer can only be kept, so there is nothing to search"))
+    return problems
+
+
+def coupling_problems(document: Document, space: Space) -> list[Problem]:
+    """Tied layers that cannot choose as one, and rules of `forbid` that cannot be meant."""
+
+    def offered(layer: int) -> list[LayerChoice]:
+        spans = ((rule, rule.span(LAST_LAYER + 1)) for rule in space.layers)
+        return next((rule.expanded() for rule, (first, last) in spans if first <= layer <= last), [KEEP])
+
+    problems = []
+    seen: dict[int, int] = {}
+    for number, group in enumerate(space.tied if isinstance(space.tied, list) else []):
+        for place, layer in enumerate(group):
+            if layer in seen:
+                found = f"layer {layer} stands in tied[{seen[layer]}] already, expected it once"
+                problems.append(document.problem(("tied", number, place), found))
+            elif offered(layer) != offered(group[0]):
+                found = f"layer {layer} has other choices than layer {group[0]}, expected the same"
+                problems.append(document.problem(("tied", number, place), found))
+            seen[layer] = number
+    anywhere = [choice for rule in space.layers for choice in rule.expanded()]
+    for number, forbidden in enumerate(space.forbid):
+        if forbids_dense(forbidden):
+            found = "keep is forbidden; the dense model is trial 0 of every study, so every layer can be kept"
+            problems.append(document.problem(("forbid", number), found))
+        run = isinstance(forbidden, Run)
+        parts: dict[Any, Any] = {"consecutive": forbidden.consecutive} if isinstance(forbidden, Run) else forbidden.root
+        for key, entries in parts.items() if not space.schedules else ():
+            here = anywhere if run else offered(key)
+            for choice in expanded(entries):
+                if choice not in here:
+                    who = "no layer can" if run else f"layer {key} cannot"
+                    found = f"{who} be {choice.label}; {nearest(choice.label, [one.label for one in here])}"
+                    problems.append(document.problem(("forbid", number, key), found))
     return problems
 
 

@@ -20,12 +20,19 @@ from .report_page import (
     headline_rule,
     measured_section,
     nothing_found,
+    policy_files,
+    quality,
     reference_text,
     table_section,
     tiles,
 )
+from .verdict import curse_line, verdict_lines
 
 TEMPLATE = "report_template.html"
+TIED = (
+    "<b>Tied</b> is a policy whose accuracy cannot be told from that of the next dearer one: in a paired test on the "
+    "same examples, chance alone makes a difference as large with a probability above 5 %."
+)
 
 
 def write_report(record: StudyRecord, folder: Path) -> None:
@@ -56,12 +63,26 @@ def page(record: StudyRecord) -> str:
         plotly=get_plotlyjs(),
         planes="".join(_plane(record, index) for index in range(len(planes(record)))),
         map=map_section(record) or "<p>There is no policy to draw.</p>",
-        table=table_section(record),
+        table=table_section(record) + table_notes(record),
         hypervolume=_div(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
+        verdict="".join(f"<p>{escape(line)}</p>" for line in verdict_lines(record)),
         measured=measured_section(record),
         space=escape(record.space_text),
     )
+
+
+def table_notes(record: StudyRecord) -> str:
+    """What is to be read beside the table: what tied means, and how much of its accuracy is luck."""
+    notes = []
+    if record.verdict.ties:
+        notes.append(TIED)
+    curse = curse_line(record)
+    if curse:
+        notes.append(f"<b>Winner’s curse.</b> {escape(curse)} Trust the report split.")
+    elif quality(record) is not None and policy_files(record):
+        notes.append("No policy of the front is confirmed on the report split yet.")
+    return "".join(f"<p>{note}</p>" for note in notes)
 
 
 def _plane(record: StudyRecord, index: int) -> str:

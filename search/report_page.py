@@ -136,10 +136,11 @@ def table_section(record: StudyRecord) -> str:
         file = files.get(trial.number)
         name = f'<a href="policies/{file}">{file}</a>' if file else "dense"
         cells = "".join(f"<td>{_figure(record, trial, metric, split)}</td>" for metric, split in columns)
-        rows.append(f'<tr id="trial-{trial.number}"><th>{name}<small>trial {trial.number}</small></th>{cells}</tr>')
+        note = f"trial {trial.number}{_tie(record, trial)}"
+        rows.append(f'<tr id="trial-{trial.number}"><th>{name}<small>{note}</small></th>{cells}</tr>')
     return (
         f'<div class="scroll"><table><thead><tr><th>policy</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{_curse(record)}"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -220,23 +221,12 @@ def _with_error(entry: Measurement) -> str:
     return amount(entry.value, "fraction") + ("" if entry.stderr is None else f" ± {100 * entry.stderr:.1f}")
 
 
-def _curse(record: StudyRecord) -> str:
-    """How much of the front's accuracy is luck on the search split."""
-    name = quality(record)
-    gaps = [
-        _gain(record, record.trial(number), name, "search") - _gain(record, record.trial(number), name, "report")
-        for number in policy_files(record)
-        if name is not None
-    ]
-    known = [100 * gap for gap in gaps if math.isfinite(gap)]
-    if not known or name is None:
-        return "<p>No policy of the front is confirmed on the report split yet.</p>" if gaps else ""
-    mean = sum(known) / len(known)
-    return (
-        f"<p><b>Winner’s curse.</b> Against dense, the {len(known)} confirmed policies look {abs(mean):.1f} points of "
-        f"{escape(phrase(name))} {'better' if mean >= 0 else 'worse'} on the examples that chose them than on examples "
-        f"the search never saw, on average. Trust the report split.</p>"
-    )
+def _tie(record: StudyRecord, trial: TrialRecord) -> str:
+    """What a policy of the table is tied with."""
+    other = record.verdict.ties.get(trial.number)
+    if other is None:
+        return ""
+    return f", tied with {'dense' if other == record.dense.number else f'trial {other}'}"
 
 
 def _trial_counts(record: StudyRecord) -> dict[str, str]:

@@ -19,6 +19,7 @@ from .layermap import unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
+from .verdict import judged
 
 SPACE = "space.yaml"
 ENVIRONMENT = "environment.json"
@@ -84,7 +85,7 @@ def read_record(folder: Path) -> StudyRecord:
     reference = reference_point(values, objectives, metrics)
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
-    return StudyRecord(
+    record = StudyRecord(
         name=study.study_name,
         model_id=attrs["model_id"],
         num_layers=attrs["facts"]["num_layers"],
@@ -98,7 +99,9 @@ def read_record(folder: Path) -> StudyRecord:
         space_text=read_text(folder / SPACE),
         environment=read_environment(folder / ENVIRONMENT),
         summary=summary(trials),
+        ended=attrs.get("ended"),
     )
+    return judged(record)
 
 
 def read_text(path: Path) -> str:
@@ -143,11 +146,14 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
         return {}
     total = sum(trial.seconds["total"] for trial in own) / len(own)
     forward = sum(trial.seconds["forward"] for trial in own) / len(own)
+    answered = [entry for trial in own for entry in (*trial.search.values(), *trial.estimates.values())]
     return {
         "trials": len(own),
         "seconds_per_trial": total,
         "forward_seconds_per_trial": forward,
         "overhead": total / forward - 1 if forward else 0.0,
+        "examples": sum(entry.n for entry in answered if "per_example" in entry.detail),
+        "examples_spared": sum(entry.detail["total"] - entry.n for trial in own for entry in trial.estimates.values()),
     }
 
 

@@ -67,9 +67,11 @@ def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress",
     if study.space.workers.runner == "tune":
         from .tune import tune_search
 
-        tune_search(study, pool, folder, progress)
+        reason = tune_search(study, pool, folder, progress)
     else:
-        driver.search()
+        reason = driver.search()
+    study.end(reason)
+    progress.note(f"the search ended: {reason}")
     driver.confirm()
 
 

@@ -16,6 +16,7 @@ from ..policies.errors import SpaceError
 from ..policies.wording import short
 from .choices import LayerRule, SelectionOptions, is_default
 from .content import by_content
+from .couplings import Every, Group, Rule, Together
 from .patterns import Pattern
 
 SCHEMA: Final = "skipsearch/space/v1"
@@ -75,6 +76,33 @@ def as_constraint(value: Any) -> Any:
 AS_TEXT = WithJsonSchema({"type": "string", "pattern": rf"^\s*{BOUND}\s*$"})
 
 
+class Stop(Part):
+    """What ends a search before its trials are spent.
+
+    Attributes:
+        stagnation: Stop when the hypervolume has not grown in so many measured trials, counted from the first policy
+            that improves on dense.
+        gain: What counts as growth: a larger share of the hypervolume before those trials than this.
+        minutes: Begin no trial after so much time, that of a search which is resumed included.
+    """
+
+    stagnation: Count | None = None
+    gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.005
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Racing(Part):
+    """How a candidate is judged on few examples first, and on more only while it may belong to the front.
+
+    Attributes:
+        confidence: With what probability one that belongs to the front, as it is then, is not dropped on few examples.
+        step: Share of the examples that is answered from one look to the next, though at least one batch.
+    """
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    step: Annotated[float, Field(gt=0, le=1)] = 0.0625
+
+
 class Search(Part):
     """How the search goes.
 
@@ -84,6 +112,8 @@ class Search(Part):
         sampler: Optuna's NSGA-II, NSGA-III, TPE or random.
         start: `rules` begins with each choice on the last part of the layers; `none` leaves the start to the sampler.
         max_failures: Stop after so many failed trials in a row.
+        stop: What else ends the search.
+        racing: When a candidate is given up on few examples; `none` measures everyone on all of them.
     """
 
     trials: Count = 200
@@ -91,6 +121,8 @@ class Search(Part):
     sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
     start: Literal["rules", "none"] = "rules"
     max_failures: Count = 10
+    stop: Stop = Stop()
+    racing: Racing | Literal["none"] = Racing()
 
 
 class Workers(Part):
@@ -120,6 +152,8 @@ class Space(Part):
         layers: What may happen where; a layer without a rule is kept. May be left out beside schedules.
         schedules: Patterns over all layers, of which a policy takes one or none; `layers` goes over it where it does
             not keep.
+        tied: Groups of layers that take one choice together: lists of layers, or `every: N` consecutive ones.
+        forbid: Choices of several layers that may not occur together, and runs of a choice that are too long.
         token_selection: How image tokens are ranked where a layer has a token ratio; of a list the search chooses.
         evaluate: What is measured: options by evaluator; nothing behind a name means its defaults.
         objectives: The metrics to search for, each with its direction.
@@ -132,6 +166,8 @@ class Space(Part):
     model: ModelSpec
     layers: list[LayerRule]
     schedules: Annotated[list[Pattern], Field(min_length=1, exclude_if=is_default)] = []
+    tied: Annotated[list[Group] | Every, Field(exclude_if=is_default)] = []
+    forbid: Annotated[list[Rule], Field(exclude_if=is_default)] = []
     token_selection: SelectionOptions = SelectionOptions()
     evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
@@ -160,27 +196,51 @@ class Space(Part):
         """What may happen in each layer, first to last; a layer without a rule is kept.
 
         Raises:
-            SpaceError: a rule reaches beyond the last layer.
+            SpaceError: a rule, a group or what is forbidden reaches beyond the last layer.
         """
         domains = [[KEEP] for _ in range(num_layers)]
-        for rule in self.layers:
-            first, last = rule.span(num_layers)
+        for where, last in self._reaches(num_layers).items():
             if last >= num_layers:
                 raise SpaceError(
                     f"the space speaks of layer {last}, model has layers 0 to {num_layers - 1}",
-                    [f"range {rule.range}, model {self.model.id}"],
-                    "use `last` for the last layer, as in `range: 2-last`",
+                    [f"{where}, model {self.model.id}"],
+                    "use `last` for the last layer, as in `range: 2-last`" if where.startswith("range") else None,
                 )
+        for rule in self.layers:
+            first, last = rule.span(num_layers)
             for index in range(first, last + 1):
                 domains[index] = rule.expanded()
         return domains
 
+    def _reaches(self, num_layers: int) -> dict[str, int]:
+        """By what speaks of layers, the highest that it names."""
+        ranges = {f"range {rule.range}": rule.span(num_layers)[1] for rule in self.layers}
+        groups = {f"tied {group}": max(group) for group in self.tied} if isinstance(self.tied, list) else {}
+        together = [rule.root for rule in self.forbid if isinstance(rule, Together)]
+        return ranges | groups | {f"forbid of layers {', '.join(map(str, rule))}": max(rule) for rule in together}
+
+    def groups(self, num_layers: int) -> list[tuple[int, ...]]:
+        """The layers that take one choice together, by their first; a layer that is tied to none is alone."""
+        if isinstance(self.tied, Every):
+            size = self.tied.every
+            spans = [rule.span(num_layers) for rule in self.layers]
+            tied = [
+                tuple(range(start, min(start + size, last + 1)))
+                for first, last in spans
+                for start in range(first, last + 1, size)
+            ]
+        else:
+            tied = [tuple(sorted(group)) for group in self.tied]
+        alone = {*range(num_layers)} - {layer for group in tied for layer in group}
+        return sorted([*tied, *((layer,) for layer in alone)])
+
     def fingerprint(self) -> str:
-        """Equal for spaces whose trials can stand in one study: all but the number of trials and the workers.
+        """Equal for spaces whose trials can stand in one study: all but when search and trials end, and the workers.
 
         Local models and tasks count by what they contain, wherever they lie.
         """
-        data = self.model_dump(mode="json", exclude={"workers": True, "search": {"trials", "max_failures"}})
+        ends = {"trials", "max_failures", "stop", "racing"}
+        data = self.model_dump(mode="json", exclude={"workers": True, "search": ends})
         return hashlib.sha256(json.dumps(by_content(data), sort_keys=True).encode()).hexdigest()[:16]
 
 

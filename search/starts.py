@@ -12,12 +12,12 @@ from ..policies.choice import KEEP, LayerChoice
 BEGINNINGS = (Fraction(3, 4), Fraction(1, 2), Fraction(7, 8), Fraction(1, 4), Fraction(0))
 
 
-def starting_points(domains: list[list[LayerChoice]], limit: int) -> list[list[LayerChoice]]:
+def starting_points(domains: list[list[LayerChoice]], limit: int | None = None) -> list[list[LayerChoice]]:
     """One list of choices a rule, without repetition.
 
     Args:
         domains: What may happen in each layer; outside the rule it is kept.
-        limit: At most so many.
+        limit: At most so many; all where none is given.
     """
     kinds = list(dict.fromkeys(choice for domain in domains for choice in domain if not choice.is_keep))
     found: list[list[LayerChoice]] = []

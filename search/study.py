@@ -27,6 +27,7 @@ from .parameters import Parameters
 from .record import TrialRecord
 from .samplers import make_sampler, population, quiet
 from .space import Space
+from .stopping import spent_seconds
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class SearchStudy:
             if record.state == "complete":
                 self._told.setdefault(record.policy.fingerprint, record)
         self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
+        self.end(None)
         self._finish_interrupted()
 
     @staticmethod
@@ -130,7 +132,7 @@ class SearchStudy:
         rules = self.parameters.starts(min(population(budget), budget) - 1)
         self.study.enqueue_trial(self.parameters.labels())
         for labels in rules if self.space.search.start == "rules" else []:
-            self.study.enqueue_trial(labels)
+            self.study.enqueue_trial(labels, user_attrs={"rule": self.parameters.rule(labels)})
 
     def _finish_interrupted(self) -> None:
         """Tell what was measured when the driver died; fail what was not, and queue the same policies again."""
@@ -141,10 +143,11 @@ class SearchStudy:
                 continue
             self.study.tell(trial.number, state=TrialState.FAIL)
             if len(trial.params) == len(self.parameters.distributions):
-                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+                rule = {key: text for key, text in trial.user_attrs.items() if key == "rule"}
+                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, **rule})
 
-    def ask(self) -> Proposal:
-        """The next policy to measure, noted as running."""
+    def ask(self) -> Proposal | None:
+        """The next policy to measure, noted as running; None where the space forbids what the sampler proposed."""
         search = self.space.search
         number = len(self.study.get_trials(deepcopy=False))
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -156,6 +159,10 @@ class SearchStudy:
             # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
             _ = trial.relative_params
         policy = self.parameters.policy(trial.params)
+        if not self.parameters.allows(policy):
+            # Without a policy in its attributes it is no trial of the search, only of the sampler.
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
         trial.set_user_attr("fingerprint", policy.fingerprint)
         trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
         return Proposal(trial, policy)
@@ -174,7 +181,15 @@ class SearchStudy:
         trial = proposal.trial
         plain = {name: asdict(measurement) for name, measurement in outcome.measurements.items()}
         trial.set_user_attr("measurements", json.dumps(plain))
-        for key, value in {"failure": outcome.failure, "worker": outcome.worker, "shared_from": shared_from}.items():
+        rough = {name: asdict(measurement) for name, measurement in outcome.estimates.items()}
+        notes = {
+            "failure": outcome.failure,
+            "dropped": outcome.dropped,
+            "estimates": json.dumps(rough) if rough else None,
+            "worker": outcome.worker,
+            "shared_from": shared_from,
+        }
+        for key, value in notes.items():
             if value is not None:
                 trial.set_user_attr(key, value)
         # The last of them: where it stands, the trial is measured.
@@ -193,12 +208,12 @@ class SearchStudy:
                 trial.set_constraint(name, excess)
         if failure is not None:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif all(name in measurements for name in self.space.objectives):
+        elif "dropped" not in trial.user_attrs and all(name in measurements for name in self.space.objectives):
             self.study.tell(trial, self.values(measurements))
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
         if failure is None:
-            record = self._record(self._frozen(trial.number))
+            record = self.record(trial.number)
             self._told.setdefault(record.policy.fingerprint, record)
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
@@ -220,6 +235,10 @@ class SearchStudy:
         first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
         return first.search if first else None
 
+    def record(self, number: int) -> TrialRecord:
+        """A trial that was asked for, by its number."""
+        return self._record(self._frozen(number))
+
     def records(self) -> list[TrialRecord]:
         """Every trial that was asked for, by number, without the figures of the report split."""
         asked = [trial for trial in self.study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
@@ -235,10 +254,27 @@ class SearchStudy:
         """How many different policies were measured."""
         return len(self._told)
 
+    def _spent(self) -> list[FrozenTrial]:
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
+        return [trial for trial in done if "shared_from" not in trial.user_attrs]
+
     def measured(self) -> int:
         """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
-        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
-        return sum("shared_from" not in trial.user_attrs for trial in done)
+        return len(self._spent())
+
+    def ended(self) -> list[TrialRecord]:
+        """The trials of the budget that is spent, in the order in which they ended."""
+        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._spent())
+        return [self.record(number) for _, number in numbered]
+
+    def spent_seconds(self) -> float:
+        """How long trials ran so far, apart from what an interruption lasted: those at the same time count once."""
+        begins = [(trial.datetime_start, trial.user_attrs["seconds"].get("total", 0.0)) for trial in self._spent()]
+        return spent_seconds((begin.timestamp(), begin.timestamp() + total) for begin, total in begins if begin)
+
+    def end(self, reason: str | None) -> None:
+        """Keep why the search ended."""
+        self.study.set_user_attr("ended", reason)
 
     def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement]) -> None:
         """Keep what a policy measured on the report split."""

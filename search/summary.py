@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from rich.table import Table
 
 from ..evaluators.base import Measurement, Split
 from .console import Output
+from .forecast import AHEAD
 from .front import objective_value
 from .layermap import amount, unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
+from .verdict import curse_line, mean_gap, verdict_lines
 
 
 def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
@@ -26,6 +29,20 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "hypervolume": record.hypervolume[-1],
         "reference": dict(record.reference),
         "summary": dict(record.summary),
+        "ended": record.ended,
+        "verdict": verdict_data(record),
+    }
+
+
+def verdict_data(record: StudyRecord) -> dict[str, Any]:
+    """What the search was worth; an interval that is not known is null."""
+    verdict = record.verdict
+    return {
+        "rules": [{"trial": number, "rule": record.trial(number).rule} for number in verdict.rules],
+        "gain": asdict(verdict.gain) if verdict.gain else None,
+        "outlook": {"trials": AHEAD, **asdict(verdict.outlook)} if verdict.outlook else None,
+        "tied": [{"trial": number, "with": other} for number, other in verdict.ties.items()],
+        "mean_gap": mean_gap(record),
     }
 
 
@@ -44,26 +61,41 @@ def row(record: StudyRecord, trial: TrialRecord, file: str | None) -> dict[str, 
     return found
 
 
-def print_summary(record: StudyRecord, folder: Path) -> None:
-    """The front as a table, what it cost to find, and where everything is."""
-    console = Output()
+def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Table:
+    """Policies by what they are called, beneath the dense model."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy", no_wrap=True)
     for heading in headings(record):
         table.add_column(heading, justify="right")
-    data = summary_data(record, folder)
     table.add_row("dense", *cells(record, row(record, record.dense, None), absolute=True), end_section=True)
-    for entry in data["front"]:
-        if entry["policy"]:
-            table.add_row(Path(entry["policy"]).stem, *cells(record, entry))
-    console.print(table)
-    if not any(entry["policy"] for entry in data["front"]):
+    for name, entry in rows.items():
+        table.add_row(name, *cells(record, entry))
+    return table
+
+
+def print_summary(record: StudyRecord, folder: Path) -> None:
+    """The front as a table, what it cost to find, and where everything is."""
+    console = Output()
+    data = summary_data(record, folder)
+    rows = {Path(entry["policy"]).stem: entry for entry in data["front"] if entry["policy"]}
+    console.print(front_table(record, rows))
+    if not rows:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
+    for line in (*verdict_lines(record), tie_line(record), curse_line(record)):
+        if line:
+            console.print(line, highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
     where = f"report {folder / 'report.html'}, policies in {folder / 'policies'}"
     console.print(where, highlight=False, soft_wrap=True)
+
+
+def tie_line(record: StudyRecord) -> str:
+    """Which policies of the table are tied; empty where none is."""
+    names = {number: Path(file).stem for number, file in policy_files(record).items()} | {record.dense.number: "dense"}
+    pairs = [f"{names[number]} with {names[other]}" for number, other in record.verdict.ties.items()]
+    return f"Tied in accuracy by a paired test: {', '.join(pairs)}." if pairs else ""
 
 
 def headings(record: StudyRecord) -> list[str]:
@@ -97,10 +129,13 @@ def cost_line(record: StudyRecord) -> str:
         return "no trial was timed"
     shared = sum(trial.shared_from is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
+    given_up = sum(trial.dropped is not None and trial.shared_from is None for trial in record.trials)
+    every = cost.get("examples", 0) + cost.get("examples_spared", 0)
+    race = f"; {given_up} given up early spared {cost['examples_spared']} of {every} answers" if given_up else ""
     return (
         f"{cost['trials']:.0f} trials measured, {shared} duplicates answered from them, {failed} failed; "
         f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
-        f"passes (everything else adds {cost['overhead']:.0%})"
+        f"passes (everything else adds {cost['overhead']:.0%}){race}"
     )
 
 

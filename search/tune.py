@@ -10,7 +10,7 @@ tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, r
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,10 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
     """The outcome in a result of Tune."""
     outcome: Outcome = result["outcome"]
     measured = {name: entry for name, entry in outcome.measurements.items() if isinstance(entry, Measurement)}
-    return Outcome(measured, outcome.seconds, outcome.failure, f"tune-{result.get('pid', 0)}")
+    return replace(outcome, measurements=measured, worker=f"tune-{result.get('pid', 0)}")
 
 
-def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress | None = None) -> None:
+def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress | None = None) -> str | None:
     """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
 
     Args:
@@ -136,6 +136,9 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress
         pool: The workers, which give their devices up and take them back after.
         folder: The study's folder; Tune's own files go to `tune/` in it.
         progress: Who tells the user; None keeps it silent.
+
+    Returns:
+        Why the search ended.
     """
     space = study.space
     pool.release()
@@ -158,3 +161,4 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress
         ),
     ).fit()
     pool.hire()
+    return searcher.proposals.reason

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from ..policies.errors import RunError, SkipsearchError, StudyError
 from ..policies.policy import Policy
 from .bench import Bench
 from .outcome import Outcome
+from .racing import Rival
 from .space import Space, Workers
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.
@@ -37,11 +38,9 @@ class Worker:
         """Load the model, and say what it is and where."""
         return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
-    def measure(
-        self, policy: dict[str, Any], names: list[str], split: Split, dense: Mapping[str, Measurement] | None
-    ) -> Outcome:
+    def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
         """Measure one policy; see `Bench.measure`."""
-        return self._loaded().measure(Policy.model_validate(policy), names, split, dense)
+        return self._loaded().measure(Policy.model_validate(policy), names, split, **more)
 
 
 @dataclass
@@ -53,6 +52,8 @@ class Job:
         names: Which evaluators.
         split: The examples.
         dense: The dense model's figures, for the constraints.
+        rivals: The front so far, to race against; None measures everything in full.
+        known: What was measured of the policy before.
         tag: Whatever the driver wants to know it by.
         attempts: Workers that were lost over it.
     """
@@ -61,6 +62,8 @@ class Job:
     names: Sequence[str]
     split: Split = "search"
     dense: Mapping[str, Measurement] | None = None
+    rivals: Sequence[Rival] | None = None
+    known: Mapping[str, Measurement] = field(default_factory=dict)
     tag: Any = None
     attempts: int = 0
 
@@ -141,8 +144,8 @@ class Pool:
         self._send(self._idle.pop(0), job)
 
     def _send(self, index: int, job: Job) -> None:
-        document = job.policy.document()
-        reference = self._actors[index].measure.remote(document, list(job.names), job.split, job.dense)
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known}
+        reference = self._actors[index].measure.remote(job.policy.document(), list(job.names), job.split, **given)
         self._running[reference] = (index, job)
 
     def next(self) -> tuple[Job, Outcome]:
@@ -162,9 +165,8 @@ class Pool:
                     self._send(index, job)
                     continue
                 outcome = Outcome(failure=f"its worker was lost twice: {first_line(cause)}")
-            self._idle.append(index)
-            self._idle.sort()
-            return job, Outcome(outcome.measurements, outcome.seconds, outcome.failure, f"worker-{index}")
+            self._idle.append(index)  # Behind those that wait longer: not all that runs alone runs on the first.
+            return job, replace(outcome, worker=f"worker-{index}")
 
     def close(self) -> None:
         """Stop the workers, and the cluster if it was started here."""

@@ -234,6 +234,27 @@ LONGER = {
         "6:39  schedules[0].interval.interval[1]: found [], expected a whole number, or 1 or more entries",
         f"6:63  schedules[0].interval.choice[1]: found 'keep', expected {CHANGING}",
         "6:70  schedules[0].interval.phase: found 'never', expected 'both', 'prefill' or 'decode', or a list"]),
+    "groups that overlap or differ": ("tied: [[2, 3], [3, 4, 4]]", [
+        "6:17  tied[1][0]: layer 3 stands in tied[0] already, expected it once",
+        "6:23  tied[1][2]: layer 4 stands in tied[1] already, expected it once"]),
+    "near key of groups": ("tied: {evry: 2}", [
+        "6:1  tied.every: the key is missing", "6:8  tied.evry: unknown key; the nearest known one is 'every'"]),
+    "near key of a run": ("forbid: [{consecutive: skip_ffn, more: 1}]", [
+        "6:10  forbid[0].more_than: the key is missing",
+        "6:34  forbid[0].more: unknown key; the nearest known one is 'more_than'"]),
+    "forbidden choices that are none": ("forbid: [{2: [], 3: 4}, {consecutive: skip_fn, more_than: 0}]", [
+        "6:11  forbid[0][2]: found [], expected 1 or more entries",
+        f"6:18  forbid[0][3]: found 4, expected one of {NAMES}, or a mapping such as {{token_ratio: 0.5}}",
+        "6:26  forbid[1].consecutive: unknown choice 'skip_fn'; the nearest known one is 'skip_ffn'",
+        "6:48  forbid[1].more_than: found 0, expected 1 or more"]),
+    "forbidden choices that nobody has": ("forbid: [{2: keep, 3: parallel}, {consecutive: parallel, more_than: 2}]", [
+        "6:20  forbid[0][3]: layer 3 cannot be parallel; known: keep, skip_ffn",
+        "6:35  forbid[1].consecutive: no layer can be parallel; known: keep, skip_ffn"]),
+    "stop": ("search: {stop: {stagnation: 0, gain: -1, minutes: 0, minute: 1}}", [
+        "6:17  search.stop.stagnation: found 0, expected 1 or more",
+        "6:32  search.stop.gain: found -1, expected 0 or more",
+        "6:42  search.stop.minutes: found 0, expected more than 0",
+        "6:54  search.stop.minute: unknown key; the nearest known one is 'minutes'"]),
     "token selection": ("token_selection: {score: [], reselect: [once, twice]}", [
         "6:19  token_selection.score: found [], expected 'attention', 'norm' or 'uniform', or 1 or more entries",
         "6:47  token_selection.reselect[1]: found 'twice', expected 'each_layer' or 'once'"]),
@@ -253,6 +274,20 @@ MORE = {
         "schedules: [{linear: {ratio: 0.5, min: [0.1, 0.9], max: [0.8, 0.95]}}]",
         "14  schedules[0].linear: found min 0.9 above max 0.8, expected min to be the lower one",
     ),
+    "groups as a number": ("tied: 3", "1  tied: found 3, expected a list, or a mapping of keys to values"),
+    "group of one": ("tied: [[2]]", "8  tied[0]: found [2], expected 2 or more entries"),
+    "group by name": ("tied: [[a, 3]]", "9  tied[0][0]: found 'a', expected a whole number"),
+    "groups of one": ("tied: {every: 1}", "8  tied.every: found 1, expected 2 or more"),
+    "forbid without a list": ("forbid: {2: skip_ffn, 3: skip_ffn}",
+                              '1  forbid: found {"2": "skip_ffn", "3": "skip_ffn"}, expected a list'),
+    "forbidden by its name alone": ("forbid: [skip_ffn]", f"10  forbid[0]: found 'skip_ffn', {MAPPING}"),
+    "forbidden in one layer": ("forbid: [{2: skip_ffn}]",
+                               '10  forbid[0]: found {"2": "skip_ffn"}, expected 2 or more entries'),
+    "forbidden in a layer by name": ("forbid: [{two: skip_ffn, 3: skip_ffn}]",
+                                     "11  forbid[0].two: found 'two', expected a whole number"),
+    "dense forbidden": ("forbid: [{2: keep, 3: [keep, skip_ffn]}]",
+                        "10  forbid[0]: keep is forbidden; the dense model is trial 0 of every study, so every layer "
+                        "can be kept"),
     "key twice": ("model: {id: n}", "1  model: the key stands here a second time"),
     "constraint that nobody measures": ("constraints: {ttft_ms: '<= 3'}",
                                         "15  constraints.ttft_ms: nobody measures this; add latency to evaluate"),

@@ -38,7 +38,7 @@ FLAGS = {
     "validate": ["FILE", "--json"],
     "show": ["POLICY", "--json", "--num-layers N"],
     "eval": ["POLICY", "--json", "--space SPACE", "--split {search,report}", "--set KEY=VALUE"],
-    "report": ["STUDY", "--json", "--out FOLDER"],
+    "report": ["STUDY", "--json", "--out FOLDER", "--constraint BOUND", "--pick BOUND", "--unmeasured"],
     "ls": ["--json", "--out FOLDER"],
 }  # fmt: skip
 

@@ -5,9 +5,11 @@ import torch
 import yaml
 
 import tiny
+from skipsearch.evaluators import rungs
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy_model import live_model
 from skipsearch.evaluators.answers import whole_text
+from skipsearch.evaluators.base import ExamplesFirst
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.evaluators.memo import Memo
 from skipsearch.evaluators.predictions import divergence, likeliest, merged
@@ -53,10 +55,10 @@ def logits(subject, prompt, answer):
         return subject.model(input_ids=ids, **pixels).logits[0, prompt["input_ids"].shape[1] - 1 :]
 
 
-def greedy(subject, prompt):
+def greedy(subject, prompt, until="w7"):
     """At most four tokens, up to the end or the stop word of the task, and never the token of an image."""
     answer = []
-    while len(answer) < 4 and not {EOS, subject.tokenizer.convert_tokens_to_ids("w7")} & set(answer):
+    while len(answer) < 4 and not {EOS, subject.tokenizer.convert_tokens_to_ids(until)} & set(answer):
         row = logits(subject, prompt, answer)[-1]
         row[IMAGE] = float("-inf")
         answer.append(int(row.argmax()))
@@ -186,6 +188,58 @@ def test_of_several_tasks_the_plain_mean(world):
     assert together.n == len(together.detail["per_example"]) == 3 * DOCS
 
 
+@pytest.mark.parametrize("task", ["text_mc", "image_gen"])
+def test_a_share_of_the_examples_first(world, task, monkeypatch):
+    monkeypatch.setattr(rungs, "FEWEST", 2)
+    kind = "llava" if task == "image_gen" else "llama"
+    found, policy = evaluator(world, kind, task), some_policy(kind)
+    assert isinstance(found, ExamplesFirst)
+    whole = measured(found, getattr(world, kind).model, policy)
+    with apply_policy(getattr(world, kind).model, policy) as handle:
+        parts = [part["divergence"] for part in found.rungs(handle, "search", (0.4, 1.0))]
+    assert [part.n for part in parts] == [2, DOCS]
+    first, last = parts[0].detail, parts[1].detail
+    assert first["total"] == DOCS
+    expected = [whole.detail["per_example"][place] for place in first["places"]]
+    assert first["per_example"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert parts[0].value == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert last["per_example"] == pytest.approx(whole.detail["per_example"], rel=1e-4, abs=1e-6)
+
+
+def test_an_answer_ends_with_the_text_that_ends_it(world):
+    questions = [doc["question"] for doc in documents(evaluator(world, "llama", "text_gen"))]
+    prompts = [world.llama.tokenizer([question], return_tensors="pt") for question in questions]
+    word = world.llama.tokenizer.decode(greedy(world.llama, prompts[1])[1])
+    path = edited(world, "text_gen", "stopped", generation_kwargs={"until": word, "max_gen_toks": 4})
+    found = evaluator(world, "llama", path)
+    measured(found, world.llama.model, Policy())
+    rows = {row.examples[0]: row.fed for row in found._answers["search", (1.0,), 0].batches[0]}
+    expected = [greedy(world.llama, prompt, word) for prompt in prompts]
+    assert [rows[number] for number in range(DOCS)] == [tuple(answer[:-1]) for answer in expected]
+    assert len(expected[1]) == 2 < max(map(len, expected))
+
+
+def test_no_image_token_is_answered(world):
+    def tempt(module, args, output):
+        output[..., IMAGE] += 100
+
+    hook = world.llava.model.lm_head.register_forward_hook(tempt)
+    found = evaluator(world, "llava", "image_gen")
+    measured(found, world.llava.model, Policy())
+    hook.remove()
+    assert not any(IMAGE in row.fed for row in found._answers["search", (1.0,), 0].batches[0])
+
+
+def test_one_question_about_several_pictures_is_asked_of_each(world):
+    asked = {"question": "w1 <image> w2", "choices": ["w3 w4", "w5"]}
+    path = edited(world, "image_mc", "same", doc_to_text=asked["question"], doc_to_choice=asked["choices"])
+    found = evaluator(world, "llava", path)
+    result = measured(found, world.llava.model, some_policy("llava"))
+    expected = [by_hand(world.llava, some_policy("llava"), doc | asked, "image_mc") for doc in documents(found)]
+    assert result.detail["per_example"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(set(expected)) == DOCS
+
+
 def edited(world, task, name, **changes):
     with open(world.tasks[task]) as file:
         config = {**yaml.safe_load(file), "task": name, **changes}
@@ -220,7 +274,7 @@ def test_a_text_that_is_scored_whole_is_all_prompt(world):
         values[phase] = measured(found, world.llama.model, policy).value
     assert values["prefill"] == values["both"] > values["decode"] == 0
     longest = max(len(document["question"].split()) for document in documents(found))
-    row = found._answers["search"].batches[0][0]
+    row = found._answers["search", (1.0,), 0].batches[0][0]
     assert row.back == len(row.prompt.ids) == longest
 
 

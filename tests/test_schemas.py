@@ -61,11 +61,13 @@ def test_all_keys_pass_together():
           - fastv: {layer: [2, 3], token_ratio: 0.5}
           - interval: {interval: [2, [2, 4]], start: 0, end: null, choice: [skip_ffn, parallel], norm: shared,
              phase: [both, decode], tokens: all}
+        tied: [[2, 3], [4, 5]]
+        forbid: [{2: [skip_ffn, {token_ratio: 0.5}], 3: skip_ffn}, {consecutive: skip_ffn, more_than: 3}]
         token_selection: {score: norm, reselect: [each_layer, once]}
         evaluate: {accuracy: {tasks: [a], search: {limit: 3}}, flops: , latency: {threads: null}, plugin: {any: thing}}
         objectives: {accuracy: maximize, plugin_metric: maximize}
         constraints: {accuracy: ">= 0.9 * dense", plugin_metric: "<= .5"}
-        search: {trials: 3, seed: 0, sampler: tpe, start: none, max_failures: 2}
+        search: {trials: 3, seed: 0, sampler: tpe, start: none, max_failures: 2, stop: {stagnation: 9, minutes: 0.5}}
         workers: {count: auto, gpus: 0.5, cpus: 1, address: null, runner: tune}
     """
     assert complaint(SPACE, space) is None
@@ -96,7 +98,9 @@ def wrong():
         # Between values, or of YAML itself: for the command to find.
         "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
-        "space: overlap", "space: empty id", "space: no tasks", "space: range beyond any model", "space: key twice",
+        "space: overlap", "space: groups that overlap or differ", "space: forbidden choices that nobody has",
+        "space: dense forbidden",
+        "space: empty id", "space: no tasks", "space: range beyond any model", "space: key twice",
         "space: infinite bound", "space: endless GPUs", "ratio .nan", "policy: schedule for an unknown depth",
         "policy: decay upside down", "policy: layer beyond the schedule", "space: decays upside down",
         "space: name beside what it stands for",
@@ -130,6 +134,6 @@ def test_every_key_at_the_top_is_described(schema):
 def test_an_editor_completes_names():
     choices = SPACE["$defs"]["LayerRule"]["properties"]["choices"]["items"]["anyOf"]
     assert choices[0]["enum"] == list(NAMED)
-    assert list(SPACE["properties"]["evaluate"]["properties"]) == ["accuracy", "flops", "latency", "memory"]
+    assert list(SPACE["properties"]["evaluate"]["properties"]) == ["accuracy", "divergence", "flops", "latency", "memory"]
     assert SPACE["properties"]["objectives"]["properties"]["ttft_ms"]["const"] == "minimize"
     assert "prompt_tokens" in SPACE["$defs"]["LatencyOptions"]["properties"]

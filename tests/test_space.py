@@ -173,7 +173,8 @@ def test_what_is_no_constraint(text):
         Constraint.parse(text)
 
 
-SAME = ["search.trials=7", "search.max_failures=3", "workers.count=3", "workers.cpus=2", "workers.runner=tune"]
+SAME = ["search.trials=7", "search.max_failures=3", "workers.count=3", "workers.cpus=2", "workers.runner=tune",
+        "search.stop={stagnation: 30, gain: 0.01}", "search.stop.minutes=5"]  # fmt: skip
 OTHER = [
     "search.seed=1",
     "search.sampler=tpe",
@@ -184,6 +185,10 @@ OTHER = [
     "layers.0.range=1-last",
     "layers.0.choices=[keep, skip_ffn]",
     "layers.0.choices=[skip_ffn, keep, {token_ratio: [0.5, 0.25]}]",
+    "tied=[[2, 3]]",
+    "tied={every: 2}",
+    "forbid=[{2: skip_ffn, 3: skip_ffn}]",
+    "forbid=[{consecutive: skip_ffn, more_than: 3}]",
     "token_selection.score=norm",
     "token_selection.score=[attention, norm]",
     "token_selection.reselect=once",
@@ -303,6 +308,8 @@ layers: [{choices: [keep, {choice: [skip_ffn, parallel], phase: [both, decode], 
 schedules:
   - fastv: {layer: [2, 3], token_ratio: 0.5}
   - interval: {interval: [2, [2, 4]], choice: [skip_ffn, parallel], phase: decode}
+tied: [[2, 3]]
+forbid: [{1: {choice: skip_ffn, phase: decode}, 2: [keep, skip_ffn]}, {consecutive: skip_ffn, more_than: 3}]
 token_selection: {score: [attention, norm], reselect: once}
 evaluate: {flops: }
 objectives: {prefill_flops: minimize}

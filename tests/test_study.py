@@ -102,6 +102,21 @@ def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_p
     assert record.state == "complete" and record.search["accuracy"] == measured(cut.policy).measurements["accuracy"]
 
 
+def test_the_rules_that_a_search_begins_with_are_marked_and_stay_so(path, tmp_path):
+    study = open_study(path, tmp_path, schedules="[{fastv: {layer: [1, 2], token_ratio: 0.5}}]", search__trials=40)
+    proposals = Proposals(study)
+    dense = proposals.next()
+    proposals.finish(dense, measured(dense.policy))
+    first, second = study.ask(), study.ask()
+    named = {record.number: record.rule for record in study.records()}
+    assert named == {0: None, first.number: "fastv (layer 1, token_ratio 0.5)", second.number: "3: skip_ffn"}
+    given = {"schedules": "[{fastv: {layer: [1, 2], token_ratio: 0.5}}]", "search__trials": 40}
+    again = open_study(path, tmp_path, resume=True, **given)
+    spend(again)
+    rules = [record.rule for record in again.records() if record.number > second.number and record.rule]
+    assert {named[first.number], named[second.number]} <= set(rules)
+
+
 def test_a_driver_that_died_before_dense_was_measured_begins_anew(path, tmp_path):
     study = open_study(path, tmp_path)
     queued = len(study.study.trials)

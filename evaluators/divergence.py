@@ -1,0 +1,147 @@
+"""How far the answers of a policy's model are from the dense model's: the divergence of what they predict.
+
+Nothing is generated: prompt and answer go through the model in one forward, as in a request of which every answer token
+is known. And it is finer than accuracy, for it tells policies apart that answer alike. EvoPress (arXiv:2410.14649)
+searches by such a divergence.
+"""
+
+import statistics
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from pydantic import Field
+
+from .base import Measurement, Metric, Options, Split
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, summary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..policies.apply import PolicyHandle
+    from .accuracy_splits import Tasks
+    from .accuracy_tasks import Score
+    from .answers import Answers, Row
+    from .rungs import Example
+    from .subject import Subject
+
+# Which examples: the split, the shares that are measured after each other, and the number of the share.
+Part: TypeAlias = tuple[Split, tuple[float, ...], int]
+
+
+class DivergenceOptions(ExampleOptions):
+    """Options of the divergence evaluator; see `ExampleOptions`. With accuracy's tasks and limits it has its examples.
+
+    Attributes:
+        top_k: The dense model's so many likeliest tokens are told apart at each place; all others count as one. A
+            vocabulary that is no larger is compared whole. Of a larger one the figure is a lower bound, for merging
+            outcomes never increases a divergence (data-processing inequality).
+    """
+
+    top_k: int = Field(default=1024, ge=1)
+
+
+class DivergenceEvaluator(ExampleEvaluator):
+    """Measures KL(dense || policy) of the answers; the dense model's predictions are made once.
+
+    What is compared are the tokens of every answer that a log-likelihood task scores, those of a text that is scored
+    whole, and where a task generates, the tokens of the dense model's own greedy answer, its end included.
+    """
+
+    name: ClassVar[str] = "divergence"
+    options: ClassVar[type[Options]] = DivergenceOptions
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "divergence": Metric(
+            "nats", "minimize", "KL(dense || policy) per answer token; the mean over examples, then over tasks"
+        )
+    }
+    cost: ClassVar[int] = 15
+    exclusive: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
+
+    def __init__(self, options: DivergenceOptions, subject: "Subject") -> None:
+        super().__init__(options, subject)
+        self._top_k = options.top_k
+        self._answers: dict[Part, Answers] = {}
+        # What costs are measured on is the same prompt with and without this evaluator.
+        subject.prompts = subject.prompts or self.example_prompts(EXAMPLE_PROMPTS)
+
+    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
+        """Compare what a policy's model predicts with what the dense model does, on the examples of a split.
+
+        Returns:
+            `divergence`; `detail` has the figures of each `tasks`, the divergence of each example in the order of
+            tasks and documents (`per_example`) and the seconds spent in the model (`forward_seconds`).
+
+        Raises:
+            EvaluatorError: the prompts cannot be built.
+        """
+        (whole,) = self.rungs(handle, split, (1.0,))
+        return whole
+
+    def rungs(
+        self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
+    ) -> Iterator[dict[str, Measurement]]:
+        """Compare on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
+        self._model.forward_seconds = 0.0
+        found: dict[Example, float] = {}
+        for number, rung in enumerate(self._drawn(split, shares)):
+            found |= self._compared(handle, rung.new, (split, shares, number))
+            yield {"divergence": rung.told(summary(scores_of(rung.known, found), self._model.forward_seconds))}
+
+    def _compared(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, float]":
+        """The mean divergence of each example's answer tokens, in nats."""
+        from .memo import remembered_features
+
+        self._model.handle = handle
+        try:
+            with remembered_features(handle.model, self._memo):
+                answers = self._answers_of(handle, tasks, part)
+                by_example: list[list[float]] = [[] for _ in answers.examples]
+                for number, rows in enumerate(answers.batches):
+                    for row, found in zip(rows, self._places(handle, rows, (*part, number)), strict=True):
+                        for example in row.examples:
+                            by_example[example] += found
+        finally:
+            self._model.handle = None
+        # An answer without tokens is none that a policy could change.
+        means = [statistics.fmean(found or [0.0]) for found in by_example]
+        return dict(zip(answers.examples, means, strict=True))
+
+    def _answers_of(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "Answers":
+        """The answers to some examples, which the dense model gives on first use."""
+        from .answers import Answers
+
+        if part not in self._answers:
+            with handle.dense():
+                self._answers[part] = Answers.of(tasks, self._model)
+        return self._answers[part]
+
+    def _places(self, handle: "PolicyHandle", rows: list["Row"], batch: Hashable) -> list[list[float]]:
+        """The divergence at each place of each row, in nats."""
+        from .predictions import divergence, merged, predicted
+
+        tokens, dense = self._memo.get(batch, lambda: self._dense(handle, rows))
+        found = divergence(dense, merged(predicted(rows, self._model), tokens))
+        return [places.tolist() for places in found.split([row.back + len(row.fed) for row in rows])]
+
+    def _dense(self, handle: "PolicyHandle", rows: list["Row"]) -> tuple["Tensor | None", "Tensor"]:
+        """Which tokens are told apart at each place, and what the dense model predicts there."""
+        from .predictions import likeliest, merged, predicted
+
+        with handle.dense():
+            found = predicted(rows, self._model)
+        tokens = likeliest(found, self._top_k)
+        return tokens, merged(found, tokens)
+
+
+def scores_of(tasks: "Tasks", found: "Mapping[Example, float]") -> dict[str, "Score"]:
+    """The mean divergence of each task with its standard error, from those of its examples."""
+    from .accuracy_tasks import Score
+    from .rungs import numbered
+
+    scores = {}
+    for name, task in tasks.items():
+        items = [found[example] for example in numbered({name: task})]
+        stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
+        scores[name] = Score("divergence", statistics.fmean(items), stderr, items)
+    return scores

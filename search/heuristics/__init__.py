@@ -1,0 +1,41 @@
+"""Published rules for what to leave out, by name: where a search may begin, and what it has to beat."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .bandit import bandit
+from .patterns import fastv, interval, shifted_cosine, uniform
+from .placing import Choices, Domains
+from .rankings import arank, block_influence, sublayer_cosine
+
+__all__ = ["HEURISTICS", "Choices", "Domains", "Heuristic", "bandit"]
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """A rule.
+
+    Attributes:
+        source: Where it was published.
+        policies: Gives the choices of all layers, once for each setting of the rule's knob, what leaves out the least
+            first; from what every layer allows and, where it needs them, the statistics of the dense model's layers.
+            It keeps a layer that does not allow what the rule wants, and gives nothing where no layer does.
+        needs_statistics: True where it reads them; the others may be given None.
+    """
+
+    source: str
+    policies: Callable[[Domains, Any], list[Choices]]
+    needs_statistics: bool = False
+
+
+# The bandit of EAS measures as it goes, so it is a function of its own: `bandit`.
+HEURISTICS: Mapping[str, Heuristic] = {
+    "interval": Heuristic("ima-lmms, arXiv:2410.09454", interval),
+    "block_influence": Heuristic("ShortGPT, arXiv:2403.03853", block_influence, needs_statistics=True),
+    "sublayer_cosine": Heuristic("LLM-Drop, arXiv:2406.15786", sublayer_cosine, needs_statistics=True),
+    "arank": Heuristic("γ-MoD, arXiv:2410.13859", arank, needs_statistics=True),
+    "shifted_cosine": Heuristic("p-MoD, arXiv:2412.04449", shifted_cosine),
+    "fastv": Heuristic("FastV, arXiv:2403.06764", fastv),
+    "uniform": Heuristic("LayerDrop, arXiv:1909.11556", uniform),
+}

@@ -1,0 +1,271 @@
+"""What a search knows at a proposal: costs, expected losses, the front, and what a candidate would add to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .additive import Codes, Floats, additive_front
+from .alternatives import Alternatives
+from .gain import Gain, budgets
+from .surrogate import Surrogate, fit_costs
+
+KNOWN = 400  # policies that the surrogate stands on at most
+EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
+CAUTION = 1.0  # how much of its own uncertainty the surrogate is believed
+
+
+@dataclass(frozen=True)
+class History:
+    """What is measured; policies in the order in which they finished.
+
+    Attributes:
+        codes: (n, variables).
+        losses: (n,): the expensive objective, minimised; NaN where it was not measured.
+        costs: (n, costs): the other objectives, likewise.
+        excess: (n, constraints): how far each constraint is broken, 0 or less where it holds; NaN where not measured.
+        pending: (m, variables): policies that are being measured.
+    """
+
+    codes: Codes
+    losses: Floats
+    costs: Floats
+    excess: Floats
+    pending: Codes
+
+    @property
+    def measured(self) -> NDArray[np.bool_]:
+        """(n,): where every objective was measured."""
+        return np.isfinite(self.losses) & np.isfinite(self.costs).all(1)
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """(n,): where a policy may be on the front."""
+        return self.measured & ~(self.excess > 0).any(1)
+
+    def first(self, count: int) -> "History":
+        """The policies that finished first."""
+        return History(self.codes[:count], self.losses[:count], self.costs[:count], self.excess[:count], self.pending)
+
+    def continues(self, other: "History") -> bool:
+        """True where the other is how this one began."""
+        start = self.first(len(other.codes))
+        return all(
+            np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes")
+            for name in ("codes", "losses", "costs", "excess")
+        )
+
+
+def non_dominated(points: Floats) -> NDArray[np.int64]:
+    """Rows that no other is at least as good as, all figures minimised; of equal ones the first."""
+    rest = np.lexsort(points.T[::-1])
+    kept: list[int] = []
+    while len(rest):
+        kept.append(int(rest[0]))
+        rest = rest[(points[rest] < points[rest[0]]).any(1)]
+    return np.sort(np.array(kept, int))
+
+
+class Sum:
+    """A figure that is a sum over the variables, learned from what was measured.
+
+    Args:
+        alternatives: What may be chosen.
+        codes: (n, variables).
+        figures: (n,): NaN where it was not measured.
+        table: (variables, width): what each choice adds, where it is known beforehand.
+    """
+
+    def __init__(self, alternatives: Alternatives, codes: Codes, figures: Floats, table: Floats | None = None) -> None:
+        known = np.isfinite(figures)
+        dense = np.flatnonzero(known & ~codes.any(1))
+        self.dense = float(figures[dense[0]]) if len(dense) else float(figures[known].max(initial=0.0))
+        self.error = 0.0
+        if table is None:
+            by_feature, self.error = fit_costs(alternatives, codes[known], figures[known] - self.dense)
+            table = alternatives.table(by_feature, 0.0)
+        self.table, self._alternatives = table, alternatives
+
+    def __call__(self, codes: Codes) -> Floats:
+        """What policies are expected to measure."""
+        return self.dense + self._alternatives.total(self.table, codes)
+
+
+class Bound:
+    """A constraint: a function of the loss where it is one, else a sum over the variables."""
+
+    def __init__(self, alternatives: Alternatives, history: History, losses: Floats, excess: Floats) -> None:
+        both = np.isfinite(losses) & np.isfinite(excess)
+        self.slope = self.level = 0.0
+        self.sum: Sum | None = None
+        if np.ptp(losses[both]) > 0:
+            self.slope, self.level = np.polyfit(losses[both], excess[both], 1)
+        misfit = np.abs(self.slope * losses[both] + self.level - excess[both]).max(initial=0.0)
+        if not self.slope or misfit > 1e-6 * max(np.abs(excess[both]).max(), 1e-300):
+            self.sum = Sum(alternatives, history.codes, excess)
+
+    def chance(self, codes: Codes) -> Floats:
+        """The probability that policies keep a bound that does not depend on the loss."""
+        if self.sum is None:
+            return np.ones(len(codes))
+        ease = np.clip(self.sum(codes) / max(self.sum.error, 1e-9), -40, 40)
+        return 1 / (1 + np.exp(1.7 * ease))
+
+    def holds(self, losses: Floats) -> NDArray[np.bool_]:
+        """Where losses keep a bound that depends on them."""
+        return np.ones(len(losses), bool) if self.sum else self.slope * losses + self.level <= 0
+
+
+class Epoch:
+    """What is learned from a history as a whole, and holds until it has grown by a good part.
+
+    Args:
+        alternatives: What may be chosen.
+        history: What was measured, at least two policies of it completely.
+        tables: By cost what each choice adds, where it is known beforehand.
+        pairs: Whether the surrogate has interactions.
+    """
+
+    def __init__(self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], pairs: bool) -> None:
+        codes, measured = history.codes, history.measured
+        dense = np.flatnonzero(measured & ~codes.any(1))
+        self.dense_loss = float(history.losses[dense[0]] if len(dense) else history.losses[measured].min())
+        losses = history.losses - self.dense_loss
+        self.costs = [
+            Sum(alternatives, codes, figures, tables.get(number)) for number, figures in enumerate(history.costs.T)
+        ]
+        self.bounds = [Bound(alternatives, history, losses, excess) for excess in history.excess.T]
+        self.axes = [cost.table / max(np.ptp(cost.table, axis=1).sum(), 1e-300) for cost in self.costs]
+        self.axes += [
+            bound.sum.table / max(np.ptp(bound.sum.table, axis=1).sum(), 1e-300) for bound in self.bounds if bound.sum
+        ]
+        chosen = np.flatnonzero(measured)
+        if len(chosen) > KNOWN:
+            cheaper = (history.costs[chosen][:, None] <= history.costs[chosen]).all(2)
+            least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
+            chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:KNOWN]])
+        # What the first policies lost is what counts as too much: they differ from dense in a third of the variables.
+        early = np.flatnonzero(measured)[: alternatives.kind.max() + 2]
+        self.corner = np.r_[history.losses[early].max(), [cost.dense for cost in self.costs]]
+        saved = sum((-axis for axis in self.axes), np.zeros((alternatives.count, alternatives.width)))
+        by_feature = np.abs(saved[alternatives.variable, alternatives.code])
+        largest = by_feature.max() or 1.0
+        self.surrogate = Surrogate(
+            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen], interactions=pairs
+        )
+
+
+class Knowledge:
+    """What is known at one proposal.
+
+    Args:
+        alternatives: What may be chosen.
+        epoch: What was learned from the history as a whole.
+        surrogate: Of the losses, with all that was measured.
+        history: What was measured, and what is being measured.
+        reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
+    """
+
+    def __init__(
+        self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History, reference: Floats | None
+    ) -> None:
+        self._alternatives, self._epoch = alternatives, epoch
+        self.surrogate = surrogate.with_pending(history.pending)
+        corner = epoch.corner if reference is None else reference
+        inside = history.feasible & (history.losses <= corner[0]) & (history.costs <= corner[1:]).all(1)
+        figures = np.c_[history.losses - epoch.dense_loss, history.costs][inside]
+        codes = history.codes[inside]
+        kept = non_dominated(figures)
+        self.front, self._front_losses = codes[kept], figures[kept, 0]
+        lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
+        losses = surrogate.link.inverse(self.surrogate.mean(history.pending))
+        self._gain = Gain(
+            budgets(lowest, corner[1:]),
+            np.r_[self._front_losses, losses],
+            np.vstack([figures[kept, 1:], self._costs(history.pending)]),
+            corner[0] - epoch.dense_loss,
+        )
+
+    def _costs(self, codes: Codes) -> Floats:
+        sums = [cost(codes) for cost in self._epoch.costs]
+        return np.array(sums).T.reshape(len(codes), len(sums))
+
+    def _chance(self, codes: Codes) -> Floats:
+        chances = [bound.chance(codes) for bound in self._epoch.bounds]
+        return np.prod(chances, axis=0) if chances else np.ones(len(codes))
+
+    def additive_front(self, draw: np.random.Generator, around: NDArray[np.int16] | None) -> Codes:
+        """The front of an additive loss for one weighing of the costs.
+
+        Args:
+            draw: Draws the weights.
+            around: None takes what each choice loses by itself; else what a change of it adds to this policy.
+        """
+        space, axes = self._alternatives, self._epoch.axes
+        weights = draw.dirichlet(np.ones(len(axes))) if axes else np.zeros(0)
+        costs = sum((weight * axis for weight, axis in zip(weights, axes, strict=True)), np.zeros(space.exists.shape))
+        if around is None:
+            losses = space.table(self.surrogate.alone())
+        else:
+            losses = np.where(space.exists, 0.0, np.inf)
+            variable, code = np.nonzero(space.exists)
+            changed = np.repeat(around[None], len(variable), axis=0)
+            changed[np.arange(len(variable)), variable] = code
+            losses[variable, code] = self.surrogate.mean(changed) - self.surrogate.mean(around[None])
+        return additive_front(losses, costs)
+
+    def expected_gain(self, codes: Codes) -> Floats:
+        """What policies are expected to add."""
+        means, deviations = self.surrogate.predict(codes)
+        chance = self._chance(codes)
+
+        def allowed(losses: Floats) -> Floats:
+            held = [bound.holds(losses) for bound in self._epoch.bounds]
+            return chance * np.all(held, axis=0) if held else chance
+
+        return self._gain.expected(
+            means, CAUTION * deviations, self._costs(codes), self.surrogate.link.inverse, allowed
+        )
+
+
+class Memory:
+    """Keeps what was learned for as long as it holds; a history that is not a continuation is learned anew.
+
+    Args:
+        alternatives: What may be chosen.
+        reference: See `Knowledge`.
+        tables: See `Epoch`.
+        pairs: See `Epoch`.
+        refit: Whether to learn from more policies than there are choices.
+    """
+
+    def __init__(
+        self, alternatives: Alternatives, reference: Floats | None, tables: Mapping[int, Floats], pairs: bool,
+        refit: bool,
+    ) -> None:  # fmt: skip
+        self._alternatives, self._reference, self._tables, self._pairs = alternatives, reference, tables, pairs
+        self._most = None if refit else len(alternatives.variable)
+        self._learned: tuple[History, Epoch, Surrogate, int] | None = None
+
+    def of(self, history: History) -> Knowledge:
+        """What is known from a history."""
+        epoch, surrogate = self._learn(history.first(self._most) if self._most else history)
+        return Knowledge(self._alternatives, epoch, surrogate, history, self._reference)
+
+    def _learn(self, history: History) -> tuple[Epoch, Surrogate]:
+        count = len(history.codes)
+        begun = count - count % max(1, count // EPOCHS)
+        if np.count_nonzero(history.first(begun).measured) < 2:
+            begun = count
+        if self._learned is not None and self._learned[3] == begun and history.continues(self._learned[0]):
+            known, epoch, surrogate, _ = self._learned
+        else:
+            known = history.first(begun)
+            epoch = Epoch(self._alternatives, known, self._tables, self._pairs)
+            surrogate = epoch.surrogate
+        new = np.arange(count) >= len(known.codes)
+        rows = new & history.measured
+        surrogate = surrogate.with_measured(history.codes[rows], history.losses[rows] - epoch.dense_loss)
+        self._learned = (history, epoch, surrogate, begun)
+        return epoch, surrogate

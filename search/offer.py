@@ -1,0 +1,163 @@
+"""A policy that nobody measured, where all that was measured lets one expect it to be better under some bounds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import __version__
+from ..policies.policy import ModelRef, Policy, Provenance
+from .additive import Codes, Floats, additive_front
+from .alternatives import Alternatives
+from .archive import Bound, best
+from .front import objective_value
+from .layermap import amount, unit_of
+from .parameters import Parameters
+from .record import StudyRecord, TrialRecord
+from .space import Space
+from .strategy import double_moves, single_moves
+from .surrogate import Surrogate, fit_costs
+
+LEAST = 20  # measured policies below which nothing is expected of others
+CAUTION = 1.0  # standard deviations by which an expectation must be on the right side
+WEIGHINGS = 16  # of the bounded costs, for each of which the additive front is solved
+PARENTS = 32
+MUTANTS = 2000
+
+
+def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy | None:
+    """The unmeasured policy of which most is expected in the first objective.
+
+    That objective is expected by the surrogate of the search, every other bounded figure by a sum over the layers. What
+    is expected must keep every bound, and be better than the best that was measured and keeps them, each by a standard
+    deviation.
+
+    Args:
+        record: The study under the bounds.
+        space: Its space.
+        bounds: What the policy must keep.
+
+    Returns:
+        The policy, without measured figures; None where nothing better is expected, too little was measured, or the
+        space leaves more to choose than layers.
+    """
+    parameters = Parameters(space, record.num_layers)
+    names = [*parameters.distributions]
+    if not names or not all(name.startswith("layer_") for name in names):
+        return None
+    objective, direction = next(iter(record.objectives.items()))
+    costs = [*dict.fromkeys(bound.metric for bound in bounds if bound.metric != objective)]
+    archive = Archive(record, parameters, [objective, *costs])
+    if len(archive.codes) < LEAST:
+        return None
+    sign = -1.0 if direction == "maximize" else 1.0
+    codes, expected, spread = archive.outlook(sign)
+    found = best(record)
+    limit = np.inf if found is None else sign * figure(record, found, objective)
+    cautious = expected[:, 0] * sign + CAUTION * spread[:, 0]
+    for place in np.argsort(cautious, kind="stable"):
+        if cautious[place] >= limit:
+            break
+        figures = dict(zip([objective, *costs], zip(expected[place], spread[place], strict=True), strict=True))
+        if all(keeps(record, bound, *figures[bound.metric]) for bound in bounds):
+            policy = archive.unseen(codes[place])
+            if policy is not None:
+                return marked(record, policy, {name: value for name, (value, _) in figures.items()})
+    return None
+
+
+class Archive:
+    """What was measured of a study, as the surrogate takes it.
+
+    Args:
+        record: The study.
+        parameters: Its space's.
+        metrics: The first objective, and what else is of interest.
+    """
+
+    def __init__(self, record: StudyRecord, parameters: Parameters, metrics: Sequence[str]) -> None:
+        self._parameters = parameters
+        labels = parameters.options
+        dense = parameters.labels()
+        self._labels = {name: sorted(known, key=lambda label: label != dense[name]) for name, known in labels.items()}
+        self._seen = {trial.policy.fingerprint for trial in record.trials}
+        rows = []
+        for trial in record.trials:
+            code = self._code(trial)
+            if code is not None and all(name in trial.search for name in metrics):
+                rows.append((code, [figure(record, trial, name) for name in metrics]))
+        self.codes: Codes = np.array([code for code, _ in rows], np.int16)
+        self.figures: Floats = np.array([figures for _, figures in rows], float)
+        self._alternatives = Alternatives([*self._labels.values()])
+
+    def _code(self, trial: TrialRecord) -> list[int] | None:
+        """The number of each layer's or group's choice; None for what no choices of the layers come to."""
+        if trial.state != "complete" or trial.dropped is not None or trial.shared_from is not None:
+            return None
+        given = {name: trial.policy.choice(int(name.removeprefix("layer_"))).label for name in self._labels}
+        if any(label not in self._labels[name] for name, label in given.items()):
+            return None
+        same = self._parameters.policy(given).fingerprint == trial.policy.fingerprint
+        return [self._labels[name].index(label) for name, label in given.items()] if same else None
+
+    def unseen(self, code: Sequence[int]) -> Policy | None:
+        """The policy of a code; None where it was tried, or the space forbids it."""
+        labels = {name: known[number] for (name, known), number in zip(self._labels.items(), code, strict=True)}
+        policy = self._parameters.policy(labels)
+        return None if policy.fingerprint in self._seen or not self._parameters.allows(policy) else policy
+
+    def outlook(self, sign: float) -> tuple[Codes, Floats, Floats]:
+        """Candidates, what each metric of theirs is expected to be, and its standard deviation.
+
+        Args:
+            sign: -1 where the first metric is to be maximised, else 1.
+        """
+        space = self._alternatives
+        dense = self.figures[np.flatnonzero(~self.codes.any(1))[0]]
+        losses = sign * (self.figures[:, 0] - dense[0])
+        sums = [fit_costs(space, self.codes, figures) for figures in (self.figures - dense)[:, 1:].T]
+        saved = sum(
+            (np.abs(by_choice) / (np.abs(by_choice).max() or 1.0) for by_choice, _ in sums), np.zeros(len(space.kind))
+        )
+        surrogate = Surrogate(space, saved + 0.2 * (saved.max() or 1.0), self.codes, losses)
+        tables = [space.table(by_choice, 0.0) for by_choice, _ in sums]
+        codes = self._candidates(surrogate, tables, losses)
+        mean, deviation = surrogate.predict(codes)
+        middle = surrogate.link.inverse(mean)
+        expected = [dense[0] + sign * middle] + [
+            dense[place] + space.total(table, codes) for place, table in enumerate(tables, start=1)
+        ]
+        spread = [surrogate.link.inverse(mean + deviation) - middle] + [np.full(len(codes), error) for _, error in sums]
+        return codes, np.array(expected).T, np.array(spread).T
+
+    def _candidates(self, surrogate: Surrogate, tables: Sequence[Floats], losses: Floats) -> Codes:
+        """The additive front of every weighing, the best that were measured, and what is near to both."""
+        space, draw = self._alternatives, np.random.default_rng(0)
+        alone = space.table(surrogate.alone())
+        axes = [table / (np.ptp(table, axis=1).sum() or 1.0) for table in tables]
+        weights = draw.dirichlet(np.ones(len(axes)), size=WEIGHINGS) if axes else ()
+        fronts = [additive_front(alone, np.tensordot(weight, axes, 1)) for weight in weights]
+        parents = np.concatenate([*fronts, self.codes[np.argsort(losses, kind="stable")[:PARENTS]]])
+        nearby = [
+            single_moves(space, parents[:: max(1, len(parents) // PARENTS)]),
+            double_moves(space, parents, MUTANTS, draw),
+        ]
+        return np.unique(np.concatenate([parents, *nearby]), axis=0)
+
+
+def figure(record: StudyRecord, trial: TrialRecord, name: str) -> float:
+    """What a trial measured, as the search compares it."""
+    return objective_value(name, trial.search[name], record.dense.search[name])
+
+
+def keeps(record: StudyRecord, bound: Bound, value: float, spread: float) -> bool:
+    """True where an expected figure keeps a bound even if it is a little worse."""
+    worse = value - CAUTION * spread if bound.constraint.at_least else value + CAUTION * spread
+    return bound.constraint.excess(worse, record.dense.search[bound.metric].value) <= 0
+
+
+def marked(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:
+    """A policy that says that nobody measured it, and what is expected."""
+    told = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in expected.items())
+    model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
+    provenance = Provenance(study=record.name, skipsearch=__version__, unmeasured=f"expected {told}")
+    return policy.model_copy(update={"model": model, "provenance": provenance})

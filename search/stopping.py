@@ -1,0 +1,73 @@
+"""When a search has had enough: its trials are spent, the front grows no more, or time is up."""
+
+import time
+from collections.abc import Iterable
+
+from .front import Growing, objective_point, reference_point
+from .record import TrialRecord
+from .results import known_metrics
+from .space import Space
+
+MINUTE = 60.0
+
+
+class Stopping:
+    """Follows a search, and tells when `search.stop` of its space ends it.
+
+    Args:
+        space: The space.
+        spent: Seconds that the search took before it was resumed.
+    """
+
+    def __init__(self, space: Space, spent: float = 0.0) -> None:
+        self._space = space
+        self._began = time.monotonic() - spent
+        self._curve: list[float] = []
+        self._growing: Growing | None = None
+        self._dense: TrialRecord | None = None
+
+    def follow(self, record: TrialRecord) -> None:
+        """Take note of a trial that has ended; the first that is complete is dense."""
+        if record.shared_from is not None:
+            return
+        objectives = self._space.objectives
+        if self._growing is None and record.state == "complete":
+            values = {name: entry.value for name, entry in record.search.items()}
+            reference = reference_point(values, objectives, known_metrics(self._space))
+            self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
+            self._dense = record
+        if self._growing is not None and self._dense is not None:
+            point = objective_point(record.search, self._dense.search, objectives) if record.feasible else None
+            self._curve.append(self._growing.add(point))
+
+    def reason(self) -> str | None:
+        """Why no further trial should begin; None while one may."""
+        stop = self._space.search.stop
+        minutes = (time.monotonic() - self._began) / MINUTE
+        if stop.minutes is not None and self._growing is not None and minutes >= stop.minutes:
+            return f"{stop.minutes:g} minutes are over (search.stop.minutes)"
+        grown = growth(self._curve, stop.stagnation)
+        if grown is not None and grown <= stop.gain:
+            said = f"the hypervolume grew by {grown:.2%} in the last {stop.stagnation} trials"
+            return f"{said}, not more than {stop.gain:.2%} (search.stop.stagnation)"
+        return None
+
+
+def growth(curve: list[float], last: int | None) -> float | None:
+    """How much a hypervolume grew in its last trials, as a share of what it was; None where there are too few."""
+    if last is None or len(curve) <= last or not curve[-1 - last]:
+        return None
+    return curve[-1] / curve[-1 - last] - 1
+
+
+def spent_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Wall-clock seconds in which some trial ran: trials that ran at the same time count once.
+
+    Args:
+        spans: Beginning and end of every trial, in seconds.
+    """
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

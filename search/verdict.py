@@ -1,0 +1,169 @@
+"""What a search was worth: its gain over the rules it began with, what more trials would add, and which points tie."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..evaluators.base import Direction
+from .forecast import AHEAD, outlook
+from .front import Point, feasible_points, front_trials, history
+from .layermap import phrase
+from .paired import TOLD_APART, chance, examples, resampled, task_sizes
+from .record import Estimate, StudyRecord, TrialRecord, Verdict
+from .report_page import policy_files, quality
+
+DRAWS = 500
+NAMED = 3  # so many rules are named in a sentence
+LEVELS = (2.5, 97.5)
+
+
+def judged(record: StudyRecord) -> StudyRecord:
+    """A study with its verdict."""
+    rules = [trial for trial in record.trials if trial.rule is not None]
+    numbers = front_trials([record.dense, *rules], record.objectives)
+    # Of fractions and costs, whose unit is the reference, the best point there can be has a volume of 1.
+    best = [name for name, direction in record.objectives.items() if direction == "maximize"]
+    ceiling = 1.0 if all(record.metrics[name].unit == "fraction" for name in best) else math.inf
+    own = [place for place, trial in enumerate(record.trials) if counts(trial)]
+    verdict = Verdict(
+        rules=tuple(number for number in numbers if number != record.dense.number),
+        gain=gain(record, numbers) if rules else None,
+        outlook=outlook([record.hypervolume[place] for place in own], ceiling=ceiling),
+        ties=ties(record),
+    )
+    return replace(record, verdict=verdict)
+
+
+def counts(trial: TrialRecord) -> bool:
+    """True where a trial was measured for itself."""
+    return trial.shared_from is None and trial.state != "running" and bool(trial.seconds)
+
+
+def gain(record: StudyRecord, rules: Sequence[int]) -> Estimate:
+    """Hypervolume of the search's front beyond that of its rules, on the search's own examples.
+
+    The interval is a paired bootstrap: the same examples are drawn again for all policies, within each task, and both
+    fronts keep their members. It holds the luck of the examples, not that of having chosen the best of many on them;
+    for that, see the mean gap to the report split.
+
+    Args:
+        record: The study.
+        rules: Trials of the front of the rules.
+    """
+    members = [trial for trial in record.trials if trial.number in {*record.front, *rules}]
+    names = list(record.objectives)
+    found = dict(zip((trial.number for trial in record.trials), feasible_points(record.trials, names), strict=True))
+    points = np.array([found[trial.number] for trial in members], dtype=float)
+    fronts = [
+        [place for place, trial in enumerate(members) if trial.number in front] for front in (record.front, rules)
+    ]
+    drawn = {place: values for place, name in enumerate(names) if (values := redrawn(members, name)) is not None}
+
+    def difference(values: np.ndarray) -> float:
+        searched, given = (volume(record, [tuple(values[place]) for place in front]) for front in fronts)
+        return float(searched - given)
+
+    value = difference(points)
+    if not drawn:
+        return Estimate(value)
+    again = []
+    for draw in range(DRAWS):
+        changed = points.copy()
+        for place, values in drawn.items():
+            changed[:, place] = values[:, draw]
+        again.append(difference(changed))
+    low, high = np.percentile(again, LEVELS)
+    return Estimate(value, float(low), float(high))
+
+
+def redrawn(members: Sequence[TrialRecord], name: str) -> np.ndarray | None:
+    """A metric of each trial in every draw of examples, shape (trials, draws); None where examples were not kept."""
+    entries = [trial.search[name] for trial in members]
+    scores = [examples(entry) for entry in entries]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(entries) or any(task_sizes(entry) != task_sizes(entries[0]) for entry in entries):
+        return None
+    # One seed for all metrics: those on the same examples draw the same.
+    weights = resampled(task_sizes(entries[0]), DRAWS, np.random.default_rng(0))
+    return np.stack(known) @ weights.T
+
+
+def volume(record: StudyRecord, points: Sequence[Point]) -> float:
+    """Hypervolume of some points, as the study counts it."""
+    directions: list[Direction] = [*record.objectives.values()]
+    return history([*points, None], directions, [record.reference[name] for name in record.objectives])[-1]
+
+
+def ties(record: StudyRecord) -> Mapping[int, int]:
+    """By front trial, the next dearer one that the paired test cannot tell it from, on the report split if it can."""
+    name = quality(record)
+    if name is None:
+        return {}
+    found = {}
+    for dearer, cheaper in zip(record.front, record.front[1:], strict=False):
+        one, other = record.trial(dearer), record.trial(cheaper)
+        tests = [chance(a.get(name), b.get(name)) for a, b in ((one.report, other.report), (one.search, other.search))]
+        if next((known for known in tests if known is not None), 0.0) > TOLD_APART:
+            found[cheaper] = dearer
+    return found
+
+
+def mean_gap(record: StudyRecord) -> float | None:
+    """How much better, in fractions and against dense, the front looks on the search split than on the report split.
+
+    The mean over its policies that are confirmed; None where none is.
+    """
+    name, dense = quality(record) or "", record.dense
+    trials = [record.trial(number) for number in policy_files(record)]
+    splits = [(trial.search, dense.search, trial.report, dense.report) for trial in trials]
+    known = [[split[name].value for split in four] for four in splits if all(name in split for split in four)]
+    gaps = [(chosen - before) - (unseen - beside) for chosen, before, unseen, beside in known]
+    finite = [gap for gap in gaps if math.isfinite(gap)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def curse_line(record: StudyRecord) -> str:
+    """How much of the front's accuracy is luck on the search split; empty where nothing is confirmed."""
+    gap, name = mean_gap(record), quality(record)
+    if gap is None or name is None:
+        return ""
+    confirmed = sum(name in record.trial(number).report for number in policy_files(record))
+    return (
+        f"Against dense, the {confirmed} confirmed policies look {abs(100 * gap):.1f} points of {phrase(name)} "
+        f"{'better' if gap >= 0 else 'worse'} on the examples that chose them than on examples the search never saw, "
+        "on average."
+    )
+
+
+def verdict_lines(record: StudyRecord) -> list[str]:
+    """The verdict in sentences."""
+    verdict = record.verdict
+    lines = [f"The search ended: {record.ended}."] if record.ended else []
+    if verdict.gain is not None:
+        lines.append(gain_line(record, verdict.gain))
+    if verdict.outlook is not None:
+        expected = f"another {AHEAD} trials are expected to add {verdict.outlook.value:.4f}"
+        lines.append(f"By the growth of the hypervolume so far, {expected} to it{interval(verdict.outlook)}.")
+    return lines
+
+
+def gain_line(record: StudyRecord, gain: Estimate) -> str:
+    """Whether the search beats the rules that it began with."""
+    best = [record.trial(number) for number in record.verdict.rules]
+    named = [f"{trial.rule} as trial {trial.number}" for trial in best[:NAMED]]
+    named += [f"{len(best) - NAMED} more"] if len(best) > NAMED else []
+    rules = f"the best simple rules ({'; '.join(named)})" if best else "the simple rules, none better than dense"
+    beaten = gain.value > 0 and (gain.low is None or gain.low > 0)
+    result = "beats" if beaten else "is not told apart from"
+    unknown = "; no scores of single examples were kept, hence no interval" if gain.low is None else ""
+    figures = f"{gain.value:+.4f}{interval(gain)} of hypervolume on the search's examples{unknown}"
+    return f"The search {result} {rules}: {figures}."
+
+
+def interval(estimate: Estimate) -> str:
+    """The interval of an estimate, where it has one."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" (95 % interval {estimate.low:.4f} to {estimate.high:.4f})"

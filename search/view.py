@@ -1,0 +1,217 @@
+"""A study's trials as the search strategy sees them, and its proposals as parameters.
+
+It holds nothing that the trials do not say: rows are kept because reading two thousand trials anew takes long.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .additive import Codes, Floats
+from .alternatives import Alternatives
+from .knowledge import History
+from .strategy import Strategy
+
+Params = Mapping[str, Any]
+Code = NDArray[np.int16]
+
+
+class Meaning:
+    """Between parameters and the codes of variables; tied parameters are one variable.
+
+    Args:
+        choices: By parameter.
+        neutral: By parameter, what dense does.
+        tied: Groups of parameters that have the same choice.
+        identity: Equal for parameters that mean the same; None for the parameters themselves.
+        allowed: False for parameters that must not be proposed; None allows all.
+
+    Raises:
+        ValueError: tied parameters have different choices.
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[Any]],
+        neutral: Params,
+        tied: Sequence[Sequence[str]],
+        identity: Callable[[Params], Hashable] | None,
+        allowed: Callable[[Params], bool] | None,
+    ) -> None:
+        self._identity, self._allowed = identity, allowed
+        group_of = {name: tuple(n for n in group if n in choices) for group in tied for name in group}
+        self.variables = list(dict.fromkeys(group_of.get(name, (name,)) for name in choices))
+        for group in self.variables:
+            if len({(*choices[name], neutral[name]) for name in group}) > 1:
+                raise ValueError(f"tied parameters need the same choices: {', '.join(group)}")
+        self.names = list(choices)
+        self.values = [
+            [neutral[group[0]], *(value for value in choices[group[0]] if value != neutral[group[0]])]
+            for group in self.variables
+        ]
+        self._codes = [{value: code for code, value in enumerate(values)} for values in self.values]
+
+    def params(self, code: Code) -> dict[str, Any]:
+        """The parameters of a policy."""
+        taken = zip(self.variables, self.values, code, strict=True)
+        return {name: values[number] for group, values, number in taken for name in group}
+
+    def code(self, params: Params) -> Code | None:
+        """The codes of parameters; None where tied ones differ."""
+        if any(params[name] != params[group[0]] for group in self.variables for name in group[1:]):
+            return None
+        firsts = (params[group[0]] for group in self.variables)
+        return np.array([codes[value] for codes, value in zip(self._codes, firsts, strict=True)], np.int16)
+
+    def identity(self, params: Params) -> Hashable:
+        """Equal for parameters that mean the same."""
+        if self._identity:
+            return self._identity({name: params[name] for name in self.names})
+        return tuple(params[name] for name in self.names)
+
+    def allowed(self, params: Params) -> bool:
+        """False where the parameters must not be proposed."""
+        return self._allowed is None or self._allowed(params)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one trial says; the code is None where it says nothing to the strategy."""
+
+    key: Hashable
+    code: Code | None
+    values: tuple[float, ...]
+    constraints: Mapping[str, float]
+
+
+class View:
+    """A study's trials, and what to measure next.
+
+    Args:
+        meaning: Of the parameters.
+        signs: By objective 1 where it is minimised, else -1.
+        expensive: Which objective is no sum over the parameters.
+        prior_costs: By objective, parameter and choice, what is known beforehand.
+        reference: In the objectives' own units; None for what the first trials suggest.
+        parts: Of the strategy.
+    """
+
+    def __init__(
+        self, meaning: Meaning, signs: Sequence[float], expensive: int,
+        prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float] | None,
+        parts: Collection[str],
+    ) -> None:  # fmt: skip
+        self._meaning = meaning
+        # The expensive objective comes first.
+        self._order = [expensive, *(number for number in range(len(signs)) if number != expensive)]
+        self._signs = np.array(signs)[self._order]
+        self._alternatives = Alternatives(meaning.values)
+        corner = None if reference is None else np.array(reference, float)[self._order] * self._signs
+        tables = {
+            number: self._signs[number + 1] * self._table(prior_costs[objective])
+            for number, objective in enumerate(self._order[1:])
+            if objective in prior_costs
+        }
+        self._strategy = Strategy(self._alternatives, corner, tables, parts)
+        self._rows: dict[tuple[int, Any], Row] = {}
+        self._numbers: list[int] = []
+        self._names: list[str] = []
+        self._history = self._empty()
+        self._given: dict[int, Code] = {}
+
+    def _table(self, costs: Mapping[str, Mapping[Any, float]]) -> Floats:
+        """(variables, width): what choices add, those of tied parameters summed."""
+        table = np.zeros(self._alternatives.exists.shape)
+        for variable, (group, values) in enumerate(zip(self._meaning.variables, self._meaning.values, strict=True)):
+            for code, value in enumerate(values):
+                by_name = [costs.get(name, {}) for name in group]
+                table[variable, code] = sum(known.get(value, 0.0) - known.get(values[0], 0.0) for known in by_name)
+        return table
+
+    def propose(self, trials: Sequence[Any], number: int, seed: int) -> dict[str, Any]:
+        """The parameters of the next trial.
+
+        Args:
+            trials: All of the study, Optuna's `FrozenTrial`.
+            number: Of the trial that needs parameters.
+            seed: Of what is random.
+        """
+        others = [trial for trial in trials if trial.number != number]
+        finished = sorted(
+            (trial for trial in others if trial.state.is_finished()),
+            key=lambda trial: (trial.datetime_complete, trial.number),
+        )
+        rows = [self._row(trial) for trial in finished]
+        pending, taken = self._pending(others)
+        taken |= {row.key for row in rows if row.key is not None}
+        history = replace(self._measured(finished, rows), pending=pending)
+
+        def possible(code: Code) -> bool:
+            params = self._meaning.params(code)
+            return self._meaning.identity(params) not in taken and self._meaning.allowed(params)
+
+        # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
+        begun = sum(trial.state.name != "FAIL" for trial in others)
+        code = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
+        self._given[number] = code
+        return self._meaning.params(code)
+
+    def _row(self, trial: Any) -> Row:
+        place = trial.number, trial.datetime_complete
+        if place not in self._rows:
+            whole = set(self._meaning.names) <= trial.params.keys()
+            complete = trial.state.name == "COMPLETE"
+            values = np.array(trial.values)[self._order] * self._signs if complete else self._signs * np.nan
+            self._rows[place] = Row(
+                self._meaning.identity(trial.params) if whole else None,
+                self._meaning.code(trial.params) if whole and trial.state.name != "FAIL" else None,
+                tuple(values),
+                trial.constraints,
+            )
+        return self._rows[place]
+
+    def _pending(self, trials: Sequence[Any]) -> tuple[Codes, set[Hashable]]:
+        """The policies that are being measured, and the identities of those and of the ones that wait for it."""
+        codes, taken = [], set()
+        for trial in trials:
+            if trial.state.is_finished():
+                continue
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if trial.number in self._given:
+                # Another thread may be about to write them.
+                params = {**self._meaning.params(self._given[trial.number]), **params}
+            if set(self._meaning.names) <= params.keys():
+                taken.add(self._meaning.identity(params))
+                codes.append(self._meaning.code(params))
+        known = [code for code in codes if code is not None]
+        return np.array(known, np.int16).reshape(-1, self._alternatives.count), taken
+
+    def _empty(self) -> History:
+        nothing = np.zeros((0, self._alternatives.count), np.int16)
+        costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
+        return History(nothing, np.zeros(0), costs, excess, nothing)
+
+    def _measured(self, trials: Sequence[Any], rows: Sequence[Row]) -> History:
+        """What finished, in order; only what is new is read."""
+        used = [(trial.number, row) for trial, row in zip(trials, rows, strict=True) if row.code is not None]
+        numbers = [number for number, _ in used]
+        names = sorted({name for _, row in used for name in row.constraints})
+        if numbers[: len(self._numbers)] != self._numbers or names != self._names:
+            self._numbers, self._names = [], names
+            self._history = self._empty()
+        new = [row for _, row in used[len(self._numbers) :]]
+        if new:
+            values = np.array([row.values for row in new])
+            excess = np.array([[row.constraints.get(name, np.nan) for name in names] for row in new])
+            self._history = History(
+                np.vstack([self._history.codes, *(row.code for row in new if row.code is not None)]),
+                np.r_[self._history.losses, values[:, 0]],
+                np.vstack([self._history.costs, values[:, 1:]]),
+                np.vstack([self._history.excess, excess.reshape(len(new), len(names))]),
+                self._history.pending,
+            )
+            self._numbers = numbers
+        return self._history

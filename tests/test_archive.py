@@ -1,0 +1,238 @@
+"""The archive asked again: fronts under other constraints, the best policy under a budget, and what nobody measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import searching
+import yaml
+from test_report import METRICS, changed, refronted, study
+from test_study import LAYERS, measured
+
+from skipsearch import Policy
+from skipsearch.evaluators.base import Measurement
+from skipsearch.policies.choice import KEEP, NAMED
+from skipsearch.policies.errors import UsageError
+from skipsearch.policies.policy import Provenance
+from skipsearch.search.archive import best, bounds_of, none_keeps, parsed, stopped_line, under
+from skipsearch.search.cli import main
+from skipsearch.search.offer import offer
+from skipsearch.search.record import StudyRecord, TrialRecord
+from skipsearch.search.study import SearchStudy
+
+OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}
+
+
+def bounds(record, *texts):
+    return parsed(texts, "--pick", record)
+
+
+def value(trial, name):
+    return trial.search[name].value
+
+
+# The archive
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pick_is_the_most_accurate_within_the_budget(seed):
+    record = study(80, seed=seed)
+    dense = record.dense
+    kept = [
+        trial
+        for trial in record.trials
+        if trial.state == "complete"
+        and len(trial.search) == len(METRICS)
+        and value(trial, "accuracy") >= 0.75 * value(dense, "accuracy")
+        and value(trial, "prefill_flops") <= 0.7 * value(dense, "prefill_flops")
+        and trial.search["ttft_ms"].value / trial.search["ttft_ms"].dense <= 0.8
+    ]
+    asked = bounds_of(record, [], bounds(record, "prefill_flops<=0.7*dense", " ttft_ms <= 0.8 * dense "))
+    found = best(under(record, asked))
+    assert kept and found.number == max(kept, key=lambda trial: (value(trial, "accuracy"), -trial.number)).number
+
+
+def test_a_new_constraint_stands_in_the_place_of_the_old_and_beside_the_others():
+    record = replace(study(80), constraints={"accuracy": ">= 0.75 * dense", "prefill_flops": "<= 0.9 * dense"})
+    texts = [bound.text for bound in bounds_of(record, bounds(record, "accuracy>=0.6*dense"), [])]
+    assert texts == ["prefill_flops <= 0.9 * dense", "accuracy >=0.6*dense"]
+
+
+def test_a_looser_and_a_tighter_constraint_change_the_front():
+    cheap = {"accuracy": Measurement(0.5), "prefill_flops": Measurement(1e11)}
+    record = study(80, objectives=("accuracy", "prefill_flops"))
+    record = changed(record, 5, state="complete", search=cheap, violations={"accuracy": 0.1})
+    dense = value(record.dense, "accuracy")
+    fronts = {share: under(record, bounds(record, f"accuracy>={share}*dense")).front for share in (0.5, 0.75, 0.95)}
+    assert fronts[0.75] == record.front
+    assert set(fronts[0.95]) < set(record.front) < set(fronts[0.5]) == {*record.front, 5}
+    assert all(value(record.trial(number), "accuracy") >= 0.95 * dense for number in fronts[0.95])
+
+
+def test_what_a_search_dropped_or_failed_at_is_never_selected():
+    record = study(80)
+    number = best(under(record, [])).number
+    for fields in ({"dropped": "surely worse"}, {"state": "failed", "search": {}}):
+        assert best(under(changed(record, number, **fields), [])).number != number
+
+
+def test_trials_that_stopped_too_early_are_counted():
+    record = study(80)
+    early = [trial for trial in record.trials if trial.state == "complete" and "ttft_ms" not in trial.search]
+    loose = bounds(record, "accuracy>=0.1*dense")
+    assert early and stopped_line(record, loose) == [
+        f"{len(early)} trials stopped at the study's own constraints, before it could be told"
+    ]
+    assert stopped_line(record, bounds(record, "accuracy>=0.75*dense")) == []
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_is_named():
+    record = study(80, objectives=("accuracy", "prefill_flops"))
+    asked = bounds(record, "prefill_flops<=0.01*dense", "accuracy>=0.1")
+    assert under(record, asked).front == ()
+    error = none_keeps(record, asked)
+    cheapest = min((t for t in record.trials if t.search), key=lambda trial: value(trial, "prefill_flops"))
+    assert error.what == "no measured policy keeps prefill_flops <=0.01*dense and accuracy >=0.1"
+    assert error.details[0].startswith(f"nearest: trial {cheapest.number} with prefill_flops ")
+    assert error.details[0].endswith("(asked: >= 10.0 %)") and "(asked: <= 84.0 GFLOPs)" in error.details[0]
+
+
+def test_what_is_no_bound_is_told_all_at_once():
+    texts = ["accuracy", "accuracy>0.9", "acuracy>=0.9", "ttft_ms<=fast", "tpot_ms<=3", ">=3"]
+    with pytest.raises(UsageError) as caught:
+        parsed(texts, "--pick", study())
+    assert caught.value.what == "--pick takes a measured metric with a bound"
+    form = "expected a metric and a bound, such as 'ttft_ms<=0.6*dense'"
+    assert caught.value.details == (
+        f"found 'accuracy', {form}",
+        f"found 'accuracy>0.9', {form}",
+        "nobody measured 'acuracy'; the nearest known one is 'accuracy'",
+        f"found 'ttft_ms<=fast', {form}",
+        "nobody measured 'tpot_ms'; the nearest known one is 'ttft_ms'",
+        "nobody measured ''; known: accuracy, kv_cache_bytes, prefill_flops, ttft_ms, vision_flops",
+    )
+
+
+# What nobody measured
+
+
+LOSS = [0.002, 0.05, 0.004, 0.07, 0.006, 0.03, 0.001, 0.09]
+
+
+def additive(policy):
+    """A layer's skip costs a known part of the accuracy, and saves an eighth of the work."""
+    skipped = [index for index, choice in enumerate(policy.choices(8)) if choice.skips_layer]
+    figures = {"accuracy": 0.9 - sum(LOSS[index] for index in skipped), "prefill_flops": 8e6 - 1e6 * len(skipped)}
+    return {name: Measurement(figure) for name, figure in figures.items()}
+
+
+def sparse_study(path, without):
+    """Every policy with up to two layers skipped, and three, but for some."""
+    rows = [[place in (a, b, c) for place in range(8)] for a in range(8) for b in range(a, 8) for c in (b, 7)]
+    policies = [Policy(), *(Policy.of([NAMED["skip_layer"] if skip else KEEP for skip in row]) for row in rows)]
+    policies = [policy for policy in dict.fromkeys(policies) if policy not in without]
+    trials = [TrialRecord(number, "complete", policy, additive(policy)) for number, policy in enumerate(policies)]
+    space = searching.loaded(path, layers="[{choices: [keep, skip_layer]}]").space
+    record = StudyRecord("s", "m", 8, OBJECTIVES, {}, METRICS, tuple(trials), (), (), {}, "", {})
+    return refronted(record, confirm=False), space
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return searching.tiny_space(tmp_path_factory.mktemp("space"))
+
+
+def test_a_better_policy_that_nobody_measured_is_offered_and_marked(path):
+    record, space = sparse_study(path, [])
+    asked = bounds(record, "prefill_flops<=0.55*dense")
+    found = offer(under(record, asked), space, asked)
+    assert [index for index, choice in found.layers.items() if choice.skips_layer] == [0, 2, 4, 6]
+    assert found.measured == {} and found.provenance.trial is None
+    assert found.provenance.unmeasured.startswith("expected accuracy 88.")
+    assert found.provenance.unmeasured.endswith("prefill_flops 4.00 MFLOPs")
+    assert Policy.model_validate(yaml.safe_load(found.to_yaml())).provenance == found.provenance
+
+
+def test_nothing_is_offered_where_the_best_was_measured_or_nothing_is_known(path):
+    record, space = sparse_study(path, [])
+    asked = bounds(record, "prefill_flops<=0.75*dense")
+    assert offer(under(record, asked), space, asked) is None
+    few = replace(record, trials=record.trials[:9])
+    harder = bounds(record, "prefill_flops<=0.55*dense")
+    assert offer(under(few, harder), space, harder) is None
+
+
+def test_an_offer_keeps_to_the_space(path):
+    record, space = sparse_study(path, [])
+    asked = bounds(record, "prefill_flops<=0.55*dense")
+    forbidding = space.model_validate(
+        space.model_dump() | {"forbid": [{"0": "skip_layer", "2": "skip_layer", "4": "skip_layer"}]}
+    )
+    found = offer(under(record, asked), forbidding, asked)
+    assert found is not None and not {0, 2, 4} <= {*found.layers}
+    scheduled = space.model_validate(space.model_dump() | {"schedules": [{"fastv": {"layer": 1, "token_ratio": 0.5}}]})
+    assert offer(under(record, asked), scheduled, asked) is None
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folder(path, tmp_path_factory):
+    """A study of a few measured trials, without a model."""
+    found = tmp_path_factory.mktemp("studies") / "tiny"
+    study = SearchStudy(found / "study.db", "tiny", searching.loaded(path).space, LAYERS)
+    for _ in range(9):
+        proposal = study.ask()
+        study.tell(proposal, measured(proposal.policy))
+    return found
+
+
+def test_pick_prints_a_policy_that_loads(folder, tmp_path, capsys):
+    assert main(["report", str(folder), "--pick", "prefill_flops<=0.8*dense"]) == 0
+    out, err = capsys.readouterr()
+    (tmp_path / "picked.yaml").write_text(out)
+    picked = Policy.load(tmp_path / "picked.yaml")
+    assert picked.measured["prefill_flops"].value <= 0.8 * picked.measured["prefill_flops"].dense
+    assert picked.provenance.trial is not None and f"trial {picked.provenance.trial}" in err
+    assert "under prefill_flops <=0.8*dense" in err
+    assert not (folder / "report.html").exists()
+
+
+def test_a_constraint_prints_the_front_one_document_a_policy(folder, capsys):
+    assert main(["report", str(folder), "--constraint", "accuracy>=0.5*dense"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    policies = [Policy.model_validate(document) for document in documents]
+    costs = [policy.measured["prefill_flops"].value for policy in policies]
+    assert len(policies) > 1 and costs == sorted(costs, reverse=True)
+    assert all(policy.measured["accuracy"].value >= 0.45 for policy in policies)
+
+
+def test_a_selection_as_json(folder, capsys):
+    command = ["report", str(folder), "--constraint", "accuracy>=0.5*dense", "--pick", "prefill_flops<=0.9*dense"]
+    assert main([*command, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["bounds"] == ["accuracy >=0.5*dense", "prefill_flops <=0.9*dense"]
+    assert data["unmeasured"] is None
+    assert data["pick"]["accuracy"]["value"] == max(entry["accuracy"]["value"] for entry in data["front"])
+    picked = Policy.model_validate(data["pick"]["policy"])
+    assert picked.provenance == Provenance(
+        study="tiny", trial=data["pick"]["trial"], skipsearch=picked.provenance.skipsearch
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--pick", "prefill_flops<=0"], "no measured policy keeps prefill_flops <=0\n  nearest: trial "),
+        (["--constraint", "acc>=1"], "--constraint takes a measured metric with a bound\n  nobody measured 'acc'"),
+        (["--pick", "accuracy>=0.1", "--unmeasured"], "no unmeasured policy is expected to be better\nhint: "),
+        (["--unmeasured"], "--unmeasured goes with --pick\nhint: "),
+    ],
+)
+def test_a_selection_that_cannot_be_is_told(flags, says, folder, capsys):
+    assert main(["report", str(folder), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"error: {says}" in err

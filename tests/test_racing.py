@@ -1,0 +1,449 @@
+"""Racing: what counts as evidence, the examples one after the other, and searches that give candidates up early."""
+
+import itertools
+import json
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+import tiny
+from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.base import Measurement
+from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.policies.apply import apply_policy
+from skipsearch.policies.choice import NAMED
+from skipsearch.policies.policy import Policy
+from skipsearch.search.bench import Bench
+from skipsearch.search.driver import Driver
+from skipsearch.search.front import front_trials
+from skipsearch.search.outcome import Outcome
+from skipsearch.search.progress import Progress
+from skipsearch.search.racing import Race, Rival, evidence, shares, weights_of
+from skipsearch.search.reading import load_space
+from skipsearch.search.results import summary
+from skipsearch.search.space import Racing
+from skipsearch.search.study import SearchStudy
+
+EXAMPLES, LAYERS = 96, 4
+
+SPACE = """
+schema: skipsearch/space/v1
+model: {id: ./llama, device: cpu}
+layers:
+  - {range: all, choices: [keep, skip_ffn, skip_attention, skip_layer, parallel]}
+evaluate:
+  accuracy: {tasks: [./likely.yaml], search: {limit: 96}, report: {limit: 8}}
+  flops:
+objectives: {accuracy: maximize, prefill_flops: minimize}
+search: {trials: 30, seed: 3, sampler: random}
+workers: {count: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A space whose right answers are those of the dense model, so that policies differ."""
+    folder = tmp_path_factory.mktemp("space")
+    model = tiny.tiny_llama(folder)
+    tasks = tiny.text_tasks(folder, EXAMPLES + 8)
+    subject = load_subject(ModelSpec(id=str(model), device="cpu"))
+    measured = AccuracyEvaluator(
+        AccuracyOptions(tasks=[str(tasks["text_mc"])], search={"limit": EXAMPLES + 7}), subject
+    )
+    with apply_policy(subject.model, Policy()) as handle:
+        measured.measure(handle, "search")
+        measured.measure(handle, "report")
+    rows = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
+    for split in ("search", "report"):
+        for request in measured._tasks(split)["text_mc"].instances:
+            rows[request.doc_id].setdefault("found", []).append(request.resps[0][0])
+    for row in rows:
+        row["label"] = int(np.argmax(row.pop("found")))
+    (folder / "likely.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tiny.write_task(folder, "likely", folder / "likely.jsonl", **tiny.CHOICES)
+    (folder / "tiny.yaml").write_text(SPACE)
+    return folder / "tiny.yaml"
+
+
+def space_of(path, **overrides):
+    return load_space(str(path), {key.replace("__", "."): str(value) for key, value in overrides.items()}).space
+
+
+# Evidence
+
+
+def test_seven_losses_without_a_win_are_evidence_and_six_are_not():
+    assert evidence([1.0] * 6, 10_000, -1.0) < 20 < evidence([1.0] * 7, 10_000, -1.0)
+    assert evidence([0.0] * 50 + [1.0] * 7, 10_000, -1.0) > 20
+
+
+def test_what_the_rest_cannot_make_up_for_is_certain():
+    assert evidence([1.0] * 3, 5, -1.0) == np.inf
+    assert evidence([0.5, 0.5], 3, -0.9) == np.inf
+    assert evidence([1.0, 1.0], 4, -1.0) < np.inf
+
+
+def test_a_tie_on_all_examples_is_no_evidence():
+    assert evidence([1.0, -1.0] * 20, 40, -1.0) < 20
+    assert evidence([-1.0] * 20 + [1.0] * 20, 40, -1.0) < 20
+    assert evidence([0.0] * 40, 40, -1.0) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["same accuracy", "few differ", "unbounded", "weighted"])
+def test_who_is_no_worse_is_seldom_given_up_however_often_one_looks(kind):
+    """The mean over all is exactly 0, the worst case; the share of orders that ever reach 20 stays under 1 in 20."""
+    draw = np.random.default_rng(4)
+    found = {
+        "same accuracy": np.repeat([1.0, -1.0, 0.0], [40, 40, 20]),
+        "few differ": np.repeat([1.0, -1.0, 0.0], [8, 8, 184]),
+        "unbounded": (sample := draw.pareto(1.5, 200)) - sample.mean(),
+        "weighted": np.repeat([2.0, -0.5, 0.25], [10, 60, 40]),
+    }[kind]
+    assert abs(found.mean()) < 1e-9
+    lost = sum(evidence(draw.permutation(found), len(found), found.min()) >= 20 for _ in range(2000))
+    assert lost / 2000 < 0.05
+
+
+def test_a_clear_loser_is_given_up_on_a_quarter():
+    draw = np.random.default_rng(5)
+    found = np.repeat([1.0, -1.0, 0.0], [120, 20, 260])
+    assert np.mean([evidence(draw.permutation(found)[:100], 400, -1.0) >= 20 for _ in range(200)]) > 0.9
+
+
+# The race
+
+
+def measured(scores, order=None, total=None):
+    detail = {"per_example": list(scores), "tasks": {"a": {"n": len(scores)}}}
+    if order is not None:
+        detail |= {"places": list(order), "total": total}
+    return Measurement(float(np.mean(scores)), len(scores), detail=detail)
+
+
+def race(path, rivals, dense=None, **overrides):
+    whole = {"accuracy": measured(dense or [1.0] * 100), "prefill_flops": Measurement(100.0)}
+    space = space_of(path, **overrides)
+    return Race(space, space.metrics(), whole, rivals)
+
+
+def rival(number, accuracy, flops):
+    right = int(accuracy * 100)
+    scores = [1.0] * right + [0.0] * (100 - right)
+    return Rival(number, {"accuracy": accuracy, "prefill_flops": flops}, {"accuracy": scores})
+
+
+def test_only_who_costs_no_more_makes_a_candidate_lose(path):
+    partial = {"accuracy": measured([0.0] * 10, range(10), 100)}
+    known = {"prefill_flops": Measurement(60.0)}
+    assert race(path, [rival(3, 0.9, 61.0)]).verdict(known, partial) is None
+    assert (
+        race(path, [rival(3, 0.9, 60.0)]).verdict(known, partial)
+        == "worse than trial 3 in accuracy (10 of 100 examples)"
+    )
+    assert "trial 4" in race(path, [rival(3, 0.8, 50.0), rival(4, 0.9, 55.0)]).verdict(known, partial)
+    assert race(path, [rival(3, 0.9, 60.0)]).verdict({}, partial) is None
+
+
+def test_a_bound_is_raced_against_the_dense_model(path):
+    partial = {"accuracy": measured([0.0] * 12, range(12), 100)}
+    bounded = {"constraints": "{accuracy: '>= 0.9 * dense'}"}
+    assert race(path, [], **bounded).verdict({}, partial) == "accuracy is not >= 0.9 * dense (12 of 100 examples)"
+    assert race(path, [], [0.0] * 50 + [1.0] * 50, **bounded).verdict({}, partial) is None
+    assert race(path, []).verdict({}, partial) is None
+
+
+def test_what_cannot_be_compared_example_by_example_is_not_raced(path):
+    known = {"prefill_flops": Measurement(60.0)}
+    for scores in ([], [2.0] * 10):
+        partial = {
+            "accuracy": Measurement(0.0, 10, detail={"per_example": scores, "places": [*range(10)], "total": 100})
+        }
+        assert race(path, [rival(3, 0.9, 50.0)]).verdict(known, partial) is None
+
+
+def test_more_confidence_takes_more_examples(path):
+    partial = {"accuracy": measured([0.0] * 8, range(8), 100)}
+    known = {"prefill_flops": Measurement(60.0)}
+    assert race(path, [rival(3, 0.9, 50.0)]).verdict(known, partial)
+    sure = {"search__racing": "{confidence: 0.999}"}
+    assert race(path, [rival(3, 0.9, 50.0)], **sure).verdict(known, partial) is None
+
+
+def test_each_task_counts_the_same_however_few_examples_it_has():
+    whole = Measurement(0.5, 8, detail={"tasks": {"a": {"n": 2}, "b": {"n": 6}}})
+    assert weights_of(whole) == [2.0] * 2 + [2 / 3] * 6
+
+
+def test_looks_are_evenly_spaced():
+    assert shares(Racing()) == tuple(number / 16 for number in range(1, 17))
+    assert shares(Racing(step=0.4)) == (0.4, 0.8, 1.0)
+    assert shares(Racing(step=1.0)) == shares("none") == (1.0,)
+
+
+def test_racing_is_no_other_study(path):
+    fingerprints = {space_of(path, search__racing=given).fingerprint() for given in ("none", "{step: 0.5}", "{}")}
+    assert fingerprints == {space_of(path).fingerprint()}
+
+
+# Examples first
+
+
+@pytest.fixture(scope="module")
+def bench(path):
+    return Bench(space_of(path), threads=1)
+
+
+def accuracy_of(bench, *tasks, **options):
+    given = AccuracyOptions(
+        tasks=list(map(str, tasks)), search={"limit": EXAMPLES // 2 if len(tasks) > 1 else EXAMPLES}, **options
+    )
+    return AccuracyEvaluator(given, bench.subject)
+
+
+def rungs_of(bench, evaluator, policy, looks=(0.125, 0.25, 0.5, 1.0)):
+    with apply_policy(bench.subject.model, policy) as handle:
+        found = [rung["accuracy"] for rung in evaluator.rungs(handle, "search", looks)]
+        return found, evaluator.measure(handle, "search")["accuracy"]
+
+
+@pytest.mark.parametrize("names", [["text_gen"], ["likely"], ["text_gen", "likely"]])
+def test_the_last_rung_is_the_whole_and_each_a_part_of_it(path, bench, names):
+    evaluator = accuracy_of(bench, *(path.parent / f"{name}.yaml" for name in names))
+    found, whole = rungs_of(bench, evaluator, Policy(layers={1: NAMED["skip_ffn"]}))
+    assert [rung.n for rung in found] == [24, 48, 96]
+    assert (found[-1].value, found[-1].stderr, found[-1].detail["per_example"]) == (
+        whole.value, whole.stderr, whole.detail["per_example"],
+    )  # fmt: skip
+    for rung, after in itertools.pairwise(found[:-1]):
+        assert after.detail["places"][: rung.n] == rung.detail["places"]
+    for rung in found[:-1]:
+        assert rung.detail["per_example"] == [whole.detail["per_example"][place] for place in rung.detail["places"]]
+    places = found[-2].detail["places"]
+    assert places != sorted(places) and len({*places}) == 48
+
+
+def test_every_policy_has_the_same_order_and_answers_no_more_than_asked(path, bench):
+    evaluator = accuracy_of(bench, path.parent / "likely.yaml")
+    orders = [
+        rungs_of(bench, evaluator, policy)[0][0].detail["places"]
+        for policy in (Policy(), Policy(layers={1: NAMED["parallel"]}))
+    ]
+    assert orders[0] == orders[1]
+    asked = []
+    score = evaluator._model.loglikelihood
+    evaluator._model.loglikelihood = lambda requests, **more: asked.append(len(requests)) or score(requests, **more)
+    with apply_policy(bench.subject.model, Policy()) as handle:
+        next(evaluator.rungs(handle, "search", (0.125, 0.25, 1.0)))
+    assert asked == [24 * 3]
+
+
+def refused(**changes):
+    generate = {**tiny.GENERATE["generation_kwargs"], **changes.pop("generation_kwargs", {})}
+    return {**tiny.GENERATE, "generation_kwargs": generate, **changes}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        refused(generation_kwargs={"do_sample": True, "temperature": 1.0}),
+        refused(metric_list=[{**tiny.GENERATE["metric_list"][0], "aggregation": "median"}]),
+        refused(filter_list=[{"name": "own", "filter": [{"function": "custom", "filter_fn": "!function own.own"}]}]),
+    ],
+    ids=["sampled", "median", "own filter"],
+)  # fmt: skip
+def test_what_needs_all_documents_at_once_is_measured_at_once(path, bench, config):
+    folder = path.parent
+    (folder / "own.py").write_text("def own(resps, docs):\n    return [answers[0] for answers in resps]\n")
+    text = yaml.safe_dump({"task": "odd", **config}, sort_keys=False).replace(
+        "'!function own.own'", "!function own.own"
+    )
+    tiny.write_task(folder, "odd", folder / "text.jsonl")
+    base = yaml.safe_load((folder / "odd.yaml").read_text())
+    (folder / "odd.yaml").write_text(yaml.safe_dump(base) + text.replace("task: odd\n", ""))
+    evaluator = accuracy_of(bench, folder / "odd.yaml")
+    found, _ = rungs_of(bench, evaluator, Policy())
+    assert [rung.n for rung in found] == [EXAMPLES]
+
+
+def test_a_small_split_is_measured_at_once(path, bench):
+    evaluator = AccuracyEvaluator(
+        AccuracyOptions(tasks=[str(path.parent / "likely.yaml")], search={"limit": 63}), bench.subject
+    )
+    assert [rung.n for rung in rungs_of(bench, evaluator, Policy())[0]] == [63]
+
+
+# Whole searches
+
+
+class Here:
+    """A pool without Ray: its workers take turns on one bench."""
+
+    def __init__(self, bench, size=1):
+        self.bench, self.size = bench, size
+        self.shares_device = size > 1
+        self.running, self.order, self.alone = deque(), [], True
+
+    @property
+    def has_idle(self):
+        return len(self.running) < self.size
+
+    @property
+    def busy(self):
+        return len(self.running)
+
+    def submit(self, job):
+        self.running.append(job)
+        self.order.append((job.tag.proposal.number, tuple(job.names)))
+        self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
+
+    def next(self):
+        job = self.running.popleft()
+        return job, self.bench.measure(
+            job.policy, job.names, job.split, dense=job.dense, rivals=job.rivals, known=job.known
+        )
+
+
+class Killed(Exception):
+    pass
+
+
+class Killer(Progress):
+    """Kills a search when so many trials are measured."""
+
+    def __init__(self, space, trials):
+        super().__init__(space.search.trials, space.objectives, shown=False)
+        self.last = trials
+
+    def update(self, records, measured):
+        if measured == self.last:
+            raise Killed
+
+
+def search(path, bench, folder, trials=None, resume=False, **overrides):
+    space = space_of(path, **overrides)
+    bench.space = space
+    study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
+    driver = Driver(study, Here(bench), Killer(space, trials))
+    driver.search()
+    return SimpleNamespace(study=study, records=study.records(), order=driver.pool.order)
+
+
+def figures(record):
+    return {name: entry.value for name, entry in record.search.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(path, bench, tmp_path_factory):
+    return search(path, bench, tmp_path_factory.mktemp("whole"), search__racing="none")
+
+
+@pytest.fixture(scope="module")
+def raced(path, bench, tmp_path_factory):
+    return search(path, bench, tmp_path_factory.mktemp("raced"))
+
+
+def test_a_race_gives_losers_up_and_changes_no_figure(whole, raced):
+    full = {record.policy.fingerprint: figures(record) for record in whole.records}
+    dropped = [record for record in raced.records if record.dropped]
+    assert len(raced.records) == len(full) == 30 and len(dropped) >= 5
+    for record in raced.records:
+        expected = full[record.policy.fingerprint]
+        unknown = {"accuracy"} if record.dropped else set()
+        assert figures(record) == {name: value for name, value in expected.items() if name not in unknown}
+    assert not raced.records[0].dropped
+    objectives = raced.study.space.objectives
+    assert front_trials(raced.records, objectives) == front_trials(whole.records, objectives)
+
+
+def test_what_was_answered_and_what_was_spared_is_counted(whole, raced):
+    with_race, without = (summary(tuple(found.records)) for found in (raced, whole))
+    assert without["examples"] == 30 * EXAMPLES and without["examples_spared"] == 0
+    assert 0 < with_race["examples"] < 30 * EXAMPLES
+    assert with_race["examples"] + with_race["examples_spared"] == 30 * EXAMPLES
+
+
+def test_who_is_given_up_is_kept_with_its_estimate(raced):
+    dropped = [record for record in raced.records if record.dropped]
+    for record in dropped:
+        estimate = record.estimates["accuracy"]
+        assert estimate.n in range(18, 91, 18) and estimate.detail["total"] == EXAMPLES
+        assert estimate.value == pytest.approx(np.mean(estimate.detail["per_example"]))
+        assert record.state == "complete" and not record.feasible and "accuracy" not in record.search
+        assert f"({estimate.n} of 96 examples)" in record.dropped
+        assert raced.study.study.trials[record.number].state.name == "PRUNED"
+    best = {trial.number for trial in raced.study.study.best_trials}
+    assert best.isdisjoint(record.number for record in dropped)
+    assert raced.study.measured() == 30
+
+
+def test_a_killed_race_resumes_with_the_same_trials(path, bench, tmp_path, raced):
+    for number, trials in enumerate((7, 16, 17)):
+        with pytest.raises(Killed):
+            search(path, bench, tmp_path, trials, resume=number > 0)
+    rest = search(path, bench, tmp_path, resume=True)
+    for mine, never in zip(rest.records, raced.records, strict=True):
+        assert (mine.policy, mine.dropped, figures(mine)) == (never.policy, never.dropped, figures(never))
+        assert [entry.detail["per_example"] for entry in mine.estimates.values()] == [
+            entry.detail["per_example"] for entry in never.estimates.values()
+        ]
+    assert len(rest.order) == 30 - 17
+
+
+def test_a_duplicate_of_who_was_given_up_is_answered_from_it(path, bench, tmp_path, raced):
+    study = search(path, bench, tmp_path, search__trials=29).study.study
+    first = next(record for record in raced.records if record.dropped)
+    study.enqueue_trial(study.trials[first.number].params)
+    again = search(path, bench, tmp_path, resume=True)
+    twin = next(record for record in again.records if record.shared_from is not None)
+    assert twin.shared_from == first.number and twin.policy == first.policy and twin.dropped == first.dropped
+    assert twin.estimates == again.records[first.number].estimates
+    assert len(again.order) == 1
+
+
+class Canned:
+    """A bench whose figures are known beforehand."""
+
+    def measure(self, policy, names, split, dense, rivals, known):
+        made = {"flops": "prefill_flops", "latency": "ttft_ms", "accuracy": "accuracy", "memory": "kv_cache_bytes"}
+        return Outcome({made[name]: Measurement(1.0) for name in names}, {"total": 0.1})
+
+
+@pytest.mark.parametrize("racing", ["{}", "none"])
+def test_who_races_knows_its_latency_first(path, tmp_path, racing):
+    space = space_of(
+        path,
+        evaluate="{accuracy: {tasks: [likely.yaml]}, flops: , latency: , memory: }",
+        objectives="{accuracy: maximize, ttft_ms: minimize}",
+        search__trials=7,
+        search__racing=racing,
+    )
+    driver = Driver(
+        SearchStudy(tmp_path / "study.db", "tiny", space, LAYERS),
+        Here(Canned(), size=2),
+        Progress(space.search.trials, space.objectives, shown=False),
+    )
+    driver.search()
+    stages = (
+        [("flops", "latency", "memory"), ("accuracy",)]
+        if racing == "{}"
+        else [("accuracy", "flops", "memory"), ("latency",)]
+    )
+    for number in range(7):
+        assert [names for trial, names in driver.pool.order if trial == number] == stages
+    assert all(record.state == "complete" for record in driver.study.records())
+    assert driver.pool.alone
+
+
+def test_a_race_for_a_bound_alone_keeps_losers_off_the_front(path, bench, tmp_path):
+    """Its objectives are all measured, so only that it was given up bars a candidate."""
+    found = search(
+        path, bench, tmp_path, objectives="{prefill_flops: minimize}", constraints="{accuracy: '>= 0.9 * dense'}"
+    )
+    dropped = [record for record in found.records if record.dropped]
+    assert dropped and all("accuracy is not" in record.dropped and not record.feasible for record in dropped)
+    front = front_trials(found.records, found.study.space.objectives)
+    assert front and all(found.records[number].search["accuracy"].value >= 0.9 for number in front)
+    assert {trial.number for trial in found.study.study.best_trials}.isdisjoint(r.number for r in dropped)

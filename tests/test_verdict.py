@@ -1,0 +1,229 @@
+"""What a search was worth: paired tests, the gain over simple rules, and the forecast, where the truth is known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_report import changed, page, refronted, study, without_library
+
+from skipsearch.evaluators.base import Measurement
+from skipsearch.search.forecast import outlook
+from skipsearch.search.front import history
+from skipsearch.search.paired import chance, examples, mcnemar, resampled
+from skipsearch.search.record import Estimate
+from skipsearch.search.report_page import policy_files
+from skipsearch.search.summary import print_summary, summary_data
+from skipsearch.search.verdict import judged, verdict_lines
+
+EXAMPLES = 400
+
+
+def scored(scores, tasks=None):
+    """A figure with the scores of its examples."""
+    sizes = tasks or [len(scores)]
+    parts = np.split(np.asarray(scores, float), np.cumsum(sizes)[:-1])
+    detail = {"per_example": [float(score) for score in scores]}
+    detail["tasks"] = {f"task{number}": {"n": size} for number, size in enumerate(sizes)}
+    return Measurement(float(np.mean([part.mean() for part in parts])), len(scores), detail=detail)
+
+
+def guesses(share, seed, count=EXAMPLES):
+    """Right or wrong at each example: the easy ones are right for all, and luck decides little."""
+    draw = np.random.default_rng(seed)
+    ease = np.random.default_rng(0).random(count)
+    return (ease + draw.normal(0, 0.03, count) < share).astype(float)
+
+
+def with_examples(record, rules=(), seed=0):
+    """The record with a score for each example, of which trials in `rules` were begun with."""
+    trials = []
+    for trial in record.trials:
+        search = dict(trial.search)
+        if "accuracy" in search:
+            search["accuracy"] = scored(guesses(search["accuracy"].value, seed + trial.number))
+        trials.append(replace(trial, search=search, rule="a rule" if trial.number in rules else None))
+    return judged(refronted(replace(record, trials=tuple(trials))))
+
+
+# Paired tests
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 22 / 1024), (10, 2, 79 * 2 / 4096)],
+)
+def test_mcnemar_is_exact(better, worse, p):
+    assert mcnemar(better, worse) == mcnemar(worse, better) == pytest.approx(p)
+
+
+def test_equal_policies_are_told_apart_as_often_as_stated():
+    draw = np.random.default_rng(0)
+    rejected = 0
+    for _ in range(400):
+        hard = draw.random(60)
+        one, other = ((draw.random(60) < hard).astype(float) for _ in range(2))
+        rejected += chance(scored(one), scored(other)) < 0.05
+    assert rejected / 400 < 0.07
+
+
+def test_scores_that_are_no_hits_are_compared_by_flipping_signs():
+    draw = np.random.default_rng(1)
+    one = draw.random(80)
+    assert chance(scored(one), scored(one + draw.normal(0, 0.1, 80))) > 0.05
+    assert chance(scored(one), scored(one - 0.1 + draw.normal(0, 0.1, 80))) < 0.01
+    # Two tasks of unequal size: the few examples of one count more, so a count of hits would be wrong.
+    small, large = np.zeros(10), np.zeros(90)
+    better = scored([*(small + 1), *large], [10, 90])
+    assert better.value == 0.5 and chance(better, scored([*small, *large], [10, 90])) < 0.01
+
+
+def test_without_the_same_examples_nothing_is_said():
+    kept = scored([1, 0, 1])
+    assert chance(kept, Measurement(0.5, 3)) is None
+    assert chance(kept, scored([1, 0, 1, 1])) is None
+    assert chance(kept, None) is None
+    assert examples(replace(kept, value=0.9)) is None, "a figure that is not the mean of its examples"
+
+
+def test_examples_are_drawn_within_their_task():
+    weights = resampled([3, 5], 50, np.random.default_rng(0))
+    assert weights[:, :3].sum(axis=1) == pytest.approx(0.5) and weights[:, 3:].sum(axis=1) == pytest.approx(0.5)
+    assert len({tuple(row) for row in weights.round(6)}) > 30
+
+
+# The gain over the rules
+
+
+def test_the_gain_is_the_difference_of_two_hypervolumes():
+    record = with_examples(study(60, objectives=("accuracy", "prefill_flops")), rules=range(1, 9))
+    verdict, names = record.verdict, ["accuracy", "prefill_flops"]
+    begun = [trial for trial in record.trials if trial.number in range(9) and trial.feasible]
+    points = [tuple(trial.search[name].value for name in names) for trial in begun]
+    rules = history(points, ["maximize", "minimize"], [record.reference[name] for name in names])[-1]
+    assert verdict.gain.value == pytest.approx(record.hypervolume[-1] - rules)
+    assert verdict.gain.low < verdict.gain.value < verdict.gain.high
+    assert set(verdict.rules) <= set(range(1, 9)) and verdict.rules
+
+
+def test_a_search_that_found_nothing_beyond_its_rules_gains_nothing():
+    record = study(60, objectives=("accuracy", "prefill_flops"))
+    found = with_examples(record, rules=range(1, 60))
+    assert found.verdict.gain == Estimate(0.0, 0.0, 0.0)
+    assert "is not told apart from the best simple rules (a rule as trial" in verdict_lines(found)[0]
+    clear = with_examples(record, rules=[2])
+    assert clear.verdict.gain.low > 0
+    assert "The search beats the best simple rules (a rule as trial 2)" in verdict_lines(clear)[0]
+
+
+def test_few_examples_leave_a_wide_interval():
+    record = with_examples(study(60, objectives=("accuracy", "prefill_flops")), rules=[2])
+
+    def width(count):
+        few = replace(record, trials=tuple(replace(t, search=t.search | first(t, count)) for t in record.trials))
+        gain = judged(refronted(few)).verdict.gain
+        return gain.high - gain.low
+
+    def first(trial, count):
+        scores = trial.search["accuracy"].detail["per_example"] if trial.search else []
+        return {"accuracy": scored(scores[:count])} if scores else {}
+
+    assert width(20) > 2 * width(EXAMPLES)
+
+
+def test_without_examples_there_is_no_interval_and_without_rules_no_gain():
+    record = study(60)
+    assert judged(record).verdict.gain is None
+    ruled = judged(changed(changed(record, 1, rule="one"), 2, rule="two"))
+    assert ruled.verdict.gain.low is None
+    assert "no scores of single examples were kept, hence no interval" in " ".join(verdict_lines(ruled))
+
+
+# The forecast
+
+
+def search_curve(count, power, seed):
+    """Hypervolume of a search whose rate of gains falls as a power of the trials: rare gains of very unequal size."""
+    draw = np.random.default_rng(seed)
+    rate = 0.05 * (np.arange(1, count + 1) + 3.0) ** -power
+    return np.cumsum(rate * draw.binomial(1, 0.4, count) / 0.4 * draw.exponential(1.0, count))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("count", [80, 250])
+def test_the_forecast_covers_what_came(power, count):
+    curves = [search_curve(count + 100, power, seed) for seed in range(40)]
+    forecasts = [outlook(curve[:count]) for curve in curves]
+    came = [curve[-1] - curve[count - 1] for curve in curves]
+    covered = sum(one.low <= true <= one.high for one, true in zip(forecasts, came, strict=True))
+    assert covered >= 0.8 * len(curves)
+    assert np.mean([one.value for one in forecasts]) == pytest.approx(np.mean(came), rel=0.4)
+
+
+def test_a_search_that_has_saturated_is_told_so():
+    draw = np.random.default_rng(0)
+    trials = np.arange(1, 301)
+    curve = np.cumsum(np.exp(-trials / 30) * draw.binomial(1, 0.5, 300))
+    found = outlook(curve[:200])
+    assert found.value < 0.01 * curve[199]
+    assert outlook(curve[:40]).value > 0.05 * curve[39]
+
+
+def test_where_nothing_was_gained_the_rule_of_three_bounds_what_may_come():
+    flat = [0.1, 0.3, *[0.3] * 78]
+    assert outlook(flat) == Estimate(0.0, 0.0, pytest.approx(0.2 * 100 * 3 / 60))
+    assert outlook(flat, ceiling=0.5).high == pytest.approx(0.2)
+    assert outlook([0.0] * 40) == Estimate(0.0, 0.0, 0.0)
+
+
+def test_too_few_trials_are_no_ground():
+    assert outlook([0.01 * number for number in range(19)]) is None
+
+
+def test_the_forecast_is_the_same_each_time_and_below_what_can_be():
+    curve = search_curve(60, 0.5, 3)
+    assert outlook(curve) == outlook(curve)
+    assert outlook(curve, ceiling=curve[-1] + 0.01).high <= 0.01 + 1e-12
+
+
+# What is printed
+
+
+def test_ties_stand_in_the_table_with_what_they_mean():
+    record = with_examples(study(60, objectives=("accuracy", "prefill_flops")), rules=[2])
+    ties = record.verdict.ties
+    assert ties and set(ties) <= set(record.front)
+    for number, other in ties.items():
+        assert record.front.index(other) == record.front.index(number) - 1
+        p = chance(record.trial(number).search["accuracy"], record.trial(other).search["accuracy"])
+        assert p > 0.05
+    untied = [pair for pair in zip(record.front, record.front[1:], strict=False) if ties.get(pair[1]) != pair[0]]
+    assert all(chance(*(record.trial(one).search["accuracy"] for one in pair)) <= 0.05 for pair in untied)
+    text = without_library(page(record))
+    number, other = next(pair for pair in ties.items() if pair[1])
+    assert f"trial {number}, tied with trial {other}</small>" in text
+    assert "<b>Tied</b> is a policy whose accuracy cannot be told" in text
+    assert "<b>Tied</b>" not in page(study())
+
+
+def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path, capsys):
+    record = replace(
+        with_examples(study(60), rules=[1, 2]), summary={}, ended="all 60 trials are measured (search.trials)"
+    )
+    print_summary(record, tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    text = page(record)
+    for line in verdict_lines(record):
+        assert line in out
+        assert line.replace("'", "&#x27;") in text
+    assert "The search ended: all 60 trials are measured" in out
+    assert "another 100 trials are expected to add" in out
+    assert "confirmed policies look" in out
+    data = json.loads(json.dumps(summary_data(record, tmp_path)))
+    verdict = data["verdict"]
+    assert data["ended"] == record.ended
+    assert verdict["rules"] and {entry["rule"] for entry in verdict["rules"]} == {"a rule"}
+    assert verdict["gain"]["low"] <= verdict["gain"]["value"] <= verdict["gain"]["high"]
+    assert verdict["outlook"]["trials"] == 100
+    assert {entry["trial"] for entry in verdict["tied"]} <= {*policy_files(record)}
+    assert verdict["mean_gap"] is not None
