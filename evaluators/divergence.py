@@ -6,7 +6,7 @@ searches by such a divergence.
 """
 
 import statistics
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Mapping
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pydantic import Field
@@ -80,7 +80,7 @@ class DivergenceEvaluator(ExampleEvaluator):
 
     def rungs(
         self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
-    ) -> Iterator[dict[str, Measurement]]:
+    ) -> Generator[dict[str, Measurement], None, None]:
         """Compare on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
         self._model.forward_seconds = 0.0
         found: dict[Example, float] = {}

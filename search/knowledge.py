@@ -99,10 +99,11 @@ class Bound:
         both = np.isfinite(losses) & np.isfinite(excess)
         self.slope = self.level = 0.0
         self.sum: Sum | None = None
-        if np.ptp(losses[both]) > 0:
+        # A line goes through any two points; a third is too few to be sure.
+        if np.count_nonzero(both) > 3 and np.ptp(losses[both]) > 0:
             self.slope, self.level = np.polyfit(losses[both], excess[both], 1)
         misfit = np.abs(self.slope * losses[both] + self.level - excess[both]).max(initial=0.0)
-        if not self.slope or misfit > 1e-6 * max(np.abs(excess[both]).max(), 1e-300):
+        if not self.slope or misfit > 1e-6 * max(np.abs(excess[both]).max(initial=0.0), 1e-300):
             self.sum = Sum(alternatives, history.codes, excess)
 
     def chance(self, codes: Codes) -> Floats:
@@ -111,6 +112,11 @@ class Bound:
             return np.ones(len(codes))
         ease = np.clip(self.sum(codes) / max(self.sum.error, 1e-9), -40, 40)
         return 1 / (1 + np.exp(1.7 * ease))
+
+    @property
+    def most(self) -> float:
+        """The largest loss that keeps the bound."""
+        return -self.level / self.slope if self.sum is None and self.slope > 0 else np.inf
 
     def holds(self, losses: Floats) -> NDArray[np.bool_]:
         """Where losses keep a bound that depends on them."""
@@ -140,9 +146,11 @@ class Epoch:
         self.axes += [
             bound.sum.table / max(np.ptp(bound.sum.table, axis=1).sum(), 1e-300) for bound in self.bounds if bound.sum
         ]
-        chosen = np.flatnonzero(measured)
+        losses = self.losses(history)
+        chosen = np.flatnonzero(np.isfinite(losses))
         if len(chosen) > KNOWN:
-            cheaper = (history.costs[chosen][:, None] <= history.costs[chosen]).all(2)
+            costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), -1).T
+            cheaper = (costs[:, None] <= costs).all(2)
             least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
             chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:KNOWN]])
         # What the first policies lost is what counts as too much: they differ from dense in a third of the variables.
@@ -154,6 +162,14 @@ class Epoch:
         self.surrogate = Surrogate(
             alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen], interactions=pairs
         )
+
+    def losses(self, history: History) -> Floats:
+        """Losses against dense; also of policies that were given up because of a bound that depends on the loss."""
+        losses = history.losses - self.dense_loss
+        for bound, excess in zip(self.bounds, history.excess.T, strict=True):
+            if bound.sum is None:
+                losses = np.where(np.isfinite(losses), losses, (excess - bound.level) / bound.slope)
+        return losses
 
 
 class Knowledge:
@@ -184,7 +200,7 @@ class Knowledge:
             budgets(lowest, corner[1:]),
             np.r_[self._front_losses, losses],
             np.vstack([figures[kept, 1:], self._costs(history.pending)]),
-            corner[0] - epoch.dense_loss,
+            min(corner[0] - epoch.dense_loss, *(bound.most for bound in epoch.bounds), np.inf),
         )
 
     def _costs(self, codes: Codes) -> Floats:
@@ -265,7 +281,8 @@ class Memory:
             epoch = Epoch(self._alternatives, known, self._tables, self._pairs)
             surrogate = epoch.surrogate
         new = np.arange(count) >= len(known.codes)
-        rows = new & history.measured
-        surrogate = surrogate.with_measured(history.codes[rows], history.losses[rows] - epoch.dense_loss)
+        losses = epoch.losses(history)
+        rows = new & np.isfinite(losses)
+        surrogate = surrogate.with_measured(history.codes[rows], losses[rows])
         self._learned = (history, epoch, surrogate, begun)
         return epoch, surrogate

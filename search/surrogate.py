@@ -198,7 +198,7 @@ def factorised(covariance: Floats, rest: Floats, noise: float) -> tuple[Floats, 
     bordered[count, :count] = bordered[:count, count] = rest
     # Larger than any x @ x can be: no eigenvalue of the covariance is below the noise.
     bordered[count, count] = 1 + rest @ rest / noise**2
-    root: Floats = np.linalg.cholesky(bordered)
+    root = np.linalg.cholesky(bordered).astype(np.float64, copy=False)
     return root[:count, :count], root[count, :count]
 
 
@@ -220,8 +220,8 @@ def fit_costs(alternatives: Alternatives, codes: Codes, figures: Floats) -> tupl
 
     def solved(rows: NDArray[np.bool_], ridge: float) -> Floats:
         some, weight = features[rows], (ridge * unit) ** -2
-        by_feature: Floats = np.linalg.solve(some.T @ some * weight + precision, some.T @ figures[rows] * weight)
-        return by_feature
+        found = np.linalg.solve(some.T @ some * weight + precision, some.T @ figures[rows] * weight)
+        return found.astype(np.float64, copy=False)
 
     every, half = np.ones(len(codes), bool), np.arange(len(codes)) % 2 == 0
     errors = [np.abs(figures - features @ solved(half, ridge))[~half].sum() for ridge in RIDGES]

@@ -53,6 +53,8 @@ def gain(record: StudyRecord, rules: Sequence[int]) -> Estimate:
         rules: Trials of the front of the rules.
     """
     members = [trial for trial in record.trials if trial.number in {*record.front, *rules}]
+    if not members:
+        return Estimate(0.0)
     names = list(record.objectives)
     found = dict(zip((trial.number for trial in record.trials), feasible_points(record.trials, names), strict=True))
     points = np.array([found[trial.number] for trial in members], dtype=float)

@@ -32,3 +32,12 @@ def test_what_is_counted_at_full_size_is_what_papers_report():
         # The one figure whose paper does not say what it counts beside the formula.
         unexplained = row["what"].startswith("shifted cosine")
         assert abs(row["difference"]) < (0.03 if unexplained else 0.01)
+
+
+def test_a_race_saves_answers_and_no_hypervolume():
+    settings = figures_of("racing.py", "--quick")["settings"]
+    assert [row["confidence"] for row in settings] == [0.9, 0.95, 0.99] * 2
+    for row in settings:
+        assert row["saving"] > 1.1 and row["lost_share"] <= 1 - row["confidence"]
+        assert row["held_out_ratio"] > 0.99
+    assert min(row["saving"] for row in settings if row["bounded"]) > 2

@@ -1,0 +1,324 @@
+"""The sampler on cheap stand-ins for a model: what it finds, what it never proposes, and how it goes on."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import optuna
+import pytest
+
+from skipsearch.search.additive import additive_front
+from skipsearch.search.front import hypervolume
+from skipsearch.search.skipsampler import SkipSampler
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
+COST = dict(zip(CHOICES, (6, 4, 2, 0), strict=True))
+BOTH = ["minimize", "minimize"]
+
+
+class Model:
+    """Losses of single choices and of pairs of layers; each layer costs 6 units."""
+
+    def __init__(self, layers, seed=0):
+        draw = np.random.default_rng(seed)
+        self.names = [f"layer_{index:02}" for index in range(layers)]
+        self.neutral = dict.fromkeys(self.names, "keep")
+        self.space = {name: optuna.distributions.CategoricalDistribution(CHOICES) for name in self.names}
+        self.alone = np.exp(draw.normal(0, 0.9, (layers, 1))) * [0, 0.4, 0.6, 1]
+        self.alone *= layers / 4 / self.alone[:, 3].sum()
+        self.pair = np.triu(np.maximum(draw.normal(0.3, 0.8, (layers, layers)), -0.4), 1)
+
+    def loss(self, codes):
+        each = np.take_along_axis(self.alone[None], codes[:, :, None], 2)[:, :, 0]
+        root = np.sqrt(each)
+        return each.sum(1) + np.einsum("ni,ij,nj->n", root, self.pair, root) / 3
+
+    def __call__(self, params):
+        code = np.array([CHOICES.index(params[name]) for name in self.names])
+        return float(self.loss(code[None])[0]), sum(COST[params[name]] for name in self.names) / (6 * len(self.names))
+
+    def volume(self, points):
+        return hypervolume(points, BOTH, (1.0, 1.0))
+
+
+def sampler(model, **options):
+    return SkipSampler(model.neutral, reference=options.pop("reference", (1.0, 1.0)), **options)
+
+
+def search(model, trials, study=None, **options):
+    study = study or optuna.create_study(directions=BOTH, sampler=sampler(model, **options))
+    for _ in range(trials):
+        trial = study.ask(model.space)
+        study.tell(trial, model(trial.params))
+    return study
+
+
+def policies(study):
+    return [tuple(trial.params.values()) for trial in study.trials]
+
+
+def volume(model, study):
+    return model.volume([trial.values for trial in study.trials])
+
+
+def test_the_first_trial_is_dense_and_none_repeats():
+    model = Model(10)
+    found = policies(search(model, 80))
+    assert found[0] == ("keep",) * 10 and len(set(found)) == 80
+
+
+def test_one_seed_proposes_the_same_and_another_seed_something_else():
+    model = Model(8)
+    one, same, other = (policies(search(model, 30, seed=seed)) for seed in (3, 3, 4))
+    assert one == same != other
+
+
+def test_a_user_needs_no_distributions_beforehand():
+    model = Model(6)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model))
+    study.optimize(
+        lambda trial: model(
+            {name: trial.suggest_categorical(name, CHOICES) for name in model.names},
+        ),
+        20,
+    )
+    assert policies(study)[0] == ("keep",) * 6 and len(set(policies(study))) == 20
+
+
+def test_a_new_sampler_on_the_same_study_goes_on_as_if_never_stopped():
+    model = Model(8)
+    whole = search(model, 60)
+    cut = search(model, 23)
+    cut.sampler = sampler(model)
+    search(model, 20, cut)
+    cut.sampler = sampler(model)
+    assert policies(search(model, 17, cut)) == policies(whole)
+
+
+STEP = """
+import sys; sys.path[:0] = {path!r}
+import optuna, test_skipsampler as t
+model = t.Model(6)
+study = optuna.load_study(study_name="s", storage={url!r}, sampler=t.sampler(model))
+t.search(model, 9, study)
+study.ask(model.space)
+import os; os._exit(9)
+"""
+
+
+def test_killed_processes_end_in_the_same_trials_as_one_that_lived(tmp_path):
+    model, url = Model(6), f"sqlite:///{tmp_path}/s.db"
+    optuna.create_study(study_name="s", storage=url, directions=BOTH)
+    for _ in range(2):
+        died = subprocess.run([sys.executable, "-c", STEP.format(path=sys.path, url=url)], check=False)
+        assert died.returncode == 9
+        study = optuna.load_study(study_name="s", storage=url, sampler=sampler(model))
+        lost = study.trials[-1]
+        study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(lost.params)
+    study = search(model, 10, study)
+    measured = [tuple(trial.params.values()) for trial in study.trials if trial.values]
+    assert measured == policies(search(model, 28))
+
+
+def test_workers_that_ask_at_once_get_different_policies_and_are_never_refused():
+    model = Model(8)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model))
+    running = [study.ask(model.space) for _ in range(8)]
+    for turn in range(60):
+        trial = running.pop(turn * 5 % 8)
+        study.tell(trial, model(trial.params))
+        running.append(study.ask(model.space))
+    assert len(set(policies(study))) == 68
+    for trial in running:
+        study.tell(trial, model(trial.params))
+    assert volume(model, study) > 0.95 * volume(model, search(model, 68))
+
+
+def test_what_is_queued_is_not_proposed():
+    model = Model(6)
+    expected = policies(search(model, 12))[11]
+    study = search(model, 11)
+    study.enqueue_trial(dict(zip(model.names, expected, strict=True)))
+    study.enqueue_trial(dict(zip(model.names, expected[::-1], strict=True)))
+    found = policies(search(model, 6, study))
+    assert len(set(found)) == 17 or expected == expected[::-1]
+
+
+def test_policies_that_mean_the_same_are_measured_once():
+    model = Model(6)
+
+    def kept(params):
+        return sum(choice == "keep" for choice in params.values())
+
+    study = search(model, 7, identity=kept)
+    assert sorted(kept(trial.params) for trial in study.trials) == list(range(7))
+
+
+def test_a_failed_policy_is_not_proposed_again():
+    model = Model(5)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model))
+    for number in range(30):
+        trial = study.ask(model.space)
+        fails = number % 3 == 2
+        study.tell(
+            trial, None if fails else model(trial.params), state=None if not fails else optuna.trial.TrialState.FAIL
+        )
+    assert len(set(policies(study))) == 30
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_policies_that_break_a_constraint_teach_where_the_others_are(early):
+    model = Model(12)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model))
+    kept = []
+    for _ in range(60):
+        trial = study.ask(model.space)
+        loss, cost = model(trial.params)
+        trial.set_constraint("loss", loss - 0.3)
+        trial.set_constraint("cost", 0.4 - cost)
+        broken = max(loss - 0.3, 0.4 - cost) > 0
+        study.tell(
+            trial,
+            None if broken and early else (loss, cost),
+            state=optuna.trial.TrialState.PRUNED if broken and early else None,
+        )
+        kept.append(not broken)
+    assert sum(kept[30:]) > 10
+    assert model.volume([trial.values for trial in study.best_trials]) > 0.2
+    assert not any(value > 0 for trial in study.best_trials for value in trial.constraints.values())
+
+
+def test_tied_layers_agree_and_forbidden_policies_are_never_proposed():
+    model = Model(8)
+
+    def allowed(params):
+        return params["layer_00"] == "keep" and params["layer_07"] != "skip_layer"
+
+    pairs = [("layer_01", "layer_02"), ("layer_04", "layer_06")]
+    study = search(model, 60, tied=pairs, allowed=allowed)
+    assert all(allowed(trial.params) for trial in study.trials)
+    assert all(trial.params[one] == trial.params[other] for trial in study.trials for one, other in pairs)
+    assert len(set(policies(study))) == 60
+
+
+def test_tied_layers_need_the_same_choices():
+    model = Model(3)
+    model.space["layer_02"] = optuna.distributions.CategoricalDistribution(["keep", "skip_ffn"])
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model, tied=[("layer_01", "layer_02")]))
+    search(model, 1, study)
+    with pytest.raises(ValueError, match="same choices: layer_01, layer_02"):
+        study.ask(model.space)
+
+
+def test_neutral_must_be_a_choice():
+    model = Model(3)
+    study = optuna.create_study(directions=BOTH, sampler=SkipSampler({"layer_00": "none"}, search_space=model.space))
+    with pytest.raises(ValueError, match="'none' is none of the choices of layer_00"):
+        study.ask(model.space)
+
+
+def test_one_objective_with_a_bound_on_the_cost():
+    model = Model(8)
+    study = optuna.create_study(direction="maximize", sampler=SkipSampler(model.neutral))
+    for _ in range(80):
+        trial = study.ask(model.space)
+        loss, cost = model(trial.params)
+        trial.set_constraint("cost", cost - 0.6)
+        study.tell(trial, -loss)
+    codes = np.array(list(itertools.product(range(4), repeat=8)))
+    affordable = np.array([6, 4, 2, 0])[codes].sum(1) <= 0.6 * 48
+    assert -study.best_value <= np.quantile(model.loss(codes[affordable]), 0.001)
+
+
+def test_three_objectives_of_any_direction_with_the_expensive_one_last():
+    model = Model(10)
+    directions = ["minimize", "maximize", "maximize"]
+
+    def measured(params):
+        loss, cost = model(params)
+        saved = sum(choice in ("skip_attention", "skip_layer") for choice in params.values())
+        return cost, saved, 1 - loss
+
+    def found(chosen):
+        study = optuna.create_study(directions=directions, sampler=chosen)
+        for _ in range(100):
+            trial = study.ask(model.space)
+            study.tell(trial, measured(trial.params))
+        return hypervolume([trial.values for trial in study.trials], directions, (1.0, 0.0, 0.0))
+
+    ours = found(SkipSampler(model.neutral, expensive=2, reference=(1.0, 0.0, 0.0)))
+    assert ours > 1.2 * found(optuna.samplers.NSGAIISampler(population_size=20, seed=0))
+
+
+def test_plateaus_and_noise_of_a_small_benchmark_do_no_harm():
+    model, draw = Model(12), np.random.default_rng(0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SkipSampler(model.neutral))
+    true = []
+    for _ in range(80):
+        trial = study.ask(model.space)
+        loss, cost = model(trial.params)
+        true.append((loss, cost))
+        study.tell(trial, (draw.binomial(50, max(0.0, 0.9 - loss)) / 50, cost))
+    assert len(set(policies(study))) == 80
+    assert model.volume(true) > 0.85 * volume(model, search(model, 80))
+
+
+def test_costs_that_are_known_beforehand_are_used():
+    model = Model(8)
+    costs = {name: {choice: units / 48 for choice, units in COST.items()} for name in model.names}
+    study = search(model, 40, prior_costs={1: costs})
+    assert volume(model, study) > 0.9 * volume(model, search(model, 40))
+
+
+def test_a_space_ends_in_every_policy_and_then_in_dense():
+    model = Model(3)
+    found = policies(search(model, 66))
+    assert len(set(found[:64])) == 64 and found[64:] == [("keep",) * 3] * 2
+
+
+def test_99_percent_of_the_true_front_of_a_space_that_can_be_enumerated():
+    model = Model(6, seed=5)
+    codes = np.array(list(itertools.product(range(4), repeat=6)))
+    costs = np.array([6, 4, 2, 0])[codes].sum(1) / 36
+    true = model.volume(list(zip(model.loss(codes).tolist(), costs.tolist(), strict=True)))
+    assert volume(model, search(model, 200)) >= 0.99 * true
+
+
+def test_fewer_evaluations_than_random_and_nsga2():
+    model = Model(16, seed=7)
+    ours = volume(model, search(model, 60))
+    for other in (optuna.samplers.RandomSampler(0), optuna.samplers.NSGAIISampler(population_size=30, seed=0)):
+        theirs = search(model, 300, optuna.create_study(directions=BOTH, sampler=other))
+        assert ours > 1.1 * volume(model, theirs)
+
+
+@pytest.mark.parametrize("part", ["additive", "moves", "mutation", "pairs", "refit"])
+def test_every_part_can_be_left_out(part):
+    model = Model(6)
+    parts = {"additive", "moves", "mutation", "pairs", "refit"} - {part}
+    assert len(set(policies(search(model, 40, parts=parts)))) == 40
+
+
+def test_the_sensitivity_pass_measures_single_choices():
+    model = Model(6)
+    study = search(model, 40, parts=("additive", "refit", "sensitivity"))
+    single = [params for params in policies(study) if params.count("keep") == 5]
+    assert len(single) > 10
+
+
+def test_the_additive_front_is_that_of_every_policy():
+    draw = np.random.default_rng(0)
+    losses, costs = draw.random((5, 3)), draw.integers(0, 6, (5, 3)).astype(float)
+    losses[2, 2] = np.inf
+    codes = np.array(list(itertools.product(range(3), repeat=5)))
+    every = np.array([(losses[range(5), code].sum(), costs[range(5), code].sum()) for code in codes])
+    true = {point for point in map(tuple, every) if not ((every <= point).all(1) & (every < point).any(1)).any()}
+    span = int((costs.max(1) - costs.min(1)).sum())
+    span -= int(max(costs[2]) - min(costs[2])) - int(costs[2, :2].max() - costs[2, :2].min())
+    found = {
+        (losses[range(5), code].sum(), costs[range(5), code].sum()) for code in additive_front(losses, costs, span)
+    }
+    assert {(round(loss, 9), cost) for loss, cost in found} == {(round(loss, 9), cost) for loss, cost in true}
