@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .additive import Codes, Floats
 from .alternatives import OWN, Alternatives
 
-SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, np.inf)
+SCALES = (0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.1, 1.0)
 LOCALITIES = (0, 1, 2)
 NOISES = (0.02, 0.2)
@@ -83,9 +83,12 @@ class Surrogate:
         """Scale what was expected to what was measured."""
         expected = features @ self._weights
         seen = expected > 0
-        rate = np.median(linked[seen] / expected[seen]) if seen.any() else 1.0
-        self._level = float(np.median(np.abs(linked[seen]))) if seen.any() else 1.0
-        self._prior = max(rate, 1e-6) * self._weights
+        self._level, rate = 1.0, 1.0
+        if seen.any():
+            # Of a coarse accuracy more than half of the losses may be 0.
+            self._level = typical(linked[seen])
+            rate = max(np.median(linked[seen] / expected[seen]), 0.1 * self._level / np.median(expected[seen]))
+        self._prior = rate * self._weights
         self._covariance = self._prior[:, None] * self._alternatives.relation * self._prior
 
     def _common(self, one: Floats, other: Floats) -> tuple[Floats, Floats]:
@@ -97,14 +100,14 @@ class Surrogate:
         one, other = one * weight, other * weight
         by_variable = [side @ self._alternatives.membership for side in (one, other)]
         common = 0.5 * (one @ other.T + by_variable[0] @ by_variable[1].T)
-        lengths = [np.sqrt((side**2).sum(1) + 1e-12) for side in (one, other)]
+        lengths = [np.sqrt((side**2).sum(1) + 1e-9 * self._level) for side in (one, other)]
         return common, common / np.outer(*lengths)
 
     def _best_setting(self, features: Floats, losses: Floats, strengths: Sequence[float]) -> Setting:
         """The setting of largest marginal likelihood."""
         best, most = Setting(Link(np.inf), strengths[0], LOCALITIES[0], NOISES[0]), -np.inf
         for scale in SCALES:
-            link = Link(scale)
+            link = Link(scale * typical(losses))
             linked = link(losses)
             self._prepare(features, linked)
             alone = features @ self._covariance @ features.T
@@ -120,7 +123,7 @@ class Surrogate:
         return best
 
     def _deviation(self, noise: float) -> float:
-        return max(noise * self._level, 1e-6)
+        return noise * self._level
 
     def _fit(self, features: Floats, losses: Floats) -> None:
         linked = self.link(losses)
@@ -177,7 +180,7 @@ class Surrogate:
         cross = self._cross(features)
         gain = cross @ self._inverse
         variance = self._own(features) - np.einsum("ij,ij->i", gain, cross)
-        return features @ self._prior + gain @ self._rest, np.sqrt(np.maximum(variance, 1e-12))
+        return features @ self._prior + gain @ self._rest, np.sqrt(np.maximum(variance, 1e-6 * self._noise))
 
     def mean(self, codes: Codes) -> Floats:
         """The expected loss of each policy, on the scale of the link; cheaper than `predict`."""
@@ -189,6 +192,12 @@ class Surrogate:
         """(features,): what each choice is expected to lose by itself, on the scale of the link."""
         by_feature: Floats = self._prior + self._projected.T @ (self._inverse @ self._rest)
         return by_feature
+
+
+def typical(losses: Floats) -> float:
+    """About how large losses are; above 0, so that it can be divided by."""
+    sizes = np.abs(losses)
+    return max(float(np.median(sizes)), 0.1 * float(np.mean(sizes)), 1e-12)
 
 
 def factorised(covariance: Floats, rest: Floats, noise: float) -> tuple[Floats, Floats]:

@@ -192,7 +192,7 @@ def test_of_several_tasks_the_plain_mean(world):
 def test_a_share_of_the_examples_first(world, task, monkeypatch):
     monkeypatch.setattr(rungs, "FEWEST", 2)
     kind = "llava" if task == "image_gen" else "llama"
-    found, policy = evaluator(world, kind, task), some_policy(kind)
+    found, policy = evaluator(world, kind, task, batch_size=2), some_policy(kind)
     assert isinstance(found, ExamplesFirst)
     whole = measured(found, getattr(world, kind).model, policy)
     with apply_policy(getattr(world, kind).model, policy) as handle:

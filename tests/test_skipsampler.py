@@ -266,6 +266,27 @@ def test_plateaus_and_noise_of_a_small_benchmark_do_no_harm():
     assert model.volume(true) > 0.85 * volume(model, search(model, 80))
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e4])
+def test_units_do_not_matter(unit):
+    model = Model(8)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model, reference=(unit, 1.0)))
+    for _ in range(40):
+        trial = study.ask(model.space)
+        loss, cost = model(trial.params)
+        study.tell(trial, (unit * loss, cost))
+    scaled = [(loss / unit, cost) for loss, cost in (trial.values for trial in study.trials)]
+    assert model.volume(scaled) == pytest.approx(volume(model, search(model, 40)), rel=0.03)
+
+
+def test_a_model_that_loses_nothing_is_searched_too():
+    model = Model(8)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SkipSampler(model.neutral))
+    for _ in range(30):
+        trial = study.ask(model.space)
+        study.tell(trial, (0.5, model(trial.params)[1]))
+    assert min(trial.values[1] for trial in study.trials) < 0.3
+
+
 def test_costs_that_are_known_beforehand_are_used():
     model = Model(8)
     costs = {name: {choice: units / 48 for choice, units in COST.items()} for name in model.names}
