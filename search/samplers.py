@@ -1,7 +1,7 @@
-"""Optuna's samplers by the names a space uses.
+"""The samplers by the names a space uses.
 
-A sampler is made anew for every proposal, seeded by the space's seed and the trial's number: all state lives in the
-study, so a search that was killed goes on with the proposals it would have made.
+Optuna's are made anew for every proposal, seeded by the space's seed and the trial's number: all state lives in the
+study, so a search that was killed goes on with the proposals it would have made. Ours reads the study by itself.
 """
 
 import hashlib
@@ -10,10 +10,31 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
+from ..evaluators.base import evaluator_class
+from .parameters import Parameters
+from .skipsampler import SkipSampler
+from .space import Space
+
 
 def population(trials: int) -> int:
     """A generation for a budget of trials: small enough for several generations."""
     return max(8, min(50, trials // 4))
+
+
+def own_sampler(space: Space, parameters: Parameters) -> SkipSampler:
+    """Our sampler for a space, which reads from the study what others would keep to themselves."""
+    on_examples = {
+        name for key in space.evaluate if evaluator_class(key).splits for name in evaluator_class(key).metrics
+    }
+    scored = [place for place, name in enumerate(space.objectives) if name in on_examples]
+    return SkipSampler(
+        parameters.labels(),
+        expensive=scored[0] if scored else 0,
+        identity=lambda labels: parameters.policy(labels).fingerprint,
+        allowed=lambda labels: parameters.allows(parameters.policy(labels)),
+        search_space=parameters.distributions,
+        seed=space.search.seed,
+    )
 
 
 def make_sampler(name: str, seed: int, number: int, trials: int) -> BaseSampler:

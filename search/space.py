@@ -109,7 +109,7 @@ class Search(Part):
     Attributes:
         trials: Policies to measure, the dense baseline among them; duplicates do not count.
         seed: Of the sampler and of all random inputs.
-        sampler: Optuna's NSGA-II, NSGA-III, TPE or random.
+        sampler: Our own (`auto`), or Optuna's NSGA-II, NSGA-III, TPE or random.
         start: `rules` begins with each choice on the last part of the layers; `none` leaves the start to the sampler.
         max_failures: Stop after so many failed trials in a row.
         stop: What else ends the search.
@@ -118,7 +118,7 @@ class Search(Part):
 
     trials: Count = 200
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
-    sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
+    sampler: Literal["auto", "nsga2", "nsga3", "tpe", "random"] = "nsga2"
     start: Literal["rules", "none"] = "rules"
     max_failures: Count = 10
     stop: Stop = Stop()

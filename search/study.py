@@ -25,7 +25,7 @@ from .front import objective_value
 from .outcome import Outcome
 from .parameters import Parameters
 from .record import TrialRecord
-from .samplers import make_sampler, population, quiet
+from .samplers import make_sampler, own_sampler, population, quiet
 from .space import Space
 from .stopping import spent_seconds
 
@@ -66,6 +66,7 @@ class SearchStudy:
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
+        self._own = own_sampler(space, self.parameters) if space.search.sampler == "auto" else None
         self.check_free(path, resume)
         self.study = self._opened(path, name)
         self._check_same(path)
@@ -154,7 +155,7 @@ class SearchStudy:
         number = waiting[0].number if waiting else number
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.study.sampler = make_sampler(search.sampler, search.seed, number, search.trials)
+            self.study.sampler = self._own or make_sampler(search.sampler, search.seed, number, search.trials)
             trial = self.study.ask(self.parameters.distributions)
             # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
             _ = trial.relative_params

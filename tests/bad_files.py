@@ -303,7 +303,7 @@ MORE = {
     "seed too large": ("search: {seed: 4294967296}",
                        "10  search.seed: found 4294967296, expected less than 4294967296"),
     "near sampler": ("search: {sampler: nsga}",
-                     "10  search.sampler: found 'nsga', expected 'nsga2', 'nsga3', 'tpe' or 'random'"),
+                     "10  search.sampler: found 'nsga', expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'"),
     "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),
     "no workers": ("workers: {count: 0}", "11  workers.count: found 0, expected 1 or more, or 'auto'"),
     "endless GPUs": ("workers: {gpus: .inf}", "11  workers.gpus: found .inf, expected a finite number, or 'auto'"),

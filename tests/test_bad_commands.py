@@ -124,7 +124,8 @@ COMMANDS = {
         "error: space.yaml has 3 problems",
         "  --set search.trials=0  search.trials: found 0, expected 1 or more",
         "  --set search.seed=-1  search.seed: found -1, expected 0 or more",
-        "  --set search.sampler=luck  search.sampler: found 'luck', expected 'nsga2', 'nsga3', 'tpe' or 'random'",
+        "  --set search.sampler=luck  search.sampler: found 'luck', "
+        "expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'",
     ],
     "run space.yaml --name ../begun": [
         "error: --name takes one folder's name",

@@ -99,7 +99,8 @@ def test_no_sampler_measures_what_is_forbidden_and_all_else_is_measured(path, tm
     policies = [record.policy.choices(LAYERS) for record in study.records()]
     assert all(map(allowed, policies))
     assert study.known == sum(allowed([KEEP, *rest]) for rest in every_policy(3))
-    assert len(study.study.trials) > len(policies), "something was proposed and turned away"
+    if sampler != "auto":  # It knows beforehand.
+        assert len(study.study.trials) > len(policies), "something was proposed and turned away"
     assert study.measured() == study.known
 
 

@@ -18,7 +18,7 @@ from skipsearch.search.starts import starting_points
 from skipsearch.search.study import SearchStudy
 
 LAYERS = 4
-SAMPLERS = ["nsga2", "nsga3", "tpe", "random"]
+SAMPLERS = ["auto", "nsga2", "nsga3", "tpe", "random"]
 
 
 @pytest.fixture(scope="module")
