@@ -222,12 +222,24 @@ def cases(size: Size) -> Iterator[tuple[str, dict[int, dict[str, Any]], dict[str
         yield "token_ratio 0.5 from layer 2", later, {"reselect": "once"}
 
 
+def sharing(model: t.PreTrainedModel) -> t.PreTrainedModel:
+    """A model of its own with the same weights in the same memory, whose place is a matter of luck and costs time."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+
+
 def by_hand(model: t.PreTrainedModel, kind: type[nn.Module]) -> t.PreTrainedModel:
-    """The model with layers of another kind, which share its weights."""
-    weights = {id(weight): weight for weight in model.parameters()}
-    other = copy.deepcopy(model, weights)
+    """The model with layers of another kind."""
+    other = sharing(model)
     for layer in other.get_decoder().layers:
         layer.__class__ = kind
+    return other
+
+
+def shortened(model: t.PreTrainedModel, layers: int) -> t.PreTrainedModel:
+    """The model as if it had been built with so many layers."""
+    other = sharing(model)
+    other.get_decoder().layers = other.get_decoder().layers[:layers]
+    other.config.get_text_config().num_hidden_layers = layers
     return other
 
 
@@ -242,7 +254,8 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
         with apply_policy(model, policy) as handle:
             requests = [Request(model, inputs, handle.dense), Request(model, inputs)]
             if name == "half the layers":
-                requests[0] = Request(size.model(size.layers - size.layers // 2), inputs)
+                with handle.dense():
+                    requests[0] = Request(shortened(model, size.layers // 2), inputs)
             if name in BY_HAND:
                 with handle.dense():
                     requests.append(Request(by_hand(model, BY_HAND[name]), inputs))

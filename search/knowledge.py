@@ -1,7 +1,7 @@
 """What a search knows at a proposal: costs, expected losses, the front, and what a candidate would add to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class History:
         losses: (n,): the expensive objective, minimised; NaN where it was not measured.
         costs: (n, costs): the other objectives, likewise.
         excess: (n, constraints): how far each constraint is broken, 0 or less where it holds; NaN where not measured.
+        rough: (n,): True where the loss is an estimate of a policy that was given up, which teaches but is no result.
         pending: (m, variables): policies that are being measured.
     """
 
@@ -32,6 +33,7 @@ class History:
     losses: Floats
     costs: Floats
     excess: Floats
+    rough: NDArray[np.bool_]
     pending: Codes
 
     @property
@@ -42,18 +44,19 @@ class History:
     @property
     def feasible(self) -> NDArray[np.bool_]:
         """(n,): where a policy may be on the front."""
-        return self.measured & ~(self.excess > 0).any(1)
+        return self.measured & ~(self.excess > 0).any(1) & ~self.rough
 
     def first(self, count: int) -> "History":
         """The policies that finished first."""
-        return History(self.codes[:count], self.losses[:count], self.costs[:count], self.excess[:count], self.pending)
+        begun = {name: getattr(self, name)[:count] for name in ("codes", "losses", "costs", "excess", "rough")}
+        return replace(self, **begun)
 
     def continues(self, other: "History") -> bool:
         """True where the other is how this one began."""
         start = self.first(len(other.codes))
         return all(
             np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes")
-            for name in ("codes", "losses", "costs", "excess")
+            for name in ("codes", "losses", "costs", "excess", "rough")
         )
 
 

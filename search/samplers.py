@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from ..evaluators.base import evaluator_class
 from .parameters import Parameters
@@ -21,8 +22,16 @@ def population(trials: int) -> int:
     return max(8, min(50, trials // 4))
 
 
-def own_sampler(space: Space, parameters: Parameters) -> SkipSampler:
-    """Our sampler for a space, which reads from the study what others would keep to themselves."""
+def own_sampler(
+    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], list[float] | None]
+) -> SkipSampler:
+    """Our sampler for a space, which reads from the study what others would keep to themselves.
+
+    Args:
+        space: The space.
+        parameters: What may be drawn.
+        estimate: The objectives of a trial that was given up on few examples.
+    """
     on_examples = {
         name for key in space.evaluate if evaluator_class(key).splits for name in evaluator_class(key).metrics
     }
@@ -33,6 +42,7 @@ def own_sampler(space: Space, parameters: Parameters) -> SkipSampler:
         identity=lambda labels: parameters.policy(labels).fingerprint,
         allowed=lambda labels: parameters.allows(parameters.policy(labels)),
         search_space=parameters.distributions,
+        estimate=estimate,
         seed=space.search.seed,
     )
 

@@ -51,6 +51,8 @@ class SkipSampler(BaseSampler):
             those of dense, the expensive objective down to the worst of the first trials.
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
+        estimate: The objectives of a pruned trial, as far as they are known; such a trial teaches what its parameters
+            lose, but never is on the front.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -71,6 +73,7 @@ class SkipSampler(BaseSampler):
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
         reference: Sequence[float] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
+        estimate: Callable[[FrozenTrial], Sequence[float] | None] | None = None,
         seed: int = 0,
         parts: Collection[str] = PARTS,
     ) -> None:
@@ -81,6 +84,7 @@ class SkipSampler(BaseSampler):
         self._prior_costs = prior_costs or {}
         self._reference = reference
         self._space = dict(search_space or {})
+        self._estimate = estimate
         self._seed = seed
         self._parts = parts
         self._view: tuple[str, View] | None = None
@@ -124,5 +128,5 @@ class SkipSampler(BaseSampler):
         return View(
             Meaning(choices, self._neutral, self._tied, self._identity, self._allowed),
             [1.0 if direction.name == "MINIMIZE" else -1.0 for direction in study.directions],
-            self._expensive, self._prior_costs, self._reference, self._parts,
+            self._expensive, self._prior_costs, self._reference, self._parts, self._estimate,
         )  # fmt: skip

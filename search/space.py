@@ -118,7 +118,7 @@ class Search(Part):
 
     trials: Count = 200
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
-    sampler: Literal["auto", "nsga2", "nsga3", "tpe", "random"] = "nsga2"
+    sampler: Literal["auto", "nsga2", "nsga3", "tpe", "random"] = "auto"
     start: Literal["rules", "none"] = "rules"
     max_failures: Count = 10
     stop: Stop = Stop()

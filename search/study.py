@@ -8,7 +8,7 @@ import json
 import random
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,14 @@ from .record import TrialRecord
 from .samplers import make_sampler, own_sampler, population, quiet
 from .space import Space
 from .stopping import spent_seconds
+
+
+def against(part: Measurement, dense: Measurement) -> Measurement:
+    """A figure of some examples, moved by how much easier these were for the dense model than all examples are."""
+    scores = dense.detail.get("per_example", [])
+    places = [place for place in part.detail.get("places", []) if place < len(scores)]
+    easier = sum(scores[place] for place in places) / len(places) - dense.value if places else 0.0
+    return replace(part, value=part.value - easier)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class SearchStudy:
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
-        self._own = own_sampler(space, self.parameters) if space.search.sampler == "auto" else None
+        self._own = own_sampler(space, self.parameters, self._estimate) if space.search.sampler == "auto" else None
         self.check_free(path, resume)
         self.study = self._opened(path, name)
         self._check_same(path)
@@ -167,6 +175,15 @@ class SearchStudy:
         trial.set_user_attr("fingerprint", policy.fingerprint)
         trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
         return Proposal(trial, policy)
+
+    def _estimate(self, trial: FrozenTrial) -> list[float] | None:
+        """The objectives of a trial that was given up, its luck with the examples it saw taken off."""
+        record, dense = trial_record(trial), self.dense_measurements()
+        if dense is None or not record.estimates:
+            return None
+        level = {name: against(entry, dense[name]) for name, entry in record.estimates.items() if name in dense}
+        found = {**record.search, **level}
+        return self.values(found) if all(name in found for name in self.space.objectives) else None
 
     def enqueue_random(self) -> None:
         """Queue a policy drawn at random, for a sampler that repeats itself."""

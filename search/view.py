@@ -85,6 +85,7 @@ class Row:
     code: Code | None
     values: tuple[float, ...]
     constraints: Mapping[str, float]
+    rough: bool
 
 
 class View:
@@ -97,14 +98,16 @@ class View:
         prior_costs: By objective, parameter and choice, what is known beforehand.
         reference: In the objectives' own units; None for what the first trials suggest.
         parts: Of the strategy.
+        estimate: The objectives of a pruned trial, as far as it was measured.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float] | None,
-        parts: Collection[str],
+        parts: Collection[str], estimate: Callable[[Any], Sequence[float] | None] | None,
     ) -> None:  # fmt: skip
         self._meaning = meaning
+        self._estimate = estimate
         # The expensive objective comes first.
         self._order = [expensive, *(number for number in range(len(signs)) if number != expensive)]
         self._signs = np.array(signs)[self._order]
@@ -163,13 +166,17 @@ class View:
         place = trial.number, trial.datetime_complete
         if place not in self._rows:
             whole = set(self._meaning.names) <= trial.params.keys()
-            complete = trial.state.name == "COMPLETE"
-            values = np.array(trial.values)[self._order] * self._signs if complete else self._signs * np.nan
+            found, rough = trial.values if trial.state.name == "COMPLETE" else None, False
+            if trial.state.name == "PRUNED" and self._estimate is not None:
+                found = self._estimate(trial)
+                rough = found is not None
+            values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
             self._rows[place] = Row(
                 self._meaning.identity(trial.params) if whole else None,
                 self._meaning.code(trial.params) if whole and trial.state.name != "FAIL" else None,
                 tuple(values),
                 trial.constraints,
+                rough,
             )
         return self._rows[place]
 
@@ -192,7 +199,7 @@ class View:
     def _empty(self) -> History:
         nothing = np.zeros((0, self._alternatives.count), np.int16)
         costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
-        return History(nothing, np.zeros(0), costs, excess, nothing)
+        return History(nothing, np.zeros(0), costs, excess, np.zeros(0, bool), nothing)
 
     def _measured(self, trials: Sequence[Any], rows: Sequence[Row]) -> History:
         """What finished, in order; only what is new is read."""
@@ -211,6 +218,7 @@ class View:
                 np.r_[self._history.losses, values[:, 0]],
                 np.vstack([self._history.costs, values[:, 1:]]),
                 np.vstack([self._history.excess, excess.reshape(len(new), len(names))]),
+                np.r_[self._history.rough, [row.rough for row in new]],
                 self._history.pending,
             )
             self._numbers = numbers
