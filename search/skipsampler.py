@@ -90,6 +90,13 @@ class SkipSampler(BaseSampler):
         self._view: tuple[str, View] | None = None
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is read from the trials anyway, and the lock: Ray Tune pickles a search with its sampler."""
+        return {name: value for name, value in vars(self).items() if name not in ("_view", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _view=None, _lock=threading.Lock())
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters of `neutral`, from the first trial that had all of them on."""
         if not self._space:

@@ -165,8 +165,9 @@ class SearchStudy:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = self._own or make_sampler(search.sampler, search.seed, number, search.trials)
             trial = self.study.ask(self.parameters.distributions)
-            # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
-            _ = trial.relative_params
+            if self._own is None:
+                # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
+                _ = trial.relative_params
         policy = self.parameters.policy(trial.params)
         if not self.parameters.allows(policy):
             # Without a policy in its attributes it is no trial of the search, only of the sampler.

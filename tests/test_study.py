@@ -64,7 +64,16 @@ def test_one_seed_proposes_the_same_and_nothing_is_measured_twice(path, tmp_path
 
 def test_another_seed_proposes_something_else(path, tmp_path):
     runs = [
-        spend(open_study(path, tmp_path / str(seed), search__seed=seed, search__trials=8, search__start="none"))
+        spend(
+            open_study(
+                path,
+                tmp_path / str(seed),
+                search__seed=seed,
+                search__sampler="nsga2",
+                search__trials=8,
+                search__start="none",
+            )
+        )
         for seed in range(2)
     ]
     assert runs[0] != runs[1]
