@@ -28,10 +28,11 @@ from skipsearch.policies.choice import NAMED
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
 from skipsearch.search.front import dominates, front_trials, hypervolume
-from skipsearch.search.racing import Race, Rival, rivals_among, shares
+from skipsearch.search.racing import Race, rivals_among, shares
 from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.space import Space
+from skipsearch.search.standing import ENOUGH, due, examples
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}
@@ -147,27 +148,45 @@ def mutated(choices: Choices, draw: random.Random) -> Choices:
 
 def judged(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[TrialRecord], int]:
     """The trials of a search in this order, and how many examples were answered."""
-    total = len(found[0].search)
+    total, racing = len(found[0].search), space.search.racing
     order = random.Random(seed).sample(range(total), total)
-    metrics = space.metrics()
+    patience = None if racing == "none" or racing.patience == "none" else racing.patience
     records: list[TrialRecord] = []
-    rivals: list[Rival] = []
-    spent = 0
-    for number, candidate in enumerate(found):
-        cost = {"prefill_flops": Measurement(candidate.cost)}
-        race = Race(space, metrics, records[0].search, rivals) if records else None
-        for share in shares(space.search.racing):
-            places = order[: round(share * total)]
-            part = {"accuracy": measurement([candidate.search[place] for place in places], places, total)}
-            dropped = race.verdict(cost, part) if race and len(places) < total else None
-            if dropped:
-                break
-        spent += len(places)
-        whole = {} if dropped else {"accuracy": measurement(candidate.search)}
-        broken = {} if dropped else violations(space, whole["accuracy"].value, found[0])
-        records.append(TrialRecord(number, "complete", Policy(), cost | whole, violations=broken, dropped=dropped))
-        rivals = rivals if dropped else rivals_among(records, space.objectives)
-    return records, spent
+
+    def go_on(wait: float) -> None:
+        while patience is not None and (waiting := due(records, space, wait)):
+            number, answered = waiting[0].number, examples(waiting[0])
+            records[number] = answering(found, number, records, order, space, answered, 2 * answered)
+
+    for number in range(len(found)):
+        until = ENOUGH if patience is not None and number else total
+        records.append(answering(found, number, records, order, space, 0, until))
+        go_on(patience or 0)
+    go_on(0)
+    answered = (entry.n for record in records for entry in (*record.search.values(), *record.estimates.values()))
+    return records, sum(count for count in answered if count > 1)
+
+
+def answering(
+    found: Sequence[Candidate], number: int, records: Sequence[TrialRecord], order: list[int], space: Space, known: int,
+    until: int,
+) -> TrialRecord:  # fmt: skip
+    """A trial that answers examples until there are enough or it is out."""
+    candidate, total = found[number], len(order)
+    cost = {"prefill_flops": Measurement(candidate.cost)}
+    rivals = rivals_among(records, space.objectives) if records else []
+    race = Race(space, space.metrics(), records[0].search, rivals) if records else None
+    for count in (count for share in shares(space.search.racing) if (count := round(share * total)) > known):
+        if count == total:
+            whole = {"accuracy": measurement(candidate.search)}
+            broken = violations(space, whole["accuracy"].value, found[0])
+            return TrialRecord(number, "complete", Policy(), cost | whole, violations=broken)
+        places = order[:count]
+        part = {"accuracy": measurement([candidate.search[place] for place in places], places, total)}
+        dropped = race.verdict(cost, part) if race else None
+        if dropped or count >= until:
+            break
+    return TrialRecord(number, "complete", Policy(), cost, dropped=dropped, estimates=part)
 
 
 def violations(space: Space, accuracy: float, dense: Candidate) -> dict[str, float]:
@@ -197,9 +216,9 @@ def compared(found: Sequence[Candidate], seed: int, full: Space, raced: Space) -
     truth = front_trials(everyone, full.objectives)
     return {
         "candidates": len(found),
-        "given_up": sum(record.dropped is not None for record in some),
+        "whole": sum("accuracy" in record.search for record in some),
         "front": len(truth),
-        "lost": sum(some[number].dropped is not None for number in truth),
+        "lost": sum("accuracy" not in some[number].search for number in truth),
         "answers": answers,
         "answers_without": all_answers,
         "saving": all_answers / answers,
@@ -212,13 +231,13 @@ def figures(worlds: Iterator[World], count: int, name: str) -> Iterator[dict[str
     """Every setting on every list of candidates."""
     lists = [(seed, candidates(world, count, seed)) for seed, world in enumerate(worlds)]
     for constraints in ("{}", "{accuracy: '>= 0.9 * dense'}"):
-        for confidence in (0.9, 0.95, 0.99):
-            ways = ("none", f"{{confidence: {confidence}}}")
+        for patience in ("none", 3):
+            ways = ("none", f"{{patience: {patience}}}")
             given = {"objectives": OBJECTIVES, "constraints": constraints}
             spaces = [load_space("digits", {**given, "search.racing": way}).space for way in ways]
             # Other orders of the same examples are other races.
             runs = [compared(found, 100 * seed + k, *spaces) for seed, found in lists for k in range(ORDERS)]
-            yield {"candidates": name, "bounded": constraints != "{}", "confidence": confidence, **totals(runs)}
+            yield {"candidates": name, "bounded": constraints != "{}", "patience": patience, **totals(runs)}
 
 
 def totals(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -228,7 +247,7 @@ def totals(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {
         "races": len(runs),
         "front": statistics.fmean(run["front"] for run in runs),
-        "given_up_share": sum(run["given_up"] for run in runs) / sum(run["candidates"] for run in runs),
+        "whole_share": sum(run["whole"] for run in runs) / sum(run["candidates"] for run in runs),
         "lost_share": sum(run["lost"] for run in runs) / sum(run["front"] for run in runs),
         "saving": statistics.median(savings),
         "saving_range": [min(savings), max(savings)],
@@ -243,8 +262,8 @@ def line(row: dict[str, Any]) -> str:
     low, high = row["saving_range"]
     worst, most = row["held_out_ratio_range"]
     return (
-        f"{row['candidates']:10}{'>= 0.9 dense' if row['bounded'] else '-':14}{row['confidence']:<11}"
-        f"{row['front']:6.1f}{row['given_up_share']:10.0%}{row['lost_share']:8.2%}"
+        f"{row['candidates']:10}{'>= 0.9 dense' if row['bounded'] else '-':14}{row['patience']:<11}"
+        f"{row['front']:6.1f}{row['whole_share']:10.0%}{row['lost_share']:8.2%}"
         f"{row['saving']:8.2f} ({low:.2f}–{high:.2f}){row['held_out_ratio']:9.4f} ({worst:.4f}–{most:.4f})"
     )
 
@@ -260,7 +279,7 @@ def main() -> None:
     seeds, count = (1, 60) if given.quick else (given.seeds, given.candidates)
     begin = time.perf_counter()
     print(
-        "candidates bound         confidence front  given up    lost  times fewer answers  held-out hypervolume ratio"
+        "candidates bound         patience   front  in full     lost  times fewer answers  held-out hypervolume ratio"
     )
     rows = []
     for row in figures((Simulated(seed) for seed in range(seeds)), count, "simulated"):

@@ -1,16 +1,18 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
 import gc
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Measurement, Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, summary
+from .base import Metric, Options, Split
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
     from .accuracy_splits import Tasks
+    from .accuracy_tasks import Score
+    from .rungs import Example
     from .subject import Subject
 
 # lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
@@ -49,30 +51,17 @@ class AccuracyEvaluator(ExampleEvaluator):
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
-    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Answer the examples of a split under a policy.
+    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
+        from .accuracy_tasks import items_of
 
-        Returns:
-            `accuracy`; `detail` has the figures of each `tasks`, the metric of each example in the order of tasks and
-            documents (`per_example`, for paired differences) and the seconds spent in the model (`forward_seconds`).
+        self._answer(handle, tasks)
+        found = {name: items_of(task, *self._metrics[part[0]][name]) for name, task in tasks.items()}
+        return {(name, doc): item for name, items in found.items() for doc, item in items.items()}
 
-        Raises:
-            EvaluatorError: the prompts cannot be built, or the metric is no fraction.
-        """
-        (whole,) = self.rungs(handle, split, (1.0,))
-        return whole
+    def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
+        from .accuracy_tasks import aggregated
 
-    def rungs(
-        self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
-    ) -> Generator[dict[str, Measurement], None, None]:
-        """Answer the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
-        from .accuracy_tasks import score
-
-        self._model.forward_seconds = 0.0
-        for rung in self._drawn(split, shares):
-            self._answer(handle, rung.new)
-            scores = {name: score(task, *self._metrics[split][name]) for name, task in rung.known.items()}
-            yield {"accuracy": rung.told(summary(scores, self._model.forward_seconds))}
+        return aggregated(self._tasks(split)[name], *self._metrics[split][name], items)
 
     def _answer(self, handle: "PolicyHandle", tasks: "Tasks") -> None:
         from .accuracy_tasks import answer, seed_all

@@ -5,7 +5,7 @@ model is noted, and log-likelihoods are given for prompts with images too.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..policies.errors import EvaluatorError
+from ..policies.prefix import PrefixStates
 from .memo import Memo
 from .prompts import image_placeholder
 
@@ -37,6 +38,7 @@ class TextModel(HFLM):
         subject: The loaded model.
         batch_size: Requests at a time.
         memo: Where token ids and inputs are remembered.
+        states: What is kept of forwards that score given answers; None keeps nothing.
 
     Attributes:
         handle: The policy that the model runs under at the moment.
@@ -45,8 +47,11 @@ class TextModel(HFLM):
         ends: Where the prompt ends in the rows that are being scored, by their token ids.
     """
 
-    def __init__(self, subject: "Subject", batch_size: int, memo: Memo, **more: Any) -> None:
+    def __init__(
+        self, subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
+    ) -> None:
         self.memo = memo
+        self.states = PrefixStates(0) if states is None else states
         self.handle: PolicyHandle | None = None
         self.forward_seconds = 0.0
         self.rolling = False
@@ -87,11 +92,12 @@ class TextModel(HFLM):
     def _by_ends(self, requests: list[TokenRequest]) -> list[tuple[dict[tuple[int, ...], int], list[int]]]:
         """Where the prompt ends in each row that will be fed, by its token ids, for so many requests.
 
-        Requests that feed the same row, one with more of it as its prompt than the other, come apart. Policies that do
-        not tell prompt from answer need none of this.
+        Requests that feed the same row, one with more of it as its prompt than the other, come apart, but not for
+        policies that do not tell prompt from answer.
         """
-        if self.rolling or not self._tells_phases():
-            return [({}, list(range(len(requests))))]
+        everything: list[tuple[dict[tuple[int, ...], int], list[int]]] = [({}, list(range(len(requests))))]
+        if self.rolling:
+            return everything
         passes: list[tuple[dict[tuple[int, ...], int], list[int]]] = []
         for index, (_, context, answer) in enumerate(requests):
             row = tuple((context + answer)[-(self.max_length + 1) :][:-1])
@@ -101,15 +107,17 @@ class TextModel(HFLM):
                 passes.append(fitting := ({}, []))
             fitting[0][row] = end
             fitting[1].append(index)
-        return passes
+        return passes if len(passes) == 1 or self._tells_phases() else everything
 
     def _tells_phases(self) -> bool:
         return self.handle is not None and any(c.phase != "both" for c in self.handle.policy.layers.values())
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        ends = torch.tensor([self._end(row) for row in inps.tolist()]) if self.ends else None
-        with self.timed(), self.prompts_end(ends):
-            return super()._model_call(inps, *args, **kwargs)
+        rows = inps.tolist()
+        ends = [self._end(row) for row in rows] if self.ends else None
+        batch = (str(rows), str(ends))
+        with torch.no_grad(), self.timed(), self.scoring(batch, None if ends is None else torch.tensor(ends)):
+            return self.model(inps, use_cache=False).logits
 
     def _end(self, row: list[int]) -> int:
         """Where the prompt ends in a row that is padded on its right with zeros."""
@@ -119,10 +127,13 @@ class TextModel(HFLM):
         return next(self.ends[fed] for n in range(shortest, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
 
     @contextmanager
-    def prompts_end(self, ends: Tensor | None) -> Iterator[None]:
-        """Tell the policy where the prompts end, lest the answers choose the image tokens they are judged by.
+    def scoring(self, batch: Hashable, ends: Tensor | None) -> Iterator[None]:
+        """One forward that scores given answers: it begins with what an earlier policy left, where that began alike.
+
+        The policy is told where the prompts end, lest the answers choose the image tokens they are judged by.
 
         Args:
+            batch: Equal for equal inputs with equal ends.
             ends: One past the place of each row's last prompt token, shape (batch,); None where all is prompt.
         """
         if self.handle is None:
@@ -130,7 +141,8 @@ class TextModel(HFLM):
             return
         self.handle.prompt_ends = ends
         try:
-            yield
+            with self.states.reused(self.handle, batch):
+                yield
         finally:
             self.handle.prompt_ends = None
 
@@ -239,8 +251,10 @@ class ImageModel(TextModel, HFMultimodalLM):
         prompts = self.tok_batch_multimodal_encode([row.context for row in rows], [row.images for row in rows])
         ends = prompts["attention_mask"].sum(dim=1)
         inputs = with_answers(prompts, [row.fed for row in rows], self.tokenizer.pad_token_id)
-        with torch.no_grad(), self.timed(), self.prompts_end(ends):
-            logits = self.model(**inputs).logits
+        # The tasks hold the images, so no other one gets their ids.
+        batch = tuple((row.context, tuple(map(id, row.images)), row.fed) for row in rows)
+        with torch.no_grad(), self.timed(), self.scoring(batch, ends):
+            logits = self.model(**inputs, use_cache=False).logits
         for row, row_logits, end in zip(rows, logits, ends.tolist(), strict=True):
             predicted = row_logits[end - 1 : end + len(row.fed)].log_softmax(dim=-1, dtype=self.softmax_dtype)
             greedy = predicted.argmax(dim=-1)
@@ -282,12 +296,12 @@ def apart(requests: list[Instance], on_text: Callable[[Any], Any], on_images: Ca
     return [next(parts[has]) for has in has_images]
 
 
-def live_model(subject: "Subject", batch_size: int, memo: Memo) -> TextModel:
+def live_model(subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None) -> TextModel:
     """lm-eval's view of a loaded model.
 
     Raises:
         EvaluatorError: it takes images, but nothing says which text stands for one.
     """
     if not subject.is_multimodal:
-        return TextModel(subject, batch_size, memo)
-    return ImageModel(subject, batch_size, memo, image_string=image_placeholder(subject))
+        return TextModel(subject, batch_size, memo, states)
+    return ImageModel(subject, batch_size, memo, states, image_string=image_placeholder(subject))

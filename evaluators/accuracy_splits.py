@@ -43,7 +43,8 @@ def divide(search: Tasks, report: Tasks, search_limit: int | None, report_limit:
         start, count = taken.get(documents_of(task), 0), len(task.eval_docs)
         stop = count if report_limit is None else start + report_limit
         windows["report"][name] = checked(name, range(start, stop), count, "the report")
-    refuse_common_examples(search, report, windows)
+    hint = "give the report data of its own, or the same `process_docs` as the search"
+    refuse_common_examples(search, report, windows, hint)
     return windows
 
 
@@ -78,20 +79,29 @@ def place(value: Any) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code else str(value)
 
 
-def refuse_common_examples(search: Tasks, report: Tasks, windows: Mapping[str, Windows]) -> None:
-    """Compare examples one by one where two tasks pick theirs from the same data in different ways.
+def refuse_common_examples(search: Tasks, report: Tasks, windows: Mapping[str, Windows], hint: str) -> None:
+    """Compare examples: by their places, or one by one where two tasks pick them from the same data in different ways.
+
+    Args:
+        search: The tasks of the search, by name.
+        report: The tasks of the report.
+        windows: By split and task, the places of its documents.
+        hint: What to do about it.
 
     Raises:
         EvaluatorError: some example is in both splits.
     """
     for searching, one in search.items():
         for reporting, other in report.items():
-            if data_of(one) != data_of(other) or documents_of(one) == documents_of(other):
+            if data_of(one) != data_of(other):
                 continue
-            common = contents(one, windows["search"][searching]) & contents(other, windows["report"][reporting])
+            places, others = windows["search"][searching], windows["report"][reporting]
+            if documents_of(one) == documents_of(other):
+                common = len({*places} & {*others})
+            else:
+                common = len(contents(one, places) & contents(other, others))
             if common:
-                found = f"found {len(common)} examples in both, expected none"
-                hint = "give the report data of its own, or the same `process_docs` as the search"
+                found = f"found {common} examples in both, expected none"
                 raise EvaluatorError(f"tasks {searching} (search) and {reporting} (report) overlap", [found], hint)
 
 

@@ -230,21 +230,26 @@ def answer(tasks: Sequence[Task], model: TextModel) -> None:
         task.apply_filters()
 
 
-def score(task: Task, metric: str, chosen: str) -> Score:
-    """Score the answers that a task's requests hold.
+def items_of(task: Task, metric: str, chosen: str) -> dict[Any, Any]:
+    """What each document scores by the answers that a task's requests hold; one without a score is left out."""
+    by_doc: dict[Any, list[Instance]] = defaultdict(list)
+    for request in task.instances:
+        by_doc[request.doc_id].append(request)
+    items = {}
+    for doc, requests in by_doc.items():
+        requests.sort(key=lambda request: request.idx)
+        results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
+        if metric in results:
+            items[doc] = results[metric]
+    return items
+
+
+def aggregated(task: Task, metric: str, chosen: str, items: Sequence[Any]) -> Score:
+    """The figure of a task from the scores of its documents, in their order.
 
     Raises:
         EvaluatorError: the task does not give the metric after all, or it is no fraction.
     """
-    by_doc: dict[Any, list[Instance]] = defaultdict(list)
-    for request in task.instances:
-        by_doc[request.doc_id].append(request)
-    items = []
-    for requests in by_doc.values():
-        requests.sort(key=lambda request: request.idx)
-        results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
-        if metric in results:
-            items.append(results[metric])
     aggregate = task.aggregation()[metric]
     value = float(aggregate(items)) if items else math.nan
     if not 0 <= value <= 1:
@@ -252,4 +257,4 @@ def score(task: Task, metric: str, chosen: str) -> Score:
         found = f"found {value:g}, expected a fraction between 0 and 1"
         raise EvaluatorError(f"the metric {metric} of task {task.task_name} is no accuracy", [found], hint)
     stderr = STDERR[aggregate](items) if aggregate in STDERR and len(items) > 1 else None
-    return Score(f"{metric},{chosen}", value, None if stderr is None else float(stderr), items)
+    return Score(f"{metric},{chosen}", value, None if stderr is None else float(stderr), list(items))

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -61,6 +62,11 @@ class Measurement:
     iqr: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_part(self) -> bool:
+        """True of a figure of some of the examples only."""
+        return "places" in self.detail
+
 
 class Evaluator(Protocol):
     """Measures a model that runs under a policy. Knows nothing of Optuna, Ray or the search space.
@@ -107,7 +113,11 @@ class ExamplesFirst(Evaluator, Protocol):
     """
 
     def rungs(
-        self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
+        self,
+        handle: "PolicyHandle",
+        split: Split,
+        shares: tuple[float, ...],
+        known: Mapping[str, Measurement] = MappingProxyType({}),
     ) -> Generator[dict[str, Measurement], None, None]:
         """Measure on a share of the examples after the other, each time with those before.
 
@@ -117,6 +127,8 @@ class ExamplesFirst(Evaluator, Protocol):
             shares: The share of the examples at each rung, ascending, the last 1; a rung that would add less than a
                 batch may be left out. Whoever measures in the same shares has the same examples, in the same order
                 and the same batches.
+            known: What it yielded on the first of these shares before, perhaps elsewhere; only what is beyond is
+                measured.
 
         Yields:
             What `measure` returns, of the examples so far; at last of all. Only that, where examples cannot be told

@@ -6,13 +6,13 @@ searches by such a divergence.
 """
 
 import statistics
-from collections.abc import Generator, Hashable, Mapping
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from .base import Measurement, Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, summary
+from .base import Metric, Options, Split
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from .answers import Answers, Row
     from .rungs import Example
     from .subject import Subject
-
-# Which examples: the split, the shares that are measured after each other, and the number of the share.
-Part: TypeAlias = tuple[Split, tuple[float, ...], int]
 
 
 class DivergenceOptions(ExampleOptions):
@@ -65,30 +62,7 @@ class DivergenceEvaluator(ExampleEvaluator):
         # What costs are measured on is the same prompt with and without this evaluator.
         subject.prompts = subject.prompts or self.example_prompts(EXAMPLE_PROMPTS)
 
-    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Compare what a policy's model predicts with what the dense model does, on the examples of a split.
-
-        Returns:
-            `divergence`; `detail` has the figures of each `tasks`, the divergence of each example in the order of
-            tasks and documents (`per_example`) and the seconds spent in the model (`forward_seconds`).
-
-        Raises:
-            EvaluatorError: the prompts cannot be built.
-        """
-        (whole,) = self.rungs(handle, split, (1.0,))
-        return whole
-
-    def rungs(
-        self, handle: "PolicyHandle", split: Split, shares: tuple[float, ...]
-    ) -> Generator[dict[str, Measurement], None, None]:
-        """Compare on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
-        self._model.forward_seconds = 0.0
-        found: dict[Example, float] = {}
-        for number, rung in enumerate(self._drawn(split, shares)):
-            found |= self._compared(handle, rung.new, (split, shares, number))
-            yield {"divergence": rung.told(summary(scores_of(rung.known, found), self._model.forward_seconds))}
-
-    def _compared(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, float]":
+    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         """The mean divergence of each example's answer tokens, in nats."""
         from .memo import remembered_features
 
@@ -107,6 +81,12 @@ class DivergenceEvaluator(ExampleEvaluator):
         means = [statistics.fmean(found or [0.0]) for found in by_example]
         return dict(zip(answers.examples, means, strict=True))
 
+    def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
+        from .accuracy_tasks import Score
+
+        stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
+        return Score("divergence", statistics.fmean(items), stderr, list(items))
+
     def _answers_of(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "Answers":
         """The answers to some examples, which the dense model gives on first use."""
         from .answers import Answers
@@ -120,28 +100,15 @@ class DivergenceEvaluator(ExampleEvaluator):
         """The divergence at each place of each row, in nats."""
         from .predictions import divergence, merged, predicted
 
-        tokens, dense = self._memo.get(batch, lambda: self._dense(handle, rows))
-        found = divergence(dense, merged(predicted(rows, self._model), tokens))
+        tokens, dense = self._memo.get(batch, lambda: self._dense(handle, rows, batch))
+        found = divergence(dense, merged(predicted(rows, self._model, batch), tokens))
         return [places.tolist() for places in found.split([row.back + len(row.fed) for row in rows])]
 
-    def _dense(self, handle: "PolicyHandle", rows: list["Row"]) -> tuple["Tensor | None", "Tensor"]:
+    def _dense(self, handle: "PolicyHandle", rows: list["Row"], batch: Hashable) -> tuple["Tensor | None", "Tensor"]:
         """Which tokens are told apart at each place, and what the dense model predicts there."""
         from .predictions import likeliest, merged, predicted
 
         with handle.dense():
-            found = predicted(rows, self._model)
+            found = predicted(rows, self._model, batch)
         tokens = likeliest(found, self._top_k)
         return tokens, merged(found, tokens)
-
-
-def scores_of(tasks: "Tasks", found: "Mapping[Example, float]") -> dict[str, "Score"]:
-    """The mean divergence of each task with its standard error, from those of its examples."""
-    from .accuracy_tasks import Score
-    from .rungs import numbered
-
-    scores = {}
-    for name, task in tasks.items():
-        items = [found[example] for example in numbered({name: task})]
-        stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
-        scores[name] = Score("divergence", statistics.fmean(items), stderr, items)
-    return scores

@@ -6,24 +6,30 @@ the search takes the first documents and the report those after them.
 
 import math
 import statistics
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field, model_validator
 
-from .base import Measurement, Options, Split
+from .base import Measurement, Metric, Options, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..policies.apply import PolicyHandle
     from .accuracy_splits import Tasks
     from .accuracy_tasks import Score
-    from .rungs import Rung
+    from .rungs import Example, Rung
     from .subject import Subject
 
 # lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
 
 EXAMPLE_PROMPTS = 4
+
+# Which examples: the split, the shares that are measured after each other, and the number of the share.
+Part: TypeAlias = tuple[Split, tuple[float, ...], int]
 
 
 class SplitOptions(Options):
@@ -53,6 +59,9 @@ class ExampleOptions(Options):
         seed: Of few-shot examples and of sampled answers.
         memory_bytes: How much may be kept of what does not depend on the policy, such as tokens, pixels and image
             features, on the model's device.
+        states_bytes: How much may be kept of hidden states, on the model's device, so that a policy that begins as an
+            earlier one did is computed from where they part. It is of use where given answers are scored: by
+            `divergence`, and by tasks that ask for log-likelihoods. The figures are the same; 0 keeps none.
     """
 
     tasks: list[str] = []
@@ -63,6 +72,7 @@ class ExampleOptions(Options):
     apply_chat_template: bool = False
     seed: int = Field(default=1234, ge=0, lt=2**32)
     memory_bytes: int = Field(default=2 << 30, ge=0)
+    states_bytes: int = Field(default=1 << 30, ge=0)
 
     @model_validator(mode="after")
     def _has_tasks(self) -> "ExampleOptions":
@@ -77,7 +87,7 @@ class ExampleOptions(Options):
         return own.tasks or self.tasks
 
 
-class ExampleEvaluator:
+class ExampleEvaluator(ABC):
     """Base of the evaluators on examples; tasks, prompts, token ids and image features are made once.
 
     Args:
@@ -88,7 +98,10 @@ class ExampleEvaluator:
         EvaluatorError: a task does not load or cannot be used, or the splits have examples in common.
     """
 
+    metrics: ClassVar[Mapping[str, Metric]]
+
     def __init__(self, options: ExampleOptions, subject: "Subject") -> None:
+        from ..policies.prefix import PrefixStates
         from .accuracy_model import live_model
         from .accuracy_splits import divide
         from .accuracy_tasks import load_tasks, quiet, refuse_unusable
@@ -96,8 +109,10 @@ class ExampleEvaluator:
 
         self._examples = options
         self._memo = Memo(options.memory_bytes)
+        self._states = PrefixStates(options.states_bytes)
+        self._split: Split = "search"
         with quiet():
-            self._model = live_model(subject, options.batch_size, self._memo)
+            self._model = live_model(subject, options.batch_size, self._memo, self._states)
         # Both splits are loaded at once: what is wrong with the report should show before the search, not after.
         names = {split: options.tasks_of(split) for split in ("search", "report")}
         search = load_tasks(names["search"], options.num_fewshot, options.seed)
@@ -110,6 +125,19 @@ class ExampleEvaluator:
         self._ready: dict[str, Tasks] = {}
         self._rungs: dict[tuple[Split, tuple[float, ...]], list[Rung]] = {}
 
+    def refuse_overlap(self, other: "ExampleEvaluator") -> None:
+        """See that what this evaluator searches with is not what another one reports.
+
+        Raises:
+            EvaluatorError: they have examples in common.
+        """
+        from .accuracy_splits import refuse_common_examples
+
+        windows = {"search": self._windows["search"], "report": other._windows["report"]}
+        names = [next(iter(kind.metrics)) for kind in (self, other)]
+        hint = f"what {names[0]} searches with {names[1]} reports: give both the same tasks and limits"
+        refuse_common_examples(self._loaded["search"], other._loaded["report"], windows, hint)
+
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
         first = {(name, r.doc_id): r for name, task in self._tasks("search").items() for r in reversed(task.instances)}
@@ -121,6 +149,70 @@ class ExampleEvaluator:
         nearest = sorted(usable, key=lambda entry: abs(entry[0] - median))[:count]
         prompts = [self._model.encode_prompt(request.args) for _, request in nearest]
         return [{key: value.cpu() for key, value in prompt.items()} for prompt in prompts]
+
+    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
+        """Measure a policy on the examples of a split.
+
+        Returns:
+            The one metric; `detail` has the figures of each of the `tasks`, the score of each example in the order of
+            tasks and documents (`per_example`, for paired differences), the seconds spent in the model
+            (`forward_seconds`), and, where given answers were scored, how many `layers` that `asked` for and how many
+            were `run`, the others being known from earlier policies.
+
+        Raises:
+            EvaluatorError: the prompts cannot be built, or an example's score is not what it must be.
+        """
+        (whole,) = self.rungs(handle, split, (1.0,))
+        return whole
+
+    def rungs(
+        self,
+        handle: "PolicyHandle",
+        split: Split,
+        shares: tuple[float, ...],
+        known: Mapping[str, Measurement] = MappingProxyType({}),
+    ) -> Generator[dict[str, Measurement], None, None]:
+        """Measure on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
+        (metric,) = self.metrics
+        self._begin(split, known.get(metric))
+        found = self._found(split, known.get(metric))
+        for number, rung in enumerate(self._drawn(split, shares)):
+            if len(rung.places) <= len(found):
+                continue
+            found |= self._scored(handle, rung.new, (split, shares, number))
+            scores = {
+                name: self._score(split, name, [found[example] for example in examples if example in found])
+                for name, examples in rung.known.items()
+            }
+            layers = {"asked": self._states.asked, "run": self._states.run}
+            yield {metric: rung.told(summary(scores, self._model.forward_seconds, layers))}
+
+    def _begin(self, split: Split, known: Measurement | None) -> None:
+        """Count the time anew, and the layers from where they stood; batches of another split do not come again."""
+        self._model.forward_seconds = 0.0
+        before = known.detail.get("layers", {}) if known else {}
+        self._states.asked, self._states.run = before.get("asked", 0), before.get("run", 0)
+        if split != self._split:
+            self._states.forget()
+        self._split = split
+
+    @abstractmethod
+    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
+        """What each of some examples scores; one that has no score is left out."""
+
+    @abstractmethod
+    def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
+        """The figure of a task from the scores of its examples."""
+
+    def _found(self, split: Split, known: Measurement | None) -> "dict[Example, Any]":
+        """What each example scored that was measured before; nothing where that was not kept."""
+        from .rungs import numbered
+
+        if known is None:
+            return {}
+        scores = dict(zip(known.detail.get("places", []), known.detail.get("per_example", []), strict=False))
+        numbers = numbered(self._tasks(split))
+        return {example: scores[number] for example, number in numbers.items() if number in scores}
 
     def _tasks(self, split: str) -> "Tasks":
         """The tasks of a split with their requests, which are built on first use."""
@@ -150,7 +242,7 @@ class ExampleEvaluator:
         return True
 
 
-def summary(scores: Mapping[str, "Score"], forward_seconds: float) -> Measurement:
+def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mapping[str, int]) -> Measurement:
     """The plain mean over tasks, with its standard error where every task has one."""
     values = [score.value for score in scores.values()]
     stderrs = [score.stderr for score in scores.values() if score.stderr is not None]
@@ -161,6 +253,8 @@ def summary(scores: Mapping[str, "Score"], forward_seconds: float) -> Measuremen
         for name, score in scores.items()
     }
     detail: dict[str, Any] = {"tasks": tasks, "forward_seconds": forward_seconds}
+    if layers["asked"]:
+        detail["layers"] = dict(layers)
     try:
         detail["per_example"] = [float(item) for item in items]
     except TypeError:

@@ -1,6 +1,7 @@
 """What a model predicts at the places of an answer, and how far two predictions are from each other."""
 
 import inspect
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -9,10 +10,15 @@ from .accuracy_model import TextModel, with_answers
 from .answers import Row, encoded
 
 
-def predicted(rows: list[Row], model: TextModel) -> Tensor:
+def predicted(rows: list[Row], model: TextModel, batch: Hashable) -> Tensor:
     """Log-probabilities of all tokens at every place that is compared, row by row, in one forward.
 
     Prompts and answers are told apart, so a policy treats both as it does in a request.
+
+    Args:
+        rows: The rows.
+        model: The model, under its policy.
+        batch: Names the rows.
 
     Returns:
         Shape (places, vocabulary), float32.
@@ -29,7 +35,7 @@ def predicted(rows: list[Row], model: TextModel) -> Tensor:
     partly = "logits_to_keep" in inspect.signature(model.model.forward).parameters
     # A whole row of logits is megabytes a token in large vocabularies, and most of a prompt's are not looked at.
     kept = {"logits_to_keep": torch.tensor(columns, device=model.device)} if partly else {}
-    with torch.no_grad(), model.timed(), model.prompts_end(ends):
+    with torch.no_grad(), model.timed(), model.scoring(batch, ends):
         logits = model.model(**inputs, use_cache=False, **kept).logits
     column = {place: index for index, place in enumerate(columns)} if partly else {place: place for place in columns}
     index = torch.tensor([(number, column[place]) for number, place in places], device=logits.device)

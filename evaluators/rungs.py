@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lm_eval.api.metrics import mean
@@ -24,13 +25,13 @@ class Rung:
 
     Attributes:
         new: The tasks with only the examples that the rung before had not.
-        known: The tasks with the examples of this rung and of those before.
+        known: By task the examples of this rung and of those before, in the order of documents.
         places: The numbers of these examples, counted over tasks and documents, in the order drawn.
         total: How many examples the split has.
     """
 
     new: Tasks
-    known: Tasks
+    known: Mapping[str, Sequence[Example]]
     places: list[int]
     total: int
 
@@ -71,10 +72,12 @@ def draw(tasks: Tasks, shares: Sequence[float], least: int, seed: int) -> list[R
     for size in sizes:
         if size - before < least and size < len(order):
             continue
-        known = order[:size]
-        whole = tasks if size == len(order) else cut(tasks, known)
-        places = [numbers[example] for example in known]
-        rungs.append(Rung(cut(tasks, order[before:size]) if before else whole, whole, places, len(order)))
+        places = [numbers[example] for example in order[:size]]
+        known = defaultdict(list)
+        for example in sorted(order[:size], key=numbers.__getitem__):
+            known[example[0]].append(example)
+        whole = before == 0 and size == len(order)
+        rungs.append(Rung(tasks if whole else cut(tasks, order[before:size]), known, places, len(order)))
         before = size
     return rungs
 

@@ -3,20 +3,39 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .choice import LayerChoice
+from .choice import KEEP, LayerChoice
 from .errors import PolicyError, PolicyMismatch
 from .layers import DecoderLayer, decoder_layers
-from .policy import Policy
+from .policy import Policy, TokenSelection
 from .tokens import EVERYONE, Prompt, image_token_ids, scope
 from .wrap import Forward, WrappedLayer
 
 MARK = "_skipsearch_policy"
+
+
+class Step(NamedTuple):
+    """What one layer does in a forward.
+
+    Attributes:
+        choice: Its choice, in canonical form.
+        selection: How it ranks image tokens, where it leaves some out.
+        scored: True where a later layer ranks its tokens by this layer's attention.
+    """
+
+    choice: LayerChoice
+    selection: TokenSelection | None = None
+    scored: bool = False
+
+    @property
+    def computes(self) -> bool:
+        """False where the whole layer is skipped."""
+        return not self.choice.skips_layer or scope(self.choice) != EVERYONE
 
 
 class PolicyHandle:
@@ -65,15 +84,16 @@ class PolicyHandle:
         """The tokens of the forward that is running; None outside one, and where all are of one class."""
         return self._shared.prompt
 
-    def beginnings(self) -> list[tuple[str, ...]]:
-        """By layer, all that its output depends on besides the input: what it and those before it do."""
-        count = len(decoder_layers(self.model))
+    def steps(self) -> list[Step]:
+        """What each layer does now: with the input and its prompt ends, all that the output of the last depends on."""
+        layers = decoder_layers(self.model)
+        if not self._installed:
+            return [Step(KEEP) for _ in layers]
         scored = {wrapped.layer.index for wrapped in self._wrapped if wrapped.scored}
-        words = []
-        for index, choice in enumerate(self.policy.choices(count)):
-            ranked = self.policy.token_selection if choice.token_ratio is not None else ""
-            words.append(f"{choice.document()} {ranked} {index in scored}")
-        return [tuple(words[: index + 1]) for index in range(count)]
+        return [
+            Step(choice, None if choice.token_ratio is None else self.policy.token_selection, index in scored)
+            for index, choice in enumerate(self.policy.choices(len(layers)))
+        ]
 
     def __enter__(self) -> Self:
         return self

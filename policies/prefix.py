@@ -5,7 +5,6 @@ depends on the layers up to it alone, so what one policy left there is, bit for 
 the same choices up to there.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from .layers import DecoderLayer, decoder_layers
 from .patch import Patch
+from .retention import Beginnings, Store
 from .tokens import Images
 
 if TYPE_CHECKING:
-    from .apply import PolicyHandle
+    from .apply import PolicyHandle, Step
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class State:
 
 
 class PrefixStates:
-    """States behind layers, by the batch and all choices up to there; those unused for longest go first.
+    """States behind layers, by the batch and all choices up to there; those that save most are kept.
 
     Args:
-        max_bytes: What all of them may take together.
+        max_bytes: What all of them may take together; 0 keeps none, and every forward is left as it is.
 
     Attributes:
-        asked: Layers of all forwards so far.
+        asked: Layers of all forwards so far, without those that a policy skips.
         run: How many of them were computed.
     """
 
@@ -59,45 +59,51 @@ class PrefixStates:
         self.max_bytes = max_bytes
         self.asked = 0
         self.run = 0
-        self._bytes = 0
-        self._states: OrderedDict[Hashable, State] = OrderedDict()
+        self._beginnings = Beginnings()
+        self._store: Store[State] = Store(max_bytes, self._beginnings)
 
     @contextmanager
     def reused(self, handle: "PolicyHandle", batch: Hashable) -> Iterator[None]:
-        """Let one forward begin behind the last layer whose state is known, and keep the states behind it.
+        """Let one forward begin behind the last layer whose state is known, and keep states behind it.
 
         Args:
             handle: The policy; its model is called once in this context, without a cache.
             batch: Names the input, `handle.prompt_ends` among it; equal for equal inputs.
         """
-        layers = decoder_layers(handle.model)
-        keys = [(batch, *beginning) for beginning in handle.beginnings()]
-        known = max((index for index, key in enumerate(keys) if key in self._states), default=-1)
+        steps = handle.steps()
+        if not self.max_bytes:
+            yield
+            self._count(steps, 0)
+            return
+        layers, path = decoder_layers(handle.model), self._beginnings.visit(steps)
+        known, state = self._store.find(batch, path) or (-1, None)
         patches = [Patch(layer.module) for layer in layers]
-        for layer, patch, key in zip(layers, patches, keys, strict=True):
-            if layer.index < known:
-                patch.set(self._passing(layer))
-            elif layer.index == known:
-                patch.set(self._resuming(handle, layer, self._states[key]))
-                self._states.move_to_end(key)
+        for layer, patch, node in zip(layers, patches, path, strict=True):
+            if state is not None and layer.index <= known:
+                patch.set(self._resuming(handle, layer, state if layer.index == known else None))
             else:
-                patch.set(self._keeping(handle, key, patch.original))
+                patch.set(self._keeping(handle, batch, node, patch.original))
         try:
             yield
         finally:
             for patch in patches:
                 patch.undo()
-        self.asked += len(layers)
-        self.run += len(layers) - 1 - known
+        self._count(steps, known + 1)
 
-    def _passing(self, layer: DecoderLayer) -> Callable[..., Any]:
+    def forget(self) -> None:
+        """Drop all states, for batches that will not come again."""
+        self._store.clear()
+
+    def _count(self, steps: "list[Step]", first: int) -> None:
+        self.asked += sum(step.computes for step in steps)
+        self.run += sum(step.computes for step in steps[first:])
+
+    def _resuming(self, handle: "PolicyHandle", layer: DecoderLayer, state: State | None) -> Callable[..., Any]:
+        """A layer that hands on what it left before; without that, one of the layers above it, which nobody reads."""
+
         def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-            return layer.sublayers.returned(hidden_states)
-
-        return forward
-
-    def _resuming(self, handle: "PolicyHandle", layer: DecoderLayer, state: State) -> Callable[..., Any]:
-        def forward(*_: Any, **__: Any) -> Any:
+            if state is None:
+                return layer.sublayers.returned(hidden_states)
             if handle.prompt is not None and state.scores is not None:
                 handle.prompt.scores = state.scores
                 handle.prompt.ranked = list(state.ranked)
@@ -106,22 +112,18 @@ class PrefixStates:
 
         return forward
 
-    def _keeping(self, handle: "PolicyHandle", key: Hashable, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _keeping(
+        self, handle: "PolicyHandle", batch: Hashable, node: int, original: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
             hidden, prompt = output[0] if isinstance(output, tuple) else output, handle.prompt
             if prompt is None:
-                self._keep(key, State(hidden))
+                state = State(hidden)
             else:
                 left = None if prompt.left is prompt.images else prompt.left
-                self._keep(key, State(hidden, prompt.scores, tuple(prompt.ranked), left))
+                state = State(hidden, prompt.scores, tuple(prompt.ranked), left)
+            self._store.put(batch, node, state)
             return output
 
         return forward
-
-    def _keep(self, key: Hashable, state: State) -> None:
-        self._states[key] = state
-        self._bytes += state.nbytes
-        while self._bytes > self.max_bytes:
-            _, oldest = self._states.popitem(last=False)
-            self._bytes -= oldest.nbytes

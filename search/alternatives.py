@@ -58,6 +58,11 @@ class Alternatives:
         return np.hstack([by_variable, np.sqrt(KIND) * kinds])
 
     @cached_property
+    def likeness(self) -> Floats:
+        """(features, features): how much two choices have the same interactions: those of one variable half."""
+        return 0.5 * (np.eye(len(self.variable)) + self.membership @ self.membership.T)
+
+    @cached_property
     def membership(self) -> Floats:
         """(features, variables): 1 where a choice belongs to a variable."""
         return np.equal.outer(self.variable, np.arange(self.count)).astype(float)

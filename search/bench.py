@@ -5,14 +5,17 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Split, evaluator_class
+from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import SkipsearchError
 from ..policies.policy import Policy
 from .front import objective_value
 from .outcome import Outcome
+from .preview import Preview, look
 from .racing import Race, Rival, shares
 from .space import Space
 
@@ -48,6 +51,8 @@ class Bench:
         # Those with examples come first: the others take their input from them.
         kinds.sort(key=lambda pair: not pair[0].splits)
         made = [kind(kind.options.model_validate(options), self.subject) for kind, options in kinds]
+        for one, other in permutations((kind for kind in made if isinstance(kind, ExampleEvaluator)), 2):
+            one.refuse_overlap(other)
         self.evaluators: list[Evaluator] = sorted(made, key=lambda evaluator: evaluator.cost)
         self._metrics = {name: metric for evaluator in made for name, metric in evaluator.metrics.items()}
 
@@ -59,6 +64,7 @@ class Bench:
         dense: Mapping[str, Measurement] | None = None,
         rivals: Sequence[Rival] | None = None,
         known: Mapping[str, Measurement] = MappingProxyType({}),
+        until: int | None = None,
     ) -> Outcome:
         """Measure a policy, cheap evaluators first, until one breaks a constraint or the race is lost.
 
@@ -68,7 +74,8 @@ class Bench:
             split: The examples to measure accuracy on.
             dense: What the dense model measured, for the constraints; None where they are not to be checked.
             rivals: The front so far, to race against; None measures everything in full.
-            known: What was measured of the policy before.
+            known: What was measured of the policy before; what was on a part of the examples is gone on with.
+            until: How many examples are enough for now; None measures all.
 
         Returns:
             What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
@@ -80,15 +87,16 @@ class Bench:
         estimates: dict[str, Measurement] = {}
         race = Race(self.space, self._metrics, dense, rivals) if dense and rivals is not None else None
         try:
-            with self._applied(policy) as handle, forward_clock(self.subject.model) as clock:
+            with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
                 for evaluator in (one for one in self.evaluators if one.name in names):
                     if dropped or (dense and self._breaks(found, dense)):
                         break
                     begin = time.perf_counter()
-                    measured, dropped = self._raced(evaluator, handle, split, race, {**known, **found})
+                    measured, dropped = self._raced(evaluator, handle, split, race, {**known, **found}, until)
                     seconds[evaluator.name] = time.perf_counter() - begin
-                    found, estimates = (found, measured) if dropped else (found | measured, {})
+                    found |= {name: entry for name, entry in measured.items() if not entry.is_part}
+                    estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
             seconds["forward"] = clock[0]
             failure = not_finite({**found, **estimates})
         except SkipsearchError as cause:
@@ -109,21 +117,34 @@ class Bench:
         split: Split,
         race: Race | None,
         known: Mapping[str, Measurement],
+        until: int | None,
     ) -> tuple[dict[str, Measurement], str | None]:
-        """What an evaluator measures, and why it was left before it was through; None where it was not."""
+        """What an evaluator measures, and why the policy is out; None where it is not, or not yet."""
         if split != "search" or not isinstance(evaluator, ExamplesFirst):
             return evaluator.measure(handle, split), None
         # Those who do not race have the same shares all the same: other batches could round otherwise.
         measured: dict[str, Measurement] = {}
-        with closing(evaluator.rungs(handle, split, shares(self.space.search.racing))) as rungs:
+        before = {name: entry for name, entry in known.items() if entry.is_part}
+        with closing(evaluator.rungs(handle, split, shares(self.space.search.racing), before)) as rungs:
             for measured in rungs:
                 verdict = race.verdict(known, measured) if race else None
                 if verdict:
                     return measured, verdict
+                if until is not None and all(entry.n >= until for entry in measured.values()):
+                    break
         return measured, None
 
+    def preview(self) -> Preview:
+        """What the rules that the search begins with need to know of the dense model.
+
+        Raises:
+            SkipsearchError: see `look`.
+        """
+        return look(self, self.space.search.rules)
+
     @contextmanager
-    def _applied(self, policy: Policy) -> Iterator[Any]:
+    def applied(self, policy: Policy) -> Iterator[Any]:
+        """A handle on the model while it runs under a policy."""
         import torch
 
         from ..policies.apply import apply_policy

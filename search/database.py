@@ -1,7 +1,8 @@
 """The database of a study: a SQLite file that Optuna writes, and how its trials are read back as plain values."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,7 +70,7 @@ def progress_of(path: Path) -> str:
     except StudyError as cause:
         return cause.what
     done = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
-    own = sum("shared_from" not in attrs for attrs in done)
+    own = sum("shared_from" not in attrs and "continues" not in attrs for attrs in done)
     return f"{own} of {study.user_attrs['space']['search']['trials']} trials"
 
 
@@ -94,10 +95,94 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         seconds=attrs.get("seconds", {}),
         worker=attrs.get("worker"),
         shared_from=attrs.get("shared_from"),
+        continues=attrs.get("continues"),
         rule=attrs.get("rule"),
     )
+
+
+def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Each trial once, by its first number: one that was set aside and gone on with as it stands by now."""
+    found: dict[int, TrialRecord] = {}
+    for record in records:
+        first = record.number if record.continues is None else record.continues
+        found[first] = record if first == record.number else replace(record, number=first)
+    return list(found.values())
 
 
 def measurements_from(text: str | None) -> dict[str, Measurement]:
     """Measurements as they stand in an attribute."""
     return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
+
+
+def running_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Wall-clock seconds in which some trial ran: trials that ran at the same time count once.
+
+    Args:
+        spans: Beginning and end of every trial, in seconds.
+    """
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+class Ledger:
+    """The trials of a study as plain values; those that are finished are read once.
+
+    Args:
+        study: The study.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study = study
+        self._read: dict[int, TrialRecord] = {}
+
+    def record(self, number: int) -> TrialRecord:
+        """A trial that was asked for, by its number."""
+        return self.read(self.frozen(number))
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was asked for, by number, without the figures of the report split."""
+        asked = [trial for trial in self.study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
+        return folded(self.read(trial) for trial in asked)
+
+    def _ended(self) -> list[FrozenTrial]:
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
+        return [trial for trial in done if "shared_from" not in trial.user_attrs]
+
+    def _spent(self) -> list[FrozenTrial]:
+        return [trial for trial in self._ended() if "continues" not in trial.user_attrs]
+
+    def measured(self) -> int:
+        """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
+        return len(self._spent())
+
+    def ended(self) -> list[TrialRecord]:
+        """The trials of the budget that is spent, in the order in which they ended."""
+        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._spent())
+        return [self.record(number) for _, number in numbered]
+
+    def spent_seconds(self) -> float:
+        """How long trials ran so far, apart from what an interruption lasted: those at the same time count once."""
+        spans = []
+        for trial in self._ended():
+            if trial.datetime_start is None or trial.datetime_complete is None:
+                continue
+            begin, end = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
+            # What was told after an interruption had ended before it; what was gone on with has the seconds of both.
+            own = end - begin if "continues" in trial.user_attrs else trial.user_attrs["seconds"].get("total", 0.0)
+            spans.append((begin, begin + own))
+        return running_seconds(spans)
+
+    def frozen(self, number: int) -> FrozenTrial:
+        """Optuna's own trial, by its number."""
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def read(self, trial: FrozenTrial) -> TrialRecord:
+        """A trial of Optuna's as a plain value."""
+        if not trial.state.is_finished():
+            return trial_record(trial)
+        if trial.number not in self._read:
+            self._read[trial.number] = trial_record(trial)
+        return self._read[trial.number]

@@ -1,7 +1,9 @@
 """The driver: gives proposed policies to workers, stage by stage, and tells the study what came of it."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from ..evaluators.base import evaluator_class
 from .front import front_trials
@@ -9,23 +11,29 @@ from .outcome import Outcome
 from .progress import Progress
 from .proposals import Proposals
 from .racing import rivals_among
+from .record import TrialRecord
+from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
 from .workers import Job, Pool
 
 
 @dataclass
 class Trial:
-    """A proposal on its way through the stages.
+    """A policy on its way through the stages.
 
     Attributes:
-        proposal: What is measured.
+        subject: What is measured: a proposal, or an earlier trial that was set aside and goes on.
         stages: Names of evaluators, one list a stage; those of the first are running or next.
+        until: How many examples it answers for now; None for all.
         outcome: What the stages before measured.
+        begun: When it began.
     """
 
-    proposal: Proposal
+    subject: Proposal | TrialRecord
     stages: list[list[str]]
+    until: int | None
     outcome: Outcome = Outcome()
+    begun: datetime = field(default_factory=datetime.now)
 
 
 class Driver:
@@ -42,6 +50,11 @@ class Driver:
         self.pool = pool
         self.progress = progress
         self.proposals = Proposals(study)
+        racing = study.space.search.racing
+        self._racing = racing != "none"
+        learns = study.space.search.sampler == "auto"
+        self._patience = racing.patience if racing != "none" and racing.patience != "none" and learns else None
+        self._going_on: set[int] = set()
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
@@ -71,17 +84,12 @@ class Driver:
         """
         kinds = {name: evaluator_class(name) for name in self.study.space.evaluate}
         alone = [name for name, kind in kinds.items() if self.pool.shares_device and kind.exclusive]
-        if self.racing and alone:
+        if self._racing and alone:
             last = [name for name, kind in kinds.items() if kind.splits]
             stages = [[name for name in kinds if name not in last], last]
         else:
             stages = [[name for name in kinds if name not in alone], alone]
         return [stage for stage in stages if stage]
-
-    @property
-    def racing(self) -> bool:
-        """True where candidates are judged on few examples first."""
-        return self.study.space.search.racing != "none"
 
     def _is_alone(self, trial: Trial) -> bool:
         return self.pool.shares_device and any(evaluator_class(name).exclusive for name in trial.stages[0])
@@ -98,37 +106,68 @@ class Driver:
             if self._waiting:
                 self._start(self._waiting.popleft())
                 continue
-            proposal = self.proposals.next()
-            if proposal is not None:
-                self._enter(Trial(proposal, self._stages()))
+            trial = self._next()
+            if trial is not None:
+                self._enter(trial)
             elif not self._alone:
                 return
+
+    def _next(self) -> Trial | None:
+        """A trial that was set aside and is to answer more, or else a new one."""
+        record = self._due()
+        if record is not None:
+            self._going_on.add(record.number)
+            kinds = {name: evaluator_class(name) for name in self.study.space.evaluate}
+            names = [name for name, kind in kinds.items() if kind.metrics.keys() & record.estimates.keys()]
+            before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
+            return Trial(record, [names], 2 * examples(record), before)
+        proposal = self.proposals.next()
+        if proposal is None:
+            return None
+        whole = self._patience is None or proposal.policy.is_dense
+        return Trial(proposal, self._stages(), None if whole else ENOUGH)
+
+    def _due(self) -> TrialRecord | None:
+        if self._patience is None or self.study.dense_measurements() is None:
+            return None
+        # When nothing new is begun, there is nothing to wait for.
+        patience = self._patience if self.proposals.may_ask else 0
+        records = due(self.study.records(), self.study.space, patience)
+        return next((record for record in records if record.number not in self._going_on), None)
 
     def _enter(self, trial: Trial) -> None:
         """Let a trial wait for its next stage."""
         (self._alone if self._is_alone(trial) else self._waiting).append(trial)
 
     def _start(self, trial: Trial) -> None:
-        policy, dense = trial.proposal.policy, self.study.dense_measurements()
+        policy, dense = trial.subject.policy, self.study.dense_measurements()
         rivals = None
-        if dense and self.racing:
-            rivals = rivals_among(self.study.records(), self.study.space.objectives)
-        known = trial.outcome.measurements
-        self.pool.submit(Job(policy, trial.stages[0], dense=dense, rivals=rivals, known=known, tag=trial))
+        if dense and self._racing:
+            # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
+            is_rule = trial.subject.rule is not None
+            others = [one for one in self.study.records() if not is_rule or one.rule or one.policy.is_dense]
+            rivals = rivals_among(others, self.study.space.objectives)
+        known = {**trial.outcome.estimates, **trial.outcome.measurements}
+        given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
+        self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial: Trial = job.tag
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
-        bounds = {} if trial.proposal.policy.is_dense else self.study.violations(trial.outcome.measurements)
+        bounds = {} if trial.subject.policy.is_dense else self.study.violations(trial.outcome.measurements)
         broken = any(excess > 0 for excess in bounds.values())
         if trial.stages and not (outcome.failure or outcome.dropped or broken):
             self._enter(trial)
             return
         if outcome.failure:
-            self.progress.note(f"trial {trial.proposal.number} failed: {outcome.failure}")
-        self.proposals.finish(trial.proposal, trial.outcome)
+            self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
+        if isinstance(trial.subject, TrialRecord):
+            self._going_on.discard(trial.subject.number)
+            self.study.go_on(trial.subject, trial.outcome, trial.begun)
+        else:
+            self.proposals.finish(trial.subject, trial.outcome)
         self.progress.update(self.study.records(), self.study.measured())
 
     def confirm(self) -> None:

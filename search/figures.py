@@ -1,14 +1,14 @@
 """The figures of a report: interactive ones with plotly, and the one picture for pasting with matplotlib.
 
 Every axis is in percent of the dense model's figure on the same examples, so that the search split and the report
-split, and latencies of different hours, stand in one picture.
+split, and latencies of different hours, stand in one picture; but for a divergence, of which the dense model has none.
 """
 
 import html
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..evaluators.base import Direction
-from .front import pareto, percent_of_dense
-from .layermap import against, amount, describe, phrase
+from ..evaluators.base import Direction, Split
+from .compared import as_told
+from .front import FAR, pareto, percent_of_dense
+from .layermap import against, amount, describe, phrase, unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import sample_counts
 
@@ -29,7 +30,8 @@ Role = Literal["dense", "front", "dominated", "infeasible"]
 TRIAL = "trial"  # the other axis where a study has one objective
 HOVER_WIDTH, HOVER_LINES = 64, 8
 FONT = "system-ui, sans-serif"
-INK = {"dominated": "#8f959e", "infeasible": "#8f959e", "front": "#3b8ed0", "confirmed": "#d55e00", "dense": "#e69f00"}
+INK = {"dominated": "#8f959e", "infeasible": "#8f959e", "front": "#3b8ed0", "confirmed": "#d55e00", "dense": "#e69f00",
+       "rule": "#8e5bb5"}  # fmt: skip
 NAMES = {"dominated": "dominated", "infeasible": "breaks a constraint", "front": "Pareto front", "dense": "dense"}
 MARKERS: dict[str, dict[str, Any]] = {
     "dominated": {"symbol": "circle", "size": 6, "opacity": 0.55},
@@ -37,6 +39,8 @@ MARKERS: dict[str, dict[str, Any]] = {
     "front": {"symbol": "circle", "size": 10},
     "dense": {"symbol": "star", "size": 16},
 }
+RULE_SYMBOLS = ("triangle-up", "square", "triangle-down", "pentagon", "cross", "hexagon2", "bowtie", "hourglass",
+                "triangle-left", "triangle-right", "star-diamond", "octagon")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def planes(record: StudyRecord) -> list[Plane]:
     names = list(record.objectives)
     if len(names) == 1:
         return [Plane(TRIAL, names[0])]
-    costs_first = sorted(names, key=lambda name: record.objectives[name] == "maximize")
+    costs_first = sorted(names, key=lambda name: record.objectives[name] == "maximize" or unit_of(name) == "nats")
     return [Plane(*pair) for pair in sorted(combinations(costs_first, 2), key=lambda pair: names.index(pair[1]))]
 
 
@@ -89,12 +93,32 @@ def dots(record: StudyRecord, plane: Plane) -> list[Dot]:
     found = []
     for trial in record.trials:
         kind = role(record, trial)
-        x = trial.number if plane.x == TRIAL else percent_of_dense(record, trial, plane.x)
-        y = percent_of_dense(record, trial, plane.y)
+        x = trial.number if plane.x == TRIAL else along_axis(record, trial, plane.x)
+        y = along_axis(record, trial, plane.y)
         if kind is not None and math.isfinite(x) and math.isfinite(y):
             again = _confirmation(record, trial, plane, x) if kind == "front" else (None, None)
             found.append(Dot(trial, kind, x, y, *again))
     return found
+
+
+def along_axis(record: StudyRecord, trial: TrialRecord, name: str, split: Split = "search") -> float:
+    """Where a figure stands on its axis: in percent of dense, or in nats; NaN where it is missing."""
+    if unit_of(name) != "nats":
+        return percent_of_dense(record, trial, name, split)
+    entry = getattr(trial, split).get(name)
+    return math.nan if entry is None else float(entry.value)
+
+
+def top(found: Sequence[Dot]) -> float:
+    """Up to where a divergence is shown at first: some that are far beyond what counts would leave the rest no room."""
+    highest = max((dot.y for dot in found if dot.role == "front" and dot.y < FAR), default=0.0)
+    return 1.2 * (highest or FAR)
+
+
+def begun_with(record: StudyRecord, plane: Plane) -> list[Dot]:
+    """The rules that the search began with; one that answered only some examples where it is expected to stand."""
+    begun = tuple(as_told(record, trial) for trial in record.trials if trial.rule is not None)
+    return [dot for dot in dots(replace(record, trials=(record.dense, *begun)), plane) if dot.trial.rule is not None]
 
 
 def staircase(found: Sequence[Dot], record: StudyRecord, plane: Plane) -> list[Dot]:
@@ -114,10 +138,18 @@ def plane_figure(record: StudyRecord, plane: Plane) -> go.Figure:
     for kind in ("dominated", "infeasible", "front", "confirmed", "dense"):
         if kind == "front" and steps:
             xs, ys = [dot.x for dot in steps], [dot.y for dot in steps]
-            figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip")
+            figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
         group = [dot for dot in found if dot.role == kind or (kind == "confirmed" and dot.confirmed)]
         if group:
             figure.add_trace(_confirmed(record, group) if kind == "confirmed" else _markers(record, group, kind))
+    if found and unit_of(plane.y) == "nats":
+        figure.update_yaxes(range=[-top(found) / 20, top(found)])
+    begun = begun_with(record, plane)
+    for place, rule in enumerate(result.name for result in record.verdict.by_rule):
+        group = [dot for dot in begun if rule in dot.trial.rules]
+        symbol = f"{RULE_SYMBOLS[place % len(RULE_SYMBOLS)]}-open"
+        look = {"color": INK["rule"], "symbol": symbol, "size": 13, "line": {"width": 1.5}}
+        figure.add_trace(_points(record, group, name=rule, marker=look, showlegend=True))
     return figure
 
 
@@ -128,7 +160,8 @@ def hypervolume_figure(record: StudyRecord) -> go.Figure:
     line = {"color": INK["front"], "width": 2.5, "shape": "hv"}
     hover = "after trial %{x}: %{y:.4f}<extra></extra>"
     figure = go.Figure(layout=_layout("trial", "hypervolume"))
-    return figure.add_scatter(x=numbers, y=list(record.hypervolume), mode="lines", line=line, hovertemplate=hover)
+    curve = {"x": numbers, "y": list(record.hypervolume), "line": line, "hovertemplate": hover}
+    return figure.add_scatter(mode="lines", showlegend=False, **curve)
 
 
 def save_front(record: StudyRecord, path: Path) -> None:
@@ -137,13 +170,15 @@ def save_front(record: StudyRecord, path: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     found = dots(record, plane)
-    _draw_trials(axes, found)
+    _draw_trials(axes, found, begun_with(record, plane))
     steps = staircase(found, record, plane)
     axes.step([dot.x for dot in steps], [dot.y for dot in steps], where="post", color=INK["front"], lw=1.5, zorder=2)
     axes.set_xlabel(_axis_title(plane.x))
     axes.set_ylabel(_axis_title(plane.y))
     behind = f"{phrase(plane.y)}: {sample_counts(record, plane.y)}"
     axes.set_title(f"{textwrap.fill(_plain(record.model_id), 90)}\n{behind}", loc="left", fontsize=10)
+    if found and unit_of(plane.y) == "nats":
+        axes.set_ylim(-top(found) / 20, top(found))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if found:
@@ -159,36 +194,38 @@ def card(record: StudyRecord, trial: TrialRecord) -> str:
     for name in (name for name in record.metrics if name in trial.search):
         entry, base, unit = trial.search[name], record.dense.search.get(name), record.metrics[name].unit
         dense = entry.dense if entry.dense is not None else base.value if base else math.nan
-        lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {against(entry.value, dense, unit)}")
+        part = f", expected from {entry.n} of {entry.detail['total']} examples" if entry.is_part else ""
+        lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {against(entry.value, dense, unit)}{part}")
         if name in trial.report:
             lines.append(f"{phrase(name)}, report split: {amount(trial.report[name].value, unit)}")
     entries = [entry.replace(" ", "\u00a0") for entry in describe(trial.policy)]  # a line ends between two of them
     policy = textwrap.wrap(", ".join(entries) or "dense", HOVER_WIDTH)
     policy = policy if len(policy) <= HOVER_LINES else [*policy[:HOVER_LINES], "…"]
-    return "<br>".join([f"<b>trial {trial.number}</b>", *map(html.escape, [*lines, "", *policy])])
+    rules = [f"{name}: {setting}" for name, setting in trial.rules.items()]
+    return "<br>".join([f"<b>trial {trial.number}</b>", *map(html.escape, [*rules, *lines, "", *policy])])
 
 
 def _confirmation(
     record: StudyRecord, trial: TrialRecord, plane: Plane, searched: float
 ) -> tuple[tuple[float, float] | None, float | None]:
-    y = percent_of_dense(record, trial, plane.y, "report")
+    y = along_axis(record, trial, plane.y, "report")
     if not math.isfinite(y):
         return None, None
-    again = percent_of_dense(record, trial, plane.x, "report")
+    again = along_axis(record, trial, plane.x, "report")
     x = again if math.isfinite(again) else searched
-    stderr, dense = trial.report[plane.y].stderr, record.dense.report[plane.y].value
-    return (x, y), None if stderr is None else 100 * stderr / dense
+    stderr, unit = trial.report[plane.y].stderr, 1.0
+    if unit_of(plane.y) != "nats":
+        unit = record.dense.report[plane.y].value / 100
+    return (x, y), None if stderr is None else stderr / unit
 
 
 def _markers(record: StudyRecord, group: Sequence[Dot], kind: str) -> go.Scatter:
-    return go.Scatter(
-        x=[dot.x for dot in group],
-        y=[dot.y for dot in group],
-        mode="markers",
-        marker={"color": INK[kind], **MARKERS[kind]},
-        hovertext=[card(record, dot.trial) for dot in group],
-        hoverinfo="text",
-    )
+    return _points(record, group, marker={"color": INK[kind], **MARKERS[kind]}, showlegend=False)
+
+
+def _points(record: StudyRecord, group: Sequence[Dot], **look: Any) -> go.Scatter:
+    hover = {"hovertext": [card(record, dot.trial) for dot in group], "hoverinfo": "text"}
+    return go.Scatter(x=[dot.x for dot in group], y=[dot.y for dot in group], mode="markers", **hover, **look)
 
 
 def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
@@ -202,6 +239,7 @@ def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
         marker={"color": INK["confirmed"], "symbol": "diamond-open", "size": 8},
         hovertext=[card(record, dot.trial) for dot in group],
         hoverinfo="text",
+        showlegend=False,
     )
 
 
@@ -210,7 +248,7 @@ def _layout(x: str, y: str) -> dict[str, Any]:
     axis = {"zeroline": False, "gridcolor": "#8884", "automargin": True, "ticks": "", "ticklabelstandoff": 6}
     return {
         "template": "none",
-        "showlegend": False,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": {"text": "rules: "}},
         "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -222,10 +260,10 @@ def _layout(x: str, y: str) -> dict[str, Any]:
 
 
 def _axis_title(name: str) -> str:
-    return TRIAL if name == TRIAL else f"{phrase(name)}, % of dense"
+    return TRIAL if name == TRIAL else f"{phrase(name)}, {'nats' if unit_of(name) == 'nats' else '% of dense'}"
 
 
-def _draw_trials(axes: Axes, found: Sequence[Dot]) -> None:
+def _draw_trials(axes: Axes, found: Sequence[Dot], rules: Sequence[Dot]) -> None:
     shapes = {"dominated": ("o", 14), "infeasible": ("x", 14), "front": ("o", 40), "dense": ("*", 170)}
     for order, (kind, (shape, size)) in enumerate(shapes.items()):
         group = [dot for dot in found if dot.role == kind]
@@ -234,6 +272,10 @@ def _draw_trials(axes: Axes, found: Sequence[Dot]) -> None:
             faint = 0.45 if kind in ("dominated", "infeasible") else 1.0
             label = NAMES[kind] if kind == "dense" else f"{NAMES[kind]} ({len(group)}, search split)"
             axes.scatter(xs, ys, s=size, marker=shape, c=INK[kind], alpha=faint, zorder=2 + order, lw=1, label=label)
+    if rules:
+        look: dict[str, Any] = {"marker": "^", "s": 60, "facecolors": "none", "edgecolors": INK["rule"], "lw": 1}
+        label = f"published rules ({len(rules)}, search split)"
+        axes.scatter([dot.x for dot in rules], [dot.y for dot in rules], zorder=6, label=label, **look)
     again = [(dot.confirmed, dot.stderr or 0) for dot in found if dot.confirmed]
     if again:
         xs, ys = [place[0] for place, _ in again], [place[1] for place, _ in again]

@@ -4,7 +4,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..evaluators.base import Direction, Measurement, Metric, Split
+from .layermap import unit_of
 from .record import StudyRecord, TrialRecord
+
+# How far a divergence may go and still count: it has no worst, and at 1 nat most of the answers are others.
+FAR = 1.0
 
 Point = tuple[float, ...]
 
@@ -67,16 +71,23 @@ def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) ->
 
 
 def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
-    """Numbers of the Pareto-optimal feasible trials, by falling first minimised objective (dense comes first)."""
+    """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first)."""
     directions = list(objectives.values())
+    cost = first_cost(objectives)
+    place = 0 if cost is None else list(objectives).index(cost)
     numbered = [
         (trial.number, point)
         for trial, point in zip(trials, feasible_points(trials, objectives), strict=True)
         if point is not None
     ]
     chosen = [numbered[index] for index in pareto([point for _, point in numbered], directions)]
-    first_cost = directions.index("minimize") if "minimize" in directions else 0
-    return tuple(number for number, _ in sorted(chosen, key=lambda pair: (-pair[1][first_cost], pair[0])))
+    return tuple(number for number, _ in sorted(chosen, key=lambda pair: (-pair[1][place], pair[0])))
+
+
+def first_cost(objectives: Mapping[str, Direction]) -> str | None:
+    """The first minimised objective that tells what a policy costs, not how far it is from dense."""
+    minimised = (name for name, direction in objectives.items() if direction == "minimize")
+    return next((name for name in minimised if unit_of(name) != "nats"), None)
 
 
 def reference_point(
@@ -84,12 +95,12 @@ def reference_point(
 ) -> dict[str, float]:
     """The corner that the hypervolume is counted from; it depends on the dense model alone, never on the trials.
 
-    Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0);
-    the dense figure for a cost, so that only what is cheaper than dense counts.
+    Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0); 1 nat for
+    a divergence; the dense figure for a cost, so that only what is cheaper than dense counts.
     """
     reference = {}
     for name, direction in objectives.items():
-        worst = 1.0 if metrics[name].unit == "fraction" else dense[name]
+        worst = {"fraction": 1.0, "nats": FAR}.get(metrics[name].unit, dense[name])
         reference[name] = worst if direction == "minimize" else 0.0
     return reference
 

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from .additive import Floats
 
-LINE = 64
+LINE = 5  # budgets a variable: finer ones reward what hardly differs
 CLOUD = 384
 # Standard normal quantiles and what they weigh.
 NODES = np.array([-1.5, -0.7, 0.0, 0.7, 1.5])
 WEIGHTS = np.exp(-0.5 * NODES**2) / np.exp(-0.5 * NODES**2).sum()
 
 
-def budgets(lowest: Floats, highest: Floats) -> Floats:
+def budgets(lowest: Floats, highest: Floats, variables: int) -> Floats:
     """(budgets, costs): limits on the costs, evenly spread between two corners; the same at every call."""
     dimensions = len(lowest)
     if dimensions == 0:
         return np.zeros((1, 0))
     if dimensions == 1:
-        spread = (np.arange(LINE)[:, None] + 0.5) / LINE
+        spread = (np.arange(LINE * variables)[:, None] + 0.5) / (LINE * variables)
     else:
         # Roberts 2018: powers of a generalised golden ratio fill a box evenly.
         ratio = 2.0

@@ -25,7 +25,7 @@ class History:
         losses: (n,): the expensive objective, minimised; NaN where it was not measured.
         costs: (n, costs): the other objectives, likewise.
         excess: (n, constraints): how far each constraint is broken, 0 or less where it holds; NaN where not measured.
-        rough: (n,): True where the loss is an estimate of a policy that was given up, which teaches but is no result.
+        rough: (n,): True where the loss is an estimate, of a policy that was given up or set aside on few examples.
         pending: (m, variables): policies that are being measured.
     """
 
@@ -44,7 +44,7 @@ class History:
     @property
     def feasible(self) -> NDArray[np.bool_]:
         """(n,): where a policy may be on the front."""
-        return self.measured & ~(self.excess > 0).any(1) & ~self.rough
+        return self.measured & ~(self.excess > 0).any(1)
 
     def first(self, count: int) -> "History":
         """The policies that finished first."""
@@ -191,16 +191,21 @@ class Knowledge:
     ) -> None:
         self._alternatives, self._epoch = alternatives, epoch
         self.surrogate = surrogate.with_pending(history.pending)
-        corner = epoch.corner if reference is None else reference
-        inside = history.feasible & (history.losses <= corner[0]) & (history.costs <= corner[1:]).all(1)
-        figures = np.c_[history.losses - epoch.dense_loss, history.costs][inside]
+        corner = epoch.corner if reference is None else np.where(np.isnan(reference), epoch.corner, reference)
+        relative = history.losses - epoch.dense_loss
+        # Of many estimates the best were lucky; what all others say of these policies makes up for it.
+        relative[history.rough] = surrogate.link.inverse(surrogate.mean(history.codes[history.rough]))
+        held = np.all([bound.holds(relative) | ~history.rough for bound in epoch.bounds], axis=0)
+        inside = history.feasible & held & (relative <= corner[0] - epoch.dense_loss)
+        inside &= (history.costs <= corner[1:]).all(1)
+        figures = np.c_[relative, history.costs][inside]
         codes = history.codes[inside]
         kept = non_dominated(figures)
         self.front, self._front_losses = codes[kept], figures[kept, 0]
         lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
         losses = surrogate.link.inverse(self.surrogate.mean(history.pending))
         self._gain = Gain(
-            budgets(lowest, corner[1:]),
+            budgets(lowest, corner[1:], alternatives.count),
             np.r_[self._front_losses, losses],
             np.vstack([figures[kept, 1:], self._costs(history.pending)]),
             min(corner[0] - epoch.dense_loss, *(bound.most for bound in epoch.bounds), np.inf),

@@ -35,6 +35,8 @@ SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens 
 ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
 LABEL_WIDTH = 11
 WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
+# Figures of examples: they are told as they are, with their error, and not as shares of dense.
+ON_EXAMPLES = ("fraction", "nats")
 SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
 BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")]
 
@@ -99,9 +101,11 @@ def describe(policy: Policy) -> list[str]:
 
 
 def unit_of(metric: str) -> str:
-    """The unit a metric's name ends with; a name without one is a fraction."""
+    """The unit a metric's name ends with; a name without one is a fraction, but for the divergence."""
     suffix = metric.rsplit("_", 1)[-1]
-    return suffix if suffix in ("flops", "ms", "bytes") else "fraction"
+    if suffix == "divergence":
+        return "nats"
+    return suffix if suffix in ("flops", "ms", "bytes", "nats") else "fraction"
 
 
 def phrase(metric: str) -> str:
@@ -116,6 +120,8 @@ def amount(value: float, unit: str) -> str:
         return "not a number"
     if unit == "fraction":
         return f"{100 * value:.1f} %"
+    if unit == "nats":
+        return f"{value:.3g} nat{'' if value == 1 else 's'}"
     if unit in ("flops", "bytes"):
         scales = SI if unit == "flops" else BINARY
         scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
@@ -123,8 +129,16 @@ def amount(value: float, unit: str) -> str:
     return f"{_three_digits(value)} {unit}"
 
 
+def with_error(value: float, stderr: float | None, unit: str) -> str:
+    """A figure with its standard error, where it has one; that of a fraction in points."""
+    spread = "" if stderr is None else f" ± {100 * stderr:.1f}" if unit == "fraction" else f" ± {stderr:.2g}"
+    return amount(value, unit) + spread
+
+
 def against(value: float, dense: float, unit: str) -> str:
     """A figure beside the dense model's: a cost as a share of it, an accuracy as a difference in points."""
+    if unit == "nats":
+        return "from dense"
     if unit == "fraction":
         return f"{points(value - dense)} vs dense {amount(dense, unit)}"
     ratio = value / dense if dense else math.nan
@@ -247,11 +261,10 @@ def _token_symbol(drawn: Cell) -> Text:
 
 def _figure_row(name: str, entry: Measured) -> list[str]:
     unit = unit_of(name)
-    spread = "" if entry.stderr is None else f" ± {100 * entry.stderr:.1f}"
-    spread += "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
+    spread = "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
     basis = f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
     change = "" if entry.dense is None else against(entry.value, entry.dense, unit)
-    return ["  " + name, amount(entry.value, unit) + spread, change, basis + (entry.split or "")]
+    return ["  " + name, with_error(entry.value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
 
 
 def _three_digits(value: float) -> str:

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..evaluators.base import Measurement
+from .record import Estimate
 
 TOLD_APART = 0.05  # two policies are tied where chance alone makes a difference as large with a higher probability
 FLIPS = 4000
 NEAR = 1e-6
+DRAWS = 2000
+LEVELS = (2.5, 97.5)
 
 
 def examples(entry: Measurement | None) -> np.ndarray | None:
@@ -22,7 +25,11 @@ def examples(entry: Measurement | None) -> np.ndarray | None:
 
 def weights(entry: Measurement) -> np.ndarray:
     """How much each example counts in a figure that is the plain mean over tasks of means over examples."""
-    sizes = task_sizes(entry)
+    return by_task(task_sizes(entry))
+
+
+def by_task(sizes: Sequence[int]) -> np.ndarray:
+    """How much each example counts in the plain mean over tasks of so many examples."""
     return np.concatenate([np.full(size, 1 / (size * len(sizes))) for size in sizes])
 
 
@@ -64,6 +71,26 @@ def chance(one: Measurement | None, other: Measurement | None, seed: int = 0) ->
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(FLIPS, len(weighted)))
     as_large = np.abs(signs @ weighted) >= abs(weighted.sum()) * (1 - NEAR)
     return (1 + int(as_large.sum())) / (1 + FLIPS)
+
+
+def difference(one: Measurement | None, other: Measurement | None) -> Estimate | None:
+    """By how much one figure is larger than the other, with the bootstrap's interval where both keep their examples.
+
+    Both are resampled alike, within each task; where the other has only a part of the examples, on that part.
+    """
+    if one is None or other is None:
+        return None
+    ours, theirs, sizes, places = examples(one), examples(other), task_sizes(one), other.detail.get("places")
+    if places is not None:
+        theirs, sizes = np.asarray(other.detail["per_example"], dtype=float), [len(places)]
+        ours = ours[places] if ours is not None and len(theirs) == len(places) else None
+    elif task_sizes(other) != sizes:
+        theirs = None
+    if ours is None or theirs is None:
+        return Estimate(one.value - other.value)
+    drawn = resampled(sizes, DRAWS, np.random.default_rng(0)) @ (ours - theirs)
+    low, high = np.percentile(drawn, LEVELS)
+    return Estimate(float((ours - theirs) @ by_task(sizes)), float(low), float(high))
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -8,21 +8,19 @@ taken have no effect; policies that come out equal are measured once.
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice, product, zip_longest
+from itertools import product
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from ..policies.choice import KEEP
+from ..policies.choice import KEEP, LayerChoice
 from ..policies.policy import Policy, TokenSelection
 from .choices import options
 from .couplings import Forbidden
-from .layermap import describe
 from .patterns import Pattern
 from .space import Space
-from .starts import starting_points
 
 NONE = "none"
 ENUMERABLE = 1024  # up to so many combinations it is counted how many of them differ
@@ -107,43 +105,21 @@ class Parameters:
                 return drawn
         return self.labels()
 
-    def starts(self, limit: int) -> list[dict[str, str]]:
-        """Labels to begin a search with: the settings of every schedule and the simple rules, in turn.
+    def layer_labels(self, choices: Sequence[LayerChoice], selection: Mapping[str, str]) -> dict[str, str]:
+        """The labels of one choice a layer, of which a group of tied layers does what its first does.
 
         Args:
-            limit: At most so many.
+            choices: What each layer allows.
+            selection: How image tokens are ranked, by key; a word that the space does not offer is left out.
         """
-        lists = [*(islice(self._allowed(self._settings(name)), limit) for name in self._patterns),
-                 islice(self._allowed(self._rules()), limit)]  # fmt: skip
-        in_turn = [labels for row in zip_longest(*lists) for labels in row if labels is not None]
-        return in_turn[:limit]
+        ranked = {key: word for key, word in selection.items() if word in self._values[key]}
+        return {layer_parameter(first): choices[first].label for first, *_ in self.groups} | ranked
 
-    def rule(self, labels: Mapping[str, str]) -> str:
-        """What to call a policy that a search begins with: its schedule with the setting, or what it does where."""
-        name = labels.get("schedule", NONE)
-        if name == NONE:
-            return ", ".join(describe(self.policy(labels)))
-        every = {key: labels.get(key, default(known)) for key, known in self._values.items()}
-        setting = [
-            f"{key.removeprefix(f'{name}.')} {label}" for key, label in every.items() if key.startswith(f"{name}.")
-        ]
-        return f"{name} ({', '.join(setting)})"
+    def schedule_settings(self) -> dict[str, Iterator[dict[str, str]]]:
+        """Every setting of each schedule, in the order of the file."""
+        return {name: self._settings(name) for name in self._patterns}
 
-    def _allowed(self, settings: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
-        """Labels to queue, without what the space forbids."""
-        return (labels for labels in map(self.labels, settings) if self.allows(self.policy(labels)))
-
-    def _rules(self) -> Iterator[dict[str, str]]:
-        """Each simple rule once; a group of tied layers does what its first does, and dense is none."""
-        seen = [self.labels()]
-        for choices in starting_points(self.domains):
-            labels = {layer_parameter(first): choices[first].label for first, *_ in self.groups}
-            if self.labels(labels) not in seen:
-                seen.append(self.labels(labels))
-                yield labels
-
-    def _settings(self, name: str) -> Any:
-        """Every setting of one schedule, in the order of the file."""
+    def _settings(self, name: str) -> Iterator[dict[str, str]]:
         keys = [key for key in self._values if key.startswith(f"{name}.")]
         for combination in product(*(self._values[key] for key in keys)):
             yield {"schedule": name, **dict(zip(keys, combination, strict=True))}

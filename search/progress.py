@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from ..evaluators.base import Direction
-from .front import feasible_points, front_trials
+from .front import feasible_points, first_cost, front_trials
 from .record import TrialRecord
 
 
@@ -74,14 +74,14 @@ class Progress:
 
 
 def best_saving(finished: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> str:
-    """The largest saving in the first cost objective among the trials that break no constraint."""
-    costs = [name for name, direction in objectives.items() if direction == "minimize"]
-    if not costs:
+    """The largest saving in the first cost among the trials that break no constraint."""
+    cost = first_cost(objectives)
+    dense = finished[0].search[cost].value if cost is not None else 0.0
+    if cost is None or not dense:
         return ""
-    place = list(objectives).index(costs[0])
+    place = list(objectives).index(cost)
     points = [point for point in feasible_points(finished, objectives) if point is not None]
-    dense = finished[0].search[costs[0]].value
-    if not points or not dense:
+    if not points:
         return "nothing within the constraints yet"
     best = min(point[place] for point in points)
-    return f"best saving {1 - best / dense:.0%} of {costs[0]}"
+    return f"best saving {1 - best / dense:.0%} of {cost}"

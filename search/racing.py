@@ -105,8 +105,8 @@ class Race:
         """
         racing = self._space.search.racing
         for name, measured in partial.items():
-            if "places" not in measured.detail:
-                continue  # It is no part, but all.
+            if not measured.is_part:
+                continue
             doubts = list(self._doubts(name, known, measured))
             total = measured.detail["total"]
             found = [evidence(doubt.differences, total, doubt.floor) for doubt in doubts]
@@ -146,7 +146,7 @@ class Race:
         """
         objectives = self._space.objectives
         others = [other for other in objectives if other != name]
-        if name not in objectives or any(other not in known for other in others):
+        if name not in objectives or any(other not in known or known[other].is_part for other in others):
             return None
         values = {other: objective_value(other, known[other], self._dense.get(other)) for other in others}
         able = [

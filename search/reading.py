@@ -15,6 +15,7 @@ from ..policies.policy import Policy
 from ..policies.wording import Key, dotted, nearest, short
 from .choices import expanded
 from .couplings import Run, forbids_dense
+from .sharing import shared
 from .space import SCHEMA, LoadedSpace, Space
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"
@@ -174,7 +175,7 @@ def evaluator_problems(document: Document) -> list[Problem]:
     """Evaluators that do not exist, and options they do not have."""
     problems: list[Problem] = []
     evaluate = document.data.get("evaluate")
-    for name, options in evaluate.items() if isinstance(evaluate, dict) else ():
+    for name, options in shared(evaluate).items() if isinstance(evaluate, dict) else ():
         if not isinstance(name, str) or not isinstance(options, dict | None):
             continue  # The space's own validation says so.
         try:

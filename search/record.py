@@ -9,6 +9,8 @@ from ..policies.policy import Policy
 
 State = Literal["complete", "failed", "running"]
 
+AND = "; "  # between the rules that come to one policy
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,6 +28,47 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A policy of a rule, and the best of the search's front that costs no more.
+
+    Attributes:
+        trial: The rule's.
+        best: The front's; the same where nothing on the front is better.
+        search: By how much the front's is better, on the search split.
+        report: The same on the report split; None where they are not both confirmed.
+    """
+
+    trial: int
+    best: int
+    search: Estimate | None
+    report: Estimate | None
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What one rule came to by itself.
+
+    Attributes:
+        name: Of the rule.
+        settings: How many policies were begun as this rule.
+        front: The trials of those that stand on the front which they make together with dense, dearest first. One that
+            answered only some examples stands where it is expected to.
+        hypervolume: Of that front, on the search split.
+        confirmed: How many of that front are confirmed.
+        report: Hypervolume of those on the report split; None where there are none.
+        beside: Some of that front beside the search's.
+    """
+
+    name: str
+    settings: int
+    front: tuple[int, ...]
+    hypervolume: float
+    confirmed: int
+    report: float | None
+    beside: tuple[Beside, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a search was worth.
 
@@ -34,12 +77,16 @@ class Verdict:
         gain: Hypervolume of the search's front beyond that of the rules; None where it began with no rules.
         outlook: Hypervolume that the next 100 trials are expected to add; None after too few.
         ties: By number of a front trial, the next dearer one that its accuracy cannot be told from.
+        by_rule: What each rule that the search started from came to, the best first.
+        agreement: How well the divergence ranks policies by accuracy; None where not both were measured often enough.
     """
 
     rules: tuple[int, ...] = ()
     gain: Estimate | None = None
     outlook: Estimate | None = None
     ties: Mapping[int, int] = field(default_factory=dict)
+    by_rule: tuple[RuleResult, ...] = ()
+    agreement: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +101,12 @@ class TrialRecord:
         violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
         failure: Why it failed, in one line.
         dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
-        estimates: What was measured on those few examples only, by metric.
+        estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
         worker: Which worker ran it.
         shared_from: The trial that measured the same policy before, where this one shares its measurements.
-        rule: What rule it is, where it is one that the search started from.
+        continues: The trial that was set aside on few examples, where this one goes on with it.
+        rule: What rules it is, as `name: setting`, where the search started from it.
     """
 
     number: int
@@ -71,9 +119,16 @@ class TrialRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str | None = None
     shared_from: int | None = None
+    continues: int | None = None
     rule: str | None = None
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """The setting of each rule that it is, by the rule's name."""
+        parts = (part.partition(": ") for part in (self.rule.split(AND) if self.rule else ()))
+        return {name: setting for name, _, setting in parts}
 
     @property
     def feasible(self) -> bool:

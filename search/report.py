@@ -26,6 +26,7 @@ from .report_page import (
     table_section,
     tiles,
 )
+from .report_rules import rules_section
 from .verdict import curse_line, verdict_lines
 
 TEMPLATE = "report_template.html"
@@ -64,6 +65,7 @@ def page(record: StudyRecord) -> str:
         planes="".join(_plane(record, index) for index in range(len(planes(record)))),
         map=map_section(record) or "<p>There is no policy to draw.</p>",
         table=table_section(record) + table_notes(record),
+        rules=rules_section(record),
         hypervolume=_div(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
         verdict="".join(f"<p>{escape(line)}</p>" for line in verdict_lines(record)),

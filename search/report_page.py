@@ -7,11 +7,14 @@ from html import escape
 from typing import Any
 
 from ..evaluators.base import Measurement, Split
+from . import front
 from .front import percent_of_dense
-from .layermap import amount, phrase, points
+from .layermap import ON_EXAMPLES, amount, phrase, points, with_error
 from .record import StudyRecord, TrialRecord
 
-TOLERANCE = 0.01  # the headline policy is the cheapest that loses at most one point of accuracy
+# The headline policy is the cheapest that loses at most one point of accuracy; or, by its divergence, whose answers
+# have a probability that is off by less than 7 points on average (Pinsker's inequality).
+TOLERANCE = 0.01
 
 
 def policy_files(record: StudyRecord) -> dict[int, str]:
@@ -27,8 +30,14 @@ def quality(record: StudyRecord) -> str | None:
 
 
 def first_cost(record: StudyRecord) -> str | None:
-    """The first minimised objective."""
-    return next((name for name, direction in record.objectives.items() if direction == "minimize"), None)
+    """The first minimised objective that is a cost."""
+    return front.first_cost(record.objectives)
+
+
+def judge(record: StudyRecord) -> str | None:
+    """What the policies of the headline are told apart by: the quality, or else the divergence."""
+    far = (name for name in record.objectives if record.metrics[name].unit == "nats")
+    return quality(record) or next(far, None)
 
 
 def headline_trial(record: StudyRecord) -> TrialRecord | None:
@@ -37,10 +46,10 @@ def headline_trial(record: StudyRecord) -> TrialRecord | None:
     It is chosen on the search split alone, so that what is said of it on the report split is no selection.
     """
     candidates = [record.trial(number) for number in policy_files(record)]
-    name, cost = quality(record), first_cost(record)
+    name, cost = judge(record), first_cost(record)
     if name is None:
         return candidates[-1] if candidates else None
-    losses = {trial.number: -_gain(record, trial, name, "search") for trial in candidates}
+    losses = {trial.number: _loss(record, trial, name, "search") for trial in candidates}
     near = [trial for trial in candidates if losses[trial.number] <= TOLERANCE]
     if near and cost is not None:
         return min(near, key=lambda trial: percent_of_dense(record, trial, cost))
@@ -49,7 +58,7 @@ def headline_trial(record: StudyRecord) -> TrialRecord | None:
 
 def headline(record: StudyRecord) -> str:
     """The result in one sentence."""
-    trial, name, cost = headline_trial(record), quality(record), first_cost(record)
+    trial, name, cost = headline_trial(record), judge(record), first_cost(record)
     if trial is None:
         return "No policy was found that improves on the dense model."
     sentence = f"The policy of trial {trial.number} "
@@ -58,30 +67,46 @@ def headline(record: StudyRecord) -> str:
     if name is None:
         return sentence + "."
     confirmed = name in trial.report and name in record.dense.report
-    gain = _gain(record, trial, name, "report" if confirmed else "search")
-    change = f"{'gains' if gain > 0 else 'loses'} {abs(100 * gain):.1f} points of"
-    change = "loses no" if abs(gain) < 0.0005 else change
-    sentence += f"{' and ' if cost is not None else ''}{change} {phrase(name)} "
+    sentence += f"{' and ' if cost is not None else ''}{_change(record, trial, name, confirmed)} "
     if confirmed:
         return sentence + "on examples the search never saw."
     return sentence + "on the search's own examples; it is not confirmed on others."
 
 
+def _change(record: StudyRecord, trial: TrialRecord, name: str, confirmed: bool) -> str:
+    """What a policy loses, in words."""
+    loss = _loss(record, trial, name, "report" if confirmed else "search")
+    if record.metrics[name].unit == "nats":
+        return f"is {amount(loss, 'nats')} from dense"
+    if abs(loss) < 0.0005:
+        return f"loses no {phrase(name)}"
+    return f"{'gains' if loss < 0 else 'loses'} {abs(100 * loss):.1f} points of {phrase(name)}"
+
+
 def headline_rule(record: StudyRecord) -> str:
-    """How the policy of the first sentence was picked, and how sure its accuracy is."""
-    trial, name = headline_trial(record), quality(record)
+    """How the policy of the first sentence was picked, and how sure its figure is."""
+    trial, name = headline_trial(record), judge(record)
     if trial is None or name is None:
         return ""
     if first_cost(record) is None:
         rule = f"It has the best {phrase(name)} on the search split."
-    elif -_gain(record, trial, name, "search") <= TOLERANCE:
-        rule = f"It is the cheapest policy within one point of dense {phrase(name)} on the search split."
+    elif _loss(record, trial, name, "search") <= TOLERANCE:
+        rule = f"It is the cheapest policy within {_tolerance(record, name)} on the search split."
     else:
-        rule = "No cheaper policy is within one point of dense on the search split; this one loses least."
+        rule = f"No cheaper policy is within {_tolerance(record, name)} on the search split; this one loses least."
     if name in trial.report and name in record.dense.report:
-        ours, dense = (_with_error(one.report[name]) for one in (trial, record.dense))
-        rule += f" On the report split it has {ours}, dense {dense}, n = {trial.report[name].n}."
+        ours, dense = (_with_error(record, name, one.report[name]) for one in (trial, record.dense))
+        beside = "" if record.metrics[name].unit == "nats" else f", dense {dense}"
+        rule += f" On the report split it has {ours}{beside}, n = {trial.report[name].n}."
     return escape(rule)
+
+
+def _tolerance(record: StudyRecord, name: str) -> str:
+    return (
+        f"{amount(TOLERANCE, 'nats')} of dense"
+        if record.metrics[name].unit == "nats"
+        else (f"one point of dense {phrase(name)}")
+    )
 
 
 def tiles(record: StudyRecord) -> str:
@@ -91,10 +116,12 @@ def tiles(record: StudyRecord) -> str:
         return ""
     found = []
     for name in record.objectives:
+        split: Split = "report" if name in trial.report and name in record.dense.report else "search"
         if record.metrics[name].unit == "fraction":
-            split: Split = "report" if name in trial.report and name in record.dense.report else "search"
             figure = points(_gain(record, trial, name, split)).removesuffix(" points")
             found.append((figure, f"points of {phrase(name)}, {split} split"))
+        elif record.metrics[name].unit == "nats":
+            found.append((amount(_loss(record, trial, name, split), "nats"), f"of {phrase(name)}, {split} split"))
         else:
             found.append((f"{percent_of_dense(record, trial, name):.0f} %", f"of the dense {phrase(name)}"))
     found.append((str(len(record.trials)), "trials"))
@@ -168,7 +195,7 @@ def measured_section(record: StudyRecord) -> str:
 
 def sample_counts(record: StudyRecord, name: str) -> str:
     """How many examples or repeats stand behind a metric; empty for what is counted once."""
-    if record.metrics[name].unit != "fraction":
+    if record.metrics[name].unit not in ON_EXAMPLES:
         entry = record.dense.search.get(name)
         return f"{entry.n} repeats" if entry and entry.n > 1 else ""
     splits = (("search", record.dense.search), ("report", record.dense.report))
@@ -180,6 +207,12 @@ def _gain(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> f
     return ours.value - dense.value if ours and dense else math.nan
 
 
+def _loss(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> float:
+    """How much worse than dense a policy is."""
+    gain = _gain(record, trial, name, split)
+    return gain if record.metrics[name].direction == "minimize" else -gain
+
+
 def _worth_a_column(record: StudyRecord, name: str) -> bool:
     """Objectives always; other figures where some policy changes them."""
     measured = [record.trial(number).search.get(name) for number in record.front]
@@ -188,12 +221,12 @@ def _worth_a_column(record: StudyRecord, name: str) -> bool:
 
 
 def _columns(record: StudyRecord, name: str) -> list[tuple[str, Split]]:
-    return [(name, "search"), (name, "report")] if record.metrics[name].unit == "fraction" else [(name, "search")]
+    return [(name, "search"), (name, "report")] if record.metrics[name].unit in ON_EXAMPLES else [(name, "search")]
 
 
 def _column_note(record: StudyRecord, name: str, split: Split) -> str:
     unit = record.metrics[name].unit
-    if unit == "fraction":
+    if unit in ON_EXAMPLES:
         entry = getattr(record.dense, split).get(name)
         return f"{split} split" + (f", n {entry.n}" if entry else "")
     return "of dense (IQR)" if unit == "ms" else "of dense"
@@ -205,10 +238,11 @@ def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) ->
     if entry is None:
         return f"<em>{'not confirmed' if split == 'report' else 'not measured'}</em>"
     unit = record.metrics[name].unit
-    if unit == "fraction":
-        main = _with_error(entry)
+    if unit in ON_EXAMPLES:
+        main = _with_error(record, name, entry)
         gain = _gain(record, trial, name, split)
-        note = "" if trial is record.dense or not math.isfinite(gain) else points(gain)
+        plain = unit == "nats" or trial is record.dense or not math.isfinite(gain)
+        note = "" if plain else points(gain)
     else:
         share = percent_of_dense(record, trial, name)
         main = f"{share:.1f} %" if math.isfinite(share) else "not a number"
@@ -217,8 +251,8 @@ def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) ->
     return f"{escape(main)}<small>{escape(note)}</small>"
 
 
-def _with_error(entry: Measurement) -> str:
-    return amount(entry.value, "fraction") + ("" if entry.stderr is None else f" ± {100 * entry.stderr:.1f}")
+def _with_error(record: StudyRecord, name: str, entry: Measurement) -> str:
+    return with_error(entry.value, entry.stderr, record.metrics[name].unit)
 
 
 def _tie(record: StudyRecord, trial: TrialRecord) -> str:

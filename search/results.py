@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +14,10 @@ from .. import __version__
 from ..evaluators.base import Measurement, Metric, Split, evaluator_class
 from ..policies.errors import EvaluatorError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
-from .database import DATABASE, open_study, trial_record
+from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
+from .preview import PREVIEW
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
@@ -72,7 +74,7 @@ def read_record(folder: Path) -> StudyRecord:
     study = open_study(folder / DATABASE)
     attrs = study.user_attrs
     asked = [trial for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
-    trials = tuple(trial_record(trial, attrs) for trial in asked)
+    trials = tuple(folded(trial_record(trial, attrs) for trial in asked))
     dense = (place for place, trial in enumerate(trials) if trial.policy.is_dense and trial.state == "complete")
     first = next(dense, None)
     if first is None:
@@ -98,7 +100,7 @@ def read_record(folder: Path) -> StudyRecord:
         reference=reference,
         space_text=read_text(folder / SPACE),
         environment=read_environment(folder / ENVIRONMENT),
-        summary=summary(trials),
+        summary=summary(trials) | looked(attrs),
         ended=attrs.get("ended"),
     )
     return judged(record)
@@ -147,6 +149,9 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
     total = sum(trial.seconds["total"] for trial in own) / len(own)
     forward = sum(trial.seconds["forward"] for trial in own) / len(own)
     answered = [entry for trial in own for entry in (*trial.search.values(), *trial.estimates.values())]
+    layers = Counter[str]()
+    for entry in answered:
+        layers.update(entry.detail.get("layers", {}))
     return {
         "trials": len(own),
         "seconds_per_trial": total,
@@ -154,7 +159,13 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
         "overhead": total / forward - 1 if forward else 0.0,
         "examples": sum(entry.n for entry in answered if "per_example" in entry.detail),
         "examples_spared": sum(entry.detail["total"] - entry.n for trial in own for entry in trial.estimates.values()),
+        **{f"layers_{key}": count for key, count in layers.items()},
     }
+
+
+def looked(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """What it took to see the dense model for the rules to begin with."""
+    return {"forward_passes_for_rules": attrs[PREVIEW]["forwards"]} if PREVIEW in attrs else {}
 
 
 def write_folder(folder: Path) -> StudyRecord:

@@ -17,6 +17,7 @@ from .results import environment, start_folder, write_folder
 from .space import LoadedSpace
 
 if TYPE_CHECKING:
+    from .preview import Preview
     from .progress import Progress
     from .study import SearchStudy
     from .workers import Pool
@@ -50,13 +51,20 @@ def run_study(
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(
-                    folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id
-                )
+                    folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
+                    lambda: noted(pool, progress),
+                )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
                 search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()
     return write_folder(folder)
+
+
+def noted(pool: "Pool", progress: "Progress") -> "Preview":
+    """See the dense model for the rules to begin with, and say so: it takes as long as a few trials."""
+    progress.note("finding out what the rules to begin with need to know of the dense model")
+    return pool.preview()
 
 
 def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:

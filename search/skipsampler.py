@@ -47,12 +47,13 @@ class SkipSampler(BaseSampler):
         tied: Groups of parameters that always have the same choice.
         prior_costs: By objective, parameter and choice, what the choice adds to the objective, where that is known
             before any trial; choices left out add nothing.
-        reference: The point from which the hypervolume counts, in the objectives' own units; None: costs count below
-            those of dense, the expensive objective down to the worst of the first trials.
+        reference: The point from which the hypervolume counts, in the objectives' own units. Where it, or an entry of
+            it, is None, costs count below those of dense, the expensive objective down to the worst of the first
+            trials.
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
-        estimate: The objectives of a pruned trial, as far as they are known; such a trial teaches what its parameters
-            lose, but never is on the front.
+        estimate: The objectives of a pruned trial, as far as they can be told: of one that was given up, or set aside
+            until later trials are known. A later trial of the same parameters replaces it.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -71,7 +72,7 @@ class SkipSampler(BaseSampler):
         allowed: Callable[[Params], bool] | None = None,
         tied: Sequence[Sequence[str]] = (),
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
-        reference: Sequence[float] | None = None,
+        reference: Sequence[float | None] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
         estimate: Callable[[FrozenTrial], Sequence[float] | None] | None = None,
         seed: int = 0,

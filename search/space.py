@@ -13,18 +13,33 @@ from ..evaluators.base import Direction, Metric, evaluator_class
 from ..evaluators.subject import ModelSpec
 from ..policies.choice import KEEP, LayerChoice, Part
 from ..policies.errors import SpaceError
-from ..policies.wording import short
+from ..policies.wording import nearest, short
 from .choices import LayerRule, SelectionOptions, is_default
 from .content import by_content
 from .couplings import Every, Group, Rule, Together
+from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
+from .sharing import shared
 
 SCHEMA: Final = "skipsearch/space/v1"
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
 BOUND = rf"(>=|<=)\s*(?:{NUMBER}\s*\*\s*dense|{NUMBER}|dense\s*(?:([+-])\s*{NUMBER})?)"
 OPTIONAL = ("search", "workers", "constraints")
 
+STARTS = ("schedules", *SOURCES)  # the settings of the space's own schedules, and published rules
+RULES = ("schedules", *(name for name, rule in HEURISTICS.items() if not rule.needs_statistics))
+
 Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+def start_name(value: Any) -> Any:
+    """Check a rule's name here, so that the message can state the nearest one."""
+    if isinstance(value, str) and value not in STARTS:
+        raise ValueError(f"unknown rule {short(value)}; {nearest(value, [*STARTS])}")
+    return value
+
+
+StartName = Annotated[str, BeforeValidator(start_name), Field(json_schema_extra={"enum": [*STARTS]})]
 
 
 class Constraint(Part):
@@ -97,10 +112,14 @@ class Racing(Part):
     Attributes:
         confidence: With what probability one that belongs to the front, as it is then, is not dropped on few examples.
         step: Share of the examples that is answered from one look to the next, though at least one batch.
+        patience: How many times as old the search has to be before one that looks like a member of the front answers
+            more; at the end nobody waits. `none` lets everyone answer at once until it is known to be out. It is for
+            samplers that learn from a part of the examples, hence for `auto`.
     """
 
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     step: Annotated[float, Field(gt=0, le=1)] = 0.0625
+    patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 
 class Search(Part):
@@ -110,7 +129,8 @@ class Search(Part):
         trials: Policies to measure, the dense baseline among them; duplicates do not count.
         seed: Of the sampler and of all random inputs.
         sampler: Our own (`auto`), or Optuna's NSGA-II, NSGA-III, TPE or random.
-        start: `rules` begins with each choice on the last part of the layers; `none` leaves the start to the sampler.
+        start: `rules` begins with the space's schedules and with what published rules say that look at nothing but a
+            layer's place; a list names the rules; `none` leaves the start to the sampler.
         max_failures: Stop after so many failed trials in a row.
         stop: What else ends the search.
         racing: When a candidate is given up on few examples; `none` measures everyone on all of them.
@@ -119,10 +139,16 @@ class Search(Part):
     trials: Count = 200
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
     sampler: Literal["auto", "nsga2", "nsga3", "tpe", "random"] = "auto"
-    start: Literal["rules", "none"] = "rules"
+    start: Literal["rules", "none"] | Annotated[list[StartName], Field(min_length=1)] = "rules"
     max_failures: Count = 10
     stop: Stop = Stop()
     racing: Racing | Literal["none"] = Racing()
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that the search begins with, by name."""
+        named = {"rules": RULES, "none": ()}
+        return [*dict.fromkeys(named[self.start] if isinstance(self.start, str) else self.start)]
 
 
 class Workers(Part):
@@ -185,7 +211,8 @@ class Space(Part):
         if tidy.get("schedules"):
             tidy["layers"] = [] if tidy.get("layers") is None else tidy["layers"]
         if isinstance(tidy.get("evaluate"), Mapping):
-            tidy["evaluate"] = {name: {} if options is None else options for name, options in tidy["evaluate"].items()}
+            given = shared(tidy["evaluate"])
+            tidy["evaluate"] = {name: {} if options is None else options for name, options in given.items()}
         return tidy
 
     def metrics(self) -> dict[str, Metric]:

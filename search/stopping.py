@@ -1,12 +1,12 @@
 """When a search has had enough: its trials are spent, the front grows no more, or time is up."""
 
 import time
-from collections.abc import Iterable
 
-from .front import Growing, objective_point, reference_point
+from .front import Growing, reference_point
 from .record import TrialRecord
 from .results import known_metrics
 from .space import Space
+from .standing import standing
 
 MINUTE = 60.0
 
@@ -27,7 +27,7 @@ class Stopping:
         self._dense: TrialRecord | None = None
 
     def follow(self, record: TrialRecord) -> None:
-        """Take note of a trial that has ended; the first that is complete is dense."""
+        """Take note of a trial that has ended or is set aside; the first that is complete is dense."""
         if record.shared_from is not None:
             return
         objectives = self._space.objectives
@@ -37,8 +37,7 @@ class Stopping:
             self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
             self._dense = record
         if self._growing is not None and self._dense is not None:
-            point = objective_point(record.search, self._dense.search, objectives) if record.feasible else None
-            self._curve.append(self._growing.add(point))
+            self._curve.append(self._growing.add(standing(record, self._dense.search, self._space)))
 
     def reason(self) -> str | None:
         """Why no further trial should begin; None while one may."""
@@ -58,16 +57,3 @@ def growth(curve: list[float], last: int | None) -> float | None:
     if last is None or len(curve) <= last or not curve[-1 - last]:
         return None
     return curve[-1] / curve[-1 - last] - 1
-
-
-def spent_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Wall-clock seconds in which some trial ran: trials that ran at the same time count once.
-
-    Args:
-        spans: Beginning and end of every trial, in seconds.
-    """
-    total, until = 0.0, float("-inf")
-    for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return total

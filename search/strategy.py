@@ -47,15 +47,17 @@ class Strategy:
         self._size = WORK // (4 * len(alternatives.variable))
         self._memory = Memory(alternatives, reference, cost_tables or {}, "pairs" in self.parts, "refit" in self.parts)
 
-    def propose(self, history: History, draw: np.random.Generator, possible: Possible) -> Code:
-        """The policy to measure next; dense when there is nothing else.
+    def propose(self, history: History, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
+        """What to measure next, the best first; dense for ever when there is nothing else.
 
         Args:
             history: What was measured, and what is being measured.
             draw: Of what is random.
-            possible: False for policies that are known already, or not wanted.
+            possible: False for policies that are known already, or not wanted; it is asked at the last moment.
         """
-        return next(filter(possible, self._proposals(history, draw, possible)), np.zeros(self._space.count, np.int16))
+        yield from filter(possible, self._proposals(history, draw, possible))
+        while True:
+            yield np.zeros(self._space.count, np.int16)
 
     def _proposals(self, history: History, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         space = self._space

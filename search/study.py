@@ -7,35 +7,45 @@ resumes from them, and everything else in the study's folder can be made from th
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .database import storage, trial_record
+from .database import Ledger, storage, trial_record
 from .front import objective_value
 from .outcome import Outcome
 from .parameters import Parameters
+from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import make_sampler, own_sampler, population, quiet
 from .space import Space
-from .stopping import spent_seconds
+from .standing import expected
+from .starts import starts
 
 
-def against(part: Measurement, dense: Measurement) -> Measurement:
-    """A figure of some examples, moved by how much easier these were for the dense model than all examples are."""
-    scores = dense.detail.get("per_example", [])
-    places = [place for place in part.detail.get("places", []) if place < len(scores)]
-    easier = sum(scores[place] for place in places) / len(places) - dense.value if places else 0.0
-    return replace(part, value=part.value - easier)
+def attributes(outcome: Outcome) -> dict[str, Any]:
+    """What was measured, as a trial's attributes; where the last of them stands, the trial is measured."""
+    measured, rough = (
+        {name: asdict(entry) for name, entry in entries.items()}
+        for entries in (outcome.measurements, outcome.estimates)
+    )
+    notes = {"failure": outcome.failure, "dropped": outcome.dropped, "worker": outcome.worker}
+    return {
+        "measurements": json.dumps(measured),
+        **({"estimates": json.dumps(rough)} if rough else {}),
+        **{key: value for key, value in notes.items() if value is not None},
+        "seconds": dict(outcome.seconds),
+    }
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,14 @@ class Proposal:
         """Optuna's number of the trial."""
         return self.trial.number
 
+    @property
+    def rule(self) -> str | None:
+        """What rules it is, where the search starts from it."""
+        rule: str | None = self.trial.user_attrs.get("rule")
+        return rule
 
-class SearchStudy:
+
+class SearchStudy(Ledger):
     """Asks Optuna for policies and tells it what they measured.
 
     Args:
@@ -61,14 +77,18 @@ class SearchStudy:
         num_layers: The model's decoder layers.
         resume: Go on with a study that exists; else it must not.
         model_id: What to call the model; its id in the space where none is given.
+        preview: Finds out what some rules to begin with need to know of the model, as `Bench.preview` does; it is asked
+            once in a study, and only where such a rule is named.
 
     Raises:
-        StudyError: the study exists and is not to be resumed, or was made for another space, model or task.
+        StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
+            needs a preview, and there is none.
     """
 
     def __init__(
-        self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None
-    ) -> None:
+        self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
+        preview: Callable[[], Preview] | None = None,
+    ) -> None:  # fmt: skip
         quiet()
         self.space = space
         self.model_id = model_id or space.model.id
@@ -80,10 +100,11 @@ class SearchStudy:
         self._check_same(path)
         if not self._any(TrialState.COMPLETE):
             # Nothing is measured yet, not even dense: what a kill left half begun is not worth mending.
+            known = previewed(self.study.user_attrs, self.space.search.rules, self.parameters.domains, preview)
             optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
             self.study = self._opened(path, name)
-            self._begin()
-        self._records: dict[int, TrialRecord] = {}
+            self._begin(known)
+        super().__init__(self.study)
         self._told: dict[str, TrialRecord] = {}
         for record in self.records():
             if record.state == "complete":
@@ -130,18 +151,19 @@ class SearchStudy:
                 "resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
             )  # fmt: skip
 
-    def _begin(self) -> None:
+    def _begin(self, preview: Preview) -> None:
         """Note what the study is about, and queue the dense model, which is trial 0, and the rules."""
         self.study.set_user_attr("facts", self._facts())
+        if preview.forwards:
+            self.study.set_user_attr(PREVIEW, preview.plain())
         self.study.set_user_attr("model_id", self.model_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
-        rules = self.parameters.starts(min(population(budget), budget) - 1)
         self.study.enqueue_trial(self.parameters.labels())
-        for labels in rules if self.space.search.start == "rules" else []:
-            self.study.enqueue_trial(labels, user_attrs={"rule": self.parameters.rule(labels)})
+        for start in starts(self.parameters, self.space.search.rules, min(population(budget), budget) - 1, preview):
+            self.study.enqueue_trial(dict(start.labels), user_attrs={"rule": start.rule})
 
     def _finish_interrupted(self) -> None:
         """Tell what was measured when the driver died; fail what was not, and queue the same policies again."""
@@ -178,12 +200,11 @@ class SearchStudy:
         return Proposal(trial, policy)
 
     def _estimate(self, trial: FrozenTrial) -> list[float] | None:
-        """The objectives of a trial that was given up, its luck with the examples it saw taken off."""
-        record, dense = trial_record(trial), self.dense_measurements()
+        """The objectives of a trial that answered few examples, its luck with these taken off."""
+        record, dense = self.read(trial), self.dense_measurements()
         if dense is None or not record.estimates:
             return None
-        level = {name: against(entry, dense[name]) for name, entry in record.estimates.items() if name in dense}
-        found = {**record.search, **level}
+        found = expected(record, dense)
         return self.values(found) if all(name in found for name in self.space.objectives) else None
 
     def enqueue_random(self) -> None:
@@ -198,22 +219,36 @@ class SearchStudy:
     def tell(self, proposal: Proposal, outcome: Outcome, shared_from: int | None = None) -> None:
         """Finish a trial with what it measured; one that measured too little is told as failed or stopped early."""
         trial = proposal.trial
-        plain = {name: asdict(measurement) for name, measurement in outcome.measurements.items()}
-        trial.set_user_attr("measurements", json.dumps(plain))
-        rough = {name: asdict(measurement) for name, measurement in outcome.estimates.items()}
-        notes = {
-            "failure": outcome.failure,
-            "dropped": outcome.dropped,
-            "estimates": json.dumps(rough) if rough else None,
-            "worker": outcome.worker,
-            "shared_from": shared_from,
-        }
-        for key, value in notes.items():
-            if value is not None:
-                trial.set_user_attr(key, value)
-        # The last of them: where it stands, the trial is measured.
-        trial.set_user_attr("seconds", dict(outcome.seconds))
+        shared = {} if shared_from is None else {"shared_from": shared_from}
+        for key, value in {**shared, **attributes(outcome)}.items():
+            trial.set_user_attr(key, value)
         self._tell(trial, outcome.measurements, outcome.failure)
+
+    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> None:
+        """Keep what a trial that was set aside has measured by now, in one piece, as a trial that continues it.
+
+        Args:
+            record: The trial.
+            outcome: What it measured, before and since.
+            begun: When it went on.
+        """
+        first = self.frozen(record.number)
+        kept: dict[str, Any] = {
+            key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
+        }
+        state = self._state(outcome.measurements, outcome.failure, outcome.dropped)
+        trial = create_trial(
+            state=state,
+            values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
+            params=first.params,
+            distributions=first.distributions,
+            user_attrs={**kept, "continues": record.number, **attributes(outcome)},
+            constraints=self.violations(outcome.measurements),
+        )
+        trial.datetime_start = begun
+        self.study.add_trial(trial)
+        if outcome.failure is None:
+            self._told[record.policy.fingerprint] = replace(self.record(-1), number=record.number)
 
     def _tell(
         self,
@@ -225,15 +260,18 @@ class SearchStudy:
         for name, excess in self.violations(measurements).items():
             if name not in bounded:
                 trial.set_constraint(name, excess)
-        if failure is not None:
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif "dropped" not in trial.user_attrs and all(name in measurements for name in self.space.objectives):
-            self.study.tell(trial, self.values(measurements))
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+        state = self._state(measurements, failure, trial.user_attrs.get("dropped"))
+        self.study.tell(trial, self.values(measurements) if state == TrialState.COMPLETE else None, state)
         if failure is None:
             record = self.record(trial.number)
             self._told.setdefault(record.policy.fingerprint, record)
+
+    def _state(self, measurements: Mapping[str, Measurement], failure: str | None, dropped: str | None) -> TrialState:
+        """What a trial is to Optuna: stopped early, where an objective was not measured on all examples."""
+        if failure is not None:
+            return TrialState.FAIL
+        whole = dropped is None and all(name in measurements for name in self.space.objectives)
+        return TrialState.COMPLETE if whole else TrialState.PRUNED
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""
@@ -254,15 +292,6 @@ class SearchStudy:
         first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
         return first.search if first else None
 
-    def record(self, number: int) -> TrialRecord:
-        """A trial that was asked for, by its number."""
-        return self._record(self._frozen(number))
-
-    def records(self) -> list[TrialRecord]:
-        """Every trial that was asked for, by number, without the figures of the report split."""
-        asked = [trial for trial in self.study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
-        return [self._record(trial) for trial in asked]
-
     @property
     def size(self) -> int:
         """How many different policies there are in the space, at most."""
@@ -272,24 +301,6 @@ class SearchStudy:
     def known(self) -> int:
         """How many different policies were measured."""
         return len(self._told)
-
-    def _spent(self) -> list[FrozenTrial]:
-        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
-        return [trial for trial in done if "shared_from" not in trial.user_attrs]
-
-    def measured(self) -> int:
-        """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
-        return len(self._spent())
-
-    def ended(self) -> list[TrialRecord]:
-        """The trials of the budget that is spent, in the order in which they ended."""
-        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._spent())
-        return [self.record(number) for _, number in numbered]
-
-    def spent_seconds(self) -> float:
-        """How long trials ran so far, apart from what an interruption lasted: those at the same time count once."""
-        begins = [(trial.datetime_start, trial.user_attrs["seconds"].get("total", 0.0)) for trial in self._spent()]
-        return spent_seconds((begin.timestamp(), begin.timestamp() + total) for begin, total in begins if begin)
 
     def end(self, reason: str | None) -> None:
         """Keep why the search ended."""
@@ -303,13 +314,3 @@ class SearchStudy:
     def is_confirmed(self, policy: Policy) -> bool:
         """True where a policy was measured on the report split."""
         return f"report:{policy.fingerprint}" in self.study.user_attrs
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
-
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        if not trial.state.is_finished():
-            return trial_record(trial)
-        if trial.number not in self._records:
-            self._records[trial.number] = trial_record(trial)
-        return self._records[trial.number]

@@ -12,7 +12,7 @@ from ..evaluators.base import Measurement, Split
 from .console import Output
 from .forecast import AHEAD
 from .front import objective_value
-from .layermap import amount, unit_of
+from .layermap import ON_EXAMPLES, amount, unit_of, with_error
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .verdict import curse_line, mean_gap, verdict_lines
@@ -43,6 +43,8 @@ def verdict_data(record: StudyRecord) -> dict[str, Any]:
         "outlook": {"trials": AHEAD, **asdict(verdict.outlook)} if verdict.outlook else None,
         "tied": [{"trial": number, "with": other} for number, other in verdict.ties.items()],
         "mean_gap": mean_gap(record),
+        "by_rule": [asdict(result) for result in verdict.by_rule],
+        "divergence_ranks_accuracy": asdict(verdict.agreement) if verdict.agreement else None,
     }
 
 
@@ -87,6 +89,8 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
         if line:
             console.print(line, highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
+    if reuse_line(record):
+        console.print(reuse_line(record), highlight=False)
     where = f"report {folder / 'report.html'}, policies in {folder / 'policies'}"
     console.print(where, highlight=False, soft_wrap=True)
 
@@ -109,15 +113,15 @@ def headings(record: StudyRecord) -> list[str]:
 
 
 def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) -> list[str]:
-    """One line of the table: fractions as they are, costs as shares of dense, or absolute."""
+    """One line of the table: figures of examples as they are, costs as shares of dense, or absolute."""
     line = []
     for name in record.objectives:
         figure = entry[name]
-        plain = absolute or unit_of(name) == "fraction" or figure["share"] is None
+        plain = absolute or unit_of(name) in ON_EXAMPLES or figure["share"] is None
         line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
         if name in record.dense.report:
-            stderr = f" ± {100 * figure['report_stderr']:.1f}" if figure.get("report_stderr") is not None else ""
-            told = amount(figure["report"], unit_of(name)) + stderr if "report" in figure else "not confirmed"
+            known = "report" in figure
+            told = with_error(figure["report"], figure["report_stderr"], unit_of(name)) if known else "not confirmed"
             line.append(told)
     return line
 
@@ -129,14 +133,23 @@ def cost_line(record: StudyRecord) -> str:
         return "no trial was timed"
     shared = sum(trial.shared_from is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
-    given_up = sum(trial.dropped is not None and trial.shared_from is None for trial in record.trials)
+    few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
-    race = f"; {given_up} given up early spared {cost['examples_spared']} of {every} answers" if given_up else ""
+    race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""
     return (
         f"{cost['trials']:.0f} trials measured, {shared} duplicates answered from them, {failed} failed; "
         f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
         f"passes (everything else adds {cost['overhead']:.0%}){race}"
     )
+
+
+def reuse_line(record: StudyRecord) -> str:
+    """How much was not computed again for policies that begin alike; empty where no given answers were scored."""
+    asked, run = (record.summary.get(f"layers_{key}", 0) for key in ("asked", "run"))
+    if not asked:
+        return ""
+    share = f"prefix reuse: {1 - run / asked:.0%} of the layer executions that score given answers were saved"
+    return f"{share}, {asked / run:.2f} times fewer"
 
 
 def print_evaluation(
@@ -156,10 +169,10 @@ def print_evaluation(
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, entry in found.items():
         beside = besides[name]
-        stderr = f" ± {100 * entry.stderr:.1f}" if entry.stderr is not None else ""
-        share = f"{entry.value / beside:.1%}" if beside else ""
-        table.add_row(name, amount(entry.value, unit_of(name)) + stderr, amount(beside, unit_of(name)), share)
+        unit, share = unit_of(name), f"{entry.value / beside:.1%}" if beside else ""
+        table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(beside, unit), share)
     console = Output()
     console.print(table)
-    if "accuracy" in found:
-        console.print(f"accuracy on the {split} split", highlight=False)
+    on_examples = [name for name in found if unit_of(name) in ON_EXAMPLES]
+    if on_examples:
+        console.print(f"{' and '.join(on_examples)} on the {split} split", highlight=False)

@@ -5,21 +5,19 @@ process (Rasmussen and Williams 2006) whose kernel holds every single choice and
 what is known before: unmeasured choices are like equal choices of other layers, and like other choices of their own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .additive import Codes, Floats
-from .alternatives import OWN, Alternatives
+from .alternatives import Alternatives
 
-SCALES = (0.03, 0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
-PAIRS = (0.1, 1.0)
-LOCALITIES = (0, 1, 2)
-NOISES = (0.02, 0.2)
+SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
+PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+NOISES = (0.005, 0.02, 0.1, 0.3)
+SETTLED = 200  # policies that the setting is learned from at most
 RIDGES = (1e-6, 1e-2, 1e-1)
 
 
@@ -44,23 +42,61 @@ class Link:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is chosen for a surrogate by the evidence of the data.
+    """What the evidence of the data chooses.
 
     Attributes:
-        link: The scale on which choices add up.
+        scale: Of the link, in typical losses.
         pairs: How strong interactions of two choices are, as a share of what both do alone.
-        locality: How much less interactions say about policies that have less in common: 0 not at all.
-        noise: How far a measurement strays, as a share of the median loss.
+        noise: How far a measurement strays, as a share of the typical loss.
+    """
+
+    scale: float = np.inf
+    pairs: float = PAIRS[1]
+    noise: float = NOISES[1]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is expected of policies before they are measured, on the scale of the link.
+
+    Attributes:
+        link: That scale.
+        mean: (features,): what each choice loses.
+        covariance: (features, features): of what choices lose.
+        relation: (features, features): its square is the covariance of interactions.
+        pairs: The size of those.
+        noise: The variance of measurements.
     """
 
     link: Link
+    mean: Floats
+    covariance: Floats
+    relation: Floats
     pairs: float
-    locality: int
     noise: float
+
+    def covariances(self, features: Floats, projected: Floats, related: Floats) -> Floats:
+        """Between policies, and others whose features are multiplied by `covariance` and `relation` already."""
+        return features @ projected.T + self.pairs * (features @ related.T) ** 2
+
+    def variances(self, features: Floats) -> Floats:
+        """Of each policy."""
+        alone: Floats = np.einsum("ij,ij->i", features @ self.covariance, features)
+        # Of a variable one choice is made at most, and others are not related.
+        return alone + self.pairs * (features @ np.diag(self.relation)) ** 2
+
+    def evidence(self, features: Floats, losses: Floats) -> float:
+        """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant."""
+        covariance = self.covariances(features, features @ self.covariance, features @ self.relation)
+        rest = self.link(losses) - features @ self.mean
+        root, misfit = factorised(covariance + self.noise * np.eye(len(losses)), rest, np.sqrt(self.noise))
+        return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
 
 
 class Surrogate:
     """A Gaussian process over policies, for the loss.
+
+    Its mean is a quadratic function of the choices, so that it costs the same however much was measured.
 
     Args:
         alternatives: What may be chosen.
@@ -75,123 +111,111 @@ class Surrogate:
     ) -> None:
         self._alternatives, self._weights = alternatives, weights
         features = alternatives.features(codes)
-        self.setting = self._best_setting(features, losses, PAIRS if interactions else (0.0,))
-        self.link = self.setting.link
-        self._fit(features, losses)
+        some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
+        start = Setting(pairs=Setting.pairs if interactions else 0.0)
+        begun = self._settled(start, None, features[some], losses[some])
+        self._fit(self._expected(begun, None, features[some], losses[some]), features[some], losses[some])
+        # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
+        spread = np.hypot(self.alone(), self._deviations())
+        self.setting = self._settled(begun, spread, features[some], losses[some])
+        self._fit(self._expected(self.setting, spread, features, losses), features, losses)
 
-    def _prepare(self, features: Floats, linked: Floats) -> None:
-        """Scale what was expected to what was measured."""
-        expected = features @ self._weights
+    def _settled(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Setting:
+        """The setting of most evidence, one part of it after the other, twice."""
+        pairs = PAIRS if setting.pairs else (0.0,)
+        for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES)):
+            tried = [replace(setting, **{name: option}) for option in options]
+            priors = [self._expected(one, spread, features, losses) for one in tried]
+            setting = tried[int(np.argmax([prior.evidence(features, losses) for prior in priors]))]
+        return setting
+
+    def _expected(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Prior:
+        """What was expected, on the scale of what was measured; choices stray as far as they lose, or as said."""
+        link = Link(setting.scale * typical(losses))
+        linked, expected = link(losses), features @ self._weights
         seen = expected > 0
-        self._level, rate = 1.0, 1.0
+        level, rate = 1.0, 1.0
         if seen.any():
             # Of a coarse accuracy more than half of the losses may be 0.
-            self._level = typical(linked[seen])
-            rate = max(np.median(linked[seen] / expected[seen]), 0.1 * self._level / np.median(expected[seen]))
-        self._prior = rate * self._weights
-        self._covariance = self._prior[:, None] * self._alternatives.relation * self._prior
+            level = typical(linked[seen])
+            rate = max(np.median(linked[seen] / expected[seen]), 0.1 * level / np.median(expected[seen]))
+        mean = rate * self._weights
+        spread = mean if spread is None else np.maximum(spread, 1e-3 * level)
+        outer = np.outer(spread, spread)
+        covariance, relation = outer * self._alternatives.relation, np.sqrt(outer) * self._alternatives.likeness
+        return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2)
 
-    def _common(self, one: Floats, other: Floats) -> tuple[Floats, Floats]:
-        """How much two sets of policies change the same variables, and the cosine of that.
-
-        The square of the first holds every pair of choices.
-        """
-        weight = np.sqrt(self._prior)
-        one, other = one * weight, other * weight
-        by_variable = [side @ self._alternatives.membership for side in (one, other)]
-        common = 0.5 * (one @ other.T + by_variable[0] @ by_variable[1].T)
-        lengths = [np.sqrt((side**2).sum(1) + 1e-9 * self._level) for side in (one, other)]
-        return common, common / np.outer(*lengths)
-
-    def _best_setting(self, features: Floats, losses: Floats, strengths: Sequence[float]) -> Setting:
-        """The setting of largest marginal likelihood."""
-        best, most = Setting(Link(np.inf), strengths[0], LOCALITIES[0], NOISES[0]), -np.inf
-        for scale in SCALES:
-            link = Link(scale * typical(losses))
-            linked = link(losses)
-            self._prepare(features, linked)
-            alone = features @ self._covariance @ features.T
-            common, cosine = self._common(features, features)
-            rest = linked - features @ self._prior
-            for strength, locality, noise in product(strengths, LOCALITIES, NOISES):
-                deviation = self._deviation(noise)
-                covariance = alone + strength * common**2 * cosine**locality + deviation**2 * np.eye(len(losses))
-                root, misfit = factorised(covariance, rest, deviation)
-                evidence = -0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + link.log_slope(losses).sum()
-                if evidence > most:
-                    best, most = Setting(link, strength, locality, noise), evidence
-        return best
-
-    def _deviation(self, noise: float) -> float:
-        return noise * self._level
-
-    def _fit(self, features: Floats, losses: Floats) -> None:
-        linked = self.link(losses)
-        self._prepare(features, linked)
-        self._noise = self._deviation(self.setting.noise) ** 2
-        self._features, self._rest = features, linked - features @ self._prior
-        self._projected = features @ self._covariance
-        self._inverse = np.linalg.inv(self._cross(features) + self._noise * np.eye(len(losses)))
+    def _fit(self, prior: Prior, features: Floats, losses: Floats) -> None:
+        self.link, self._prior = prior.link, prior
+        self._rest = prior.link(losses) - features @ prior.mean
+        self._projected, self._related = features @ prior.covariance, features @ prior.relation
+        self._inverse = np.linalg.inv(self._cross(features) + prior.noise * np.eye(len(losses)))
+        self._explain()
 
     def _cross(self, features: Floats) -> Floats:
-        common, cosine = self._common(features, self._features)
-        return features @ self._projected.T + self.setting.pairs * common**2 * cosine**self.setting.locality
+        return self._prior.covariances(features, self._projected, self._related)
 
-    def _own(self, features: Floats) -> Floats:
-        """The prior variance of each policy."""
-        weighted, space = features * self._prior, self._alternatives
-        shared = weighted @ space.shared
-        alone = (shared**2).sum(1) + OWN * (weighted**2).sum(1)
-        # Of a variable one choice is made at most: both parts of the similarity are the same sum.
-        return alone + self.setting.pairs * (features @ self._prior) ** 2
+    def _explain(self) -> None:
+        """The mean as a function of the choices: linear and quadratic coefficients."""
+        weight = self._inverse @ self._rest
+        self._linear: Floats = self._prior.mean + self._projected.T @ weight
+        self._quadratic: Floats = self._prior.pairs * (self._related.T * weight) @ self._related
+
+    def _deviations(self) -> Floats:
+        """(features,): how uncertain is what each choice loses by itself."""
+        known = np.einsum("ij,ij->j", self._projected, self._inverse @ self._projected)
+        deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
+        return deviations
 
     def with_measured(self, codes: Codes, losses: Floats) -> Self:
         """A surrogate that also knows these policies; the setting stays."""
-        return self._with(codes, self.link(losses))
+        known = self
+        # One at a time, so that the result depends on their order alone.
+        for code, linked in zip(codes, self.link(losses), strict=True):
+            known = known._with(code[None], linked[None])
+        if known is not self:
+            known._explain()
+        return known
 
     def with_pending(self, codes: Codes) -> Self:
-        """A surrogate that takes what it expects of these policies as measured."""
-        known = self
-        for code in codes:
-            known = known._with(code[None], known.predict(code[None])[0])
-        return known
+        """A surrogate that takes what it expects of these policies as measured: its mean stays."""
+        return self._with(codes, self.mean(codes)) if len(codes) else self
 
     def _with(self, codes: Codes, linked: Floats) -> Self:
-        """The inverse grows by blocks, one policy at a time, so that the result depends on their order alone."""
-        known = self
-        for code, value in zip(codes, linked, strict=True):
-            features = known._alternatives.features(code[None])
-            cross = known._cross(features)[0]
-            gain = known._inverse @ cross
-            left = max(float(known._own(features)[0] + known._noise - cross @ gain), known._noise)
-            grown = object.__new__(type(self))
-            grown.__dict__.update(known.__dict__)
-            corner = np.r_[-gain, 1.0]
-            grown._inverse = np.pad(known._inverse, (0, 1)) + np.outer(corner, corner) / left
-            grown._features = np.vstack([known._features, features])
-            grown._rest = np.r_[known._rest, value - features[0] @ known._prior]
-            grown._projected = np.vstack([known._projected, features @ known._covariance])
-            known = grown
-        return known
+        """The inverse grows by a block."""
+        prior, features = self._prior, self._alternatives.features(codes)
+        projected, related = features @ prior.covariance, features @ prior.relation
+        cross = self._cross(features)
+        gain = cross @ self._inverse
+        own = prior.covariances(features, projected, related) + prior.noise * np.eye(len(codes))
+        corner = np.hstack([-gain, np.eye(len(codes))])
+        left = np.linalg.inv(own - gain @ cross.T)
+        grown = object.__new__(type(self))
+        grown.__dict__.update(self.__dict__)
+        grown._inverse = np.pad(self._inverse, (0, len(codes))) + corner.T @ left @ corner
+        grown._rest = np.r_[self._rest, linked - features @ prior.mean]
+        grown._projected = np.vstack([self._projected, projected])
+        grown._related = np.vstack([self._related, related])
+        return grown
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of each policy, on the scale of the link."""
         features = self._alternatives.features(codes)
         cross = self._cross(features)
-        gain = cross @ self._inverse
-        variance = self._own(features) - np.einsum("ij,ij->i", gain, cross)
-        return features @ self._prior + gain @ self._rest, np.sqrt(np.maximum(variance, 1e-6 * self._noise))
+        variance = self._prior.variances(features) - np.einsum("ij,ij->i", cross @ self._inverse, cross)
+        return self._mean(features), np.sqrt(np.maximum(variance, 1e-6 * self._prior.noise))
 
     def mean(self, codes: Codes) -> Floats:
         """The expected loss of each policy, on the scale of the link; cheaper than `predict`."""
-        features = self._alternatives.features(codes)
-        expected: Floats = features @ self._prior + self._cross(features) @ (self._inverse @ self._rest)
+        return self._mean(self._alternatives.features(codes))
+
+    def _mean(self, features: Floats) -> Floats:
+        expected: Floats = features @ self._linear + np.einsum("ij,ij->i", features @ self._quadratic, features)
         return expected
 
     def alone(self) -> Floats:
-        """(features,): what each choice is expected to lose by itself, on the scale of the link."""
-        by_feature: Floats = self._prior + self._projected.T @ (self._inverse @ self._rest)
-        return by_feature
+        """(features,): what each choice is expected to lose without interactions, on the scale of the link."""
+        return self._linear
 
 
 def typical(losses: Floats) -> float:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..evaluators.base import Direction
+from .agreement import agreement, agreement_line
+from .compared import by_rule, volume
 from .forecast import AHEAD, outlook
-from .front import Point, feasible_points, front_trials, history
+from .front import feasible_points, front_trials
 from .layermap import phrase
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
 from .record import Estimate, StudyRecord, TrialRecord, Verdict
@@ -32,6 +33,8 @@ def judged(record: StudyRecord) -> StudyRecord:
         gain=gain(record, numbers) if rules else None,
         outlook=outlook([record.hypervolume[place] for place in own], ceiling=ceiling),
         ties=ties(record),
+        by_rule=by_rule(record),
+        agreement=agreement(record),
     )
     return replace(record, verdict=verdict)
 
@@ -92,12 +95,6 @@ def redrawn(members: Sequence[TrialRecord], name: str) -> np.ndarray | None:
     return np.stack(known) @ weights.T
 
 
-def volume(record: StudyRecord, points: Sequence[Point]) -> float:
-    """Hypervolume of some points, as the study counts it."""
-    directions: list[Direction] = [*record.objectives.values()]
-    return history([*points, None], directions, [record.reference[name] for name in record.objectives])[-1]
-
-
 def ties(record: StudyRecord) -> Mapping[int, int]:
     """By front trial, the next dearer one that the paired test cannot tell it from, on the report split if it can."""
     name = quality(record)
@@ -145,10 +142,12 @@ def verdict_lines(record: StudyRecord) -> list[str]:
     lines = [f"The search ended: {record.ended}."] if record.ended else []
     if verdict.gain is not None:
         lines.append(gain_line(record, verdict.gain))
+        alone = ", ".join(f"{rule.name} {rule.hypervolume:.4f}" for rule in verdict.by_rule)
+        lines.append(f"Hypervolume of each rule by itself: {alone}; of the search {record.hypervolume[-1]:.4f}.")
     if verdict.outlook is not None:
         expected = f"another {AHEAD} trials are expected to add {verdict.outlook.value:.4f}"
         lines.append(f"By the growth of the hypervolume so far, {expected} to it{interval(verdict.outlook)}.")
-    return lines
+    return [*lines, *filter(None, [agreement_line(record)])]
 
 
 def gain_line(record: StudyRecord, gain: Estimate) -> str:

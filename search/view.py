@@ -5,6 +5,8 @@ It holds nothing that the trials do not say: rows are kept because reading two t
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from .additive import Codes, Floats
 from .alternatives import Alternatives
 from .knowledge import History
 from .strategy import Strategy
+
+ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never will: its process died
 
 Params = Mapping[str, Any]
 Code = NDArray[np.int16]
@@ -103,7 +107,7 @@ class View:
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
-        prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float] | None,
+        prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
         parts: Collection[str], estimate: Callable[[Any], Sequence[float] | None] | None,
     ) -> None:  # fmt: skip
         self._meaning = meaning
@@ -143,14 +147,18 @@ class View:
             seed: Of what is random.
         """
         others = [trial for trial in trials if trial.number != number]
+        ahead = sum(self._asks(trial, trials[number]) for trial in others)
         finished = sorted(
             (trial for trial in others if trial.state.is_finished()),
             key=lambda trial: (trial.datetime_complete, trial.number),
         )
         rows = [self._row(trial) for trial in finished]
+        newest = {row.key: number for number, row in enumerate(rows)}
+        current = [number for number, row in enumerate(rows) if not row.rough or newest[row.key] == number]
         pending, taken = self._pending(others)
         taken |= {row.key for row in rows if row.key is not None}
-        history = replace(self._measured(finished, rows), pending=pending)
+        known = self._measured([finished[number] for number in current], [rows[number] for number in current])
+        history = replace(known, pending=pending)
 
         def possible(code: Code) -> bool:
             params = self._meaning.params(code)
@@ -158,7 +166,10 @@ class View:
 
         # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
         begun = sum(trial.state.name != "FAIL" for trial in others)
-        code = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
+        proposals = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
+        for code in islice(proposals, ahead):
+            taken.add(self._meaning.identity(self._meaning.params(code)))
+        code = next(proposals)
         self._given[number] = code
         return self._meaning.params(code)
 
@@ -179,6 +190,11 @@ class View:
                 rough,
             )
         return self._rows[place]
+
+    def _asks(self, trial: Any, ours: Any) -> bool:
+        """Whether another process asks for a trial just now, and comes first; it is taken to get the same proposals."""
+        waits = trial.state.name == "RUNNING" and not trial.params and trial.number not in self._given
+        return waits and trial.number < ours.number and ours.datetime_start - trial.datetime_start < ASKING
 
     def _pending(self, trials: Sequence[Any]) -> tuple[Codes, set[Hashable]]:
         """The policies that are being measured, and the identities of those and of the ones that wait for it."""

@@ -14,6 +14,7 @@ from ..policies.errors import RunError, SkipsearchError, StudyError
 from ..policies.policy import Policy
 from .bench import Bench
 from .outcome import Outcome
+from .preview import Preview
 from .racing import Rival
 from .space import Space, Workers
 
@@ -38,6 +39,10 @@ class Worker:
         """Load the model, and say what it is and where."""
         return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
+    def preview(self) -> Preview:
+        """See the dense model for the rules to begin with; see `Bench.preview`."""
+        return self._loaded().preview()
+
     def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
         """Measure one policy; see `Bench.measure`."""
         return self._loaded().measure(Policy.model_validate(policy), names, split, **more)
@@ -53,7 +58,8 @@ class Job:
         split: The examples.
         dense: The dense model's figures, for the constraints.
         rivals: The front so far, to race against; None measures everything in full.
-        known: What was measured of the policy before.
+        known: What was measured of the policy before, on all or on some of the examples.
+        until: How many examples are enough for now; None measures all.
         tag: Whatever the driver wants to know it by.
         attempts: Workers that were lost over it.
     """
@@ -64,6 +70,7 @@ class Job:
     dense: Mapping[str, Measurement] | None = None
     rivals: Sequence[Rival] | None = None
     known: Mapping[str, Measurement] = field(default_factory=dict)
+    until: int | None = None
     tag: Any = None
     attempts: int = 0
 
@@ -114,16 +121,30 @@ class Pool:
             SkipsearchError: it cannot be loaded, or its evaluators cannot be set up.
             RunError: a worker died, or took too long.
         """
+        asked = [actor.describe.remote() for actor in self._actors]
+        return list(self._answers(asked, "loaded the model", self.seconds))
+
+    def preview(self) -> Preview:
+        """See the dense model for the rules to begin with, on one worker.
+
+        Raises:
+            SkipsearchError: what they need cannot be found out.
+            RunError: the worker died.
+        """
+        found: Preview = self._answers(self._actors[0].preview.remote(), "looked at the dense model")
+        return found
+
+    def _answers(self, asked: Any, doing: str, seconds: float | None = None) -> Any:
         try:
-            return ray.get([actor.describe.remote() for actor in self._actors], timeout=self.seconds)
+            return ray.get(asked, timeout=seconds)
         except RayTaskError as cause:
             raise self._reason(cause) from None
         except GetTimeoutError:
             hint = "see whether the cluster is busy with other work: `ray status`; or lower `workers.count`"
-            raise RunError(f"not every worker had loaded the model after {self.seconds:.0f} s", hint=hint) from None
+            raise RunError(f"not every worker had {doing} after {seconds:.0f} s", hint=hint) from None
         except RayError as cause:
             hint = "a worker needs the memory of one model: lower `workers.count`, or take a smaller dtype"
-            raise RunError("a worker died while it loaded the model", [first_line(cause)], hint) from None
+            raise RunError(f"a worker died while it {doing}", [first_line(cause)], hint) from None
 
     def _reason(self, cause: RayTaskError) -> Exception:
         inner = cause.cause
@@ -144,7 +165,7 @@ class Pool:
         self._send(self._idle.pop(0), job)
 
     def _send(self, index: int, job: Job) -> None:
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
         reference = self._actors[index].measure.remote(job.policy.document(), list(job.names), job.split, **given)
         self._running[reference] = (index, job)
 

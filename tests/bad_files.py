@@ -302,6 +302,8 @@ MORE = {
     "near key of search": ("search: {trails: 5}", "10  search.trails: unknown key; the nearest known one is 'trials'"),
     "seed too large": ("search: {seed: 4294967296}",
                        "10  search.seed: found 4294967296, expected less than 4294967296"),
+    "near rule": ("search: {start: [last, fastvv]}",
+                  "24  search.start[1]: unknown rule 'fastvv'; the nearest known one is 'fastv'"),
     "near sampler": ("search: {sampler: nsga}",
                      "10  search.sampler: found 'nsga', expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'"),
     "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from contract import policy_of
+
+from families import LAYERS, batch_of, built, run
+from skipsearch import apply_policy
+from skipsearch.policies.prefix import PrefixStates
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def printed(script: str, *arguments: str | Path) -> list[str]:
+    done = subprocess.run([sys.executable, FOLDER / script, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
 
 def figures_of(script: str, *arguments: str) -> dict[str, Any]:
-    path = Path(__file__).parent.parent / "benchmarks" / script
-    done = subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(printed(script, *arguments)[-1])
 
 
 def test_the_cost_of_a_policy_is_measured():
@@ -41,3 +55,86 @@ def test_a_race_saves_answers_and_no_hypervolume():
         assert row["saving"] > 1.1 and row["lost_share"] <= 1 - row["confidence"]
         assert row["held_out_ratio"] > 0.99
     assert min(row["saving"] for row in settings if row["bounded"]) > 2
+
+
+def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from search_strategies import SEARCHES
+
+    kept, plot = tmp_path / "all.json", tmp_path / "curves.png"
+    document = json.loads(printed("search.py", "--quick", "--json", kept)[-1])
+    of_models = {name for name, search in SEARCHES.items() if search.of_models}
+    runs = {(run["problem"], run["search"]): run for run in document["runs"]}
+    assert {name for problem, name in runs if problem == "planted 6 x 4"} == SEARCHES.keys() - of_models
+    assert {problem for problem, name in runs if name == "fastv (FastV)"} == {"digits 12 x 7"}
+    for found in runs.values():
+        assert found["counts"][-1] == found["evaluations"]
+        for axis in ("counts", "executions", "reused", "seen"):
+            assert found[axis] == sorted(found[axis])
+        assert all(reused <= run for reused, run in zip(found["reused"], found["executions"], strict=True))
+    assert runs["planted 6 x 4", "Puzzle"]["seen"] == runs["planted 6 x 4", "Puzzle"]["held_out"]
+    kept_states = runs["decoder 4 x 5", "BlockPruner"]["total"]
+    assert kept_states[1] < 0.8 * kept_states[0]
+
+    merged = printed("search.py", "--merge", kept, "--plot", plot)
+    assert json.loads(merged[-1])["runs"] == document["runs"] and plot.stat().st_size > 10_000
+    assert sum(line.startswith("| SkipSampler |") for line in merged) == 5
+    # What is there already is not done again.
+    again = json.loads(printed("search.py", "--quick", "--only", "planted", "--json", kept)[-1])
+    assert again["runs"] == document["runs"]
+
+
+@pytest.mark.parametrize("capacity", [2, 7, 1000])
+def test_layers_are_counted_as_prefix_states_run_them(capacity, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from search_ledger import Reuse
+
+    model, inputs, draw = built("llama", "sdpa"), batch_of("llama").padded(), random.Random(0)
+    one = inputs["input_ids"].numel() * model.config.hidden_size * 4
+    states, counted = PrefixStates(capacity * one), Reuse(capacity)
+    kinds = [{}, {"attention": "skip"}, {"ffn": "skip"}]
+    layers_run = 0
+    for _ in range(25):
+        code = draw.choices(range(3), weights=(4, 1, 1), k=LAYERS)
+        policy = policy_of({layer: kinds[kind] for layer, kind in enumerate(code)})
+        with apply_policy(model, policy) as handle, states.reused(handle, "batch"):
+            run(model, inputs, use_cache=False)
+        layers_run += LAYERS - counted.first(code)
+    assert layers_run == states.run < states.asked
+
+
+def test_the_offspring_of_evopress_leave_out_as_much_as_their_parent(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from search_strategies import offspring
+
+    parent = np.array([3, 3, 1, 2, 0, 0, 0, 0])
+    children = offspring(parent, 32, np.random.default_rng(0))
+    assert len({child.tobytes() for child in (parent, *children)}) == 33
+    for child in children:
+        assert (child & 1).sum() == (parent & 1).sum() and (child & 2).sum() == (parent & 2).sum()
+
+
+def test_hypervolume_is_read_off_at_equal_counts_and_equal_executions(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from search_figures import Table, claims
+
+    def made(search: str, seed: int, held_out: list[float], passes: list[float]) -> dict[str, Any]:
+        more = {"counts": [1, 2, 4], "held_out": held_out, "executions": passes, "reused": passes, "evaluations": 4}
+        return {"problem": "toy 3", "search": search, "seed": seed, "total": [passes[-1]] * 2} | more
+
+    runs = [
+        made("SkipSampler", 0, [0.1, 0.2, 0.4], [1, 2, 4]),
+        made("SkipSampler", 1, [0.1, 0.3, 0.4], [1, 2, 4]),
+        made("EvoPress", 0, [0.1, 0.2, 0.2], [20, 30, 40]),
+    ]
+    table = Table({"name": "toy 3", "layers": 3, "budget": 8, "bound": 0.5}, runs)
+    assert table.at("SkipSampler", "counts", 3) == pytest.approx([0.4, 0.6])
+    assert table.at("EvoPress", "executions", 19.9) == [0.0] and table.at("EvoPress", "executions", 30) == [0.4]
+    assert table.area("SkipSampler") == pytest.approx([0.525, 0.575])
+    (share,) = claims(table, {})
+    assert share == {"what": "share of the best after 8", "value": 0.8, "needed": 0.99, "holds": False}
+    model = Table({"name": "toy 3", "layers": 3, "budget": 8, "bound": None}, runs)
+    shown = {claim["what"]: claim for claim in claims(model, {"optuna": [], "greedy": ["EvoPress"], "heuristics": []})}
+    assert shown["after 2, EvoPress at its end"]["value"] == 0.25 and shown["after 2, EvoPress at its end"]["holds"]
+    assert shown["of EvoPress's at 25 dense passes"]["value"] == pytest.approx(4.0)
+    assert not shown["fewer executions where states are kept"]["holds"]

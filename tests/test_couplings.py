@@ -12,7 +12,10 @@ from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.couplings import Forbidden, Run, Together, forbids_dense
 from skipsearch.search.parameters import Parameters
+from skipsearch.search.preview import Preview
 from skipsearch.search.proposals import Proposals
+from skipsearch.search.space import RULES
+from skipsearch.search.starts import starts
 
 SKIPS = "[{choices: [keep, skip_ffn, skip_layer]}]"
 FORBID = "[{1: skip_ffn, 2: [skip_ffn, skip_layer]}, {consecutive: [skip_layer, skip_ffn], more_than: 2}]"
@@ -25,6 +28,11 @@ def path(tmp_path_factory):
 
 def space_of(path, **given):
     return searching.loaded(path, **({"layers": SKIPS} | given)).space
+
+
+def started(made):
+    """Labels of everything that a search may begin with."""
+    return [start.labels for start in starts(made, RULES, 99, Preview())]
 
 
 def allowed(choices):
@@ -59,13 +67,13 @@ def test_a_group_is_one_parameter_and_its_layers_do_the_same(path):
     assert made.size == 27
     assert made.policy({"layer_01": "skip_ffn"}) == Policy.of([KEEP, NAMED["skip_ffn"], KEEP, NAMED["skip_ffn"]])
     draw = random.Random(0)
-    for labels in [*(made.random(draw) for _ in range(20)), *made.starts(99)]:
+    for labels in [*(made.random(draw) for _ in range(20)), *started(made)]:
         assert made.policy(labels).choice(1) == made.policy(labels).choice(3)
 
 
 def test_the_rules_to_start_from_are_those_of_whole_groups_and_each_once(path):
     made = Parameters(space_of(path, tied="[[0, 1, 2, 3]]"), LAYERS)
-    assert made.starts(99) == [{"layer_00": "skip_ffn"}, {"layer_00": "skip_layer"}]
+    assert started(made) == [{"layer_00": "skip_ffn"}, {"layer_00": "skip_layer"}]
 
 
 def test_what_is_forbidden_equals_its_definition(path):
@@ -77,7 +85,7 @@ def test_what_is_forbidden_equals_its_definition(path):
 
 def test_nothing_that_is_forbidden_is_drawn_or_started_from(path):
     made = Parameters(space_of(path, forbid=FORBID), LAYERS)
-    starts = [made.policy(labels) for labels in made.starts(99)]
+    starts = [made.policy(labels) for labels in started(made)]
     drawn = [made.policy(made.random(random.Random(seed))) for seed in range(200)]
     assert starts and len({policy.fingerprint for policy in drawn}) > 20
     assert all(allowed(policy.choices(LAYERS)) for policy in starts + drawn)
@@ -88,7 +96,7 @@ def test_a_space_that_allows_next_to_nothing_still_draws(path):
                                  for layer in range(4)) + "]"  # fmt: skip
     made = Parameters(space_of(path, forbid=only_dense), LAYERS)
     assert made.size == 1
-    assert made.policy(made.random(random.Random(0))).is_dense and made.starts(9) == []
+    assert made.policy(made.random(random.Random(0))).is_dense and started(made) == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -120,7 +120,7 @@ def test_a_metric_that_is_no_fraction_is_told(world):
     with pytest.raises(
         EvaluatorError, match="the metric bleu of task in_percent is no accuracy\n  found 100, expected"
     ):
-        accuracy_tasks.score(task, "bleu", "none")
+        accuracy_tasks.aggregated(task, "bleu", "none", list(accuracy_tasks.items_of(task, "bleu", "none").values()))
 
 
 @pytest.mark.parametrize(

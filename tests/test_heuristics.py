@@ -61,6 +61,11 @@ def test_uniform_takes_every_nth_layer():
     assert found == [[7], [5], [4], [3, 7], [2, 5], [1, 3, 5, 7]]
 
 
+def test_last_takes_more_and_more_of_the_last_layers():
+    found = [layers_of(policy) for policy in policies("last", space(LAYER, layers=8))]
+    assert found == [[7], [6, 7], [4, 5, 6, 7], [*range(2, 8)], [*range(8)]]
+
+
 def test_shifted_cosine_is_p_mod_where_the_space_has_its_ratios():
     wanted = ShiftedCosine(ratio=0.5, max=0.85, min=0.15).choices(32)
     assert wanted in policies("shifted_cosine", space(*wanted[8:]))
@@ -147,7 +152,7 @@ def test_every_rule_stays_within_the_space(name):
 def test_without_what_a_rule_wants_there_is_nothing(name):
     unwanted = LAYER if name in ("arank", "shifted_cosine", "fastv") else LayerChoice(token_ratio=0.5)
     assert policies(name, space(), FLAT) == []
-    if name != "uniform":
+    if name not in ("uniform", "last"):
         assert policies(name, space(unwanted), FLAT) == []
     assert policies(name, [], []) == []
 

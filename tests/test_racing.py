@@ -25,6 +25,7 @@ from skipsearch.search.racing import Race, Rival, evidence, shares, weights_of
 from skipsearch.search.reading import load_space
 from skipsearch.search.results import summary
 from skipsearch.search.space import Racing
+from skipsearch.search.standing import due
 from skipsearch.search.study import SearchStudy
 
 EXAMPLES, LAYERS = 96, 4
@@ -296,14 +297,13 @@ class Here:
 
     def submit(self, job):
         self.running.append(job)
-        self.order.append((job.tag.proposal.number, tuple(job.names)))
+        self.order.append((job.tag.subject.number, tuple(job.names)))
         self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
 
     def next(self):
         job = self.running.popleft()
-        return job, self.bench.measure(
-            job.policy, job.names, job.split, dense=job.dense, rivals=job.rivals, known=job.known
-        )
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        return job, self.bench.measure(job.policy, job.names, job.split, **given)
 
 
 class Killed(Exception):
@@ -406,7 +406,7 @@ def test_a_duplicate_of_who_was_given_up_is_answered_from_it(path, bench, tmp_pa
 class Canned:
     """A bench whose figures are known beforehand."""
 
-    def measure(self, policy, names, split, dense, rivals, known):
+    def measure(self, policy, names, split, dense, rivals, known, until):
         made = {"flops": "prefill_flops", "latency": "ttft_ms", "accuracy": "accuracy", "memory": "kv_cache_bytes"}
         return Outcome({made[name]: Measurement(1.0) for name in names}, {"total": 0.1})
 
@@ -447,3 +447,48 @@ def test_a_race_for_a_bound_alone_keeps_losers_off_the_front(path, bench, tmp_pa
     front = front_trials(found.records, found.study.space.objectives)
     assert front and all(found.records[number].search["accuracy"].value >= 0.9 for number in front)
     assert {trial.number for trial in found.study.study.best_trials}.isdisjoint(r.number for r in dropped)
+
+
+# Set aside
+
+
+@pytest.fixture(scope="module")
+def patient(path, bench, tmp_path_factory):
+    return search(path, bench, tmp_path_factory.mktemp("patient"), search__sampler="auto")
+
+
+def test_a_patient_race_ends_when_nobody_who_answered_few_examples_looks_like_a_member_of_the_front(patient, bench):
+    space, records = patient.study.space, patient.records
+    aside = [record for record in records if record.estimates and not record.dropped]
+    assert len(records) == patient.study.measured() == 30 and len(aside) >= 5
+    assert due(records, space, 0) == []
+    for number in front_trials(records, space.objectives):
+        record = next(record for record in records if record.number == number)
+        whole = bench.measure(record.policy, ["accuracy", "flops"]).measurements
+        assert figures(record) == {name: entry.value for name, entry in whole.items()}
+        assert record.search["accuracy"].detail["per_example"] == whole["accuracy"].detail["per_example"]
+
+
+def test_a_patient_race_answers_each_example_once(patient):
+    told = [trial for trial in patient.study.study.trials if "continues" in trial.user_attrs]
+    assert told
+    for record in patient.records:
+        answered = [entry.n for entry in (*record.search.values(), *record.estimates.values()) if entry.n > 1]
+        assert answered in ([EXAMPLES], [54], [84], [36], [18], [72], [90])
+
+
+def test_a_killed_patient_race_resumes_with_the_same_trials(path, bench, tmp_path, patient):
+    for number, trials in enumerate((7, 16, 17, 30)):
+        with pytest.raises(Killed):
+            search(path, bench, tmp_path, trials, resume=number > 0, search__sampler="auto")
+    rest = search(path, bench, tmp_path, resume=True, search__sampler="auto")
+    for mine, never in zip(rest.records, patient.records, strict=True):
+        assert (mine.number, mine.policy, figures(mine)) == (never.number, never.policy, figures(never))
+        assert [entry.detail["places"] for entry in mine.estimates.values()] == [
+            entry.detail["places"] for entry in never.estimates.values()
+        ]
+    continued = [
+        [trial.user_attrs.get("continues") for trial in found.study.study.trials if trial.state.is_finished()]
+        for found in (rest, patient)
+    ]
+    assert [*filter(None, continued[0])] == [*filter(None, continued[1])]

@@ -233,11 +233,15 @@ def test_no_room_in_the_cluster_is_told(path):
 
 
 def test_ray_tune_runs_the_same_search(path, tmp_path):
-    ours = run_study(searching.loaded(path, search__trials=8), tmp_path / "ours", shown=False)
-    theirs = run_study(searching.loaded(path, search__trials=8, workers__runner="tune"), tmp_path / "tune", shown=False)
+    given = {"search__trials": 8, "search__start": "[block_influence, bandit, last]"}
+    ours = run_study(searching.loaded(path, **given), tmp_path / "ours", shown=False)
+    theirs = run_study(searching.loaded(path, **given, workers__runner="tune"), tmp_path / "tune", shown=False)
     mine, tunes = (
         {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials}
         for record in (ours, theirs)
     )
     assert mine == tunes
     assert theirs.front == ours.front and all(theirs.trial(number).report for number in theirs.front)
+    for record in (ours, theirs):
+        assert {result.name for result in record.verdict.by_rule} == {"block_influence", "bandit", "last"}
+        assert record.summary["forward_passes_for_rules"] > 60

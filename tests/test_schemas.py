@@ -67,7 +67,7 @@ def test_all_keys_pass_together():
         evaluate: {accuracy: {tasks: [a], search: {limit: 3}}, flops: , latency: {threads: null}, plugin: {any: thing}}
         objectives: {accuracy: maximize, plugin_metric: maximize}
         constraints: {accuracy: ">= 0.9 * dense", plugin_metric: "<= .5"}
-        search: {trials: 3, seed: 0, sampler: tpe, start: none, max_failures: 2, stop: {stagnation: 9, minutes: 0.5}}
+        search: {trials: 3, seed: 0, sampler: tpe, start: [fastv], max_failures: 2, stop: {stagnation: 9, minutes: 0.5}}
         workers: {count: auto, gpus: 0.5, cpus: 1, address: null, runner: tune}
     """
     assert complaint(SPACE, space) is None

@@ -137,6 +137,25 @@ def test_workers_that_ask_at_once_get_different_policies_and_are_never_refused()
     assert volume(model, study) > 0.95 * volume(model, search(model, 68))
 
 
+def test_threads_never_measure_a_policy_twice():
+    model = Model(6)
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model, search_space=model.space))
+    study.optimize(
+        lambda trial: model({name: trial.suggest_categorical(name, CHOICES) for name in model.names}), 80, n_jobs=8
+    )
+    assert len(set(policies(study))) == 80
+
+
+@pytest.mark.parametrize("finished", [0, 1, 20])
+def test_processes_that_ask_in_the_same_instant_get_different_policies(finished):
+    model, storage = Model(6), optuna.storages.InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=storage, directions=BOTH, sampler=sampler(model))
+    search(model, finished, study)
+    begun = [storage.create_new_trial(study._study_id) for _ in range(4)]
+    drawn = [sampler(model).sample_relative(study, storage.get_trial(number), model.space) for number in begun]
+    assert len({tuple(params.values()) for params in drawn}) == 4
+
+
 def test_what_is_queued_is_not_proposed():
     model = Model(6)
     expected = policies(search(model, 12))[11]
@@ -276,6 +295,11 @@ def test_units_do_not_matter(unit):
         study.tell(trial, (unit * loss, cost))
     scaled = [(loss / unit, cost) for loss, cost in (trial.values for trial in study.trials)]
     assert model.volume(scaled) == pytest.approx(volume(model, search(model, 40)), rel=0.03)
+
+
+def test_a_reference_is_completed_by_what_dense_costs():
+    model = Model(6)
+    assert policies(search(model, 20, reference=(1.0, None))) == policies(search(model, 20))
 
 
 def test_a_model_that_loses_nothing_is_searched_too():

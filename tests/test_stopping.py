@@ -9,10 +9,11 @@ from test_study import measured, open_study, spend
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search import stopping
+from skipsearch.search.database import running_seconds
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.record import TrialRecord
-from skipsearch.search.stopping import Stopping, growth, spent_seconds
+from skipsearch.search.stopping import Stopping, growth
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ def test_time_counts_what_was_spent_before_and_never_before_dense(path, monkeypa
 
 
 def test_trials_at_the_same_time_count_once():
-    assert spent_seconds([]) == 0
-    assert spent_seconds([(10, 20), (12, 15), (18, 25), (40, 41), (40, 43)]) == 18
+    assert running_seconds([]) == 0
+    assert running_seconds([(10, 20), (12, 15), (18, 25), (40, 41), (40, 43)]) == 18
 
 
 def slow(policy):

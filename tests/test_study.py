@@ -12,9 +12,10 @@ from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.bench import not_finite
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.parameters import Parameters
+from skipsearch.search.preview import Preview
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.samplers import population
-from skipsearch.search.starts import starting_points
+from skipsearch.search.starts import starts
 from skipsearch.search.study import SearchStudy
 
 LAYERS = 4
@@ -118,7 +119,8 @@ def test_the_rules_that_a_search_begins_with_are_marked_and_stay_so(path, tmp_pa
     proposals.finish(dense, measured(dense.policy))
     first, second = study.ask(), study.ask()
     named = {record.number: record.rule for record in study.records()}
-    assert named == {0: None, first.number: "fastv (layer 1, token_ratio 0.5)", second.number: "3: skip_ffn"}
+    rules = {first.number: "fastv: layer 1, token_ratio 0.5", second.number: "interval: skip_ffn in 1 layer"}
+    assert named == {0: None, **rules}
     given = {"schedules": "[{fastv: {layer: [1, 2], token_ratio: 0.5}}]", "search__trials": 40}
     again = open_study(path, tmp_path, resume=True, **given)
     spend(again)
@@ -321,14 +323,14 @@ def test_what_has_no_choice_is_no_parameter(path):
 
 def test_the_start_takes_schedules_and_rules_in_turn(path):
     made = parameters(path)
-    starts = made.starts(8)
-    assert [labels["schedule"] for labels in starts] == [
+    found = starts(made, ["schedules", "last"], 8, Preview())
+    assert [start.labels["schedule"] for start in found] == [
         "shifted_cosine", "fastv", "interval", "fastv 2", "none", "shifted_cosine", "fastv", "interval",
     ]  # fmt: skip
-    assert made.policy(starts[4]).layers == {3: NAMED["parallel"]}
-    every = made.starts(100)
-    assert {labels["schedule"] for labels in every[9:]} == {"shifted_cosine", "interval"}
-    assert len({made.policy(labels).fingerprint for labels in every}) == 4 + 2 + 4 + 1 + 1
+    assert made.policy(found[4].labels).layers == {3: NAMED["parallel"]}
+    every = starts(made, ["schedules", "last"], 100, Preview())
+    assert {start.labels["schedule"] for start in every[9:]} == {"shifted_cosine", "interval"}
+    assert len({made.policy(start.labels).fingerprint for start in every}) == 4 + 2 + 4 + 1 + 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -347,14 +349,6 @@ def test_schedules_alone_are_a_space_which_ends_when_all_of_it_is_measured(path,
     study = open_study(path, tmp_path, search__trials=99, **given)
     order = spend(study)
     assert len(order) == len(set(order)) == study.size == 1 + 4 + 2 + 4 + 1
-
-
-def test_starting_points_are_mild_first_and_never_dense():
-    domains = [[KEEP]] + [[KEEP, NAMED["skip_ffn"], LayerChoice(token_ratio=0.5)]] * 7
-    points = starting_points(domains, 100)
-    assert points[0] == [KEEP] * 6 + [NAMED["skip_ffn"]] * 2
-    assert [KEEP] * 8 not in points and len(points) == len({tuple(point) for point in points})
-    assert starting_points(domains, 3) == points[:3]
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])

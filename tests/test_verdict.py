@@ -8,6 +8,7 @@ import pytest
 from test_report import changed, page, refronted, study, without_library
 
 from skipsearch.evaluators.base import Measurement
+from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
 from skipsearch.search.front import history
 from skipsearch.search.paired import chance, examples, mcnemar, resampled
@@ -137,6 +138,117 @@ def test_without_examples_there_is_no_interval_and_without_rules_no_gain():
     ruled = judged(changed(changed(record, 1, rule="one"), 2, rule="two"))
     assert ruled.verdict.gain.low is None
     assert "no scores of single examples were kept, hence no interval" in " ".join(verdict_lines(ruled))
+
+
+# The gain over each rule
+
+
+def begun(record, **rules):
+    """The record with the trials that each rule began with."""
+    names = {number: [name for name, numbers in rules.items() if number in numbers] for number in range(60)}
+    trials = [
+        replace(trial, rule="; ".join(f"{name}: setting {trial.number}" for name in names[trial.number]) or None)
+        for trial in record.trials
+    ]
+    return judged(replace(record, trials=tuple(trials)))
+
+
+def two_objectives():
+    return with_examples(study(60, objectives=("accuracy", "prefill_flops")))
+
+
+def test_each_rule_has_the_hypervolume_of_its_own_trials():
+    record = begun(two_objectives(), fastv=range(1, 9), last=range(5, 20), bandit=[59])
+    names = ["accuracy", "prefill_flops"]
+    found = {result.name: result for result in record.verdict.by_rule}
+    assert [*found] == sorted(found, key=lambda name: -found[name].hypervolume)
+    for name, numbers in (("fastv", range(1, 9)), ("last", range(5, 20)), ("bandit", [59])):
+        own = [trial for trial in record.trials if trial.number in numbers and trial.feasible]
+        points = [tuple(trial.search[metric].value for metric in names) for trial in own]
+        corner = [record.reference[metric] for metric in names]
+        assert found[name].hypervolume == pytest.approx(history([*points, None], ["maximize", "minimize"], corner)[-1])
+        assert found[name].settings == len({record.trial(number).policy.fingerprint for number in numbers})
+        assert {*found[name].front} <= {trial.number for trial in own}
+
+
+def test_beside_a_rule_stands_the_best_of_the_front_that_costs_no_more():
+    record = two_objectives()
+    record = begun(record, last={*range(1, 40)} - {*record.front[1::2]})
+    (found,) = record.verdict.by_rule
+    assert found.beside and {found.front[0], found.front[-1]} <= {one.trial for one in found.beside}
+    beaten = 0
+    for one in found.beside:
+        rule, best = record.trial(one.trial).search, record.trial(one.best).search
+        front = [record.trial(number).search for number in record.front]
+        cheap = [entry for entry in front if entry["prefill_flops"].value <= rule["prefill_flops"].value]
+        assert best["accuracy"].value == max(entry["accuracy"].value for entry in cheap)
+        if one.best == one.trial:
+            assert one.search is None and one.best in record.front
+            continue
+        beaten += 1
+        difference = examples(best["accuracy"]) - examples(rule["accuracy"])
+        assert one.search.value == pytest.approx(difference.mean())
+        spread = 1.96 * difference.std() / len(difference) ** 0.5
+        assert one.search.low == pytest.approx(one.search.value - spread, abs=0.35 * spread + 1e-9)
+        assert one.search.high == pytest.approx(one.search.value + spread, abs=0.35 * spread + 1e-9)
+    assert beaten
+
+
+def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
+    record = two_objectives()
+    places = [*range(0, EXAMPLES, 2)]
+    dense = examples(record.dense.search["accuracy"])
+    rule = min((trial for trial in record.trials if trial.feasible), key=lambda trial: trial.search["accuracy"].value
+               - trial.search["prefill_flops"].value / record.reference["prefill_flops"])  # fmt: skip
+    scores = examples(rule.search["accuracy"])
+    part = scored(scores[places])
+    part = replace(part, detail={**part.detail, "places": places, "total": EXAMPLES})
+    cost = {"prefill_flops": rule.search["prefill_flops"]}
+    record = changed(record, rule.number, search=cost, estimates={"accuracy": part}, dropped="it is worse")
+    record = begun(record, last=[rule.number])
+    (found,) = record.verdict.by_rule
+    expected = part.value - dense[places].mean() + dense.mean()
+    share = 1 - cost["prefill_flops"].value / record.reference["prefill_flops"]
+    assert found.front == (rule.number,) and found.hypervolume == pytest.approx(expected * share)
+    (one,) = found.beside
+    best = examples(record.trial(one.best).search["accuracy"])
+    assert one.search.value == pytest.approx((best - scores)[places].mean())
+    assert f"<small>from {len(places)} of {EXAMPLES}</small>" in page(record)
+
+
+def test_only_what_is_confirmed_counts_on_the_report_split():
+    record = begun(two_objectives(), last=range(1, 40), fastv=[1])
+    found = {result.name: result for result in record.verdict.by_rule}
+    confirmed = [number for number in found["last"].front if record.trial(number).report]
+    assert found["last"].confirmed == len(confirmed) > 0
+    alone = begun(record, last=confirmed)
+    assert alone.verdict.by_rule[0].report == pytest.approx(found["last"].report)
+    for one in found["last"].beside:
+        both = [record.trial(number).report for number in (one.trial, one.best)]
+        assert (one.report is None) == (one.best == one.trial or not all(both))
+
+
+def test_rules_without_a_useful_policy_say_so():
+    record = two_objectives()
+    record = begun(changed(record, 7, violations={"accuracy": 0.1}), last=[7])
+    (found,) = record.verdict.by_rule
+    assert (found.front, found.hypervolume, found.report, found.beside) == ((), 0.0, None, ())
+    assert "none that keeps the constraints is better than dense" in page(record)
+
+
+def test_the_report_names_each_rule_with_its_source_and_draws_its_points():
+    record = begun(two_objectives(), fastv=range(1, 9), last=range(5, 20), mine=[21])
+    text = without_library(page(record))
+    assert "What the search gained over published rules" in text
+    assert 'FastV, <a href="https://arxiv.org/abs/2403.06764">arXiv:2403.06764</a>' in text
+    for name in ("fastv", "last", "mine"):
+        assert f"<th>{name}<small>" in text
+        (drawn,) = [trace for trace in plane_figure(record, planes(record)[0]).data if trace.name == name]
+        numbers = [trial.number for trial in record.trials if name in trial.rules and "accuracy" in trial.search]
+        assert [f"<b>trial {number}</b>" in hover for number, hover in zip(numbers, drawn.hovertext, strict=True)]
+        assert all(f"<br>{name}: setting" in hover or f"; {name}" in hover for hover in drawn.hovertext)
+    assert "What the search gained" not in page(study())
+    assert "Hypervolume of each rule by itself: " in " ".join(verdict_lines(record))
 
 
 # The forecast

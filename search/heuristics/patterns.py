@@ -1,6 +1,7 @@
 """Rules that read nothing but a layer's place: the patterns that papers apply to every model alike."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from ...policies.choice import KEEP, LayerChoice
@@ -15,6 +16,7 @@ INTERVALS: Final = ((8, 0), (4, 4), (4, 0), (2, 10), (2, 4), (2, 0))
 EVERY: Final = (8, 6, 5, 4, 3, 2)
 SHIFTS: Final = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 FIRST: Final = (3, 2)
+BEGINNINGS: Final = (Fraction(7, 8), Fraction(3, 4), Fraction(1, 2), Fraction(1, 4), Fraction(0))
 
 
 def interval(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
@@ -42,6 +44,22 @@ def uniform(domains: Domains, statistics: Sequence["LayerStatistics"] | None = N
             put(kind, range(step - 1, len(domains), step), domains)
             for kind in kinds(domains, lambda choice: True)
             for step in EVERY
+        ),
+        domains,
+    )
+
+
+def last(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
+    """The last part of the layers.
+
+    Knob: where it begins, the fewest layers first; one path for each choice.
+    """
+    depth = len(domains)
+    return distinct(
+        (
+            put(kind, range(int(beginning * depth), depth), domains)
+            for kind in kinds(domains, lambda choice: True)
+            for beginning in BEGINNINGS
         ),
         domains,
     )

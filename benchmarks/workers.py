@@ -1,0 +1,141 @@
+"""Whether many workers ever wait for the search: `python benchmarks/workers.py`.
+
+The real driver, study and sampler, with workers that sleep instead of measuring: what is lost is what choosing the next
+policy and writing the last one down take. Sleeps are drawn evenly between half and one and a half times the mean, so
+that workers come back at any time. Prints what share of the time workers were busy, from when all had their first
+policy to when the last one was given out, and one JSON document last.
+"""
+
+import argparse
+import json
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from search_problems import Planted
+
+from skipsearch.evaluators.base import Measurement
+from skipsearch.policies.choice import NAMED
+from skipsearch.search.driver import Driver
+from skipsearch.search.outcome import Outcome
+from skipsearch.search.progress import Progress
+from skipsearch.search.reading import load_space
+from skipsearch.search.study import SearchStudy
+
+CHOICES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")
+KINDS = [NAMED[name] for name in CHOICES]
+SPACE = {
+    "layers": f"[{{range: all, choices: [{', '.join(CHOICES)}]}}]",
+    "evaluate": "{accuracy: {tasks: [none]}, flops: }",
+    "objectives": "{accuracy: maximize, prefill_flops: minimize}",
+    "constraints": "{}",
+    "search.start": "none",
+}
+
+
+class Sleepers:
+    """A pool whose workers sleep.
+
+    Args:
+        size: How many.
+        problem: What policies would lose and cost.
+        mean: Seconds of sleep.
+        warmup: Jobs before the clock starts.
+    """
+
+    shares_device = False
+
+    def __init__(self, size: int, problem: Planted, mean: float, warmup: int) -> None:
+        self.size, self._problem, self._mean, self._warmup = size, problem, mean, warmup
+        self._draw = np.random.default_rng(0)
+        self._done: queue.Queue[tuple[Any, float]] = queue.Queue()
+        self.busy = 0
+        self.spans: list[tuple[float, float]] = []
+
+    @property
+    def has_idle(self) -> bool:
+        """True where a worker waits."""
+        return self.busy < self.size
+
+    def submit(self, job: Any) -> None:
+        """Let a worker sleep."""
+        self.busy += 1
+        seconds = self._mean * self._draw.uniform(0.5, 1.5)
+        begin = time.monotonic()
+        self.spans.append((begin, begin + seconds))
+        threading.Timer(seconds, self._done.put, [(job, seconds)]).start()
+
+    def next(self) -> tuple[Any, Outcome]:
+        """Wait for a worker to wake up."""
+        job, seconds = self._done.get()
+        self.busy -= 1
+        kept = NAMED["keep"]
+        code = np.array([KINDS.index(job.policy.layers.get(n, kept)) for n in range(self._problem.layers)])
+        cost = float(self._problem.costs[np.arange(len(code)), code].sum())
+        found = {
+            "accuracy": Measurement(float(np.exp(-self._problem.measure(code)))),
+            "prefill_flops": Measurement(cost),
+        }
+        return job, Outcome(found, {"total": seconds})
+
+    def busy_share(self) -> float:
+        """Of the time from when all had a policy to when the last was given out, the share that workers were busy."""
+        begins = [begin for begin, _ in self.spans]
+        first, last = begins[self._warmup], begins[-1]
+        slept = sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in self.spans)
+        return slept / self.size / (last - first)
+
+
+def measured(size: int, layers: int, mean: float, rounds: int) -> dict[str, Any]:
+    """A search by so many sleeping workers, each of which gets about so many policies."""
+    warmup = 2 * size
+    changes = {**SPACE, "search.trials": str(warmup + rounds * size)}
+    space = load_space("digits", changes).space
+    with tempfile.TemporaryDirectory() as folder:
+        study = SearchStudy(Path(folder) / "study.db", "sleep", space, layers)
+        pool: Any = Sleepers(size, Planted(layers, layers), mean, warmup)
+        silent = Progress(space.search.trials, space.objectives, shown=False)
+        begin = time.process_time()
+        Driver(study, pool, silent).search()
+        spent = (time.process_time() - begin) / space.search.trials
+        fingerprints = [record.policy.fingerprint for record in study.records()]
+    return {
+        "workers": size,
+        "layers": layers,
+        "mean_sleep_s": mean,
+        "trials": len(fingerprints),
+        "different": len(set(fingerprints)),
+        "busy_share": pool.busy_share(),
+        "cpu_seconds_per_trial": spent,
+    }
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Sleep, print a table and one JSON document last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=80)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 30.0], help="mean sleep")
+    parser.add_argument("--rounds", type=int, default=6, help="policies a worker gets while the clock runs")
+    parser.add_argument("--quick", action="store_true", help="few workers and short sleeps, to try the script")
+    options = parser.parse_args(given)
+    sleeps, size, layers, rounds = options.seconds, options.workers, options.layers, options.rounds
+    if options.quick:
+        sleeps, size, layers, rounds = [0.5], 4, 8, 2
+    rows = [measured(size, layers, mean, rounds) for mean in sleeps]
+    print("workers  layers  mean sleep  trials  different  busy     CPU a trial")
+    for row in rows:
+        print(
+            f"{row['workers']:7}{row['layers']:8}{row['mean_sleep_s']:10.1f} s{row['trials']:8}{row['different']:11}"
+            f"{row['busy_share']:7.1%}{row['cpu_seconds_per_trial'] * 1e3:11.0f} ms"
+        )
+    print(json.dumps({"benchmark": "workers", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

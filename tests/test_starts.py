@@ -1,0 +1,215 @@
+"""What a search begins with: published rules at a few settings, what they read off the dense model, and duplicates."""
+
+import json
+import random
+from itertools import product
+
+import pytest
+import searching
+from test_study import LAYERS, open_study, spend
+
+from skipsearch.evaluators.base import Measurement
+from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics
+from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.errors import SpaceError, StudyError
+from skipsearch.policies.policy import Policy
+from skipsearch.search.bench import Bench
+from skipsearch.search.parameters import Parameters
+from skipsearch.search.preview import PREVIEW, Preview
+from skipsearch.search.proposals import Proposals
+from skipsearch.search.record import TrialRecord
+from skipsearch.search.results import read_record
+from skipsearch.search.space import RULES, STARTS
+from skipsearch.search.standing import due
+from skipsearch.search.starts import saved, spread, starts
+from skipsearch.search.study import SearchStudy
+
+FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
+SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return searching.tiny_space(tmp_path_factory.mktemp("space"))
+
+
+def space_of(path, **given):
+    return searching.loaded(path, **given).space
+
+
+def seen(layers, seed=0):
+    """A preview of a model whose layers differ at random."""
+    draw = random.Random(seed)
+    skips = [[ATTENTION if index >= layers - count else KEEP for index in range(layers)] for count in (1, 2)]
+    return Preview([LayerStatistics(*(draw.random() for _ in range(4))) for _ in range(layers)], skips, 9)
+
+
+def rules_of(found):
+    return [start.rules for start in found]
+
+
+# Which settings
+
+
+def test_rules_take_turns_and_each_tells_what_it_does(path):
+    made = Parameters(space_of(path), 12)
+    found = starts(made, ["uniform", "block_influence", "last"], 6, seen(12))
+    assert [[*rules] for rules in rules_of(found)] == [["uniform"], ["block_influence"], ["last"]] * 2
+    for start in found:
+        (text,) = start.rules.values()
+        labels = [choice.label for choice in made.policy(start.labels).layers.values()]
+        assert text == f"{labels[0]} in {len(labels)} layer{'s' * (len(labels) > 1)}"
+        assert start.rule == f"{next(iter(start.rules))}: {text}"
+
+
+def test_policies_that_several_rules_come_to_are_begun_once_and_carry_all_names(path):
+    made = Parameters(space_of(path, layers="[{range: 3, choices: [keep, skip_ffn]}]"), LAYERS)
+    (found,) = starts(made, ["last", "uniform"], 9, Preview())
+    assert found.rule == "last: skip_ffn in 1 layer; uniform: skip_ffn in 1 layer"
+
+
+def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
+    names = [name for name in STARTS if name != "schedules"]
+    made = Parameters(space_of(path, layers="[{choices: [keep, skip_ffn, skip_attention, skip_layer, "
+                                            "{token_ratio: [0.75, 0.5, 0.25]}]}]"), 24)  # fmt: skip
+    found = starts(made, names, 3 * len(names), seen(24))
+    counts = [sum(name in rules for rules in rules_of(found)) for name in names]
+    assert min(counts) >= 2 and max(counts) <= 4
+    assert len({made.policy(start.labels).fingerprint for start in found}) == 3 * len(names)
+
+
+def test_the_first_settings_are_mild_and_of_every_kind():
+    paths = [[kind if index < count else KEEP for index in range(32)]
+             for kind, count in product((FFN, LAYER), range(1, 33))]  # fmt: skip
+    first = [*spread(paths)][:6]
+    assert [saved(policy) for policy in first] == [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 16, 1 / 16]
+    assert [[*{*policy} - {KEEP}] for policy in first] == [[FFN], [LAYER]] * 3
+    assert sorted(map(str, spread(paths))) == sorted(map(str, paths))
+
+
+def test_fastv_takes_tokens_away_for_good_where_the_space_lets_it(path):
+    ratios = "[{choices: [keep, {token_ratio: 0.5}]}]"
+    chosen = {"layers": ratios, "token_selection": "{reselect: [each_layer, once]}"}
+    for given, expected in ((chosen, "once"), ({"layers": ratios}, "each_layer")):
+        made = Parameters(space_of(path, **given), LAYERS)
+        found = starts(made, ["fastv", "last"], 9, Preview())
+        fastv = [made.policy(start.labels) for start in found if "fastv" in start.rules]
+        assert fastv and {policy.token_selection.reselect for policy in fastv} == {expected}
+
+
+def test_the_default_names_every_rule_that_need_not_see_the_model(path):
+    assert space_of(path).search.rules == [*RULES]
+    assert {*RULES} == {*STARTS} - {*SEEING}
+    assert space_of(path, search__start="none").search.rules == []
+    assert space_of(path, search__start="[fastv, last, fastv]").search.rules == ["fastv", "last"]
+
+
+def test_a_rule_that_nobody_knows_is_told_with_its_place_and_the_nearest(path):
+    text = path.read_text().replace("seed: 3}", "seed: 3, start: [last, blok_influence, 7]}")
+    wrong = path.parent / "wrong.yaml"
+    wrong.write_text(text)
+    with pytest.raises(SpaceError) as caught:
+        searching.loaded(wrong)
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "start:" in row)
+    unknown, number = caught.value.details
+    assert f"wrong.yaml:{line}:" in unknown
+    assert "search.start[1]: unknown rule 'blok_influence'; the nearest known one is 'block_influence'" in unknown
+    assert "search.start[2]: found 7, expected text" in number
+    with pytest.raises(SpaceError, match="found 'rule', expected 'rules' or 'none', or a list"):
+        space_of(path, search__start="rule")
+
+
+# What is read off the model
+
+
+@pytest.fixture(scope="module")
+def bench(path):
+    return Bench(space_of(path, search__start=f"[{', '.join(SEEING)}]"))
+
+
+def test_a_preview_has_the_statistics_of_the_search_prompts_and_what_the_bandit_found(bench):
+    found = bench.preview()
+    assert found.statistics == layer_statistics(bench.subject.model, bench.subject.prompts)
+    attentions = [[index for index, choice in enumerate(policy) if choice == ATTENTION] for policy in found.bandit]
+    assert attentions == [[attentions[0][0]]]  # 3/8 of the three layers that may skip it
+    # Prompts once for the statistics and once for dense, and for each of 20 updates as many subsets as there are.
+    assert found.forwards == len(bench.subject.prompts) * (1 + 1 + 20 * 3)
+    assert bench.preview() == found
+
+
+def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monkeypatch):
+    evaluate = "{divergence: {tasks: [image_gen.yaml], search: {limit: 8}, report: {limit: 8}}}"
+    given = {"evaluate": evaluate, "objectives": "{divergence: minimize}", "search__start": "[bandit]"}
+    bench = Bench(space_of(path, **given))
+    (evaluator,) = bench.evaluators
+    asked, rungs = [], evaluator.rungs
+
+    def watched(handle, split, shares, *known):
+        asked.append((split, handle.policy.choices(LAYERS)))
+        return rungs(handle, split, shares, *known)
+
+    monkeypatch.setattr(evaluator, "rungs", watched)
+    found = bench.preview()
+    assert len(asked) == 60 and {split for split, _ in asked} == {"search"}
+    assert found.statistics is None and len(found.bandit) == 1
+
+
+def test_a_preview_comes_back_as_it_was_kept():
+    found = seen(3)
+    domains = [[KEEP, ATTENTION, LayerChoice(token_ratio=0.5)]] * 3
+    assert Preview.of(json.loads(json.dumps(found.plain())), domains) == found
+
+
+# In a study
+
+
+def test_a_study_looks_at_the_model_once_and_keeps_what_it_saw(path, tmp_path):
+    given = {"search__start": "[block_influence, bandit]", "search__trials": 12}
+    looks = []
+
+    def look():
+        looks.append(1)
+        return seen(LAYERS)
+
+    def opened(folder, resume=False):
+        return SearchStudy(folder / "study.db", "tiny", space_of(path, **given), LAYERS, resume, preview=look)
+
+    whole = spend(opened(tmp_path / "whole"))
+    opened(tmp_path / "cut").ask()  # the driver dies before dense is measured
+    first = spend(opened(tmp_path / "cut", resume=True), stop_after=4)
+    study = opened(tmp_path / "cut", resume=True)
+    assert first + spend(study) == whole
+    assert len(looks) == 2, "one look for each of two studies"
+    assert study.study.user_attrs[PREVIEW]["forwards"] == 9
+    assert read_record(tmp_path / "cut").summary["forward_passes_for_rules"] == 9
+    named = {name for record in study.records() for name in record.rules}
+    assert named == {"block_influence", "bandit"}
+
+
+def test_a_study_that_cannot_look_says_who_needs_it(path, tmp_path):
+    with pytest.raises(StudyError, match="need to see the model first") as caught:
+        open_study(path, tmp_path, search__start="[last, arank, bandit]")
+    assert caught.value.details == ("arank", "bandit")
+
+
+def test_no_more_than_a_generation_is_begun_with(path, tmp_path):
+    study = open_study(path, tmp_path, search__trials=80)
+    proposals = Proposals(study)
+    assert proposals.next().policy == Policy()
+    queued = [trial.user_attrs["rule"] for trial in study.study.trials[1:]]
+    assert len(queued) == 19 and {rule.partition(":")[0] for rule in queued} == {*RULES} - {"schedules"}
+
+
+def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(path):
+    def record(number, accuracy, cost, rule=None, part=True):
+        told = Measurement(accuracy, 50, detail={"places": [0], "total": 400} if part else {})
+        figures = {"prefill_flops": Measurement(cost)} | ({} if part else {"accuracy": told})
+        estimates = {"accuracy": told} if part else {}
+        return TrialRecord(number, "complete", Policy.of([FFN] * number), figures, rule=rule, estimates=estimates)
+
+    dense = record(0, 0.9, 10.0, part=False)
+    worse, rule, found, other = (
+        record(1, 0.5, 8.0, "fastv: this"), record(2, 0.6, 7.0, "last: that"), record(3, 0.8, 6.0, part=False),
+        record(4, 0.7, 6.5),
+    )  # fmt: skip
+    assert [one.number for one in due([dense, worse, rule, found, other], space_of(path), 0)] == [2]
