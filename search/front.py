@@ -98,11 +98,13 @@ def reference_point(
     Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0); 1 nat for
     a divergence; the dense figure for a cost, so that only what is cheaper than dense counts.
     """
-    reference = {}
-    for name, direction in objectives.items():
-        worst = {"fraction": 1.0, "nats": FAR}.get(metrics[name].unit, dense[name])
-        reference[name] = worst if direction == "minimize" else 0.0
-    return reference
+    found = {name: worst(metrics[name], direction) for name, direction in objectives.items()}
+    return {name: dense[name] if value is None else value for name, value in found.items()}
+
+
+def worst(metric: Metric, direction: Direction) -> float | None:
+    """The worst figure that counts, see `reference_point`; None where that is the dense model's."""
+    return {"fraction": 1.0, "nats": FAR}.get(metric.unit) if direction == "minimize" else 0.0
 
 
 def hypervolume(

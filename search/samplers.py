@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSa
 from optuna.trial import FrozenTrial
 
 from ..evaluators.base import evaluator_class
+from .front import worst
 from .parameters import Parameters
 from .skipsampler import SkipSampler
 from .space import Space
@@ -30,7 +31,7 @@ def own_sampler(
     Args:
         space: The space.
         parameters: What may be drawn.
-        estimate: The objectives of a trial that was given up on few examples.
+        estimate: The objectives of a trial that was given up or set aside on few examples.
     """
     on_examples = {
         name for key in space.evaluate if evaluator_class(key).splits for name in evaluator_class(key).metrics
@@ -41,6 +42,8 @@ def own_sampler(
         expensive=scored[0] if scored else 0,
         identity=lambda labels: parameters.policy(labels).fingerprint,
         allowed=lambda labels: parameters.allows(parameters.policy(labels)),
+        # The corner of every report: what counts there is what is searched for.
+        reference=[worst(space.metrics()[name], direction) for name, direction in space.objectives.items()],
         search_space=parameters.distributions,
         estimate=estimate,
         seed=space.search.seed,

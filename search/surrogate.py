@@ -112,13 +112,17 @@ class Surrogate:
         self._alternatives, self._weights = alternatives, weights
         features = alternatives.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
-        start = Setting(pairs=Setting.pairs if interactions else 0.0)
-        begun = self._settled(start, None, features[some], losses[some])
-        self._fit(self._expected(begun, None, features[some], losses[some]), features[some], losses[some])
+        sample = features[some], losses[some]
+        begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
+        first = self._expected(begun, None, *sample)
+        self._fit(first, *sample)
         # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
-        spread = np.hypot(self.alone(), self._deviations())
-        self.setting = self._settled(begun, spread, features[some], losses[some])
-        self._fit(self._expected(self.setting, spread, features, losses), features, losses)
+        spread: Floats | None = np.hypot(self.alone(), self._deviations())
+        learned = self._settled(begun, spread, *sample)
+        if self._expected(learned, spread, *sample).evidence(*sample) < first.evidence(*sample):
+            learned, spread = begun, None
+        self.setting = learned
+        self._fit(self._expected(learned, spread, features, losses), features, losses)
 
     def _settled(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Setting:
         """The setting of most evidence, one part of it after the other, twice."""
@@ -214,8 +218,8 @@ class Surrogate:
         return expected
 
     def alone(self) -> Floats:
-        """(features,): what each choice is expected to lose without interactions, on the scale of the link."""
-        return self._linear
+        """(features,): what each choice is expected to lose by itself, on the scale of the link."""
+        return self._linear + np.diag(self._quadratic)
 
 
 def typical(losses: Floats) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ..evaluators.base import Measurement, Split
 from ..policies.errors import RunError, SkipsearchError, StudyError
 from ..policies.policy import Policy
+from .affinity import RECENT, Steps, nearest, steps
 from .bench import Bench
 from .outcome import Outcome
 from .preview import Preview
@@ -90,6 +92,8 @@ class Pool:
     space: Space
     seconds: float = START_SECONDS
     _idle: list[int] = field(default_factory=list)
+    _num_layers: int = 0
+    _measured: dict[int, deque[Steps]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
     _running: dict[Any, tuple[int, Job]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,7 +126,9 @@ class Pool:
             RunError: a worker died, or took too long.
         """
         asked = [actor.describe.remote() for actor in self._actors]
-        return list(self._answers(asked, "loaded the model", self.seconds))
+        found = list(self._answers(asked, "loaded the model", self.seconds))
+        self._num_layers = found[0]["num_layers"]
+        return found
 
     def preview(self) -> Preview:
         """See the dense model for the rules to begin with, on one worker.
@@ -162,7 +168,10 @@ class Pool:
 
     def submit(self, job: Job) -> None:
         """Give a job to a worker that is idle."""
-        self._send(self._idle.pop(0), job)
+        wanted = steps(job.policy, self._num_layers)
+        place = nearest(wanted, [self._measured[index] for index in self._idle])
+        self._measured[self._idle[place]].append(wanted)
+        self._send(self._idle.pop(place), job)
 
     def _send(self, index: int, job: Job) -> None:
         given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}

@@ -50,11 +50,11 @@ def test_what_is_counted_at_full_size_is_what_papers_report():
 
 def test_a_race_saves_answers_and_no_hypervolume():
     settings = figures_of("racing.py", "--quick")["settings"]
-    assert [row["confidence"] for row in settings] == [0.9, 0.95, 0.99] * 2
-    for row in settings:
-        assert row["saving"] > 1.1 and row["lost_share"] <= 1 - row["confidence"]
-        assert row["held_out_ratio"] > 0.99
-    assert min(row["saving"] for row in settings if row["bounded"]) > 2
+    assert [row["patience"] for row in settings] == ["none", 3] * 2
+    assert all(row["held_out_ratio"] > 0.98 for row in settings)
+    assert all(row["lost_share"] <= 0.05 for row in settings if row["patience"] == "none")
+    savings = [row["saving"] for row in settings]
+    assert savings[0] > 1.1 and savings[1] > 1.2 * savings[0] and savings[2] > 2 and savings[3] > savings[2]
 
 
 def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_path, monkeypatch):
