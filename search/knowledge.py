@@ -25,7 +25,8 @@ class History:
         losses: (n,): the expensive objective, minimised; NaN where it was not measured.
         costs: (n, costs): the other objectives, likewise.
         excess: (n, constraints): how far each constraint is broken, 0 or less where it holds; NaN where not measured.
-        rough: (n,): True where the loss is an estimate, of a policy that was given up or set aside on few examples.
+        errors: (n,): standard error where the loss is an estimate, of a policy that was given up or set aside on few
+            examples; else 0.
         pending: (m, variables): policies that are being measured.
     """
 
@@ -33,7 +34,7 @@ class History:
     losses: Floats
     costs: Floats
     excess: Floats
-    rough: NDArray[np.bool_]
+    errors: Floats
     pending: Codes
 
     @property
@@ -48,7 +49,7 @@ class History:
 
     def first(self, count: int) -> "History":
         """The policies that finished first."""
-        begun = {name: getattr(self, name)[:count] for name in ("codes", "losses", "costs", "excess", "rough")}
+        begun = {name: getattr(self, name)[:count] for name in ("codes", "losses", "costs", "excess", "errors")}
         return replace(self, **begun)
 
     def continues(self, other: "History") -> bool:
@@ -56,7 +57,7 @@ class History:
         start = self.first(len(other.codes))
         return all(
             np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes")
-            for name in ("codes", "losses", "costs", "excess", "rough")
+            for name in ("codes", "losses", "costs", "excess", "errors")
         )
 
 
@@ -163,7 +164,7 @@ class Epoch:
         by_feature = np.abs(saved[alternatives.variable, alternatives.code])
         largest = by_feature.max() or 1.0
         self.surrogate = Surrogate(
-            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen], interactions=pairs
+            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen], history.errors[chosen], pairs
         )
 
     def losses(self, history: History) -> Floats:
@@ -194,8 +195,9 @@ class Knowledge:
         corner = epoch.corner if reference is None else np.where(np.isnan(reference), epoch.corner, reference)
         relative = history.losses - epoch.dense_loss
         # Of many estimates the best were lucky; what all others say of these policies makes up for it.
-        relative[history.rough] = surrogate.link.inverse(surrogate.mean(history.codes[history.rough]))
-        held = np.all([bound.holds(relative) | ~history.rough for bound in epoch.bounds], axis=0)
+        rough = history.errors > 0
+        relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
+        held = np.all([bound.holds(relative) | ~rough for bound in epoch.bounds], axis=0)
         inside = history.feasible & held & (relative <= corner[0] - epoch.dense_loss)
         inside &= (history.costs <= corner[1:]).all(1)
         figures = np.c_[relative, history.costs][inside]
@@ -291,6 +293,6 @@ class Memory:
         new = np.arange(count) >= len(known.codes)
         losses = epoch.losses(history)
         rows = new & np.isfinite(losses)
-        surrogate = surrogate.with_measured(history.codes[rows], losses[rows])
+        surrogate = surrogate.with_measured(history.codes[rows], losses[rows], history.errors[rows])
         self._learned = (history, epoch, surrogate, begun)
         return epoch, surrogate

@@ -118,7 +118,7 @@ class Archive:
         saved = sum(
             (np.abs(by_choice) / (np.abs(by_choice).max() or 1.0) for by_choice, _ in sums), np.zeros(len(space.kind))
         )
-        surrogate = Surrogate(space, saved + 0.2 * (saved.max() or 1.0), self.codes, losses)
+        surrogate = Surrogate(space, saved + 0.2 * (saved.max() or 1.0), self.codes, losses, np.zeros(len(losses)))
         tables = [space.table(by_choice, 0.0) for by_choice, _ in sums]
         codes = self._candidates(surrogate, tables, losses)
         mean, deviation = surrogate.predict(codes)

@@ -24,7 +24,7 @@ def population(trials: int) -> int:
 
 
 def own_sampler(
-    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], list[float] | None]
+    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], tuple[list[float], float] | None]
 ) -> SkipSampler:
     """Our sampler for a space, which reads from the study what others would keep to themselves.
 
@@ -33,13 +33,9 @@ def own_sampler(
         parameters: What may be drawn.
         estimate: The objectives of a trial that was given up or set aside on few examples.
     """
-    on_examples = {
-        name for key in space.evaluate if evaluator_class(key).splits for name in evaluator_class(key).metrics
-    }
-    scored = [place for place, name in enumerate(space.objectives) if name in on_examples]
     return SkipSampler(
         parameters.labels(),
-        expensive=scored[0] if scored else 0,
+        expensive=expensive(space),
         identity=lambda labels: parameters.policy(labels).fingerprint,
         allowed=lambda labels: parameters.allows(parameters.policy(labels)),
         # The corner of every report: what counts there is what is searched for.
@@ -48,6 +44,13 @@ def own_sampler(
         estimate=estimate,
         seed=space.search.seed,
     )
+
+
+def expensive(space: Space) -> int:
+    """The place of the objective that is measured on examples; of several the first, and where there is none too."""
+    kinds = [evaluator_class(name) for name in space.evaluate]
+    scored = {name for kind in kinds if kind.splits for name in kind.metrics}
+    return next((place for place, name in enumerate(space.objectives) if name in scored), 0)
 
 
 def make_sampler(name: str, seed: int, number: int, trials: int) -> BaseSampler:

@@ -52,8 +52,9 @@ class SkipSampler(BaseSampler):
             trials.
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
-        estimate: The objectives of a pruned trial, as far as they can be told: of one that was given up, or set aside
-            until later trials are known. A later trial of the same parameters replaces it.
+        estimate: The objectives of a pruned trial, as far as they can be told, and the standard error of the expensive
+            one, above 0: of a trial that was given up, or set aside until later ones are known. A later trial of the
+            same parameters replaces it.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -74,7 +75,7 @@ class SkipSampler(BaseSampler):
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
         reference: Sequence[float | None] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
-        estimate: Callable[[FrozenTrial], Sequence[float] | None] | None = None,
+        estimate: Callable[[FrozenTrial], tuple[Sequence[float], float] | None] | None = None,
         seed: int = 0,
         parts: Collection[str] = PARTS,
     ) -> None:

@@ -7,6 +7,7 @@ arXiv:1502.07943), but by all of those that do: when a search ends, nobody who l
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,17 @@ def against(part: Measurement, dense: Measurement) -> Measurement:
     places = [place for place in part.detail.get("places", []) if place < len(scores)]
     easier = sum(scores[place] for place in places) / len(places) - dense.value if places else 0.0
     return replace(part, value=part.value - easier)
+
+
+def error(part: Measurement, dense: Measurement) -> float:
+    """The standard error of a figure by `against`: of the mean difference to dense, drawn without replacement."""
+    scores, places = dense.detail.get("per_example", []), part.detail.get("places", [])
+    pairs = zip(part.detail["per_example"], places, strict=False)  # There may be no scores at all.
+    differences = [score - scores[place] for score, place in pairs if place < len(scores)] or [1.0]
+    count, total = len(differences), part.detail["total"]
+    # Of few examples that all go alike the next may still differ: one more counts as if it did.
+    variance = (count * statistics.pvariance(differences) + 1) / (count + 1)
+    return math.sqrt(variance / count * max(1 - count / total, 1 / total))
 
 
 def standing(record: TrialRecord, dense: Mapping[str, Measurement], space: Space) -> Point | None:

@@ -27,9 +27,9 @@ from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
-from .samplers import make_sampler, own_sampler, population, quiet
+from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .space import Space
-from .standing import expected
+from .standing import error, expected
 from .starts import starts
 
 
@@ -199,13 +199,15 @@ class SearchStudy(Ledger):
         trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
         return Proposal(trial, policy)
 
-    def _estimate(self, trial: FrozenTrial) -> list[float] | None:
-        """The objectives of a trial that answered few examples, its luck with these taken off."""
+    def _estimate(self, trial: FrozenTrial) -> tuple[list[float], float] | None:
+        """The objectives of a trial that answered few examples, its luck with these taken off, and a standard error."""
         record, dense = self.read(trial), self.dense_measurements()
         if dense is None or not record.estimates:
             return None
-        found = expected(record, dense)
-        return self.values(found) if all(name in found for name in self.space.objectives) else None
+        found, name = expected(record, dense), list(self.space.objectives)[expensive(self.space)]
+        if name not in record.estimates or any(other not in found for other in self.space.objectives):
+            return None
+        return self.values(found), error(record.estimates[name], dense[name])
 
     def enqueue_random(self) -> None:
         """Queue a policy drawn at random, for a sampler that repeats itself."""

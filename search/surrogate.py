@@ -85,11 +85,15 @@ class Prior:
         # Of a variable one choice is made at most, and others are not related.
         return alone + self.pairs * (features @ np.diag(self.relation)) ** 2
 
-    def evidence(self, features: Floats, losses: Floats) -> float:
+    def strayed(self, losses: Floats, errors: Floats) -> Floats:
+        """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
+        return np.diag(self.noise + (errors * np.exp(self.link.log_slope(losses))) ** 2)
+
+    def evidence(self, features: Floats, losses: Floats, errors: Floats) -> float:
         """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant."""
         covariance = self.covariances(features, features @ self.covariance, features @ self.relation)
         rest = self.link(losses) - features @ self.mean
-        root, misfit = factorised(covariance + self.noise * np.eye(len(losses)), rest, np.sqrt(self.noise))
+        root, misfit = factorised(covariance + self.strayed(losses, errors), rest, np.sqrt(self.noise))
         return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
 
 
@@ -103,34 +107,38 @@ class Surrogate:
         weights: (features,) positive: how much each choice is expected to lose, up to a common factor.
         codes: (n, variables): the policies that were measured.
         losses: (n,): what each of them loses against dense.
+        errors: (n,): their standard errors; 0 of what was measured on all examples.
         interactions: Whether pairs of choices have an effect of their own.
     """
 
     def __init__(
-        self, alternatives: Alternatives, weights: Floats, codes: Codes, losses: Floats, interactions: bool = True
-    ) -> None:
+        self, alternatives: Alternatives, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
+        interactions: bool = True,
+    ) -> None:  # fmt: skip
         self._alternatives, self._weights = alternatives, weights
         features = alternatives.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
-        sample = features[some], losses[some]
+        sample = features[some], losses[some], errors[some]
         begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
-        first = self._expected(begun, None, *sample)
+        first = self._expected(begun, None, *sample[:2])
         self._fit(first, *sample)
         # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
         spread: Floats | None = np.hypot(self.alone(), self._deviations())
         learned = self._settled(begun, spread, *sample)
-        if self._expected(learned, spread, *sample).evidence(*sample) < first.evidence(*sample):
+        if self._expected(learned, spread, *sample[:2]).evidence(*sample) < first.evidence(*sample):
             learned, spread = begun, None
         self.setting = learned
-        self._fit(self._expected(learned, spread, features, losses), features, losses)
+        self._fit(self._expected(learned, spread, features, losses), features, losses, errors)
 
-    def _settled(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Setting:
+    def _settled(
+        self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats, errors: Floats
+    ) -> Setting:
         """The setting of most evidence, one part of it after the other, twice."""
         pairs = PAIRS if setting.pairs else (0.0,)
         for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES)):
             tried = [replace(setting, **{name: option}) for option in options]
             priors = [self._expected(one, spread, features, losses) for one in tried]
-            setting = tried[int(np.argmax([prior.evidence(features, losses) for prior in priors]))]
+            setting = tried[int(np.argmax([prior.evidence(features, losses, errors) for prior in priors]))]
         return setting
 
     def _expected(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Prior:
@@ -149,11 +157,11 @@ class Surrogate:
         covariance, relation = outer * self._alternatives.relation, np.sqrt(outer) * self._alternatives.likeness
         return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2)
 
-    def _fit(self, prior: Prior, features: Floats, losses: Floats) -> None:
+    def _fit(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
         self.link, self._prior = prior.link, prior
         self._rest = prior.link(losses) - features @ prior.mean
         self._projected, self._related = features @ prior.covariance, features @ prior.relation
-        self._inverse = np.linalg.inv(self._cross(features) + prior.noise * np.eye(len(losses)))
+        self._inverse = np.linalg.inv(self._cross(features) + prior.strayed(losses, errors))
         self._explain()
 
     def _cross(self, features: Floats) -> Floats:
@@ -171,27 +179,27 @@ class Surrogate:
         deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
         return deviations
 
-    def with_measured(self, codes: Codes, losses: Floats) -> Self:
+    def with_measured(self, codes: Codes, losses: Floats, errors: Floats) -> Self:
         """A surrogate that also knows these policies; the setting stays."""
         known = self
         # One at a time, so that the result depends on their order alone.
-        for code, linked in zip(codes, self.link(losses), strict=True):
-            known = known._with(code[None], linked[None])
+        for code, linked, strayed in zip(codes, self.link(losses), self._prior.strayed(losses, errors), strict=True):
+            known = known._with(code[None], linked[None], strayed.max())
         if known is not self:
             known._explain()
         return known
 
     def with_pending(self, codes: Codes) -> Self:
         """A surrogate that takes what it expects of these policies as measured: its mean stays."""
-        return self._with(codes, self.mean(codes)) if len(codes) else self
+        return self._with(codes, self.mean(codes), self._prior.noise) if len(codes) else self
 
-    def _with(self, codes: Codes, linked: Floats) -> Self:
+    def _with(self, codes: Codes, linked: Floats, noise: float) -> Self:
         """The inverse grows by a block."""
         prior, features = self._prior, self._alternatives.features(codes)
         projected, related = features @ prior.covariance, features @ prior.relation
         cross = self._cross(features)
         gain = cross @ self._inverse
-        own = prior.covariances(features, projected, related) + prior.noise * np.eye(len(codes))
+        own = prior.covariances(features, projected, related) + noise * np.eye(len(codes))
         corner = np.hstack([-gain, np.eye(len(codes))])
         left = np.linalg.inv(own - gain @ cross.T)
         grown = object.__new__(type(self))

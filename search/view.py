@@ -89,7 +89,7 @@ class Row:
     code: Code | None
     values: tuple[float, ...]
     constraints: Mapping[str, float]
-    rough: bool
+    error: float
 
 
 class View:
@@ -102,13 +102,13 @@ class View:
         prior_costs: By objective, parameter and choice, what is known beforehand.
         reference: In the objectives' own units; None for what the first trials suggest.
         parts: Of the strategy.
-        estimate: The objectives of a pruned trial, as far as it was measured.
+        estimate: The objectives of a pruned trial, and the standard error of the expensive one.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
-        parts: Collection[str], estimate: Callable[[Any], Sequence[float] | None] | None,
+        parts: Collection[str], estimate: Callable[[Any], tuple[Sequence[float], float] | None] | None,
     ) -> None:  # fmt: skip
         self._meaning = meaning
         self._estimate = estimate
@@ -154,7 +154,7 @@ class View:
         )
         rows = [self._row(trial) for trial in finished]
         newest = {row.key: number for number, row in enumerate(rows)}
-        current = [number for number, row in enumerate(rows) if not row.rough or newest[row.key] == number]
+        current = [number for number, row in enumerate(rows) if not row.error or newest[row.key] == number]
         pending, taken = self._pending(others)
         taken |= {row.key for row in rows if row.key is not None}
         known = self._measured([finished[number] for number in current], [rows[number] for number in current])
@@ -177,17 +177,16 @@ class View:
         place = trial.number, trial.datetime_complete
         if place not in self._rows:
             whole = set(self._meaning.names) <= trial.params.keys()
-            found, rough = trial.values if trial.state.name == "COMPLETE" else None, False
+            found, error = trial.values if trial.state.name == "COMPLETE" else None, 0.0
             if trial.state.name == "PRUNED" and self._estimate is not None:
-                found = self._estimate(trial)
-                rough = found is not None
+                found, error = self._estimate(trial) or (None, 0.0)
             values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
             self._rows[place] = Row(
                 self._meaning.identity(trial.params) if whole else None,
                 self._meaning.code(trial.params) if whole and trial.state.name != "FAIL" else None,
                 tuple(values),
                 trial.constraints,
-                rough,
+                error,
             )
         return self._rows[place]
 
@@ -215,7 +214,7 @@ class View:
     def _empty(self) -> History:
         nothing = np.zeros((0, self._alternatives.count), np.int16)
         costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
-        return History(nothing, np.zeros(0), costs, excess, np.zeros(0, bool), nothing)
+        return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing)
 
     def _measured(self, trials: Sequence[Any], rows: Sequence[Row]) -> History:
         """What finished, in order; only what is new is read."""
@@ -234,7 +233,7 @@ class View:
                 np.r_[self._history.losses, values[:, 0]],
                 np.vstack([self._history.costs, values[:, 1:]]),
                 np.vstack([self._history.excess, excess.reshape(len(new), len(names))]),
-                np.r_[self._history.rough, [row.rough for row in new]],
+                np.r_[self._history.errors, [row.error for row in new]],
                 self._history.pending,
             )
             self._numbers = numbers

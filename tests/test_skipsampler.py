@@ -9,8 +9,10 @@ import optuna
 import pytest
 
 from skipsearch.search.additive import additive_front
+from skipsearch.search.alternatives import Alternatives
 from skipsearch.search.front import hypervolume
 from skipsearch.search.skipsampler import SkipSampler
+from skipsearch.search.surrogate import Surrogate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
@@ -367,3 +369,37 @@ def test_the_additive_front_is_that_of_every_policy():
         (losses[range(5), code].sum(), costs[range(5), code].sum()) for code in additive_front(losses, costs, span)
     }
     assert {(round(loss, 9), cost) for loss, cost in found} == {(round(loss, 9), cost) for loss, cost in true}
+
+
+def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
+    model, draw = Model(6), np.random.default_rng(1)
+    codes = draw.integers(0, 4, (40, 6)).astype(np.int16)
+    truth = model.loss(codes)
+    rough = np.arange(40) % 2 == 0
+    figures = truth + np.where(rough, draw.normal(0, 0.3, 40), 0.0)
+    space, weights = Alternatives([CHOICES] * 6), np.ones(18)
+    fits = [Surrogate(space, weights, codes, figures, errors) for errors in (np.zeros(40), np.where(rough, 0.3, 0.0))]
+    fresh = draw.integers(0, 4, (200, 6)).astype(np.int16)
+    blind, knowing = (np.abs(fit.link.inverse(fit.mean(fresh)) - model.loss(fresh)).mean() for fit in fits)
+    assert knowing < 0.9 * blind
+    again = fits[1].with_measured(fresh[:1], np.array([9.0]), np.array([100.0]))
+    assert np.allclose(again.mean(fresh), fits[1].mean(fresh), atol=0.02)
+
+
+def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters():
+    model = Model(6)
+    told = search(model, 30)
+    rough = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), 0.1)))
+    for trial in told.trials:
+        twice = [optuna.trial.TrialState.PRUNED] * (trial.number % 3 == 1) + [optuna.trial.TrialState.COMPLETE]
+        for state in twice:
+            values = trial.values if state == optuna.trial.TrialState.COMPLETE else None
+            rough.add_trial(
+                optuna.trial.create_trial(
+                    state=state, values=values, params=trial.params, distributions=trial.distributions
+                )
+            )
+    view = rough.sampler._new_view(rough, model.space)
+    rough.ask(model.space)
+    view.propose(rough.get_trials(), len(rough.trials) - 1, 0)
+    assert len(view._history.losses) == 30 and not view._history.errors.any()
