@@ -18,3 +18,9 @@ def pytest_configure(config):
         from support import Recorder
 
         config.pluginmanager.register(Recorder(path))
+
+
+def pytest_collection_modifyitems(items):
+    """Files that run whole searches in other processes first: they wait much, and the last file runs alone."""
+    first = ("test_readme", "test_shipped_spaces", "test_run", "test_benchmarks")
+    items.sort(key=lambda item: item.path.stem not in first)
