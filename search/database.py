@@ -79,9 +79,6 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
     attrs = trial.user_attrs
     policy = Policy.model_validate(json.loads(attrs["policy"]))
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
-    failure = attrs.get("failure")
-    if trial.state == TrialState.FAIL and failure is None:
-        failure = "the search was interrupted; the policy was queued again"
     return TrialRecord(
         number=trial.number,
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
@@ -89,7 +86,7 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         search=measurements_from(attrs.get("measurements")),
         report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         violations=dict(trial.constraints),
-        failure=failure,
+        failure=attrs.get("failure"),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
         seconds=attrs.get("seconds", {}),

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 
 from ..policies.choice import KEEP, LayerChoice
 from ..policies.policy import Policy, TokenSelection
@@ -62,7 +62,7 @@ class Parameters:
         return {name: [*values] for name, values in self._values.items() if len(values) > 1}
 
     @property
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def distributions(self) -> dict[str, CategoricalDistribution]:
         """One categorical distribution for each of them."""
         return {name: CategoricalDistribution(labels) for name, labels in self.options.items()}
 

@@ -69,9 +69,8 @@ def due(records: Sequence[TrialRecord], space: Space, patience: float) -> list[T
     if not patience:
         rules = [record for record in records if record.rule is not None or record.policy.is_dense]
         front |= looking_best(rules, records[0], space)
-    aside = [record for record in records if record.estimates and record.number in front]
-    old = [record for record in aside if record.number * patience <= records[-1].number]
-    return sorted(old, key=examples)
+    old = records if not patience else records[: int((len(records) - 1) / patience) + 1]
+    return sorted((record for record in old if record.estimates and record.number in front), key=examples)
 
 
 def looking_best(records: Sequence[TrialRecord], dense: TrialRecord, space: Space) -> set[int]:

@@ -7,6 +7,7 @@ resumes from them, and everything else in the study's folder can be made from th
 import json
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -111,6 +112,7 @@ class SearchStudy(Ledger):
                 self._told.setdefault(record.policy.fingerprint, record)
         self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
         self.end(None)
+        self._interrupted: deque[FrozenTrial] = deque()
         self._finish_interrupted()
 
     @staticmethod
@@ -166,27 +168,27 @@ class SearchStudy(Ledger):
             self.study.enqueue_trial(dict(start.labels), user_attrs={"rule": start.rule})
 
     def _finish_interrupted(self) -> None:
-        """Tell what was measured when the driver died; fail what was not, and queue the same policies again."""
+        """Tell what was measured when the driver died; what was not is asked for again, under its own number."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "seconds" in trial.user_attrs:
                 record = trial_record(trial)
                 self._tell(Trial(self.study, trial._trial_id), record.search, record.failure, trial.constraints)
-                continue
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            if len(trial.params) == len(self.parameters.distributions):
-                rule = {key: text for key, text in trial.user_attrs.items() if key == "rule"}
-                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number, **rule})
+            else:
+                self._interrupted.append(trial)
 
     def ask(self) -> Proposal | None:
         """The next policy to measure, noted as running; None where the space forbids what the sampler proposed."""
         search = self.space.search
-        number = len(self.study.get_trials(deepcopy=False))
+        begun = self._interrupted.popleft() if self._interrupted else None
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        number = waiting[0].number if waiting else number
+        following = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
+        number = begun.number if begun else following
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = self._own or make_sampler(search.sampler, search.seed, number, search.trials)
-            trial = self.study.ask(self.parameters.distributions)
+            trial = Trial(self.study, begun._trial_id) if begun else self.study.ask()
+            for name, kind in self.parameters.distributions.items():
+                trial.suggest_categorical(name, kind.choices)
             if self._own is None:
                 # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
                 _ = trial.relative_params
