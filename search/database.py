@@ -1,8 +1,12 @@
 """The database of a study: a SQLite file that Optuna writes, and how its trials are read back as plain values."""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,27 +23,48 @@ from .samplers import quiet
 from .space import Space
 
 DATABASE = "study.db"
+# How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
+PATIENCE = 60.0
+UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
 
 def storage(path: Path) -> optuna.storages.RDBStorage:
-    """The database of a study.
+    """The database of a study, to write to; it is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return stored(partial(writing, path.absolute()), sqlalchemy.pool.QueuePool)
+
+
+def stored(creator: Callable[[], sqlite3.Connection], pool: type[sqlalchemy.pool.Pool]) -> optuna.storages.RDBStorage:
+    """Optuna's storage over connections of our own, so that a path may hold what means something in a URL."""
+    return optuna.storages.RDBStorage("sqlite://", {"creator": creator, "poolclass": pool})
+
+
+def writing(path: Path) -> sqlite3.Connection:
+    """A connection to write by.
 
     Write-ahead logging takes a write from tens of milliseconds to under one, and survives a kill at any instant.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = optuna.storages.RDBStorage(f"sqlite:///{path}", skip_compatibility_check=False)
+    connection = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
 
-    @sqlalchemy.event.listens_for(database.engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
 
-    database.engine.dispose()
-    return database
+def copied(path: Path) -> optuna.storages.RDBStorage:
+    """The database of a study as it stands, in memory.
+
+    Optuna makes tables where it misses some, also to read: a search that begins at that moment would find them made.
+    """
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    # In somebody else's folder SQLite cannot put the lock of a reader beside the file, and where none is, needs none.
+    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=PATIENCE)) as file:
+        file.backup(memory)
+    return stored(lambda: memory, sqlalchemy.pool.StaticPool)
 
 
 def open_study(path: Path) -> optuna.Study:
-    """A study as it stands, to read from.
+    """A study as it stands at one instant, to read from; whoever writes to it meanwhile does not notice.
 
     Raises:
         StudyError: there is none.
@@ -48,9 +73,10 @@ def open_study(path: Path) -> optuna.Study:
     if not path.exists():
         raise StudyError(f"{path.parent} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
     try:
-        names = optuna.get_all_study_names(storage(path))
-        found = [optuna.load_study(study_name=name, storage=storage(path)) for name in names]
-    except (sqlalchemy.exc.DatabaseError, RuntimeError, KeyError) as cause:
+        database = copied(path)
+        names = optuna.get_all_study_names(database)
+        found = [optuna.load_study(study_name=name, storage=database) for name in names]
+    except UNREADABLE as cause:
         raise StudyError(f"{path} is not a study's database", [str(cause).splitlines()[0]]) from None
     if not found or "space" not in found[0].user_attrs:
         hint = "begin it again: remove the folder, or go on with the same command and `--resume`"

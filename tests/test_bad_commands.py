@@ -233,7 +233,7 @@ def test_message_with_a_path(change, message, here, capsys):
     [("garbage", "is not a study's database"), ("nothing", "holds no search that skipsearch began")],
 )
 def test_a_file_that_is_no_study(name, message, here, capsys):
-    shutil.copytree(here / name, here / "copy", dirs_exist_ok=True)  # Looking at an empty one makes tables in it.
+    shutil.copytree(here / name, here / "copy", dirs_exist_ok=True)
     assert refused(["report", "copy"], capsys)[0] == f"error: copy/study.db {message}"
 
 
