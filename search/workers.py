@@ -22,6 +22,7 @@ from .space import Space, Workers
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.
 START_SECONDS = 1800
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
 class Worker:
@@ -210,22 +211,39 @@ def start_ray(workers: Workers) -> bool:
 
     Raises:
         StudyError: there is no cluster at the address.
+        RunError: none starts on this machine.
     """
     if ray.is_initialized():
         return False
     address = workers.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if not address:
+        start_local()
+        return True
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # A cluster of one user on one machine, for the time of one search, needs no token.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address=address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as cause:
         hint = "start one with `ray start --head`, or leave out `workers.address` to use this machine alone"
-        raise StudyError(f"no Ray cluster answers at {address or 'this machine'}", [first_line(cause)], hint) from None
+        raise StudyError(f"no Ray cluster answers at {address}", [first_line(cause)], hint) from None
     return True
+
+
+def start_local(tries: int = 3, **options: Any) -> None:
+    """Start a cluster of this machine alone. Ray gives its daemons half a minute; a busy machine may need more tries.
+
+    Raises:
+        RunError: it does not start.
+    """
+    # A cluster of one user on one machine, for the time of one search, needs no token.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address="local", include_dashboard=False, **QUIET, **options)
+            return
+        except Exception as cause:  # Ray has no narrower one for daemons that are late.
+            ray.shutdown()
+            if not left:
+                hint = "see whether the machine is short of processors or memory, and what Ray says in /tmp/ray"
+                raise RunError("Ray does not start on this machine", [first_line(cause)], hint) from None
 
 
 def shape(workers: Workers) -> tuple[int, float]:

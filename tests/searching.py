@@ -1,6 +1,5 @@
 """A space over a tiny random LLaVA, for tests that search."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import ray
 import tiny
 from skipsearch.search.reading import load_space
 from skipsearch.search.space import LoadedSpace
+from skipsearch.search.workers import start_local
 
 SPACE = """
 schema: skipsearch/space/v1
@@ -45,9 +45,7 @@ def loaded(path: Path, **overrides: object) -> LoadedSpace:
 @contextmanager
 def cluster() -> Iterator[None]:
     """A local Ray of its own, for the searches of one test file."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, **quiet)
+    start_local(num_cpus=2)
     try:
         yield
     finally:

@@ -6,17 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import searching
 
 from skipsearch import Policy
-from skipsearch.policies.errors import ModelError, StudyError
+from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, write_folder
 from skipsearch.search.run import only_writer, run_study
-from skipsearch.search.workers import Job, Pool
+from skipsearch.search.workers import Job, Pool, start_local
 
 PATIENCE = 300
 
@@ -57,6 +58,21 @@ def own_ray() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
+@contextmanager
+def begun(log: Path, path: Path, folder: Path, *more: str):
+    """A search in a process of its own, which ends with the test; what it says stands in the log."""
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            command(path, folder, *more), env=own_ray(), stdout=said, stderr=said, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def trials_in(database: Path) -> int:
     try:
         return sum(t.state.is_finished() for t in open_study(database).get_trials(deepcopy=False))
@@ -64,11 +80,11 @@ def trials_in(database: Path) -> int:
         return 0
 
 
-def wait_for_trials(process, database: Path, count: int) -> None:
+def wait_for_trials(process, log: Path, database: Path, count: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while trials_in(database) < count:
-        assert process.poll() is None, "the search ended early"
-        assert time.monotonic() < deadline, "the search took too long"
+        assert process.poll() is None, f"the search ended early, with {process.returncode}:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"the search took too long:\n{log.read_text()}"
         time.sleep(0.2)
 
 
@@ -119,10 +135,9 @@ def test_one_seed_and_one_worker_propose_the_same(path, tmp_path):
 def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     """`kill -9` in mid-run, then `run --resume`, ends in the trials of a run that was never killed."""
     database = tmp_path / "tiny" / DATABASE
-    process = subprocess.Popen(command(path, tmp_path, "--trials", "100"), env=own_ray(), start_new_session=True)
-    try:
-        wait_for_trials(process, database, 4)
-    finally:
+    log = tmp_path / "log"
+    with begun(log, path, tmp_path, "--trials", "100") as process:
+        wait_for_trials(process, log, database, 4)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     before = {t.number: t for t in open_study(database).trials if t.state.is_finished()}
@@ -148,18 +163,14 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
 @pytest.mark.parametrize("runner", ["actors", "tune"])
 def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner):
     database = tmp_path / "tiny" / DATABASE
-    process = subprocess.Popen(
-        command(path, tmp_path, "--trials", "500", "--set", f"workers.runner={runner}"),
-        env=own_ray(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_trials(process, database, 1)
-    process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert f"skipsearch run {path}" in log and "--resume" in log and "Traceback" not in log
+    log = tmp_path / "log"
+    with begun(log, path, tmp_path, "--trials", "500", "--set", f"workers.runner={runner}") as process:
+        wait_for_trials(process, log, database, 1)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=PATIENCE)
+    said = log.read_text()
+    assert process.returncode == 130, said
+    assert f"skipsearch run {path}" in said and "--resume" in said and "Traceback" not in said
     assert trials_in(database) >= 1
 
 
@@ -224,6 +235,24 @@ def test_a_model_that_does_not_load_is_told_as_itself(path):
             pool.describe()
     finally:
         pool.release()
+
+
+def test_a_cluster_that_is_late_is_started_again(monkeypatch):
+    """On a busy machine Ray's daemons may miss the half minute that it gives them."""
+    tried = []
+
+    def late(**options):
+        tried.append(options)
+        if len(tried) < 3:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", late)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    start_local()
+    assert len(tried) == 3
+    tried.clear()
+    with pytest.raises(RunError, match="Ray does not start on this machine\n.*timed out during startup"):
+        start_local(tries=2)
 
 
 def test_no_room_in_the_cluster_is_told(path):
