@@ -260,7 +260,9 @@ def fit_costs(alternatives: Alternatives, codes: Codes, figures: Floats) -> tupl
     """
     features = alternatives.features(codes)
     alike = alternatives.kind[:, None] == alternatives.kind
-    unit = max(float(np.abs(figures).max(initial=0.0)), 1e-300) / alternatives.count
+    unit = float(np.abs(figures).max(initial=0.0)) / alternatives.count
+    if not unit:  # Nothing was measured yet that differs from dense.
+        return np.zeros(features.shape[1]), 0.0
     precision = np.linalg.inv(alike + 0.1 * np.eye(len(alike))) / unit**2
 
     def solved(rows: NDArray[np.bool_], ridge: float) -> Floats:

@@ -12,7 +12,7 @@ from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
 from skipsearch.search.front import hypervolume
 from skipsearch.search.skipsampler import SkipSampler
-from skipsearch.search.surrogate import Surrogate
+from skipsearch.search.surrogate import Surrogate, fit_costs
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
@@ -403,3 +403,11 @@ def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters():
     rough.ask(model.space)
     view.propose(rough.get_trials(), len(rough.trials) - 1, 0)
     assert len(view._history.losses) == 30 and not view._history.errors.any()
+
+
+def test_costs_of_which_only_dense_is_known_are_those_of_dense():
+    """So it is with a bound on accuracy where everything but dense answered few examples, or was stopped before."""
+    space = Alternatives([CHOICES] * 6)
+    for count in (0, 1, 2):
+        by_feature, error = fit_costs(space, np.zeros((count, 6), np.int16), np.zeros(count))
+        assert not by_feature.any() and error == 0 and space.table(by_feature, 0.0).shape == (6, 4)
