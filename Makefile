@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/skipsearch run digits --name $(NAME) $(if $(wildcard results/$(NAME)/study.db),--resume)
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

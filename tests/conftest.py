@@ -21,6 +21,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Files that run whole searches in other processes first: they wait much, and the last file runs alone."""
+    """Files that run whole searches in other processes first: they wait much, and the last file runs alone.
+
+    With xdist that takes `--no-loadscope-reorder`, or it begins with the files of most tests.
+    """
     first = ("test_readme", "test_shipped_spaces", "test_run", "test_benchmarks")
     items.sort(key=lambda item: item.path.stem not in first)
