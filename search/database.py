@@ -137,6 +137,11 @@ def measurements_from(text: str | None) -> dict[str, Measurement]:
     return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
 
 
+def is_own(trial: FrozenTrial) -> bool:
+    """True where a trial has ended by itself, and shares no measurements."""
+    return trial.state.is_finished() and "seconds" in trial.user_attrs and "shared_from" not in trial.user_attrs
+
+
 def running_seconds(spans: Iterable[tuple[float, float]]) -> float:
     """Wall-clock seconds in which some trial ran: trials that ran at the same time count once.
 
@@ -151,7 +156,7 @@ def running_seconds(spans: Iterable[tuple[float, float]]) -> float:
 
 
 class Ledger:
-    """The trials of a study as plain values; those that are finished are read once.
+    """The trials of a study as plain values; only those that have changed are read anew.
 
     Args:
         study: The study.
@@ -159,7 +164,11 @@ class Ledger:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
-        self._read: dict[int, TrialRecord] = {}
+        self._read: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
+        self._seen: list[FrozenTrial] = []
+        self._open: list[int] = []
+        self._records: dict[int, TrialRecord] = {}
+        self._ended: dict[int, FrozenTrial] = {}
 
     def record(self, number: int) -> TrialRecord:
         """A trial that was asked for, by its number."""
@@ -167,15 +176,22 @@ class Ledger:
 
     def records(self) -> list[TrialRecord]:
         """Every trial that was asked for, by number, without the figures of the report split."""
-        asked = [trial for trial in self.study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
-        return folded(self.read(trial) for trial in asked)
+        self._follow()
+        return [self._records[number] for number in sorted(self._records)]
 
-    def _ended(self) -> list[FrozenTrial]:
-        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "seconds" in t.user_attrs]
-        return [trial for trial in done if "shared_from" not in trial.user_attrs]
+    def _follow(self) -> None:
+        """Take note of what has changed: trials that are new, and those that were under way."""
+        before, self._seen = self._seen, self.study.get_trials(deepcopy=False)
+        numbers = [*self._open, *range(len(before), len(self._seen))]
+        self._open = [number for number in numbers if not self._seen[number].state.is_finished()]
+        changed = [self._seen[number] for number in numbers]
+        asked = [self.read(trial) for trial in changed if "policy" in trial.user_attrs]
+        self._records |= {record.number: record for record in folded(asked)}
+        self._ended |= {trial.number: trial for trial in changed if is_own(trial)}
 
     def _spent(self) -> list[FrozenTrial]:
-        return [trial for trial in self._ended() if "continues" not in trial.user_attrs]
+        self._follow()
+        return [trial for trial in self._ended.values() if "continues" not in trial.user_attrs]
 
     def measured(self) -> int:
         """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
@@ -189,7 +205,8 @@ class Ledger:
     def spent_seconds(self) -> float:
         """How long trials ran so far, apart from what an interruption lasted: those at the same time count once."""
         spans = []
-        for trial in self._ended():
+        self._follow()
+        for trial in self._ended.values():
             if trial.datetime_start is None or trial.datetime_complete is None:
                 continue
             begin, end = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
@@ -204,8 +221,9 @@ class Ledger:
 
     def read(self, trial: FrozenTrial) -> TrialRecord:
         """A trial of Optuna's as a plain value."""
-        if not trial.state.is_finished():
-            return trial_record(trial)
-        if trial.number not in self._read:
-            self._read[trial.number] = trial_record(trial)
-        return self._read[trial.number]
+        # Optuna replaces a trial that changes.
+        before, record = self._read.get(trial.number, (None, None))
+        if record is None or before is not trial:
+            record = trial_record(trial)
+            self._read[trial.number] = trial, record
+        return record

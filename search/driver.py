@@ -51,6 +51,7 @@ class Driver:
         self.pool = pool
         self.progress = progress
         self.proposals = Proposals(study)
+        self._kinds = {name: evaluator_class(name) for name in study.space.evaluate}
         racing = study.space.search.racing
         self._racing = racing != "none"
         learns = study.space.search.sampler == "auto"
@@ -83,17 +84,16 @@ class Driver:
         A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
         a margin, which would have to be learnt first; and a worker alone takes the same order.
         """
-        kinds = {name: evaluator_class(name) for name in self.study.space.evaluate}
-        alone = [name for name, kind in kinds.items() if self.pool.shares_device and kind.exclusive]
+        alone = [name for name, kind in self._kinds.items() if self.pool.shares_device and kind.exclusive]
         if self._racing and alone:
-            last = [name for name, kind in kinds.items() if kind.splits]
-            stages = [[name for name in kinds if name not in last], last]
+            last = [name for name, kind in self._kinds.items() if kind.splits]
+            stages = [[name for name in self._kinds if name not in last], last]
         else:
-            stages = [[name for name in kinds if name not in alone], alone]
+            stages = [[name for name in self._kinds if name not in alone], alone]
         return [stage for stage in stages if stage]
 
     def _is_alone(self, trial: Trial) -> bool:
-        return self.pool.shares_device and any(evaluator_class(name).exclusive for name in trial.stages[0])
+        return self.pool.shares_device and any(self._kinds[name].exclusive for name in trial.stages[0])
 
     def _fill(self) -> None:
         """Give idle workers something to do; stages that must be alone run one by one when all others are through."""
@@ -118,8 +118,7 @@ class Driver:
         record = self._due()
         if record is not None:
             self._going_on.add(record.number)
-            kinds = {name: evaluator_class(name) for name in self.study.space.evaluate}
-            names = [name for name, kind in kinds.items() if kind.metrics.keys() & record.estimates.keys()]
+            names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]
             before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
             return Trial(record, [names], 2 * examples(record), before)
         proposal = self.proposals.next()
@@ -173,7 +172,7 @@ class Driver:
 
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
-        names = [name for name in self.study.space.evaluate if evaluator_class(name).splits]
+        names = [name for name, kind in self._kinds.items() if kind.splits]
         records = self.study.records()
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]

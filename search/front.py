@@ -1,6 +1,7 @@
 """The Pareto front of a study and its hypervolume: exact, deterministic, and free of heavy libraries."""
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..evaluators.base import Direction, Measurement, Metric, Split
@@ -27,8 +28,13 @@ def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -
     front: list[int] = []
     # In lexicographic order a point can only be dominated by one that came before it.
     for index in sorted(costs, key=lambda i: (costs[i], i)):
-        if not any(_covers(costs[kept], costs[index]) for kept in front):
+        above = next((kept for kept in front if _covers(costs[kept], costs[index])), None)
+        if above is None:
             front.append(index)
+        elif front[0] != above:
+            # Who dominates one dominates many: asked first, it spares most of the others.
+            front.remove(above)
+            front.insert(0, above)
     return sorted(front)
 
 
@@ -163,7 +169,7 @@ def _as_costs(point: Sequence[float], directions: Sequence[Direction]) -> Point:
 
 
 def _covers(one: Point, other: Point) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True))
+    return all(map(operator.le, one, other))
 
 
 def _beats(one: Point, other: Point) -> bool:

@@ -55,6 +55,7 @@ class Parameters:
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
         for key, values in space.token_selection:
             self._values[key] = {value: value for value in options(values)}
+        self._defaults = {name: default(known) for name, known in self._values.items()}
 
     @property
     def options(self) -> dict[str, list[str]]:
@@ -78,7 +79,7 @@ class Parameters:
 
     def policy(self, labels: Mapping[str, str]) -> Policy:
         """The policy that labels stand for; a parameter without a choice may be left out."""
-        values = {name: known[labels.get(name, default(known))] for name, known in self._values.items()}
+        values = {name: known[labels.get(name, self._defaults[name])] for name, known in self._values.items()}
         own = [values[layer_parameter(self._leader[index])] for index in range(len(self.domains))]
         pattern: Pattern | None = values["schedule"]
         if pattern is not None:
@@ -94,7 +95,7 @@ class Parameters:
 
     def labels(self, given: Mapping[str, str] | None = None) -> dict[str, str]:
         """What to queue: the labels given and otherwise dense, without the parameters that leave no choice."""
-        every = {name: default(known) for name, known in self._values.items()} | dict(given or {})
+        every = self._defaults | dict(given or {})
         return {name: label for name, label in every.items() if len(self._values[name]) > 1}
 
     def random(self, draw: random.Random) -> dict[str, str]:

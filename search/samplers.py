@@ -37,7 +37,7 @@ def own_sampler(
         parameters.labels(),
         expensive=expensive(space),
         identity=lambda labels: parameters.policy(labels).fingerprint,
-        allowed=lambda labels: parameters.allows(parameters.policy(labels)),
+        allowed=(lambda labels: parameters.allows(parameters.policy(labels))) if space.forbid else None,
         # The corner of every report: what counts there is what is searched for.
         reference=[worst(space.metrics()[name], direction) for name, direction in space.objectives.items()],
         search_space=parameters.distributions,

@@ -32,6 +32,7 @@ from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .space import Space
 from .standing import error, expected
 from .starts import starts
+from .writethrough import WriteThrough
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
@@ -131,11 +132,12 @@ class SearchStudy(Ledger):
             raise StudyError(f"{path.parent} holds no study to resume", [f"expected {path}"], "leave out `--resume`")
 
     def _opened(self, path: Path, name: str) -> optuna.Study:
-        known = optuna.get_all_study_names(storage(path))
-        directions = list(self.space.objectives.values())
-        return optuna.create_study(
-            study_name=known[0] if known else name, storage=storage(path), directions=directions, load_if_exists=True
-        )
+        database = storage(path)
+        known = optuna.get_all_study_names(database)
+        if not known:
+            optuna.create_study(study_name=name, storage=database, directions=list(self.space.objectives.values()))
+        name = known[0] if known else name
+        return optuna.load_study(study_name=name, storage=WriteThrough(database, name))
 
     def _any(self, *states: TrialState) -> bool:
         return bool(self.study.get_trials(deepcopy=False, states=states))

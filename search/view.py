@@ -6,6 +6,7 @@ It holds nothing that the trials do not say: rows are kept because reading two t
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from .alternatives import Alternatives
 from .knowledge import History
 from .strategy import Strategy
 
+REMEMBERED = 1 << 14  # policies whose meaning is kept: who was ranked high once is ranked high again
 ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never will: its process died
 
 Params = Mapping[str, Any]
@@ -57,6 +59,7 @@ class Meaning:
             for group in self.variables
         ]
         self._codes = [{value: code for code, value in enumerate(values)} for values in self.values]
+        self._of = lru_cache(REMEMBERED)(self._found)
 
     def params(self, code: Code) -> dict[str, Any]:
         """The parameters of a policy."""
@@ -76,9 +79,13 @@ class Meaning:
             return self._identity({name: params[name] for name in self.names})
         return tuple(params[name] for name in self.names)
 
-    def allowed(self, params: Params) -> bool:
-        """False where the parameters must not be proposed."""
-        return self._allowed is None or self._allowed(params)
+    def of(self, code: Code) -> tuple[Hashable, bool]:
+        """The identity of a policy, and False where it must not be proposed."""
+        return self._of(code.tobytes())
+
+    def _found(self, code: bytes) -> tuple[Hashable, bool]:
+        params = self.params(np.frombuffer(code, np.int16))
+        return self.identity(params), self._allowed is None or self._allowed(params)
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ class View:
             if objective in prior_costs
         }
         self._strategy = Strategy(self._alternatives, corner, tables, parts)
-        self._rows: dict[tuple[int, Any], Row] = {}
+        self._rows: dict[tuple[int, Any, int], Row] = {}
+        self._whole = 0
         self._numbers: list[int] = []
         self._names: list[str] = []
         self._history = self._empty()
@@ -146,12 +154,13 @@ class View:
             number: Of the trial that needs parameters.
             seed: Of what is random.
         """
-        others = [trial for trial in trials if trial.number != number]
+        others = [trial for trial in trials if trial.number != number and not trial.state.is_finished()]
         ahead = sum(self._asks(trial, trials[number]) for trial in others)
         finished = sorted(
-            (trial for trial in others if trial.state.is_finished()),
+            (trial for trial in trials if trial.state.is_finished()),
             key=lambda trial: (trial.datetime_complete, trial.number),
         )
+        self._whole = sum(trial.state.name == "COMPLETE" for trial in finished)
         rows = [self._row(trial) for trial in finished]
         newest = {row.key: number for number, row in enumerate(rows)}
         current = [number for number, row in enumerate(rows) if not row.error or newest[row.key] == number]
@@ -161,34 +170,42 @@ class View:
         history = replace(known, pending=pending)
 
         def possible(code: Code) -> bool:
-            params = self._meaning.params(code)
-            return self._meaning.identity(params) not in taken and self._meaning.allowed(params)
+            identity, allowed = self._meaning.of(code)
+            return allowed and identity not in taken
 
         # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
-        begun = sum(trial.state.name != "FAIL" for trial in others)
+        begun = len(others) + sum(trial.state.name != "FAIL" for trial in finished)
         proposals = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
         for code in islice(proposals, ahead):
-            taken.add(self._meaning.identity(self._meaning.params(code)))
+            taken.add(self._meaning.of(code)[0])
         code = next(proposals)
         self._given[number] = code
         return self._meaning.params(code)
 
     def _row(self, trial: Any) -> Row:
-        place = trial.number, trial.datetime_complete
+        # What was measured on some examples is told by all who answered every one.
+        place = trial.number, trial.datetime_complete, self._whole if trial.state.name == "PRUNED" else 0
         if place not in self._rows:
-            whole = set(self._meaning.names) <= trial.params.keys()
+            key, code = self._told(trial.params)
             found, error = trial.values if trial.state.name == "COMPLETE" else None, 0.0
             if trial.state.name == "PRUNED" and self._estimate is not None:
                 found, error = self._estimate(trial) or (None, 0.0)
             values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
             self._rows[place] = Row(
-                self._meaning.identity(trial.params) if whole else None,
-                self._meaning.code(trial.params) if whole and trial.state.name != "FAIL" else None,
+                key,
+                code if trial.state.name != "FAIL" else None,
                 tuple(values),
                 trial.constraints,
                 error,
             )
         return self._rows[place]
+
+    def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
+        """The identity of a trial's parameters and their codes, as far as it has them."""
+        if not params.keys() >= set(self._meaning.names):
+            return None, None
+        code = self._meaning.code(params)
+        return self._meaning.identity(params) if code is None else self._meaning.of(code)[0], code
 
     def _asks(self, trial: Any, ours: Any) -> bool:
         """Whether another process asks for a trial just now, and comes first; it is taken to get the same proposals."""
@@ -199,17 +216,16 @@ class View:
         """The policies that are being measured, and the identities of those and of the ones that wait for it."""
         codes, taken = [], set()
         for trial in trials:
-            if trial.state.is_finished():
-                continue
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             if trial.number in self._given:
                 # Another thread may be about to write them.
                 params = {**self._meaning.params(self._given[trial.number]), **params}
-            if set(self._meaning.names) <= params.keys():
-                taken.add(self._meaning.identity(params))
-                codes.append(self._meaning.code(params))
-        known = [code for code in codes if code is not None]
-        return np.array(known, np.int16).reshape(-1, self._alternatives.count), taken
+            key, code = self._told(params)
+            if key is not None:
+                taken.add(key)
+            if code is not None:
+                codes.append(code)
+        return np.array(codes, np.int16).reshape(-1, self._alternatives.count), taken
 
     def _empty(self) -> History:
         nothing = np.zeros((0, self._alternatives.count), np.int16)

@@ -1,0 +1,99 @@
+"""The database of a study as the process has it that alone writes to it.
+
+A search asks for all trials many times a trial, and every one that runs would be read from the database again, with all
+its parameters: with 64 workers and 80 layers that takes longer than everything else.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+COLUMNS = ("trial_id", "param_name", "param_value", "distribution_json")
+PARAMETERS = sqlalchemy.table("trial_params", *map(sqlalchemy.column, COLUMNS))
+
+
+class WriteThrough(InMemoryStorage):
+    """Reads the study once; from then on reads come from memory, and what is written goes to the database first.
+
+    Parameters of a trial are written together, before whatever is written of it next: a trial that was killed meanwhile
+    has all of them or none.
+
+    Args:
+        database: The database.
+        name: The study's name.
+    """
+
+    def __init__(self, database: RDBStorage, name: str) -> None:
+        super().__init__()
+        self._database, self._name = database, name
+        self._row = database.get_study_id_from_name(name)
+        self._unwritten: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        study = super().create_new_study(database.get_study_directions(self._row), name)
+        for key, value in database.get_study_user_attrs(self._row).items():
+            super().set_study_user_attr(study, key, value)
+        for key, value in database.get_study_system_attrs(self._row).items():
+            super().set_study_system_attr(study, key, value)
+        trials = database.get_all_trials(self._row, deepcopy=False)
+        self._rows = [trial._trial_id for trial in trials]  # By the number here, which counts from 0, theirs.
+        for trial in trials:
+            super().create_new_trial(study, trial)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Everything stands in the database: Ray Tune pickles a search after every trial."""
+        return type(self), (self._database, self._name)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Write an attribute of the study."""
+        self._database.set_study_user_attr(self._row, key, value)
+        super().set_study_user_attr(study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Write what Optuna keeps with the study."""
+        self._database.set_study_system_attr(self._row, key, value)
+        super().set_study_system_attr(study_id, key, value)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Begin a trial, or add one with all that it is."""
+        self._rows.append(self._database.create_new_trial(self._row, template_trial))
+        return super().create_new_trial(study_id, template_trial)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Keep a parameter, to be written with the others."""
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        values = self._rows[trial_id], param_name, param_value_internal, distribution_to_json(distribution)
+        self._unwritten[trial_id].append(dict(zip(COLUMNS, values, strict=True)))
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Write the state of a trial."""
+        changed = self._database.set_trial_state_values(self._flushed(trial_id), state, values)
+        return changed and super().set_trial_state_values(trial_id, state, values)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """Write what a trial reports meanwhile."""
+        self._database.set_trial_intermediate_value(self._flushed(trial_id), step, intermediate_value)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write an attribute of a trial."""
+        self._database.set_trial_user_attr(self._flushed(trial_id), key, value)
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write what Optuna keeps with a trial."""
+        self._database.set_trial_system_attr(self._flushed(trial_id), key, value)
+        super().set_trial_system_attr(trial_id, key, value)
+
+    def _flushed(self, trial_id: int) -> int:
+        """Where a trial stands in the database, its parameters written."""
+        parameters = self._unwritten.pop(trial_id, None)
+        if parameters:
+            with self._database.engine.begin() as connection:
+                connection.execute(PARAMETERS.insert(), parameters)
+        return self._rows[trial_id]

@@ -1,0 +1,99 @@
+"""What a search has in memory of its study is what stands in the database."""
+
+import pickle
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import NSGAIISampler
+from optuna.trial import TrialState, create_trial
+
+from skipsearch.search.database import storage
+from skipsearch.search.writethrough import WriteThrough
+
+CHOICES = ("keep", "skip")
+KIND = {"layer": CategoricalDistribution(CHOICES)}
+
+
+@pytest.fixture
+def database(tmp_path):
+    return storage(tmp_path / "study.db")
+
+
+@pytest.fixture
+def study(database):
+    optuna.create_study(study_name="one", storage=database, directions=["maximize", "minimize"])
+    sampler = NSGAIISampler(population_size=4, seed=0)
+    return optuna.load_study(study_name="one", storage=WriteThrough(database, "one"), sampler=sampler)
+
+
+def told(trials):
+    """What trials say; both clocks are read, one after the other."""
+    return [
+        (trial.number, trial.state, trial.values, trial.params, trial.distributions, trial.user_attrs,
+         trial.system_attrs, trial.intermediate_values, trial.datetime_start is None, trial.datetime_complete is None)
+        for trial in trials
+    ]  # fmt: skip
+
+
+def written(database):
+    """What another process reads."""
+    return optuna.load_study(study_name="one", storage=database)
+
+
+def spend(study):
+    """A little of everything that a search does."""
+    study.set_user_attr("facts", {"layers": 3})
+    with pytest.warns(ExperimentalWarning):
+        study.set_metric_names(["accuracy", "flops"])
+    study.enqueue_trial({"layer": "keep"}, user_attrs={"rule": "dense"})
+    study.add_trial(
+        create_trial(state=TrialState.COMPLETE, values=[1, 2], params={"layer": "skip"}, distributions=KIND)
+    )
+    for number in range(12):
+        trial = study.ask()
+        trial.suggest_categorical("layer", CHOICES)
+        trial.suggest_float("share", 0.0, 1.0)
+        trial.set_constraint("accuracy", -0.5)
+        trial.set_user_attr("policy", f"{number}")
+        failed = number == 5
+        study.tell(trial, None if failed else [number, -number], TrialState.FAIL if failed else TrialState.COMPLETE)
+    study.ask().suggest_categorical("layer", CHOICES)
+    study.enqueue_trial({"layer": "skip"})
+
+
+def test_memory_and_database_say_the_same(study, database):
+    spend(study)
+    running = study.get_trials(states=(TrialState.RUNNING,))[0]
+    optuna.Trial(study, running._trial_id).set_user_attr("policy", "last")
+    other = written(database)
+    assert told(study.trials) == told(other.trials) and len(other.trials) == 15
+    assert study.user_attrs == other.user_attrs and study.metric_names == other.metric_names
+    ours, theirs = (one._storage.get_study_system_attrs(one._study_id) for one in (study, other))
+    assert ours == theirs and ours
+
+
+def test_a_study_goes_on_from_what_stands_in_the_database(study, database):
+    spend(study)
+    again = optuna.load_study(study_name="one", storage=WriteThrough(database, "one"), sampler=study.sampler)
+    assert told(again.trials) == told(written(database).trials)
+    trial = again.ask()
+    assert trial.number == 14 and trial.suggest_categorical("layer", CHOICES) == "skip"
+    again.tell(trial, [3.0, 4.0])
+    assert told(again.trials) == told(written(database).trials)
+
+
+def test_a_trial_has_all_its_parameters_or_none_where_the_process_is_killed(study, database):
+    trial = study.ask()
+    trial.suggest_categorical("layer", CHOICES)
+    trial.suggest_float("share", 0.0, 1.0)
+    assert written(database).trials[0].params == {}
+    trial.set_user_attr("policy", "{}")
+    assert written(database).trials[0].params == trial.params and len(trial.params) == 2
+
+
+def test_a_copy_reads_the_database(study, database):
+    spend(study)
+    place = pickle.loads(pickle.dumps(study._storage))
+    assert told(place.get_all_trials(0)) == told(written(database).trials)
