@@ -53,16 +53,22 @@ class Progress:
 
     def update(self, records: Sequence[TrialRecord], measured: int) -> None:
         """Show how far the search is."""
-        self._bar.update(self._task, completed=measured, state=self._state(records))
-        if not self.console.is_terminal and measured and measured % 10 == 0:
-            self.note(f"{measured}/{self._trials} trials  {self._state(records)}")
+        said = not self.console.is_terminal and measured and measured % 10 == 0
+        self._bar.update(self._task, completed=measured)
+        if self.console.quiet or not (self.console.is_terminal or said):
+            return  # Thousands of trials take their time, and nobody looks.
+        state = self._state(records)
+        self._bar.update(self._task, state=state)
+        if said:
+            self.note(f"{measured}/{self._trials} trials  {state}")
 
     def _state(self, records: Sequence[TrialRecord]) -> str:
         finished = [record for record in records if record.state == "complete"]
         if not finished or not finished[0].policy.is_dense:
             return "measuring the dense model"
-        front = front_trials(finished, self._objectives)
-        return f"front {len(front)}  {best_saving(finished, self._objectives)}"
+        numbers = {*front_trials(finished, self._objectives)}
+        front = [record for record in finished if record.number in numbers]
+        return f"front {len(front)}  {best_saving([finished[0], *front], self._objectives)}"
 
     def confirming(self, count: int) -> None:
         """Begin the second part: the front on the report split."""
