@@ -32,7 +32,7 @@ from skipsearch.search.racing import Race, rivals_among, shares
 from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.space import Space
-from skipsearch.search.standing import ENOUGH, due, examples
+from skipsearch.search.standing import ENOUGH, Known, due, examples
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}
@@ -154,8 +154,8 @@ def judged(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[Tr
     records: list[TrialRecord] = []
 
     def go_on(wait: float) -> None:
-        while patience is not None and (waiting := due(records, space, wait)):
-            number, answered = waiting[0].number, examples(waiting[0])
+        while patience is not None and (waiting := due(records, Known.of(records), space, wait)):
+            number, answered = waiting.number, examples(waiting)
             records[number] = answering(found, number, records, order, space, answered, 2 * answered)
 
     for number in range(len(found)):

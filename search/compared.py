@@ -9,7 +9,7 @@ from .front import Point, front_trials, history, objective_point
 from .paired import difference, examples
 from .record import Beside, Estimate, RuleResult, StudyRecord, TrialRecord
 from .report_page import quality
-from .standing import expected
+from .standing import Known
 
 SHOWN = 3  # policies of a rule that are set beside the front
 
@@ -41,7 +41,7 @@ def as_told(record: StudyRecord, trial: TrialRecord) -> TrialRecord:
     """A trial with all that is known: what was measured on some of the examples as it is expected to be on all."""
     if not trial.estimates:
         return trial
-    whole = replace(trial, search=expected(trial, record.dense.search), dropped=None)
+    whole = replace(trial, search=Known.of(record.trials).expected(trial), dropped=None)
     return replace(whole, violations=violations(record, whole, bounds_of(record, (), ())))
 
 

@@ -132,8 +132,7 @@ class Driver:
             return None
         # When nothing new is begun, there is nothing to wait for.
         patience = self._patience if self.proposals.may_ask else 0
-        records = due(self.study.records(), self.study.space, patience)
-        return next((record for record in records if record.number not in self._going_on), None)
+        return due(self.study.records(), self.study.known_in_full(), self.study.space, patience, self._going_on)
 
     def _enter(self, trial: Trial) -> None:
         """Let a trial wait for its next stage."""

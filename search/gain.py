@@ -47,9 +47,14 @@ class Gain:
     """
 
     def __init__(self, points: Floats, losses: Floats, costs: Floats, worst: float) -> None:
-        self._points = points
+        self._points, self._worst = points, worst
         affordable = (costs[:, None, :] <= points).all(2)
         self._least = np.where(affordable, losses[:, None], np.inf).min(0, initial=worst)
+
+    @property
+    def volume(self) -> float:
+        """What those on the front save of the worst loss, averaged over the limits; above 0, to be divided by."""
+        return max(float(np.mean(self._worst - self._least)), 1e-12)
 
     def affordable(self, costs: Floats) -> NDArray[np.bool_]:
         """(policies, budgets): where a policy can be afforded."""

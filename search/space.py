@@ -112,9 +112,9 @@ class Racing(Part):
     Attributes:
         confidence: With what probability one that belongs to the front, as it is then, is not dropped on few examples.
         step: Share of the examples that is answered from one look to the next, though at least one batch.
-        patience: How many times as old the search has to be before one that looks like a member of the front answers
-            more; at the end nobody waits. `none` lets everyone answer at once until it is known to be out. It is for
-            samplers that learn from a part of the examples, hence for `auto`.
+        patience: How many times as old the search has to be before one that still looks like a member of the front
+            answers more; at the end all do that are expected to add to it. `none` lets everyone answer at once until it
+            is known to be out. It is for samplers that learn from a part of the examples, hence for `auto`.
     """
 
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -6,7 +6,7 @@ from .front import Growing, reference_point
 from .record import TrialRecord
 from .results import known_metrics
 from .space import Space
-from .standing import standing
+from .standing import Known, standing
 
 MINUTE = 60.0
 
@@ -24,7 +24,7 @@ class Stopping:
         self._began = time.monotonic() - spent
         self._curve: list[float] = []
         self._growing: Growing | None = None
-        self._dense: TrialRecord | None = None
+        self._known: Known | None = None
 
     def follow(self, record: TrialRecord) -> None:
         """Take note of a trial that has ended or is set aside; the first that is complete is dense."""
@@ -35,9 +35,9 @@ class Stopping:
             values = {name: entry.value for name, entry in record.search.items()}
             reference = reference_point(values, objectives, known_metrics(self._space))
             self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
-            self._dense = record
-        if self._growing is not None and self._dense is not None:
-            self._curve.append(self._growing.add(standing(record, self._dense.search, self._space)))
+            self._known = Known.of([record])
+        if self._growing is not None and self._known is not None:
+            self._curve.append(self._growing.add(standing(record, self._known, self._space)))
 
     def reason(self) -> str | None:
         """Why no further trial should begin; None while one may."""

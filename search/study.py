@@ -30,7 +30,7 @@ from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .space import Space
-from .standing import error, expected
+from .standing import Known
 from .starts import starts
 from .writethrough import WriteThrough
 
@@ -108,6 +108,7 @@ class SearchStudy(Ledger):
             self._begin(known)
         super().__init__(self.study)
         self._told: dict[str, TrialRecord] = {}
+        self._known: Known | None = None
         for record in self.records():
             if record.state == "complete":
                 self._told.setdefault(record.policy.fingerprint, record)
@@ -208,10 +209,22 @@ class SearchStudy(Ledger):
         record, dense = self.read(trial), self.dense_measurements()
         if dense is None or not record.estimates:
             return None
-        found, name = expected(record, dense), list(self.space.objectives)[expensive(self.space)]
+        found, name = self.known_in_full().expected(record), list(self.space.objectives)[expensive(self.space)]
         if name not in record.estimates or any(other not in found for other in self.space.objectives):
             return None
-        return self.values(found), error(record.estimates[name], dense[name])
+        return self.values(found), found[name].stderr or 0.0
+
+    def known_in_full(self) -> Known:
+        """Who has answered all examples, dense first."""
+        if self._known is None:
+            self._known = Known.of(sorted(self._told.values(), key=lambda record: record.number))
+        return self._known
+
+    def _tells(self, record: TrialRecord) -> None:
+        """Keep what a policy measured, for those that are to be told by it."""
+        self._told[record.policy.fingerprint] = record
+        if not record.estimates:
+            self._known = None
 
     def enqueue_random(self) -> None:
         """Queue a policy drawn at random, for a sampler that repeats itself."""
@@ -254,7 +267,7 @@ class SearchStudy(Ledger):
         trial.datetime_start = begun
         self.study.add_trial(trial)
         if outcome.failure is None:
-            self._told[record.policy.fingerprint] = replace(self.record(-1), number=record.number)
+            self._tells(replace(self.record(-1), number=record.number))
 
     def _tell(
         self,
@@ -270,7 +283,8 @@ class SearchStudy(Ledger):
         self.study.tell(trial, self.values(measurements) if state == TrialState.COMPLETE else None, state)
         if failure is None:
             record = self.record(trial.number)
-            self._told.setdefault(record.policy.fingerprint, record)
+            if record.policy.fingerprint not in self._told:
+                self._tells(record)
 
     def _state(self, measurements: Mapping[str, Measurement], failure: str | None, dropped: str | None) -> TrialState:
         """What a trial is to Optuna: stopped early, where an objective was not measured on all examples."""

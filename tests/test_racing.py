@@ -23,9 +23,10 @@ from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
 from skipsearch.search.racing import Race, Rival, evidence, shares, weights_of
 from skipsearch.search.reading import load_space
+from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import summary
 from skipsearch.search.space import Racing
-from skipsearch.search.standing import due
+from skipsearch.search.standing import Known, due
 from skipsearch.search.study import SearchStudy
 
 EXAMPLES, LAYERS = 96, 4
@@ -452,6 +453,60 @@ def test_a_race_for_a_bound_alone_keeps_losers_off_the_front(path, bench, tmp_pa
 # Set aside
 
 
+def part_of(scores, places):
+    return measured([scores[place] for place in places], places, len(scores))
+
+
+def trial(number, cost, scores, places=None):
+    """A trial that answered all examples, or those of some places."""
+    policy = Policy(layers={n: NAMED["skip_ffn"] for n in range(number)})
+    whole = {"accuracy": measured(scores)} if places is None else {}
+    rough = {} if places is None else {"accuracy": part_of(scores, places)}
+    figures = {"prefill_flops": Measurement(cost), **whole}
+    return TrialRecord(number, "complete", policy, figures, estimates=rough)
+
+
+def test_who_answered_alike_tells_what_few_answers_say_of_all():
+    hard = [1.0] * 50 + [0.0] * 50
+    known = Known.of([trial(0, 100.0, [1.0] * 100), trial(1, 50.0, hard), trial(2, 20.0, [0.0] * 100)])
+    easier = part_of(hard, [*range(40), *range(50, 60)])
+    told = known.levelled("accuracy", easier)
+    assert easier.value == 0.8 and told.value == pytest.approx(0.5, abs=0.01) and told.stderr < 0.02
+    alone = Known.of([trial(0, 100.0, [1.0] * 100)]).levelled("accuracy", easier)
+    assert alone.value == pytest.approx(0.8) and 0.03 < alone.stderr < 0.06
+
+
+def test_the_error_of_what_few_answers_say_is_what_they_stray_by():
+    draw = np.random.default_rng(7)
+    ease, levels = draw.normal(0.0, 1.0, 400), draw.uniform(-0.5, 2.0, 60)
+    scores = (levels[:, None] + ease + draw.normal(0.0, 1.0, (60, 400)) > 0).astype(float)
+    known = Known.of([trial(number, 1.0, row) for number, row in enumerate(scores[:12].tolist())])
+    strayed, beside_dense = [], []
+    for row in scores[12:]:
+        for _ in range(10):
+            places = draw.permutation(400)[:50]
+            told = known.levelled("accuracy", part_of(row, places))
+            strayed.append((told.value - row.mean()) / told.stderr)
+            beside_dense.append((row[places].mean() - row.mean()) / told.stderr)
+    assert 0.85 < np.std(strayed) < 1.15 < np.std(beside_dense)
+
+
+def test_who_promises_most_answers_first_and_who_adds_next_to_nothing_answers_no_more(path):
+    space, few = space_of(path), np.random.default_rng(1).permutation(400)[:50].tolist()
+    shares = {0: (100.0, 1.0), 1: (60.0, 0.9), 2: (62.0, 0.7), 3: (30.0, 0.8), 4: (10.0, 0.75)}
+
+    def chosen(*whole, patience=0, going_on=()):
+        scores = {number: (np.arange(400) % 40 < 40 * share).astype(float) for number, (_, share) in shares.items()}
+        records = [trial(n, shares[n][0], scores[n].tolist(), None if n in whole else few) for n in shares]
+        record = due(records, Known.of(records), space, patience, going_on)
+        return record and record.number
+
+    assert chosen(0) == 4
+    assert chosen(0, going_on=[4]) in (1, 3) and chosen(0, 4, going_on=[1, 3]) is None
+    assert chosen(0, 1, 3, 4) is None
+    assert chosen(0, patience=2) == 1 and chosen(0, 1, patience=2) is None
+
+
 @pytest.fixture(scope="module")
 def patient(path, bench, tmp_path_factory):
     return search(path, bench, tmp_path_factory.mktemp("patient"), search__sampler="auto")
@@ -461,7 +516,7 @@ def test_a_patient_race_ends_when_nobody_who_answered_few_examples_looks_like_a_
     space, records = patient.study.space, patient.records
     aside = [record for record in records if record.estimates and not record.dropped]
     assert len(records) == patient.study.measured() == 30 and len(aside) >= 5
-    assert due(records, space, 0) == []
+    assert due(records, patient.study.known_in_full(), space, 0) is None
     for number in front_trials(records, space.objectives):
         record = next(record for record in records if record.number == number)
         whole = bench.measure(record.policy, ["accuracy", "flops"]).measurements

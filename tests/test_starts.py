@@ -20,7 +20,7 @@ from skipsearch.search.proposals import Proposals
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import read_record
 from skipsearch.search.space import RULES, STARTS
-from skipsearch.search.standing import due
+from skipsearch.search.standing import Known, due
 from skipsearch.search.starts import saved, spread, starts
 from skipsearch.search.study import SearchStudy
 
@@ -212,4 +212,5 @@ def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(pa
         record(1, 0.5, 8.0, "fastv: this"), record(2, 0.6, 7.0, "last: that"), record(3, 0.8, 6.0, part=False),
         record(4, 0.7, 6.5),
     )  # fmt: skip
-    assert [one.number for one in due([dense, worse, rule, found, other], space_of(path), 0)] == [2]
+    records = [dense, worse, rule, found, other]
+    assert due(records, Known.of(records), space_of(path), 0).number == 2

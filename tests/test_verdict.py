@@ -14,6 +14,7 @@ from skipsearch.search.front import history
 from skipsearch.search.paired import chance, examples, mcnemar, resampled
 from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
+from skipsearch.search.standing import Known
 from skipsearch.search.summary import print_summary, summary_data
 from skipsearch.search.verdict import judged, verdict_lines
 
@@ -197,7 +198,6 @@ def test_beside_a_rule_stands_the_best_of_the_front_that_costs_no_more():
 def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
     record = two_objectives()
     places = [*range(0, EXAMPLES, 2)]
-    dense = examples(record.dense.search["accuracy"])
     rule = min((trial for trial in record.trials if trial.feasible), key=lambda trial: trial.search["accuracy"].value
                - trial.search["prefill_flops"].value / record.reference["prefill_flops"])  # fmt: skip
     scores = examples(rule.search["accuracy"])
@@ -207,7 +207,7 @@ def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
     record = changed(record, rule.number, search=cost, estimates={"accuracy": part}, dropped="it is worse")
     record = begun(record, last=[rule.number])
     (found,) = record.verdict.by_rule
-    expected = part.value - dense[places].mean() + dense.mean()
+    expected = Known.of(record.trials).levelled("accuracy", part).value
     share = 1 - cost["prefill_flops"].value / record.reference["prefill_flops"]
     assert found.front == (rule.number,) and found.hypervolume == pytest.approx(expected * share)
     (one,) = found.beside
