@@ -11,9 +11,13 @@ from .alternatives import Alternatives
 from .gain import Gain, budgets
 from .surrogate import Surrogate, fit_costs
 
-KNOWN = 400  # policies that the surrogate stands on at most
+KNOWN = 800  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
-CAUTION = 1.0  # how much of its own uncertainty the surrogate is believed
+# Expected gain looks one trial ahead. What a trial tells is worth more than that while many are to come, so that part
+# of a standard deviation counts as so much more; but never as more than this share of the losses that count, for where
+# hardly anything is known, as where all is lost, there would always be more to learn.
+CURIOSITY = 1.5
+CURIOUS = 0.03
 
 
 @dataclass(frozen=True)
@@ -206,11 +210,13 @@ class Knowledge:
         self.front, self._front_losses = codes[kept], figures[kept, 0]
         lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
         losses = surrogate.link.inverse(self.surrogate.mean(history.pending))
+        worst = min(corner[0] - epoch.dense_loss, *(bound.most for bound in epoch.bounds), np.inf)
+        self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(worst))))
         self._gain = Gain(
             budgets(lowest, corner[1:], alternatives.count),
             np.r_[self._front_losses, losses],
             np.vstack([figures[kept, 1:], self._costs(history.pending)]),
-            min(corner[0] - epoch.dense_loss, *(bound.most for bound in epoch.bounds), np.inf),
+            worst,
         )
 
     def _costs(self, codes: Codes) -> Floats:
@@ -244,14 +250,17 @@ class Knowledge:
     def expected_gain(self, codes: Codes) -> Floats:
         """What policies are expected to add."""
         means, deviations = self.surrogate.predict(codes)
+        # How far the mean is expected to move once the policy is measured: little where measurements stray much.
+        told = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
         chance = self._chance(codes)
 
         def allowed(losses: Floats) -> Floats:
             held = [bound.holds(losses) for bound in self._epoch.bounds]
             return chance * np.all(held, axis=0) if held else chance
 
+        curious = np.minimum(CURIOSITY * told, self._curious)
         return self._gain.expected(
-            means, CAUTION * deviations, self._costs(codes), self.surrogate.link.inverse, allowed
+            means, deviations + curious, self._costs(codes), self.surrogate.link.inverse, allowed
         )
 
 

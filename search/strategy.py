@@ -20,7 +20,7 @@ PARTS = ("additive", "moves", "mutation", "pairs", "refit")
 PARENTS = 12
 CLIMBS = 2
 CLIMBERS = 6
-WORK = 120_000  # candidates times choices that the surrogate ranks, about
+WORK = 80_000  # candidates times choices that the surrogate ranks, about
 RANDOM = 512
 ENUMERABLE = 4096
 

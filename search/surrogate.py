@@ -179,6 +179,11 @@ class Surrogate:
         deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
         return deviations
 
+    @property
+    def noise(self) -> float:
+        """The variance of a measurement on all examples, on the scale of the link."""
+        return self._prior.noise
+
     def with_measured(self, codes: Codes, losses: Floats, errors: Floats) -> Self:
         """A surrogate that also knows these policies; the setting stays."""
         known = self
