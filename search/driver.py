@@ -115,7 +115,8 @@ class Driver:
 
     def _next(self) -> Trial | None:
         """A trial that was set aside and is to answer more, or else a new one."""
-        record = self._due()
+        # Nobody was due when what an interruption cut short was asked for.
+        record = None if self.study.interrupted else self._due()
         if record is not None:
             self._going_on.add(record.number)
             names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]

@@ -179,6 +179,11 @@ class SearchStudy(Ledger):
             else:
                 self._interrupted.append(trial)
 
+    @property
+    def interrupted(self) -> bool:
+        """True while a trial is asked for again that ran when the driver died."""
+        return bool(self._interrupted)
+
     def ask(self) -> Proposal | None:
         """The next policy to measure, noted as running; None where the space forbids what the sampler proposed."""
         search = self.space.search

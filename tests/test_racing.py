@@ -323,11 +323,20 @@ class Killer(Progress):
             raise Killed
 
 
-def search(path, bench, folder, trials=None, resume=False, **overrides):
+class Dying(Here):
+    """A pool whose driver is killed while its second job runs."""
+
+    def next(self):
+        if len(self.order) == 2:
+            raise Killed
+        return super().next()
+
+
+def search(path, bench, folder, trials=None, resume=False, pool=Here, **overrides):
     space = space_of(path, **overrides)
     bench.space = space
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
-    driver = Driver(study, Here(bench), Killer(space, trials))
+    driver = Driver(study, pool(bench), Killer(space, trials))
     driver.search()
     return SimpleNamespace(study=study, records=study.records(), order=driver.pool.order)
 
@@ -547,3 +556,22 @@ def test_a_killed_patient_race_resumes_with_the_same_trials(path, bench, tmp_pat
         for found in (rest, patient)
     ]
     assert [*filter(None, continued[0])] == [*filter(None, continued[1])]
+
+
+def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, bench, tmp_path):
+    """Who was being measured is measured first, before who is to answer more: so it was when it was asked for."""
+    given = {"search__sampler": "auto", "search__trials": 12}
+    kills, ended = 0, None
+    while ended is None:
+        try:
+            ended = search(path, bench, tmp_path / "killed", resume=kills > 0, pool=Dying, **given)
+        except Killed:
+            kills += 1
+    assert kills >= 12
+    whole = search(path, bench, tmp_path / "whole", **given)
+    orders = [[], []]
+    for found, order in zip((ended, whole), orders, strict=True):
+        for trial in sorted(found.study.study.trials, key=lambda trial: trial.datetime_complete):
+            continues = trial.user_attrs.get("continues")
+            order.append((trial.number, continues, trial.params, trial.state, trial.values))
+    assert orders[0] == orders[1] and any(continues is not None for _, continues, *_ in orders[1])
