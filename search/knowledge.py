@@ -17,7 +17,7 @@ EPOCHS = 16  # settings are chosen anew when a search has grown by one part in s
 # of a standard deviation counts as so much more; but never as more than this share of the losses that count, for where
 # hardly anything is known, as where all is lost, there would always be more to learn.
 CURIOSITY = 1.5
-CURIOUS = 0.03
+CURIOUS = 0.05
 
 
 @dataclass(frozen=True)
