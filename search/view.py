@@ -160,7 +160,10 @@ class View:
             (trial for trial in trials if trial.state.is_finished()),
             key=lambda trial: (trial.datetime_complete, trial.number),
         )
-        self._whole = sum(trial.state.name == "COMPLETE" for trial in finished)
+        whole = sum(trial.state.name == "COMPLETE" for trial in finished)
+        if whole != self._whole:
+            # What was told by fewer will not be asked for again.
+            self._whole, self._rows = whole, {place: row for place, row in self._rows.items() if not place[2]}
         rows = [self._row(trial) for trial in finished]
         newest = {row.key: number for number, row in enumerate(rows)}
         current = [number for number, row in enumerate(rows) if not row.error or newest[row.key] == number]
