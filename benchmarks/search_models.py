@@ -146,7 +146,7 @@ class Decoder(Measured):
 
     width, wide, length = 64, 176, 64
 
-    def __init__(self, folder: Path | None, layers: int = 24, steps: int = 1200, sequences: int = 16) -> None:
+    def __init__(self, folder: Path | None, layers: int = 24, steps: int = 1200, sequences: int = 64) -> None:
         paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
         random.Random(0).shuffle(paths)
         text = b"".join(path.read_bytes() for path in paths)[:3_000_000]

@@ -18,6 +18,9 @@ EPOCHS = 16  # settings are chosen anew when a search has grown by one part in s
 # hardly anything is known, as where all is lost, there would always be more to learn.
 CURIOSITY = 1.5
 CURIOUS = 0.05
+# A loss beyond those that count says that a policy is too bad, and little about why: where too much is left out at once
+# choices do what they do nowhere else. So it is taken to stray by such a share of how far beyond it lies.
+DOUBT = 0.3
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,18 @@ class Epoch:
         alternatives: What may be chosen.
         history: What was measured, at least two policies of it completely.
         tables: By cost what each choice adds, where it is known beforehand.
+        reference: See `Memory`.
         pairs: Whether the surrogate has interactions.
+
+    Attributes:
+        corner: The loss, and each cost, beyond which nothing counts.
+        worst: The largest loss above dense's that counts.
     """
 
-    def __init__(self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], pairs: bool) -> None:
+    def __init__(
+        self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], reference: Floats | None,
+        pairs: bool,
+    ) -> None:  # fmt: skip
         codes, measured = history.codes, history.measured
         dense = np.flatnonzero(measured & ~codes.any(1))
         self.dense_loss = float(history.losses[dense[0]] if len(dense) else history.losses[measured].min())
@@ -164,12 +175,16 @@ class Epoch:
         # What the first policies lost is what counts as too much: they differ from dense in a third of the variables.
         early = np.flatnonzero(measured)[: alternatives.kind.max() + 2]
         self.corner = np.r_[history.losses[early].max(), [cost.dense for cost in self.costs]]
+        if reference is not None:
+            self.corner = np.where(np.isnan(reference), self.corner, reference)
+        self.worst = min(self.corner[0] - self.dense_loss, *(bound.most for bound in self.bounds), np.inf)
         saved = sum((-axis for axis in self.axes), np.zeros((alternatives.count, alternatives.width)))
         by_feature = np.abs(saved[alternatives.variable, alternatives.code])
         largest = by_feature.max() or 1.0
         self.surrogate = Surrogate(
-            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen], history.errors[chosen], pairs
-        )
+            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen],
+            self.errors(history, losses)[chosen], pairs,
+        )  # fmt: skip
 
     def losses(self, history: History) -> Floats:
         """Losses against dense; also of policies that were given up because of a bound that depends on the loss."""
@@ -178,6 +193,10 @@ class Epoch:
             if bound.sum is None:
                 losses = np.where(np.isfinite(losses), losses, (excess - bound.level) / bound.slope)
         return losses
+
+    def errors(self, history: History, losses: Floats) -> Floats:
+        """How far losses may stray."""
+        return np.hypot(history.errors, DOUBT * np.maximum(losses - self.worst, 0.0))
 
 
 class Knowledge:
@@ -188,35 +207,30 @@ class Knowledge:
         epoch: What was learned from the history as a whole.
         surrogate: Of the losses, with all that was measured.
         history: What was measured, and what is being measured.
-        reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
     """
 
-    def __init__(
-        self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History, reference: Floats | None
-    ) -> None:
+    def __init__(self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History) -> None:
         self._alternatives, self._epoch = alternatives, epoch
         self.surrogate = surrogate.with_pending(history.pending)
-        corner = epoch.corner if reference is None else np.where(np.isnan(reference), epoch.corner, reference)
         relative = history.losses - epoch.dense_loss
         # Of many estimates the best were lucky; what all others say of these policies makes up for it.
         rough = history.errors > 0
         relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
         held = np.all([bound.holds(relative) | ~rough for bound in epoch.bounds], axis=0)
-        inside = history.feasible & held & (relative <= corner[0] - epoch.dense_loss)
-        inside &= (history.costs <= corner[1:]).all(1)
+        inside = history.feasible & held & (relative <= epoch.corner[0] - epoch.dense_loss)
+        inside &= (history.costs <= epoch.corner[1:]).all(1)
         figures = np.c_[relative, history.costs][inside]
         codes = history.codes[inside]
         kept = non_dominated(figures)
         self.front, self._front_losses = codes[kept], figures[kept, 0]
         lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
         losses = surrogate.link.inverse(self.surrogate.mean(history.pending))
-        worst = min(corner[0] - epoch.dense_loss, *(bound.most for bound in epoch.bounds), np.inf)
-        self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(worst))))
+        self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(epoch.worst))))
         self._gain = Gain(
-            budgets(lowest, corner[1:], alternatives.count),
+            budgets(lowest, epoch.corner[1:], alternatives.count),
             np.r_[self._front_losses, losses],
             np.vstack([figures[kept, 1:], self._costs(history.pending)]),
-            worst,
+            epoch.worst,
         )
 
     def _costs(self, codes: Codes) -> Floats:
@@ -269,7 +283,7 @@ class Memory:
 
     Args:
         alternatives: What may be chosen.
-        reference: See `Knowledge`.
+        reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
         tables: See `Epoch`.
         pairs: See `Epoch`.
         refit: Whether to learn from more policies than there are choices.
@@ -286,7 +300,7 @@ class Memory:
     def of(self, history: History) -> Knowledge:
         """What is known from a history."""
         epoch, surrogate = self._learn(history.first(self._most) if self._most else history)
-        return Knowledge(self._alternatives, epoch, surrogate, history, self._reference)
+        return Knowledge(self._alternatives, epoch, surrogate, history)
 
     def _learn(self, history: History) -> tuple[Epoch, Surrogate]:
         count = len(history.codes)
@@ -297,11 +311,11 @@ class Memory:
             known, epoch, surrogate, _ = self._learned
         else:
             known = history.first(begun)
-            epoch = Epoch(self._alternatives, known, self._tables, self._pairs)
+            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._pairs)
             surrogate = epoch.surrogate
         new = np.arange(count) >= len(known.codes)
         losses = epoch.losses(history)
         rows = new & np.isfinite(losses)
-        surrogate = surrogate.with_measured(history.codes[rows], losses[rows], history.errors[rows])
+        surrogate = surrogate.with_measured(history.codes[rows], losses[rows], epoch.errors(history, losses)[rows])
         self._learned = (history, epoch, surrogate, begun)
         return epoch, surrogate
