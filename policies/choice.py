@@ -1,6 +1,7 @@
 """What one decoder layer does under a policy, as a frozen value."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,7 +41,7 @@ class LayerChoice(Part):
     @property
     def is_keep(self) -> bool:
         """True where the layer does all that the dense layer does."""
-        return self.canonical() == KEEP
+        return self.canonical() is KEEP
 
     @property
     def skips_layer(self) -> bool:
@@ -65,29 +66,8 @@ class LayerChoice(Part):
         return " + ".join(parts) or "keep"
 
     def canonical(self) -> "LayerChoice":
-        """The one spelling of what this choice computes: what has no effect is left out."""
-        # Image tokens stand in the prompt alone.
-        nobody = self.tokens == "image" and self.phase == "decode"
-        parallel = self.wiring == "parallel" and self.attention == self.ffn == "run"
-        changes = not nobody and (parallel or "skip" in (self.attention, self.ffn))
-        chooses = self.token_ratio not in (None, 1.0) and self.phase != "decode" and self.tokens != "text"
-        if self.skips_layer and self.tokens != "text":
-            chooses = False
-        ratio = abs(self.token_ratio) if chooses and self.token_ratio is not None else None
-        if ratio == 0 and self.tokens == "image":
-            changes = False
-        if not changes:
-            return LayerChoice(token_ratio=ratio)
-        return LayerChoice(
-            attention=self.attention,
-            ffn=self.ffn,
-            wiring=self.wiring if parallel else "sequential",
-            norm=self.norm if parallel else "own",
-            token_ratio=ratio,
-            phase="both" if self.tokens == "image" else self.phase,
-            # A token that is generated is text.
-            tokens="all" if self.phase == "decode" else self.tokens,
-        )
+        """The one spelling of what this choice computes: no effect, no words; all that keeps is `KEEP`."""
+        return canonical(self)
 
     def document(self) -> dict[str, Any]:
         """The keys that differ from keep."""
@@ -95,6 +75,36 @@ class LayerChoice(Part):
 
 
 KEEP = LayerChoice()
+
+
+# A search spells the same few choices of many layers millions of times.
+@lru_cache(maxsize=4096)
+def canonical(choice: LayerChoice) -> LayerChoice:
+    """See `LayerChoice.canonical`."""
+    # Image tokens stand in the prompt alone.
+    nobody = choice.tokens == "image" and choice.phase == "decode"
+    parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
+    changes = not nobody and (parallel or "skip" in (choice.attention, choice.ffn))
+    chooses = choice.token_ratio not in (None, 1.0) and choice.phase != "decode" and choice.tokens != "text"
+    if choice.skips_layer and choice.tokens != "text":
+        chooses = False
+    ratio = abs(choice.token_ratio) if chooses and choice.token_ratio is not None else None
+    if ratio == 0 and choice.tokens == "image":
+        changes = False
+    if not changes:
+        return KEEP if ratio is None else LayerChoice(token_ratio=ratio)
+    return LayerChoice(
+        attention=choice.attention,
+        ffn=choice.ffn,
+        wiring=choice.wiring if parallel else "sequential",
+        norm=choice.norm if parallel else "own",
+        token_ratio=ratio,
+        phase="both" if choice.tokens == "image" else choice.phase,
+        # A token that is generated is text.
+        tokens="all" if choice.phase == "decode" else choice.tokens,
+    )
+
+
 NAMED: Mapping[str, LayerChoice] = {
     "keep": KEEP,
     "skip_ffn": LayerChoice(ffn="skip"),

@@ -138,7 +138,8 @@ class SearchStudy(Ledger):
         if not known:
             optuna.create_study(study_name=name, storage=database, directions=list(self.space.objectives.values()))
         name = known[0] if known else name
-        return optuna.load_study(study_name=name, storage=WriteThrough(database, name))
+        self._storage = WriteThrough(database, name)
+        return optuna.load_study(study_name=name, storage=self._storage)
 
     def _any(self, *states: TrialState) -> bool:
         return bool(self.study.get_trials(deepcopy=False, states=states))
@@ -207,6 +208,7 @@ class SearchStudy(Ledger):
             return None
         trial.set_user_attr("fingerprint", policy.fingerprint)
         trial.set_user_attr("policy", json.dumps(policy.document(), sort_keys=True))
+        self._storage.write(trial._trial_id)
         return Proposal(trial, policy)
 
     def _estimate(self, trial: FrozenTrial) -> tuple[list[float], float] | None:

@@ -4,6 +4,7 @@ A search asks for all trials many times a trial, and every one that runs would b
 its parameters: with 64 workers and 80 layers that takes longer than everything else.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +13,18 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import sqlite
 
-COLUMNS = ("trial_id", "param_name", "param_value", "distribution_json")
-PARAMETERS = sqlalchemy.table("trial_params", *map(sqlalchemy.column, COLUMNS))
+# Where Optuna keeps what is known of a trial; it has one entry of a kind and name.
+PARAMETERS, USER, SYSTEM = "trial_params", "trial_user_attributes", "trial_system_attributes"
+NAMES = {PARAMETERS: "param_name", USER: "key", SYSTEM: "key"}
 
 
 class WriteThrough(InMemoryStorage):
-    """Reads the study once; from then on reads come from memory, and what is written goes to the database first.
+    """Reads the study once; from then on reads come from memory, and what is written goes to the database too.
 
-    Parameters of a trial are written together, before whatever is written of it next: a trial that was killed meanwhile
-    has all of them or none.
+    Parameters and attributes of a trial are written together, before its state changes or where `write` is called: one
+    commit takes longer than all of them, and a trial that was killed meanwhile has all of them or none.
 
     Args:
         database: The database.
@@ -32,7 +35,8 @@ class WriteThrough(InMemoryStorage):
         super().__init__()
         self._database, self._name = database, name
         self._row = database.get_study_id_from_name(name)
-        self._unwritten: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        self._unwritten: defaultdict[int, defaultdict[str, list[dict[str, Any]]]]
+        self._unwritten = defaultdict(lambda: defaultdict(list))
         study = super().create_new_study(database.get_study_directions(self._row), name)
         for key, value in database.get_study_user_attrs(self._row).items():
             super().set_study_user_attr(study, key, value)
@@ -67,33 +71,39 @@ class WriteThrough(InMemoryStorage):
     ) -> None:
         """Keep a parameter, to be written with the others."""
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        values = self._rows[trial_id], param_name, param_value_internal, distribution_to_json(distribution)
-        self._unwritten[trial_id].append(dict(zip(COLUMNS, values, strict=True)))
+        told = {"param_value": param_value_internal, "distribution_json": distribution_to_json(distribution)}
+        self._later(PARAMETERS, trial_id, param_name, told)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Write the state of a trial."""
-        changed = self._database.set_trial_state_values(self._flushed(trial_id), state, values)
+        self.write(trial_id)
+        changed = self._database.set_trial_state_values(self._rows[trial_id], state, values)
         return changed and super().set_trial_state_values(trial_id, state, values)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Write what a trial reports meanwhile."""
-        self._database.set_trial_intermediate_value(self._flushed(trial_id), step, intermediate_value)
+        self._database.set_trial_intermediate_value(self._rows[trial_id], step, intermediate_value)
         super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write an attribute of a trial."""
-        self._database.set_trial_user_attr(self._flushed(trial_id), key, value)
+        """Keep an attribute of a trial, to be written with the others."""
         super().set_trial_user_attr(trial_id, key, value)
+        self._later(USER, trial_id, key, {"value_json": json.dumps(value)})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write what Optuna keeps with a trial."""
-        self._database.set_trial_system_attr(self._flushed(trial_id), key, value)
+        """Keep what Optuna notes of a trial, to be written with the others."""
         super().set_trial_system_attr(trial_id, key, value)
+        self._later(SYSTEM, trial_id, key, {"value_json": json.dumps(value)})
 
-    def _flushed(self, trial_id: int) -> int:
-        """Where a trial stands in the database, its parameters written."""
-        parameters = self._unwritten.pop(trial_id, None)
-        if parameters:
-            with self._database.engine.begin() as connection:
-                connection.execute(PARAMETERS.insert(), parameters)
-        return self._rows[trial_id]
+    def write(self, trial_id: int) -> None:
+        """Write the parameters and attributes of a trial that were not written yet."""
+        if trial_id not in self._unwritten:
+            return
+        with self._database.engine.begin() as connection:
+            for table, rows in self._unwritten.pop(trial_id).items():
+                insert = sqlite.insert(sqlalchemy.table(table, *map(sqlalchemy.column, rows[0])))
+                told = {name: insert.excluded[name] for name in rows[0]}
+                connection.execute(insert.on_conflict_do_update(["trial_id", NAMES[table]], set_=told), rows)
+
+    def _later(self, table: str, trial_id: int, name: str, told: dict[str, Any]) -> None:
+        self._unwritten[trial_id][table].append({"trial_id": self._rows[trial_id], NAMES[table]: name, **told})

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import searching
+from optuna.storages import RDBStorage
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
@@ -101,12 +102,17 @@ def test_what_ran_when_the_driver_died_is_asked_for_again_first_and_under_its_nu
     assert [proposal.rule for proposal in proposals[:2]] == [proposal.rule for proposal in lost]
 
 
-def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_path):
+def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_path, monkeypatch):
     study = open_study(path, tmp_path)
     spend(study, stop_after=3)
     cut = study.ask()
-    study._tell = lambda *_: None  # the driver dies here
-    study.tell(cut, measured(cut.policy))
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RDBStorage, "set_trial_state_values", dies)
+        study.tell(cut, measured(cut.policy))
     again = open_study(path, tmp_path, resume=True)
     assert again.measured() == 4
     record = again.records()[cut.number]

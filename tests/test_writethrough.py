@@ -66,7 +66,10 @@ def spend(study):
 def test_memory_and_database_say_the_same(study, database):
     spend(study)
     running = study.get_trials(states=(TrialState.RUNNING,))[0]
+    optuna.Trial(study, running._trial_id).set_user_attr("policy", "first")
+    study._storage.write(running._trial_id)
     optuna.Trial(study, running._trial_id).set_user_attr("policy", "last")
+    study._storage.write(running._trial_id)
     other = written(database)
     assert told(study.trials) == told(other.trials) and len(other.trials) == 15
     assert study.user_attrs == other.user_attrs and study.metric_names == other.metric_names
@@ -84,13 +87,15 @@ def test_a_study_goes_on_from_what_stands_in_the_database(study, database):
     assert told(again.trials) == told(written(database).trials)
 
 
-def test_a_trial_has_all_its_parameters_or_none_where_the_process_is_killed(study, database):
+def test_a_trial_has_all_that_is_known_or_nothing_where_the_process_is_killed(study, database):
     trial = study.ask()
     trial.suggest_categorical("layer", CHOICES)
     trial.suggest_float("share", 0.0, 1.0)
-    assert written(database).trials[0].params == {}
     trial.set_user_attr("policy", "{}")
-    assert written(database).trials[0].params == trial.params and len(trial.params) == 2
+    assert written(database).trials[0].params == written(database).trials[0].user_attrs == {}
+    study._storage.write(trial._trial_id)
+    (found,) = written(database).trials
+    assert found.params == trial.params and len(trial.params) == 2 and found.user_attrs == {"policy": "{}"}
 
 
 def test_a_copy_reads_the_database(study, database):
