@@ -136,6 +136,7 @@ class View:
         self._names: list[str] = []
         self._history = self._empty()
         self._given: dict[int, Code] = {}
+        self._running: dict[int, tuple[Hashable | None, Code | None]] = {}
 
     def _table(self, costs: Mapping[str, Mapping[Any, float]]) -> Floats:
         """(variables, width): what choices add, those of tied parameters summed."""
@@ -219,16 +220,25 @@ class View:
         """The policies that are being measured, and the identities of those and of the ones that wait for it."""
         codes, taken = [], set()
         for trial in trials:
-            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            if trial.number in self._given:
-                # Another thread may be about to write them.
-                params = {**self._meaning.params(self._given[trial.number]), **params}
-            key, code = self._told(params)
+            key, code = self._wanted(trial)
             if key is not None:
                 taken.add(key)
             if code is not None:
                 codes.append(code)
         return np.array(codes, np.int16).reshape(-1, self._alternatives.count), taken
+
+    def _wanted(self, trial: Any) -> tuple[Hashable | None, Code | None]:
+        """The identity and the codes of a trial that runs or waits, as far as they are known."""
+        if trial.number in self._running:
+            return self._running[trial.number]
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if trial.number in self._given:
+            # Another thread may be about to write them.
+            params = {**self._meaning.params(self._given[trial.number]), **params}
+        told = self._told(params)
+        if trial.params.keys() >= set(self._meaning.names):
+            self._running[trial.number] = told
+        return told
 
     def _empty(self) -> History:
         nothing = np.zeros((0, self._alternatives.count), np.int16)
