@@ -11,6 +11,7 @@ import pytest
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
 from skipsearch.search.front import hypervolume
+from skipsearch.search.knowledge import Epoch, History
 from skipsearch.search.skipsampler import SkipSampler
 from skipsearch.search.surrogate import Surrogate, fit_costs
 
@@ -384,6 +385,18 @@ def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
     assert knowing < 0.9 * blind
     again = fits[1].with_measured(fresh[:1], np.array([9.0]), np.array([100.0]))
     assert np.allclose(again.mean(fresh), fits[1].mean(fresh), atol=0.02)
+
+
+def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
+    space, half = Alternatives([[0, 1, 2]] * 12), np.arange(12) < 6
+    some = np.where(np.random.default_rng(0).random((40, 12)) < 0.3, np.where(half, 2, 1), 0)
+    codes = np.vstack([0 * some[:1], some, np.full((1, 12), 2)]).astype(np.int16)
+    losses, nothing = np.r_[0.0, some @ np.where(half, 0.01, 0.05), 4.0], np.zeros(42)
+    history = History(codes, losses, 1 - codes.sum(1)[:, None] / 24, np.zeros((42, 0)), nothing, codes[:0])
+    # The other half was never tried, but in the last policy.
+    untried = (space.code == 2) & (space.variable >= 6)
+    beyond, within = (Epoch(space, history, {}, np.array([worst, 1.0]), True) for worst in (1.0, 40.0))
+    assert beyond.surrogate.alone()[untried].max() < 0.5 * within.surrogate.alone()[untried].min()
 
 
 def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters():
