@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from ..evaluators.base import Measurement, Split
 from ..policies.errors import RunError, SkipsearchError, StudyError
@@ -22,6 +22,8 @@ from .space import Space, Workers
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.
 START_SECONDS = 1800
+# So often, within a minute, a job is sent to a worker that Ray is about to start again, before it counts as lost.
+REFUSALS = 300
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
@@ -65,6 +67,7 @@ class Job:
         until: How many examples are enough for now; None measures all.
         tag: Whatever the driver wants to know it by.
         attempts: Workers that were lost over it.
+        refusals: How often it was sent to a worker that was not there again yet.
     """
 
     policy: Policy
@@ -76,6 +79,7 @@ class Job:
     until: int | None = None
     tag: Any = None
     attempts: int = 0
+    refusals: int = 0
 
 
 @dataclass
@@ -191,6 +195,11 @@ class Pool:
             except RayTaskError as cause:
                 outcome = Outcome(failure=first_line(self._reason(cause)))
             except RayError as cause:  # Died, was killed for its memory, or its answer was lost.
+                if is_refused(cause) and job.refusals < REFUSALS:
+                    job.refusals += 1
+                    time.sleep(60 / REFUSALS)
+                    self._send(index, job)
+                    continue
                 job.attempts += 1
                 if job.attempts < 2:
                     self._send(index, job)
@@ -204,6 +213,11 @@ class Pool:
         self.release()
         if self.owns_cluster:
             ray.shutdown()
+
+
+def is_refused(cause: RayError) -> bool:
+    """Whether nothing was run of a job, because Ray has yet to start the worker again that was lost."""
+    return isinstance(cause, ActorUnavailableError) and "actor is restarting" in str(cause)
 
 
 def start_ray(workers: Workers) -> bool:

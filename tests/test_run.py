@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 import searching
+from ray.exceptions import ActorUnavailableError
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
@@ -203,6 +205,26 @@ def test_a_lost_worker_is_tried_once_more_then_fails_with_the_reason(path):
         os.kill(described["pid"], signal.SIGKILL)
         _, outcome = pool.next()
         assert "lost twice" in outcome.failure
+    finally:
+        pool.release()
+
+
+def test_a_worker_that_is_not_back_yet_is_not_lost_again(path, monkeypatch):
+    refused = [ActorUnavailableError("IOError: The actor is restarting.", None) for _ in range(3)]
+    real = ray.get
+
+    def get(reference):
+        if refused:
+            raise refused.pop()
+        return real(reference)
+
+    pool = Pool(searching.loaded(path).space)
+    try:
+        pool.describe()
+        monkeypatch.setattr(ray, "get", get)
+        pool.submit(Job(Policy(), ["flops"]))
+        job, outcome = pool.next()
+        assert outcome.failure is None and (job.attempts, job.refusals) == (0, 3)
     finally:
         pool.release()
 
