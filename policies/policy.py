@@ -166,8 +166,10 @@ class Policy(Part):
             kept = falling(kept)
         else:
             # A layer that image tokens skip is one that processes none of them.
-            skips = {index for index, choice in kept.items() if choice.tokens == "image" and choice == SKIP_IMAGE}
-            kept = {index: NO_IMAGE if index in skips else choice for index, choice in kept.items()}
+            kept = {
+                index: NO_IMAGE if choice.tokens == "image" and choice == SKIP_IMAGE else choice
+                for index, choice in kept.items()
+            }
         layers = {index: choice for index, choice in kept.items() if choice is not KEEP}
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
         selection = self.token_selection if ratios else TokenSelection()

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray
 import searching
-from ray.exceptions import ActorUnavailableError
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
@@ -209,22 +207,20 @@ def test_a_lost_worker_is_tried_once_more_then_fails_with_the_reason(path):
         pool.release()
 
 
-def test_a_worker_that_is_not_back_yet_is_not_lost_again(path, monkeypatch):
-    refused = [ActorUnavailableError("IOError: The actor is restarting.", None) for _ in range(3)]
-    real = ray.get
-
-    def get(reference):
-        if refused:
-            raise refused.pop()
-        return real(reference)
-
+def test_a_worker_that_is_not_back_yet_is_not_lost_again(path):
+    """Ray refuses what is sent from when it knows that a worker died until the next has begun."""
     pool = Pool(searching.loaded(path).space)
     try:
-        pool.describe()
-        monkeypatch.setattr(ray, "get", get)
-        pool.submit(Job(Policy(), ["flops"]))
-        job, outcome = pool.next()
-        assert outcome.failure is None and (job.attempts, job.refusals) == (0, 3)
+        for wait in (0.2, 0.5, 0.1, 1.0, 2.0):
+            [described] = pool.describe()
+            os.kill(described["pid"], signal.SIGKILL)
+            time.sleep(wait)
+            pool.submit(Job(Policy(), ["flops"]))
+            job, outcome = pool.next()
+            assert outcome.failure is None
+            if job.refusals:
+                break
+        assert job.refusals
     finally:
         pool.release()
 
