@@ -191,7 +191,7 @@ class Policy(Part):
     @property
     def is_dense(self) -> bool:
         """True where nothing is left out."""
-        return not self.canonical().layers
+        return all(choice.canonical() is KEEP for choice in self.layers.values())
 
     def choice(self, layer: int) -> LayerChoice:
         """What a layer does."""

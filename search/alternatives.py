@@ -57,10 +57,9 @@ class Alternatives:
         by_variable = self.membership @ np.linalg.cholesky(VARIABLE * np.eye(self.count) + NEAR * near)
         return np.hstack([by_variable, np.sqrt(KIND) * kinds])
 
-    @cached_property
-    def likeness(self) -> Floats:
-        """(features, features): how much two choices have the same interactions: those of one variable half."""
-        return 0.5 * (np.eye(len(self.variable)) + self.membership @ self.membership.T)
+    def likeness(self, share: float) -> Floats:
+        """(features, features): how much two choices have the same interactions: those of one variable by a share."""
+        return (1 - share) * np.eye(len(self.variable)) + share * self.membership @ self.membership.T
 
     @cached_property
     def membership(self) -> Floats:

@@ -121,6 +121,8 @@ def due(
             everything too, for what the search gained is told against them.
         going_on: The numbers of those that are answering more, and count as if they had answered everything.
     """
+    if not any(record.estimates and record.number not in going_on for record in records):
+        return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
     gains = {number: gain / WORTH for number, gain in worth(stands, known, space, going_on).items()}
     if patience:

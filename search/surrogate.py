@@ -5,7 +5,9 @@ process (Rasmussen and Williams 2006) whose kernel holds every single choice and
 what is known before: unmeasured choices are like equal choices of other layers, and like other choices of their own.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -17,7 +19,9 @@ from .alternatives import Alternatives
 SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
+ALIKE = (0.5, 0.8)
 SETTLED = 200  # policies that the setting is learned from at most
+ROWS = 256  # of a triangle that are multiplied at once
 RIDGES = (1e-6, 1e-2, 1e-1)
 
 
@@ -48,11 +52,13 @@ class Setting:
         scale: Of the link, in typical losses.
         pairs: How strong interactions of two choices are, as a share of what both do alone.
         noise: How far a measurement strays, as a share of the typical loss.
+        alike: How much of their interactions the choices of one variable share.
     """
 
     scale: float = np.inf
     pairs: float = PAIRS[1]
     noise: float = NOISES[1]
+    alike: float = ALIKE[0]
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,10 @@ class Prior:
         # Of a variable one choice is made at most, and others are not related.
         return alone + self.pairs * (features @ np.diag(self.relation)) ** 2
 
+    def rounded(self) -> "Prior":
+        """The same in single precision."""
+        return replace(self, covariance=single(self.covariance), relation=single(self.relation))
+
     def strayed(self, losses: Floats, errors: Floats) -> Floats:
         """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
         return np.diag(self.noise + (errors * np.exp(self.link.log_slope(losses))) ** 2)
@@ -95,6 +105,45 @@ class Prior:
         rest = self.link(losses) - features @ self.mean
         root, misfit = factorised(covariance + self.strayed(losses, errors), rest, np.sqrt(self.noise))
         return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
+
+
+@dataclass(frozen=True)
+class Known:
+    """Policies that a surrogate knows, in their order.
+
+    Attributes:
+        projected: (n, features): their features, multiplied by the prior's `covariance`.
+        related: (n, features): the same, multiplied by its `relation`.
+        whitening: (n, n): what they are multiplied by to be independent: the inverse of a Cholesky factor.
+    """
+
+    projected: Floats
+    related: Floats
+    whitening: Floats
+
+    def rounded(self) -> "Known":
+        """The same in single precision."""
+        return Known(single(self.projected), single(self.related), single(self.whitening))
+
+    def white(self, cross: Floats) -> Floats:
+        """(m, n): of covariances of others with these, what each of these tells that those before it did not."""
+        found = np.empty_like(cross)
+        for first in range(0, cross.shape[1], ROWS):
+            end = first + ROWS
+            # What is right of the diagonal is 0.
+            found[:, first:end] = cross[:, :end] @ self.whitening[first:end, :end].T
+        return found
+
+    def joined(self, white: Floats, others: "Known") -> "Known":
+        """These and others after them, of which `white` is known, and the whitening of what that leaves."""
+        count = len(self.whitening)
+        whitening = np.zeros(2 * (count + len(white),))
+        whitening[:count, :count] = self.whitening
+        whitening[count:, :count] = -others.whitening @ white @ self.whitening
+        whitening[count:, count:] = others.whitening
+        return Known(
+            np.vstack([self.projected, others.projected]), np.vstack([self.related, others.related]), whitening
+        )
 
 
 class Surrogate:
@@ -135,7 +184,7 @@ class Surrogate:
     ) -> Setting:
         """The setting of most evidence, one part of it after the other, twice."""
         pairs = PAIRS if setting.pairs else (0.0,)
-        for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES)):
+        for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES), ("alike", ALIKE)):
             tried = [replace(setting, **{name: option}) for option in options]
             priors = [self._expected(one, spread, features, losses) for one in tried]
             setting = tried[int(np.argmax([prior.evidence(features, losses, errors) for prior in priors]))]
@@ -154,28 +203,40 @@ class Surrogate:
         mean = rate * self._weights
         spread = mean if spread is None else np.maximum(spread, 1e-3 * level)
         outer = np.outer(spread, spread)
-        covariance, relation = outer * self._alternatives.relation, np.sqrt(outer) * self._alternatives.likeness
+        covariance = outer * self._alternatives.relation
+        relation = np.sqrt(outer) * self._alternatives.likeness(setting.alike)
         return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2)
 
     def _fit(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
         self.link, self._prior = prior.link, prior
         self._rest = prior.link(losses) - features @ prior.mean
-        self._projected, self._related = features @ prior.covariance, features @ prior.relation
-        self._inverse = np.linalg.inv(self._cross(features) + prior.strayed(losses, errors))
+        nobody = features[:0]
+        self._known = Known(nobody, nobody, np.zeros((0, 0)))
+        self._learn(features, prior.strayed(losses, errors))
         self._explain()
 
-    def _cross(self, features: Floats) -> Floats:
-        return self._prior.covariances(features, self._projected, self._related)
+    def _learn(self, features: Floats, strayed: Floats) -> None:
+        self._known = self._known.joined(*self._told(features, strayed))
+        self._pending = self._told(features[:0], np.zeros((0, 0)))
+
+    def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Known]:
+        """Some more policies, whose measurements stray with this covariance, given all that are known."""
+        prior, known = self._prior, self._known
+        projected, related = features @ prior.covariance, features @ prior.relation
+        white = known.white(prior.covariances(features, known.projected, known.related))
+        left = prior.covariances(features, projected, related) + strayed - white @ white.T
+        return white, Known(projected, related, np.linalg.inv(np.linalg.cholesky(left)))
 
     def _explain(self) -> None:
         """The mean as a function of the choices: linear and quadratic coefficients."""
-        weight = self._inverse @ self._rest
-        self._linear: Floats = self._prior.mean + self._projected.T @ weight
-        self._quadratic: Floats = self._prior.pairs * (self._related.T * weight) @ self._related
+        known = self._known
+        weight = known.whitening.T @ (known.whitening @ self._rest)
+        self._linear: Floats = self._prior.mean + known.projected.T @ weight
+        self._quadratic: Floats = self._prior.pairs * (known.related.T * weight) @ known.related
 
     def _deviations(self) -> Floats:
         """(features,): how uncertain is what each choice loses by itself."""
-        known = np.einsum("ij,ij->j", self._projected, self._inverse @ self._projected)
+        known = ((self._known.whitening @ self._known.projected) ** 2).sum(0)
         deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
         return deviations
 
@@ -186,41 +247,43 @@ class Surrogate:
 
     def with_measured(self, codes: Codes, losses: Floats, errors: Floats) -> Self:
         """A surrogate that also knows these policies; the setting stays."""
-        known = self
+        if not len(codes):
+            return self
+        grown, features = self._copy(), self._alternatives.features(codes)
+        grown._rest = np.r_[self._rest, self.link(losses) - features @ self._prior.mean]
         # One at a time, so that the result depends on their order alone.
-        for code, linked, strayed in zip(codes, self.link(losses), self._prior.strayed(losses, errors), strict=True):
-            known = known._with(code[None], linked[None], strayed.max())
-        if known is not self:
-            known._explain()
-        return known
+        for row, strayed in zip(features, np.diag(self._prior.strayed(losses, errors)), strict=True):
+            grown._learn(row[None], strayed[None, None])
+        grown._explain()
+        return grown
 
     def with_pending(self, codes: Codes) -> Self:
         """A surrogate that takes what it expects of these policies as measured: its mean stays."""
-        return self._with(codes, self.mean(codes), self._prior.noise) if len(codes) else self
+        waiting = self._copy()
+        waiting._pending = self._told(self._alternatives.features(codes), self.noise * np.eye(len(codes)))
+        return waiting
 
-    def _with(self, codes: Codes, linked: Floats, noise: float) -> Self:
-        """The inverse grows by a block."""
-        prior, features = self._prior, self._alternatives.features(codes)
-        projected, related = features @ prior.covariance, features @ prior.relation
-        cross = self._cross(features)
-        gain = cross @ self._inverse
-        own = prior.covariances(features, projected, related) + noise * np.eye(len(codes))
-        corner = np.hstack([-gain, np.eye(len(codes))])
-        left = np.linalg.inv(own - gain @ cross.T)
-        grown = object.__new__(type(self))
-        grown.__dict__.update(self.__dict__)
-        grown._inverse = np.pad(self._inverse, (0, len(codes))) + corner.T @ left @ corner
-        grown._rest = np.r_[self._rest, linked - features @ prior.mean]
-        grown._projected = np.vstack([self._projected, projected])
-        grown._related = np.vstack([self._related, related])
-        return grown
+    def _copy(self) -> Self:
+        copied = copy(self)
+        copied.__dict__.pop("_rounded", None)
+        return copied
+
+    @cached_property
+    def _rounded(self) -> tuple[Prior, Known, Floats, Known]:
+        """What deviations are computed from: single precision takes half the time."""
+        white, pending = self._pending
+        return self._prior.rounded(), self._known.rounded(), single(white), pending.rounded()
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of each policy, on the scale of the link."""
-        features = self._alternatives.features(codes)
-        cross = self._cross(features)
-        variance = self._prior.variances(features) - np.einsum("ij,ij->i", cross @ self._inverse, cross)
-        return self._mean(features), np.sqrt(np.maximum(variance, 1e-6 * self._prior.noise))
+        exact = self._alternatives.features(codes)
+        prior, known, told, pending = self._rounded
+        features = single(exact)
+        white = known.white(prior.covariances(features, known.projected, known.related))
+        left = pending.white(prior.covariances(features, pending.projected, pending.related) - white @ told.T)
+        variance = prior.variances(features).astype(float)
+        variance -= np.einsum("ij,ij->i", white, white) + np.einsum("ij,ij->i", left, left)
+        return self._mean(exact), np.sqrt(np.maximum(variance, 1e-6 * self.noise))
 
     def mean(self, codes: Codes) -> Floats:
         """The expected loss of each policy, on the scale of the link; cheaper than `predict`."""
@@ -233,6 +296,11 @@ class Surrogate:
     def alone(self) -> Floats:
         """(features,): what each choice is expected to lose by itself, on the scale of the link."""
         return self._linear + np.diag(self._quadratic)
+
+
+def single(figures: Floats) -> Floats:
+    """In single precision."""
+    return figures.astype(np.float32)
 
 
 def typical(losses: Floats) -> float:

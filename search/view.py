@@ -3,6 +3,7 @@
 It holds nothing that the trials do not say: rows are kept because reading two thousand trials anew takes long.
 """
 
+from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -97,6 +98,7 @@ class Row:
     values: tuple[float, ...]
     constraints: Mapping[str, float]
     error: float
+    failed: bool
 
 
 class View:
@@ -130,8 +132,8 @@ class View:
             if objective in prior_costs
         }
         self._strategy = Strategy(self._alternatives, corner, tables, parts)
-        self._rows: dict[tuple[int, Any, int], Row] = {}
-        self._whole = 0
+        self._ended: list[Any] = []
+        self._rows: dict[int, Row] = {}
         self._numbers: list[int] = []
         self._names: list[str] = []
         self._history = self._empty()
@@ -155,22 +157,15 @@ class View:
             number: Of the trial that needs parameters.
             seed: Of what is random.
         """
-        others = [trial for trial in trials if trial.number != number and not trial.state.is_finished()]
+        self._follow(trials)
+        others = [trial for trial in trials if trial.number not in self._rows and trial.number != number]
         ahead = sum(self._asks(trial, trials[number]) for trial in others)
-        finished = sorted(
-            (trial for trial in trials if trial.state.is_finished()),
-            key=lambda trial: (trial.datetime_complete, trial.number),
-        )
-        whole = sum(trial.state.name == "COMPLETE" for trial in finished)
-        if whole != self._whole:
-            # What was told by fewer will not be asked for again.
-            self._whole, self._rows = whole, {place: row for place, row in self._rows.items() if not place[2]}
-        rows = [self._row(trial) for trial in finished]
+        rows = [self._rows[trial.number] for trial in self._ended]
         newest = {row.key: number for number, row in enumerate(rows)}
         current = [number for number, row in enumerate(rows) if not row.error or newest[row.key] == number]
         pending, taken = self._pending(others)
         taken |= {row.key for row in rows if row.key is not None}
-        known = self._measured([finished[number] for number in current], [rows[number] for number in current])
+        known = self._measured([self._ended[number] for number in current], [rows[number] for number in current])
         history = replace(known, pending=pending)
 
         def possible(code: Code) -> bool:
@@ -178,7 +173,7 @@ class View:
             return allowed and identity not in taken
 
         # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
-        begun = len(others) + sum(trial.state.name != "FAIL" for trial in finished)
+        begun = len(others) + sum(not row.failed for row in rows)
         proposals = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
         for code in islice(proposals, ahead):
             taken.add(self._meaning.of(code)[0])
@@ -186,23 +181,27 @@ class View:
         self._given[number] = code
         return self._meaning.params(code)
 
+    def _follow(self, trials: Sequence[Any]) -> None:
+        """Take note of the trials that have finished since; those that had stay as they were."""
+        last = self._ended[-1] if self._ended else None
+        if last and (len(trials) <= last.number or trials[last.number].datetime_complete != last.datetime_complete):
+            self._ended, self._rows = [], {}  # It is another study of the same name.
+        new = [trial for trial in trials if trial.number not in self._rows and trial.state.is_finished()]
+        if any(trial.state.name == "COMPLETE" for trial in new):
+            # What was measured on some examples is told by all who answered every one.
+            self._rows |= {trial.number: self._row(trial) for trial in self._ended if trial.state.name == "PRUNED"}
+        self._rows |= {trial.number: self._row(trial) for trial in new}
+        for trial in new:
+            insort(self._ended, trial, key=lambda ended: (ended.datetime_complete, ended.number))
+
     def _row(self, trial: Any) -> Row:
-        # What was measured on some examples is told by all who answered every one.
-        place = trial.number, trial.datetime_complete, self._whole if trial.state.name == "PRUNED" else 0
-        if place not in self._rows:
-            key, code = self._told(trial.params)
-            found, error = trial.values if trial.state.name == "COMPLETE" else None, 0.0
-            if trial.state.name == "PRUNED" and self._estimate is not None:
-                found, error = self._estimate(trial) or (None, 0.0)
-            values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
-            self._rows[place] = Row(
-                key,
-                code if trial.state.name != "FAIL" else None,
-                tuple(values),
-                trial.constraints,
-                error,
-            )
-        return self._rows[place]
+        key, code = self._told(trial.params)
+        found, error = trial.values if trial.state.name == "COMPLETE" else None, 0.0
+        if trial.state.name == "PRUNED" and self._estimate is not None:
+            found, error = self._estimate(trial) or (None, 0.0)
+        values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
+        failed = trial.state.name == "FAIL"
+        return Row(key, None if failed else code, tuple(values), trial.constraints, error, failed)
 
     def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
         """The identity of a trial's parameters and their codes, as far as it has them."""

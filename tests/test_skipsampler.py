@@ -10,8 +10,8 @@ import pytest
 
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
-from skipsearch.search.front import hypervolume
-from skipsearch.search.knowledge import Epoch, History
+from skipsearch.search.front import hypervolume, pareto
+from skipsearch.search.knowledge import Epoch, History, non_dominated
 from skipsearch.search.skipsampler import SkipSampler
 from skipsearch.search.surrogate import Surrogate, fit_costs
 
@@ -385,6 +385,30 @@ def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
     assert knowing < 0.9 * blind
     again = fits[1].with_measured(fresh[:1], np.array([9.0]), np.array([100.0]))
     assert np.allclose(again.mean(fresh), fits[1].mean(fresh), atol=0.02)
+
+
+def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_knows():
+    draw, space = np.random.default_rng(0), Alternatives([[0, 1, 2]] * 12)
+    codes = np.unique(draw.integers(0, 3, (420, 12)), axis=0)[draw.permutation(400)].astype(np.int16)
+    losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.1 * codes[:, 0] * codes[:, 1]
+    begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300))
+    grown = begun.with_measured(codes[300:320], losses[300:320], np.zeros(20))
+    means, deviations = grown.with_pending(codes[320:330]).predict(codes[330:])
+    prior, seen, fresh = grown._prior, space.features(codes[:330]), space.features(codes[330:])
+    linked = np.r_[prior.link(losses[:320]), grown.mean(codes[320:330])]
+    # Rasmussen and Williams 2006, 2.25 and 2.26.
+    times = seen @ prior.covariance, seen @ prior.relation
+    covariance = prior.covariances(seen, *times) + prior.noise * np.eye(330)
+    cross = prior.covariances(fresh, *times)
+    assert np.allclose(means, fresh @ prior.mean + cross @ np.linalg.solve(covariance, linked - seen @ prior.mean))
+    told = np.einsum("ij,ji->i", cross, np.linalg.solve(covariance, cross.T))
+    assert np.allclose(deviations, np.sqrt(prior.variances(fresh) - told), rtol=0.01)
+
+
+@pytest.mark.parametrize("figures", [1, 2, 3])
+def test_nobody_on_a_front_is_beaten_and_of_equals_the_first_stays(figures):
+    points = np.random.default_rng(figures).integers(0, 30, (300, figures)).astype(float)
+    assert non_dominated(points).tolist() == pareto(points.tolist(), ["minimize"] * figures)
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
