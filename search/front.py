@@ -1,10 +1,13 @@
-"""The Pareto front of a study and its hypervolume: exact, deterministic, and free of heavy libraries."""
+"""The Pareto front of a study and its hypervolume: exact and deterministic."""
 
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from ..evaluators.base import Direction, Measurement, Metric, Split
+from .dominance import non_dominated
 from .layermap import unit_of
 from .record import StudyRecord, TrialRecord
 
@@ -24,18 +27,10 @@ def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -
 
     Of equal points the first stays; a point with a NaN is never on the front.
     """
-    costs = {i: _as_costs(point, directions) for i, point in enumerate(points) if not any(map(math.isnan, point))}
-    front: list[int] = []
-    # In lexicographic order a point can only be dominated by one that came before it.
-    for index in sorted(costs, key=lambda i: (costs[i], i)):
-        above = next((kept for kept in front if _covers(costs[kept], costs[index])), None)
-        if above is None:
-            front.append(index)
-        elif front[0] != above:
-            # Who dominates one dominates many: asked first, it spares most of the others.
-            front.remove(above)
-            front.insert(0, above)
-    return sorted(front)
+    signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in directions])
+    costs = signs * np.array(points, float).reshape(len(points), len(signs))
+    known = np.flatnonzero(~np.isnan(costs).any(1))
+    return [int(place) for place in known[non_dominated(costs[known])]]
 
 
 def objective_value(name: str, measurement: Measurement, dense_measurement: Measurement | None) -> float:

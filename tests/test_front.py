@@ -46,7 +46,7 @@ def test_dominates_needs_one_strict_gain() -> None:
 @pytest.mark.parametrize("dims", [1, 2, 3, 4])
 def test_pareto_equals_the_definition(dims: int) -> None:
     draw = random.Random(dims)
-    points = [tuple(draw.randrange(5) for _ in range(dims)) for _ in range(120)]
+    points = [tuple(draw.randrange(20) for _ in range(dims)) for _ in range(300)]
     directions = directions_of(dims)
     expected = [
         i

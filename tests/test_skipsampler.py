@@ -10,8 +10,8 @@ import pytest
 
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
-from skipsearch.search.front import hypervolume, pareto
-from skipsearch.search.knowledge import Epoch, History, non_dominated
+from skipsearch.search.front import hypervolume
+from skipsearch.search.knowledge import Epoch, History
 from skipsearch.search.skipsampler import SkipSampler
 from skipsearch.search.surrogate import Surrogate, fit_costs
 
@@ -403,12 +403,6 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     assert np.allclose(means, fresh @ prior.mean + cross @ np.linalg.solve(covariance, linked - seen @ prior.mean))
     told = np.einsum("ij,ji->i", cross, np.linalg.solve(covariance, cross.T))
     assert np.allclose(deviations, np.sqrt(prior.variances(fresh) - told), rtol=0.01)
-
-
-@pytest.mark.parametrize("figures", [1, 2, 3])
-def test_nobody_on_a_front_is_beaten_and_of_equals_the_first_stays(figures):
-    points = np.random.default_rng(figures).integers(0, 30, (300, figures)).astype(float)
-    assert non_dominated(points).tolist() == pareto(points.tolist(), ["minimize"] * figures)
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
