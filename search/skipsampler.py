@@ -18,18 +18,24 @@ from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
+from threadpoolctl import ThreadpoolController
 
 from .strategy import PARTS
 from .view import Meaning, View
 
 Params = Mapping[str, Any]
 
+# With another number of threads sums are rounded otherwise, and of two nearly equal candidates the other one is taken.
+# It costs little: products are small, and workers need the other cores.
+BLAS = ThreadpoolController().select(user_api="blas")
+
 
 class SkipSampler(BaseSampler):
     """Proposes the categorical parameters of a study; never what is measured, being measured or queued already.
 
-    Each proposal is a function of the study's trials and the seed alone: a study that was interrupted goes on as if it
-    had not been, with this object or another one. Any number of trials may run at the same time.
+    Each proposal is a function of the study's trials and the seed alone, whatever the number of threads: a study that
+    was interrupted goes on as if it had not been, with this object or another one. Any number of trials may run at the
+    same time.
 
     The first trial is dense, the next have each choice on a third of the parameters. From then on a Gaussian process
     over all choices and pairs of choices, refitted on every trial, picks the candidate that promises most hypervolume,
@@ -113,7 +119,7 @@ class SkipSampler(BaseSampler):
         """The next policy, as parameters."""
         if not search_space:
             return {}
-        with self._lock:
+        with self._lock, BLAS.limit(limits=1):
             if self._view is None or self._view[0] != study.study_name:
                 self._view = study.study_name, self._new_view(study, search_space)
             return self._view[1].propose(study.get_trials(deepcopy=False), trial.number, self._seed)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import optuna
 import pytest
+from threadpoolctl import threadpool_info
 
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
@@ -76,6 +77,16 @@ def test_one_seed_proposes_the_same_and_another_seed_something_else():
     model = Model(8)
     one, same, other = (policies(search(model, 30, seed=seed)) for seed in (3, 3, 4))
     assert one == same != other
+
+
+def test_numbers_are_rounded_alike_whatever_the_number_of_threads():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen, before = set(), threads()
+    search(Model(6), 12, identity=lambda params: seen.update(threads()) or tuple(params.values()))
+    assert seen == {1}
+    assert threads() == before
 
 
 def test_a_user_needs_no_distributions_beforehand():
