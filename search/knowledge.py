@@ -158,11 +158,12 @@ class Epoch:
         ]
         losses = self.losses(history)
         chosen = np.flatnonzero(np.isfinite(losses))
-        if len(chosen) > KNOWN:
+        most = KNOWN - len(codes) // EPOCHS  # The others come until the next epoch.
+        if len(chosen) > most:
             costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), -1).T
             cheaper = (costs[:, None] <= costs).all(2)
             least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
-            chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:KNOWN]])
+            chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:most]])
         # What the first policies lost is what counts as too much: they differ from dense in a third of the variables.
         early = np.flatnonzero(measured)[: alternatives.kind.max() + 2]
         self.corner = np.r_[history.losses[early].max(), [cost.dense for cost in self.costs]]

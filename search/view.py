@@ -132,6 +132,8 @@ class View:
             if objective in prior_costs
         }
         self._strategy = Strategy(self._alternatives, corner, tables, parts)
+        self._seen = 0
+        self._open: list[int] = []
         self._ended: list[Any] = []
         self._rows: dict[int, Row] = {}
         self._numbers: list[int] = []
@@ -158,7 +160,7 @@ class View:
             seed: Of what is random.
         """
         self._follow(trials)
-        others = [trial for trial in trials if trial.number not in self._rows and trial.number != number]
+        others = [trials[other] for other in self._open if other != number]
         ahead = sum(self._asks(trial, trials[number]) for trial in others)
         rows = [self._rows[trial.number] for trial in self._ended]
         newest = {row.key: number for number, row in enumerate(rows)}
@@ -185,8 +187,11 @@ class View:
         """Take note of the trials that have finished since; those that had stay as they were."""
         last = self._ended[-1] if self._ended else None
         if last and (len(trials) <= last.number or trials[last.number].datetime_complete != last.datetime_complete):
-            self._ended, self._rows = [], {}  # It is another study of the same name.
-        new = [trial for trial in trials if trial.number not in self._rows and trial.state.is_finished()]
+            # It is another study of the same name.
+            self._seen, self._open, self._ended, self._rows = 0, [], [], {}
+        numbers = [*self._open, *range(self._seen, len(trials))]
+        self._seen, self._open = len(trials), [one for one in numbers if not trials[one].state.is_finished()]
+        new = [trials[one] for one in numbers if trials[one].state.is_finished()]
         if any(trial.state.name == "COMPLETE" for trial in new):
             # What was measured on some examples is told by all who answered every one.
             self._rows |= {trial.number: self._row(trial) for trial in self._ended if trial.state.name == "PRUNED"}
