@@ -96,6 +96,7 @@ def test_a_trial_has_all_that_is_known_or_nothing_where_the_process_is_killed(st
     study._storage.write(trial._trial_id)
     (found,) = written(database).trials
     assert found.params == trial.params and len(trial.params) == 2 and found.user_attrs == {"policy": "{}"}
+    assert found.datetime_start == study.trials[0].datetime_start
 
 
 def test_a_copy_reads_the_database(study, database):
