@@ -120,9 +120,10 @@ class SkipSampler(BaseSampler):
         if not search_space:
             return {}
         with self._lock, BLAS.limit(limits=1):
-            if self._view is None or self._view[0] != study.study_name:
+            trials = study.get_trials(deepcopy=False)
+            if self._view is None or self._view[0] != study.study_name or not self._view[1].precedes(trials):
                 self._view = study.study_name, self._new_view(study, search_space)
-            return self._view[1].propose(study.get_trials(deepcopy=False), trial.number, self._seed)
+            return self._view[1].propose(trials, trial.number, self._seed)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

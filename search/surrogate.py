@@ -108,7 +108,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Known:
+class Learned:
     """Policies that a surrogate knows, in their order.
 
     Attributes:
@@ -121,9 +121,9 @@ class Known:
     related: Floats
     whitening: Floats
 
-    def rounded(self) -> "Known":
+    def rounded(self) -> "Learned":
         """The same in single precision."""
-        return Known(single(self.projected), single(self.related), single(self.whitening))
+        return Learned(single(self.projected), single(self.related), single(self.whitening))
 
     def white(self, cross: Floats) -> Floats:
         """(m, n): of covariances of others with these, what each of these tells that those before it did not."""
@@ -134,14 +134,14 @@ class Known:
             found[:, first:end] = cross[:, :end] @ self.whitening[first:end, :end].T
         return found
 
-    def joined(self, white: Floats, others: "Known") -> "Known":
+    def joined(self, white: Floats, others: "Learned") -> "Learned":
         """These and others after them, of which `white` is known, and the whitening of what that leaves."""
-        count = len(self.whitening)
-        whitening = np.zeros(2 * (count + len(white),))
+        count, total = len(self.whitening), len(self.whitening) + len(white)
+        whitening = np.zeros((total, total))
         whitening[:count, :count] = self.whitening
         whitening[count:, :count] = -others.whitening @ white @ self.whitening
         whitening[count:, count:] = others.whitening
-        return Known(
+        return Learned(
             np.vstack([self.projected, others.projected]), np.vstack([self.related, others.related]), whitening
         )
 
@@ -211,7 +211,7 @@ class Surrogate:
         self.link, self._prior = prior.link, prior
         self._rest = prior.link(losses) - features @ prior.mean
         nobody = features[:0]
-        self._known = Known(nobody, nobody, np.zeros((0, 0)))
+        self._known = Learned(nobody, nobody, np.zeros((0, 0)))
         self._learn(features, prior.strayed(losses, errors))
         self._explain()
 
@@ -219,13 +219,13 @@ class Surrogate:
         self._known = self._known.joined(*self._told(features, strayed))
         self._pending = self._told(features[:0], np.zeros((0, 0)))
 
-    def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Known]:
+    def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Learned]:
         """Some more policies, whose measurements stray with this covariance, given all that are known."""
         prior, known = self._prior, self._known
         projected, related = features @ prior.covariance, features @ prior.relation
         white = known.white(prior.covariances(features, known.projected, known.related))
         left = prior.covariances(features, projected, related) + strayed - white @ white.T
-        return white, Known(projected, related, np.linalg.inv(np.linalg.cholesky(left)))
+        return white, Learned(projected, related, np.linalg.inv(np.linalg.cholesky(left)))
 
     def _explain(self) -> None:
         """The mean as a function of the choices: linear and quadratic coefficients."""
@@ -269,7 +269,7 @@ class Surrogate:
         return copied
 
     @cached_property
-    def _rounded(self) -> tuple[Prior, Known, Floats, Known]:
+    def _rounded(self) -> tuple[Prior, Learned, Floats, Learned]:
         """What deviations are computed from: single precision takes half the time."""
         white, pending = self._pending
         return self._prior.rounded(), self._known.rounded(), single(white), pending.rounded()

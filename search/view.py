@@ -151,6 +151,13 @@ class View:
                 table[variable, code] = sum(known.get(value, 0.0) - known.get(values[0], 0.0) for known in by_name)
         return table
 
+    def precedes(self, trials: Sequence[Any]) -> bool:
+        """False for the trials of another study, even if it has the same name."""
+        last = self._ended[-1] if self._ended else None
+        return len(trials) >= self._seen and (
+            not last or trials[last.number].datetime_complete == last.datetime_complete
+        )
+
     def propose(self, trials: Sequence[Any], number: int, seed: int) -> dict[str, Any]:
         """The parameters of the next trial.
 
@@ -185,10 +192,6 @@ class View:
 
     def _follow(self, trials: Sequence[Any]) -> None:
         """Take note of the trials that have finished since; those that had stay as they were."""
-        last = self._ended[-1] if self._ended else None
-        if last and (len(trials) <= last.number or trials[last.number].datetime_complete != last.datetime_complete):
-            # It is another study of the same name.
-            self._seen, self._open, self._ended, self._rows = 0, [], [], {}
         numbers = [*self._open, *range(self._seen, len(trials))]
         self._seen, self._open = len(trials), [one for one in numbers if not trials[one].state.is_finished()]
         new = [trials[one] for one in numbers if trials[one].state.is_finished()]

@@ -122,6 +122,16 @@ import os; os._exit(9)
 """
 
 
+@pytest.mark.parametrize("ended", [0, 12])
+def test_another_study_of_the_same_name_is_begun_anew(ended):
+    model, again = Model(6), sampler(Model(6))
+    before, after = (optuna.create_study(study_name="same", directions=BOTH, sampler=again) for _ in range(2))
+    search(model, ended, before)
+    for _ in range(3):
+        before.ask(model.space)
+    assert policies(search(model, 16, after)) == policies(search(model, 16))
+
+
 def test_killed_processes_end_in_the_same_trials_as_one_that_lived(tmp_path):
     model, url = Model(6), f"sqlite:///{tmp_path}/s.db"
     optuna.create_study(study_name="s", storage=url, directions=BOTH)
@@ -414,6 +424,18 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     assert np.allclose(means, fresh @ prior.mean + cross @ np.linalg.solve(covariance, linked - seen @ prior.mean))
     told = np.einsum("ij,ji->i", cross, np.linalg.solve(covariance, cross.T))
     assert np.allclose(deviations, np.sqrt(prior.variances(fresh) - told), rtol=0.01)
+
+
+@pytest.mark.parametrize(("shared", "alike"), [(True, 0.8), (False, 0.5)])
+def test_evidence_tells_whether_choices_of_a_layer_share_their_interactions(shared, alike):
+    draw, space = np.random.default_rng(0), Alternatives([[0, 1, 2, 3]] * 8)
+    codes = draw.integers(0, 4, (200, 8)).astype(np.int16)
+    codes[0] = 0
+    effects = draw.normal(0, 0.1, (8, 8, 1, 1) if shared else (8, 8, 4, 4)) * np.ones((8, 8, 4, 4))
+    effects[:, :, 0] = effects[:, :, :, 0] = 0
+    pairs = [effects[one, other, codes[:, one], codes[:, other]] for one in range(8) for other in range(one)]
+    losses = 0.1 * (codes > 0).sum(1) + np.sum(pairs, axis=0)
+    assert Surrogate(space, np.ones(24), codes, losses, np.zeros(200)).setting.alike == alike
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
