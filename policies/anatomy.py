@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Kind = Literal["attention", "linear", "cross"]
 
 # What a layer, an attention or a linear mixer calls the cache that it is given.
-CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
 @dataclass(frozen=True)
