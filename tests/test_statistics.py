@@ -123,9 +123,9 @@ def test_reads_families_of_other_builds_and_leaves_them_alone(name):
     for index, layer in enumerate(found):
         assert 0 < layer.block_influence < 2
         assert -1 < min(layer.attention_cosine, layer.ffn_cosine) <= max(layer.attention_cosine, layer.ffn_cosine) < 1
-        if index in (*family.linear, *family.cross) or name in ("gptj", "falcon"):
+        if index in (*family.linear, *family.cross) or name == "falcon":
             assert layer.attention_rank is None
-        else:
+        elif name != "gptj" or layer.attention_rank is not None:  # GPT-J shows its attention from transformers 5.24 on.
             assert 1 <= layer.attention_rank < tokens
 
 
