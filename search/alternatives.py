@@ -59,7 +59,9 @@ class Alternatives:
 
     def likeness(self, share: float) -> Floats:
         """(features, features): how much two choices have the same interactions: those of one variable by a share."""
-        return (1 - share) * np.eye(len(self.variable)) + share * self.membership @ self.membership.T
+        return np.where(np.equal.outer(self.variable, self.variable), share, 0.0) + (1 - share) * np.eye(
+            len(self.variable)
+        )
 
     @cached_property
     def membership(self) -> Floats:

@@ -7,7 +7,7 @@ what is known before: unmeasured choices are like equal choices of other layers,
 
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Self
 
 import numpy as np
@@ -20,7 +20,7 @@ SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
-SETTLED = 200  # policies that the setting is learned from at most
+SETTLED = 400  # policies that the setting is learned from at most
 ROWS = 256  # of a triangle that are multiplied at once
 RIDGES = (1e-6, 1e-2, 1e-1)
 
@@ -99,9 +99,15 @@ class Prior:
         """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
         return np.diag(self.noise + (errors * np.exp(self.link.log_slope(losses))) ** 2)
 
-    def evidence(self, features: Floats, losses: Floats, errors: Floats) -> float:
-        """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant."""
-        covariance = self.covariances(features, features @ self.covariance, features @ self.relation)
+    def evidence(self, covariance: Floats, features: Floats, losses: Floats, errors: Floats) -> float:
+        """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant.
+
+        Args:
+            covariance: (n, n): of policies.
+            features: (n, features): of the same.
+            losses: (n,): what they lose.
+            errors: (n,): the standard errors of that.
+        """
         rest = self.link(losses) - features @ self.mean
         root, misfit = factorised(covariance + self.strayed(losses, errors), rest, np.sqrt(self.noise))
         return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
@@ -168,27 +174,44 @@ class Surrogate:
         features = alternatives.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
         sample = features[some], losses[some], errors[some]
-        begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
-        first = self._expected(begun, None, *sample[:2])
-        self._fit(first, *sample)
+        likely, begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
+        self._fit(self._expected(begun, None, *sample[:2]), *sample)
         # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
         spread: Floats | None = np.hypot(self.alone(), self._deviations())
-        learned = self._settled(begun, spread, *sample)
-        if self._expected(learned, spread, *sample[:2]).evidence(*sample) < first.evidence(*sample):
+        more, learned = self._settled(begun, spread, *sample)
+        if more < likely:
             learned, spread = begun, None
         self.setting = learned
         self._fit(self._expected(learned, spread, features, losses), features, losses, errors)
 
     def _settled(
         self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats, errors: Floats
-    ) -> Setting:
-        """The setting of most evidence, one part of it after the other, twice."""
+    ) -> tuple[float, Setting]:
+        """The setting of most evidence, and that: one part of it after the other, twice, with each `alike`.
+
+        Pairs are found weaker or stronger with another one, so that either of them alone hardly ever changes.
+        """
         pairs = PAIRS if setting.pairs else (0.0,)
-        for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES), ("alike", ALIKE)):
-            tried = [replace(setting, **{name: option}) for option in options]
-            priors = [self._expected(one, spread, features, losses) for one in tried]
-            setting = tried[int(np.argmax([prior.evidence(features, losses, errors) for prior in priors]))]
-        return setting
+
+        @cache
+        def parts(scale: float, alike: float) -> tuple[Floats, Floats]:
+            prior = self._expected(replace(setting, scale=scale, alike=alike), spread, features, losses)
+            return features @ prior.covariance @ features.T, (features @ prior.relation @ features.T) ** 2
+
+        @cache
+        def evidence(one: Setting) -> float:
+            alone, paired = parts(one.scale, one.alike)
+            prior = self._expected(one, spread, features, losses)
+            return prior.evidence(alone + prior.pairs * paired, features, losses, errors)
+
+        found = []
+        for alike in ALIKE:
+            best = replace(setting, alike=alike)
+            for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES)):
+                best = max((replace(best, **{name: option}) for option in options), key=evidence)
+            found.append(best)
+        best = max(found, key=evidence)
+        return evidence(best), best
 
     def _expected(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Prior:
         """What was expected, on the scale of what was measured; choices stray as far as they lose, or as said."""
