@@ -17,7 +17,7 @@ EPOCHS = 16  # settings are chosen anew when a search has grown by one part in s
 # Expected gain looks one trial ahead. What a trial tells is worth more than that while many are to come, so that part
 # of a standard deviation counts as so much more; but never as more than this share of the losses that count, for where
 # hardly anything is known, as where all is lost, there would always be more to learn.
-CURIOSITY = 1.5
+CURIOSITY = 0.7
 CURIOUS = 0.05
 # A loss beyond those that count says that a policy is too bad, and little about why: where too much is left out at once
 # choices do what they do nowhere else. So it is taken to stray by such a share of how far beyond it lies.

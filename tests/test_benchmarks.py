@@ -57,6 +57,14 @@ def test_a_race_saves_answers_and_no_hypervolume():
     assert savings[0] > 1.1 and savings[1] > 1.2 * savings[0] and savings[2] > 2 and savings[3] > savings[2]
 
 
+def test_whole_searches_race_on_fewer_answers():
+    runs = figures_of("racing_search.py", "--quick")["runs"]
+    (full,), (raced,) = runs["none"], runs["{}"]
+    assert full["answers"] == 6 * 100 and full["whole"] == 6
+    assert raced["answers"] < full["answers"] and 1 <= raced["whole"] <= 6
+    assert all(0 < run["held_out"] <= 1.1 and 1 <= run["front"] <= run["whole"] for run in (full, raced))
+
+
 def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     from search_strategies import SEARCHES
