@@ -20,8 +20,7 @@ PARTS = ("additive", "moves", "mutation", "pairs", "refit")
 PARENTS = 12
 CLIMBS = 2
 CLIMBERS = 6
-WORK = 123_000_000  # multiplications that candidates of one kind may take: some 10 ms
-LEAST, MOST = 10, 1000  # candidates of one kind
+WORK = 80_000  # candidates times choices that the surrogate ranks, about
 RANDOM = 512
 ENUMERABLE = 4096
 
@@ -45,6 +44,7 @@ class Strategy:
     ) -> None:  # fmt: skip
         self._space = alternatives
         self.parts = frozenset(parts)
+        self._size = WORK // (4 * len(alternatives.variable))
         self._memory = Memory(alternatives, reference, cost_tables or {}, "pairs" in self.parts, "refit" in self.parts)
 
     def propose(self, history: History, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
@@ -91,35 +91,29 @@ class Strategy:
 
     def _ranked(self, known: Knowledge, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         """Candidates by the gain that is expected of them, the largest first, after some steps uphill."""
-        size = self._size(known)
-        pool = self._pool(known, size, draw)
+        pool = self._pool(known, draw)
         gain = known.expected_gain(pool)
         for _ in range(CLIMBS if "moves" in self.parts else 0):
             order = np.argsort(-gain, kind="stable")
             best = list(islice(filter(possible, pool[order]), CLIMBERS))
             moves = some(
-                single_moves(self._space, np.array(best, np.int16).reshape(-1, self._space.count)), 2 * size, draw
+                single_moves(self._space, np.array(best, np.int16).reshape(-1, self._space.count)), 2 * self._size, draw
             )
             gain = np.r_[gain, known.expected_gain(moves)]
             pool = np.vstack([pool, moves])
         yield from pool[np.argsort(-gain, kind="stable")]
 
-    def _size(self, known: Knowledge) -> int:
-        """How many candidates of a kind are ranked: as many as take the same time, however much was measured."""
-        choices, policies = len(self._space.variable), known.surrogate.count
-        return min(max(WORK // (2 * choices**2 + 4 * choices * policies + policies**2), LEAST), MOST)
-
-    def _pool(self, known: Knowledge, size: int, draw: np.random.Generator) -> Codes:
+    def _pool(self, known: Knowledge, draw: np.random.Generator) -> Codes:
         space, front = self._space, known.front
         parents = front[np.sort(draw.permutation(len(front))[:PARENTS])]
         pool = [parents[:0]]
         if "additive" in self.parts:
             around = parents[draw.integers(len(parents))] if len(parents) and draw.random() < 0.5 else None
-            pool.append(some(known.additive_front(draw, around), size, draw))
+            pool.append(some(known.additive_front(draw, around), self._size, draw))
         if "moves" in self.parts:
-            pool.append(some(single_moves(space, parents), 2 * size, draw))
+            pool.append(some(single_moves(space, parents), 2 * self._size, draw))
         if "mutation" in self.parts and len(parents):
-            pool += [double_moves(space, parents, size // 2, draw), crossovers(parents, size // 2, draw)]
+            pool += [double_moves(space, parents, self._size // 2, draw), crossovers(parents, self._size // 2, draw)]
         # One of each.
         return np.unique(np.concatenate(pool), axis=0)
 

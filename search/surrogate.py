@@ -264,11 +264,6 @@ class Surrogate:
         return deviations
 
     @property
-    def count(self) -> int:
-        """How many policies it knows."""
-        return len(self._rest)
-
-    @property
     def noise(self) -> float:
         """The variance of a measurement on all examples, on the scale of the link."""
         return self._prior.noise
