@@ -59,9 +59,8 @@ class Alternatives:
 
     def likeness(self, share: float) -> Floats:
         """(features, features): how much two choices have the same interactions: those of one variable by a share."""
-        return np.where(np.equal.outer(self.variable, self.variable), share, 0.0) + (1 - share) * np.eye(
-            len(self.variable)
-        )
+        same = np.equal.outer(self.variable, self.variable)
+        return share * same + (1 - share) * np.eye(len(same))
 
     @cached_property
     def membership(self) -> Floats:

@@ -187,9 +187,9 @@ class Surrogate:
     def _settled(
         self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats, errors: Floats
     ) -> tuple[float, Setting]:
-        """The setting of most evidence, and that: one part of it after the other, twice, with each `alike`.
+        """The most evidence that a setting has, and that setting: part after part, twice, begun with each `alike`.
 
-        Pairs are found weaker or stronger with another one, so that either of them alone hardly ever changes.
+        How strong pairs are depends on how far choices share them: changed alone, neither would leave a poor setting.
         """
         pairs = PAIRS if setting.pairs else (0.0,)
 
