@@ -1,18 +1,24 @@
 """What policies save on a large LLaVA with random weights: TTFT, TPOT, cache bytes and FLOPs beside the dense model.
 
-    python benchmarks/gpu.py [--batch N] [--tiny]
+    python benchmarks/gpu.py [--batch N ...] [--compiled] [--tiny]
 
 Random weights cost what trained ones do. FLOPs are counted, latency is interleaved with the dense model, bytes are read
-off the cache, all by the evaluators that a search uses. The last line is one JSON document.
+off the cache, all by the evaluators that a search uses. Under transformers' own loop, decode at batch 1 waits for
+Python: `graph TPOT` is the step as a CUDA graph, which is the GPU's work alone, and `--compiled` adds torch.compile.
+The last line is one JSON document.
 """
 
 import argparse
 import json
 import statistics
+import timeit
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+import transformers
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, StaticCache
 
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import FlopsEvaluator
@@ -23,6 +29,10 @@ from skipsearch.evaluators.subject import ModelSpec, Subject
 from skipsearch.policies.errors import ModelError
 
 TEXT_TOKENS = 64
+STEPS = 32
+SHARES = ("prefill_flops", "ttft_ms", "decode_flops", "tpot_ms", "kv_cache_bytes")
+# To compile 32 layers takes about a minute.
+COMPILED = ("skip_layer, last quarter", "skip_attention, second half", "skip_ffn, second half", "parallel, shared norm")
 
 
 def llava(tiny: bool, device: str) -> LlavaForConditionalGeneration:
@@ -94,7 +104,9 @@ def policies(layers: int) -> dict[str, Policy]:
 
 def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[str, float]:
     """The figures of a policy, and the dense model's latency in turns with them."""
-    latency = LatencyEvaluator.options.model_validate({"batch_size": batch, "new_tokens": 32, "repeats": repeats})
+    latency = LatencyEvaluator.options.model_validate(
+        {"batch_size": batch, "new_tokens": STEPS // 2, "repeats": repeats}
+    )
     plain = FlopsEvaluator.options.model_validate({})
     found: dict[str, float] = {}
     with torch.inference_mode(), apply_policy(subject.model, policy) as handle:
@@ -105,6 +117,37 @@ def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[
         for name, entry in LatencyEvaluator(latency, subject).measure(handle, "search").items():
             found |= {name: entry.value, f"{name}_dense": entry.dense or 0.0, f"{name}_iqr": entry.iqr or 0.0}
     return found
+
+
+@torch.inference_mode()
+def graph_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
+    """Median decode step that is replayed as a CUDA graph, in milliseconds; on a CPU, which has none, the plain step.
+
+    None for policies that choose tokens or store some tokens only, which a static cache does not serve.
+    """
+    model = subject.model
+    inputs = fixed_input(subject, batch)
+    room = inputs["input_ids"].shape[1] + 2 * STEPS
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=room)
+    with apply_policy(model, policy):
+        try:
+            token = model(**inputs, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+        except ModelError:
+            return None
+        step = partial(model, input_ids=token, past_key_values=cache)
+        for _ in range(3):
+            step()
+        if not token.is_cuda:
+            return statistics.median(timeit.repeat(step, number=1, repeat=STEPS)) * 1e3
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(STEPS + 1)]
+        for mark in marks:
+            mark.record()
+            graph.replay()
+        torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairwise(marks))
 
 
 @torch.inference_mode()
@@ -119,41 +162,59 @@ def compiled_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
         try:
             for _ in range(3):  # The first compiles, the second may record the graph.
                 watch = Stopwatch()
-                generate(subject.model, inputs, 33, streamer=watch, cache_implementation="static")
+                generate(subject.model, inputs, STEPS + 1, streamer=watch, cache_implementation="static")
         except ModelError:
             return None
-    tokens = watch.times[1:]
-    return statistics.median(later - earlier for earlier, later in zip(tokens, tokens[1:], strict=False)) * 1e3
+    return statistics.median(later - earlier for earlier, later in pairwise(watch.times[1:])) * 1e3
+
+
+def eager(subject: Subject, batch: int, repeats: int) -> dict[str, Any]:
+    """The figures of every policy at one batch size, printed as a table while they come."""
+    layers = subject.model.config.get_text_config().num_hidden_layers
+    dense = measure(subject, Policy(), batch, repeats)
+    dense |= {"graph_tpot_ms": graph_tpot(subject, Policy(), batch) or 0.0}
+    results: dict[str, Any] = {"dense": dense}
+    heads = ("prefill FLOPs", "TTFT", "decode FLOPs", "TPOT", "KV bytes", "graph TPOT")
+    print(f"{f'batch {batch}, share of dense':31}" + "".join(f"{head:>14}" for head in heads))
+    for name, policy in policies(layers).items():
+        found = results[name] = measure(subject, policy, batch, repeats)
+        shares = [found[key] / (found.get(f"{key}_dense") or dense[key]) for key in SHARES]
+        graph = graph_tpot(subject, policy, batch)
+        if graph is not None:
+            found["graph_tpot_ms"] = graph
+        last = f"{graph / dense['graph_tpot_ms']:14.2f}" if graph else f"{'-':>14}"
+        print(f"{name:31}" + "".join(f"{share:14.2f}" for share in shares) + last, flush=True)
+    return results
+
+
+def compiled(subject: Subject, batch: int) -> dict[str, float]:
+    """Compiled decode steps of the dense model and of some policies, in milliseconds, printed while they come."""
+    known = policies(subject.model.config.get_text_config().num_hidden_layers)
+    results: dict[str, float] = {}
+    for name, policy in {"dense": Policy(), **{name: known[name] for name in COMPILED}}.items():
+        results[name] = compiled_tpot(subject, policy, batch) or 0.0
+        share = results[name] / results["dense"]
+        print(f"batch {batch}, compiled: {name:31}{results[name]:8.2f} ms{share:8.2f}", flush=True)
+    return results
 
 
 def main() -> None:
-    """Measure every policy, print a table and one JSON document."""
+    """Measure every policy at every batch size, print tables and one JSON document."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--batch", type=int, default=1)
-    arguments.add_argument("--repeats", type=int, default=9)
+    arguments.add_argument("--batch", type=int, nargs="+", default=[1])
+    arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--compiled", action="store_true", help="time compiled decode steps instead")
     arguments.add_argument("--tiny", action="store_true", help="toy shapes, to try the script on any machine")
     options = arguments.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = llava(options.tiny, device)
+    on_gpu = torch.cuda.is_available()
+    model = llava(options.tiny, "cuda" if on_gpu else "cpu")
     subject = Subject(model, None, None, ModelSpec(id="random"), True, [prompt(model)])
-    layers = model.config.get_text_config().num_hidden_layers
-    dense = measure(subject, Policy(), options.batch, options.repeats)
-    results = {}
-    heads = ("prefill FLOPs", "TTFT", "decode FLOPs", "TPOT", "KV bytes", "compiled TPOT")
-    print(f"{'policy, as a share of dense':31}" + "".join(f"{head:>14}" for head in heads))
-    compiled_dense = compiled_tpot(subject, Policy(), options.batch) or 0.0
-    for name, policy in policies(layers).items():
-        found = results[name] = measure(subject, policy, options.batch, options.repeats)
-        compiled = compiled_tpot(subject, policy, options.batch)
-        found |= {"compiled_tpot_ms": compiled or 0.0, "compiled_tpot_ms_dense": compiled_dense}
-        shares = [found["prefill_flops"] / dense["prefill_flops"], found["ttft_ms"] / found["ttft_ms_dense"]]
-        shares += [found["decode_flops"] / dense["decode_flops"], found["tpot_ms"] / found["tpot_ms_dense"]]
-        shares += [found["kv_cache_bytes"] / dense["kv_cache_bytes"]]
-        last = "-" if compiled is None else f"{compiled / compiled_dense:.2f}"
-        print(f"{name:31}" + "".join(f"{share:14.2f}" for share in shares) + f"{last:>14}", flush=True)
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    measured = partial(compiled, subject) if options.compiled else partial(eager, subject, repeats=options.repeats)
+    results = {batch: measured(batch) for batch in options.batch}
+    name = torch.cuda.get_device_name() if on_gpu else "cpu"
     shapes = "toy" if options.tiny else "LLaVA-1.5-7B"
-    print(json.dumps({"device": name, "shapes": shapes, "batch": options.batch, "dense": dense, "policies": results}))
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps({"device": name, "shapes": shapes, "compiled": options.compiled, **versions, "batches": results}))
 
 
 if __name__ == "__main__":

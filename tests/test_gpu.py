@@ -1,0 +1,59 @@
+"""A GPU computes what the CPU does, for every family: a tensor left on the wrong device, or a race of two streams."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from contract import HALF, NAMED, PHASES, PLAIN, SCORES, TOKENS, close, policy_of, told
+from test_policy_contract import taken
+
+from families import CASES, LAYERS, WITH_IMAGES, batch_of, built, run
+from skipsearch import Policy, apply_policy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def on_gpu(inputs):
+    return {name: tensor.cuda() for name, tensor in inputs.items()}
+
+
+def policies(name):
+    """Each kind of choice somewhere, with every score where there are images."""
+    yield Policy()
+    for choices in (PLAIN[:LAYERS], [PLAIN[-1], *PHASES[1:LAYERS]], [PLAIN[-1], *PHASES[-LAYERS:-1]]):
+        yield policy_of(taken(name, dict(enumerate(choices))))
+    if name in WITH_IMAGES:
+        halved = [HALF, {**HALF, **NAMED["parallel"]}, {**HALF, **NAMED["skip_ffn"], "tokens": "image"}, TOKENS[0]]
+        for score in SCORES:
+            yield policy_of(taken(name, dict(enumerate(halved))), score)
+            yield policy_of(taken(name, dict(enumerate(halved))), score, "once")
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_a_gpu_computes_what_the_cpu_does(name, attention):
+    model, inputs = built(name, attention), batch_of(name).padded()
+    twin = copy.deepcopy(model).cuda()
+    real = inputs["attention_mask"].bool()
+    for policy in policies(name):
+        with apply_policy(model, policy):
+            expected, answered = run(model, inputs).logits[real], told(model, inputs)
+        with apply_policy(twin, policy):
+            # Many times, because a race is lost only sometimes.
+            for _ in range(3):
+                close(run(twin, on_gpu(inputs)).logits.cpu()[real], expected, 1e-4)
+            found = told(twin, on_gpu(inputs))
+        close(torch.stack(found.logits).cpu(), torch.stack(answered.logits), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "llava"])
+def test_a_static_cache_answers_as_a_growing_one_does_in_a_cuda_graph(name):
+    model, inputs = copy.deepcopy(built(name, "sdpa")).cuda(), on_gpu(batch_of(name, "text").padded())
+    phases = [{**NAMED["skip_ffn"], "phase": phase} for phase in ("prefill", "decode")]
+    for choices in (PLAIN[:LAYERS], [PLAIN[-1], *phases]):
+        with apply_policy(model, policy_of(taken(name, dict(enumerate(choices))))):
+            expected = told(model, inputs, max_new_tokens=8).logits
+            torch._dynamo.reset()
+            found = told(model, inputs, max_new_tokens=8, cache_implementation="static").logits
+        close(torch.stack(found), torch.stack(expected), 1e-4)
