@@ -111,6 +111,9 @@ class PartialLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, count:], values[:, :, count:]
 
     def _scatter(self, count: int, index: Tensor, valid: Tensor | None) -> None:
+        if not self.seen:
+            self._scattered, self.valid, self._tail_start = index, valid, count
+            return
         before = self.columns(index.shape[0], index.device)
         self._scattered = torch.cat([before, index + self.seen], dim=1)
         self._tail_start = self.seen + count

@@ -40,8 +40,8 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        mask = None if self.left is None else self.left.mask
-        return sum(tensor.nbytes for tensor in (self.hidden, self.scores, mask) if tensor is not None)
+        ranks = None if self.left is None else self.left.ranks
+        return sum(tensor.nbytes for tensor in (self.hidden, self.scores, ranks) if tensor is not None)
 
 
 class PrefixStates:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -62,13 +63,19 @@ class Selection:
     masks: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, keep: Tensor, counts: list[int]) -> "Selection":
-        """From a mask over the tokens, shape (batch, tokens), and the number of tokens that it keeps of each row."""
-        longest, shortest = max(counts), min(counts)
-        # A stable sort of 0s and 1s puts what is kept last and leaves the order alone.
-        index = keep.int().argsort(dim=1, stable=True)[:, keep.shape[1] - longest :]
-        rows = torch.arange(len(counts), device=index.device)[:, None]
-        return cls(index, None if longest == shortest else keep.gather(1, index), rows)
+    def of(cls, ranks: Tensor, counts: list[int], rows: Tensor) -> "Selection":
+        """The tokens with the highest ranks (batch, tokens), the first of equals: of each row as many as `counts` says.
+
+        Where all rows keep as many, nothing here waits for the device.
+        """
+        longest, tokens = max(counts), ranks.shape[1]
+        index = ranks.argsort(dim=1, descending=True, stable=True)[:, :longest]
+        if longest == min(counts):
+            return cls(index.sort(dim=1).values, None, rows)
+        kept = torch.arange(longest, device=ranks.device) < column(counts, ranks.device)
+        # Negative places sort to the left, and still say where the token is: nothing else is written there.
+        index = torch.where(kept, index, index - tokens).sort(dim=1).values
+        return cls(index % tokens, index >= 0, rows)
 
     def cut(self, tensor: Tensor, dim: int) -> Tensor:
         """The chosen tokens of a tensor whose axis `dim` (negative) runs over tokens and the one before over rows."""
@@ -91,17 +98,36 @@ class Selection:
         return whole.index_put((self.rows, self.index), part.to(whole.dtype))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Images:
     """A set of image tokens.
 
     Attributes:
-        mask: Which tokens they are, shape (batch, tokens).
+        ranks: Of each row, the tokens with the highest are meant, the first of equals; shape (batch, tokens).
         counts: How many each row has; on the host, so that choosing waits for no device.
     """
 
-    mask: Tensor
+    ranks: Tensor
     counts: list[int]
+
+    @classmethod
+    def of(cls, mask: Tensor, counts: list[int]) -> "Images":
+        """From a mask, shape (batch, tokens), and the number of tokens in each row of it."""
+        images = cls(mask.float(), counts)
+        images.mask = mask
+        return images
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which tokens they are, shape (batch, tokens)."""
+        order = self.ranks.argsort(dim=1, descending=True, stable=True)
+        first = torch.arange(order.shape[1], device=order.device) < column(self.counts, order.device)
+        return torch.zeros_like(first).scatter(1, order, first)
+
+    @cached_property
+    def others(self) -> Tensor:
+        """All other tokens, shape (batch, tokens)."""
+        return ~self.mask
 
 
 @dataclass(eq=False)
@@ -112,11 +138,13 @@ class Prompt:
         masks: By class, which tokens are of it, shape (batch, tokens); padding is of none.
         counts: By class, how many tokens each row has; on the host.
         images: All image tokens.
-        last: Place of each row's last prompt token, shape (batch,).
+        rows: The number of each row, shape (batch, 1).
+        last: Place of each row's last prompt token, shape (batch,); None where it is the last token of every row.
         left: The image tokens that no layer has removed for good.
         processed: Those that the running layer processes.
         scores: Attention that each token got when it was last processed, shape (batch, tokens).
         ranked: Of each row, whether any of its image tokens has got a score.
+        unions: Tokens of one class or another, by the classes.
         selections: Those already made, by their classes and image tokens.
         even: The image tokens at even distances, by their ratio.
     """
@@ -124,11 +152,13 @@ class Prompt:
     masks: dict[str, Tensor]
     counts: dict[str, list[int]]
     images: Images
-    last: Tensor
+    rows: Tensor
+    last: Tensor | None
     left: Images
     processed: Images
     scores: Tensor
     ranked: list[bool]
+    unions: dict[Classes, Tensor] = field(default_factory=dict)
     selections: dict[tuple[Classes, Images], Selection] = field(default_factory=dict)
     even: dict[tuple[float, Images], Images] = field(default_factory=dict)
 
@@ -154,14 +184,19 @@ class Prompt:
         stop = torch.full_like(places[:1], tokens) if ends is None else ends.to(image.device)
         in_prompt = real & (places[None] < stop[:, None])
         masks = {"image": image & in_prompt, "text": in_prompt & ~image, "answer": real & ~in_prompt}
-        numbers = torch.stack([masks[name].sum(dim=1) for name in CLASSES]).tolist()
+        last = (in_prompt * places).amax(dim=1)
+        # All that is needed on the host, in one go.
+        *numbers, ends_at = torch.stack([*(masks[name].sum(dim=1) for name in CLASSES), last]).tolist()
         counts = dict(zip(CLASSES, numbers, strict=True))
         if not any(counts["image"]) and not any(counts["answer"]):
             return None
-        images = Images(masks["image"], counts["image"])
+        images = Images.of(masks["image"], counts["image"])
         nothing = torch.zeros(image.shape, device=image.device)
-        last = (in_prompt * places).amax(dim=1)
-        return cls(masks, counts, images, last, images, images, nothing, [False] * len(numbers[0]))
+        rows = torch.arange(len(ends_at), device=image.device)[:, None]
+        at_end = all(place == tokens - 1 for place in ends_at)
+        return cls(
+            masks, counts, images, rows, None if at_end else last, images, images, nothing, [False] * len(ends_at)
+        )
 
     def choose(self, hidden: Tensor, ratio: float, score: str) -> Images:
         """The trunc(ratio * n) of n image tokens that a layer processes, from those that are left.
@@ -176,21 +211,22 @@ class Prompt:
         wanted = [min(int(n * ratio + 1e-9), rest) for n, rest in zip(self.images.counts, left, strict=True)]
         if wanted == left:
             return self.left
-        limit = torch.tensor(wanted, device=hidden.device)[:, None]
         if score == "norm":
-            return Images(best(hidden.float().norm(dim=-1), self.left.mask, limit), wanted)
-        if score == "uniform" or not any(self.ranked):
-            return self._evenly(ratio, limit, wanted)
-        found = best(self.scores, self.left.mask, limit)
-        if not all(ranked or not n for ranked, n in zip(self.ranked, left, strict=True)):
-            ranked = torch.tensor(self.ranked, device=hidden.device)[:, None]
-            found = torch.where(ranked, found, self._evenly(ratio, limit, wanted).mask)
-        return Images(found, wanted)
+            ranks = hidden.float().norm(dim=-1)
+        elif score == "uniform" or not any(self.ranked):
+            return self._evenly(ratio, wanted)
+        elif all(ranked or not n for ranked, n in zip(self.ranked, left, strict=True)):
+            ranks = self.scores
+        else:
+            ranked = column(self.ranked, hidden.device)
+            ranks = torch.where(ranked, self.scores, self._evenly(ratio, wanted).ranks)
+        return Images(ranks.masked_fill(self.left.others, float("-inf")), wanted)
 
-    def _evenly(self, ratio: float, limit: Tensor, wanted: list[int]) -> Images:
+    def _evenly(self, ratio: float, wanted: list[int]) -> Images:
         key = (ratio, self.left)
         if key not in self.even:
-            self.even[key] = Images(evenly(self.left.mask, limit), wanted)
+            limit = column(wanted, self.rows.device)
+            self.even[key] = Images.of(evenly(self.left.mask, limit), wanted)
         return self.even[key]
 
     def select(self, classes: Classes, images: Images) -> Selection | Whole:
@@ -205,38 +241,43 @@ class Prompt:
         # Where no image token is processed, it does not matter which.
         key = (present, images if "image" in present else self.images)
         if key not in self.selections:
-            keep = torch.stack([images.mask if name == "image" else self.masks[name] for name in present]).any(dim=0)
             lists = [images.counts if name == "image" else self.counts[name] for name in present]
-            self.selections[key] = Selection.of(keep, [sum(row) for row in zip(*lists, strict=True)])
+            ranks, rest = images.ranks, present - {"image"}
+            if "image" not in present:
+                ranks = self.union(rest).float()
+            elif rest:
+                ranks = ranks.masked_fill(self.union(rest), float("inf"))
+            self.selections[key] = Selection.of(ranks, [sum(row) for row in zip(*lists, strict=True)], self.rows)
         return self.selections[key]
+
+    def union(self, classes: Classes) -> Tensor:
+        """Which tokens are of one of some classes, shape (batch, tokens)."""
+        if classes not in self.unions:
+            self.unions[classes] = torch.stack([self.masks[name] for name in classes]).any(dim=0)
+        return self.unions[classes]
 
     def of_classes(self, classes: Classes) -> bool | Tensor:
         """Which tokens are of some classes, shape (batch, tokens); True or False where that holds for all."""
         present = [name for name in CLASSES if any(self.counts[name])]
-        inside = [name for name in present if name in classes]
-        if len(inside) in (0, len(present)):
-            return bool(inside)
-        return torch.stack([self.masks[name] for name in inside]).any(dim=0)
+        inside = frozenset(name for name in present if name in classes)
+        return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
     def look(self, seen: Attention, tokens: Selection | Whole) -> None:
         """Take the scores from a layer's attention; tokens that it left out keep the score they had."""
         self.ranked = [was or n > 0 for was, n in zip(self.ranked, self.processed.counts, strict=True)]
         if not isinstance(tokens, Selection):
-            self.scores = seen.weights(self.last)[:, -self.images.mask.shape[1] :]
+            self.scores = seen.weights(self.last)[:, -self.scores.shape[1] :]
             return
-        index = tokens.index
-        valid = torch.ones_like(index, dtype=torch.bool) if tokens.valid is None else tokens.valid
-        # What follows the last prompt token is on its right; what fills up the row is on its left, whatever its index.
-        row = index.shape[1] - 1 - (valid & (index > self.last[:, None])).sum(dim=1)
-        fresh = seen.weights(row.clamp_min(0))[:, -index.shape[1] :]
-        self.scores = self.scores.scatter(1, index, torch.where(valid, fresh, self.scores.gather(1, index)))
-
-
-def best(scores: Tensor, among: Tensor, wanted: Tensor) -> Tensor:
-    """A mask of the `wanted` (batch, 1) highest scores of another mask, the first of equals; shape (batch, tokens)."""
-    order = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    first = torch.arange(among.shape[1], device=among.device) < wanted
-    return torch.zeros_like(among).scatter(1, order, first)
+        index, valid, row = tokens.index, tokens.valid, None
+        if self.last is not None:
+            # What follows the last prompt token is on its right; what fills up the row is on its left.
+            behind = index > self.last[:, None]
+            behind = behind if valid is None else behind & valid
+            row = (index.shape[1] - 1 - behind.sum(dim=1)).clamp_min(0)
+        fresh = seen.weights(row)[:, -index.shape[1] :]
+        if valid is not None:
+            fresh = torch.where(valid, fresh, self.scores.gather(1, index))
+        self.scores = self.scores.scatter(1, index, fresh)
 
 
 def evenly(among: Tensor, wanted: Tensor) -> Tensor:
@@ -246,3 +287,9 @@ def evenly(among: Tensor, wanted: Tensor) -> Tensor:
     # The i-th of n is chosen where floor(i * k / n) takes a step; the small term as above.
     step = (place * share + 1e-9).floor() > ((place - 1) * share + 1e-9).floor()
     return among & step
+
+
+def column(values: list[Any], device: torch.device) -> Tensor:
+    """A number or flag for each row, shape (batch, 1); from memory that a device copies while nothing waits for it."""
+    host = torch.tensor(values)[:, None]
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -20,30 +20,39 @@ class Attention:
     scaling: float
     softcap: float | None
 
-    def weights(self, row: Tensor) -> Tensor:
+    def weights(self, row: Tensor | None) -> Tensor:
         """How much one query of each row attends to every key, mean of the heads.
 
         Args:
-            row: Which query, shape (batch,).
+            row: Which query, shape (batch,); None for the last one.
 
         Returns:
             Shape (batch, keys), float32.
         """
-        batch, heads, queries, width = self.query.shape
-        keys = self.key.shape[2]
-        query = self.query[torch.arange(batch, device=row.device), :, row].float()
-        grouped = query.view(batch, self.key.shape[1], -1, width)
-        logits = torch.einsum("bgqd,bgkd->bgqk", grouped, self.key.float()).reshape(batch, heads, keys) * self.scaling
+        batch, heads, _, width = self.query.shape
+        groups, keys = self.key.shape[1:3]
+        query = self.query[:, :, -1] if row is None else self.query[torch.arange(batch, device=row.device), :, row]
+        grouped = query.float().reshape(batch, groups, -1, width)
+        logits = (grouped @ self.key.float().transpose(-1, -2)).reshape(batch, heads, keys) * self.scaling
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.masked_fill(~self._visible(row, queries, keys)[:, None], float("-inf")).softmax(-1).mean(dim=1)
+        hidden = self._hidden(row)
+        if hidden is not None:
+            logits = logits.masked_fill(hidden[:, None], float("-inf"))
+        return logits.softmax(-1).mean(dim=1)
 
-    def _visible(self, row: Tensor, queries: int, keys: int) -> Tensor:
+    def _hidden(self, row: Tensor | None) -> Tensor | None:
+        """The keys that a query of each row does not see, shape (batch, keys); None where it sees all."""
+        queries, keys = self.query.shape[2], self.key.shape[2]
         if self.mask is None:
+            if row is None:
+                return None
             places = torch.arange(keys, device=row.device)
-            return places[None] <= (row + keys - queries)[:, None]
-        mask = self.mask[:, 0].expand(row.shape[0], -1, -1)[torch.arange(row.shape[0], device=row.device), row, :keys]
-        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            return places[None] > (row + keys - queries)[:, None]
+        mask = self.mask[:, 0].expand(self.query.shape[0], -1, -1)
+        mask = mask[:, -1] if row is None else mask[torch.arange(len(row), device=row.device), row]
+        mask = mask[:, :keys]
+        return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
 @contextmanager

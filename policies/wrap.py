@@ -198,7 +198,7 @@ class WrappedLayer:
                 raise self.unknown_tokens(hidden)
             kind = self.only_class(hidden, cache)
             return WHOLE[kind in self.attends], WHOLE[kind in self.feeds], kind in self.beside
-        if prompt.images.mask.shape != hidden.shape[:2]:
+        if prompt.scores.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
         images = prompt.left if ratio is None else prompt.choose(hidden, ratio, self.selection.score)
         prompt.processed = images

@@ -15,6 +15,12 @@ from skipsearch import Policy, apply_policy
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch):
+    """By default cuDNN rounds the inputs of convolutions, those of image patches too, to ten bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def on_gpu(inputs):
     return {name: tensor.cuda() for name, tensor in inputs.items()}
 
