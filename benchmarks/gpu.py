@@ -168,8 +168,8 @@ def compiled_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
     return statistics.median(later - earlier for earlier, later in pairwise(watch.times[1:])) * 1e3
 
 
-def eager(subject: Subject, batch: int, repeats: int) -> dict[str, Any]:
-    """The figures of every policy at one batch size, printed as a table while they come."""
+def eager(subject: Subject, batch: int, repeats: int, only: list[str]) -> dict[str, Any]:
+    """The figures of the policies at one batch size, printed as a table while they come."""
     layers = subject.model.config.get_text_config().num_hidden_layers
     dense = measure(subject, Policy(), batch, repeats)
     dense |= {"graph_tpot_ms": graph_tpot(subject, Policy(), batch) or 0.0}
@@ -177,6 +177,8 @@ def eager(subject: Subject, batch: int, repeats: int) -> dict[str, Any]:
     heads = ("prefill FLOPs", "TTFT", "decode FLOPs", "TPOT", "KV bytes", "graph TPOT")
     print(f"{f'batch {batch}, share of dense':31}" + "".join(f"{head:>14}" for head in heads))
     for name, policy in policies(layers).items():
+        if not any(part in name for part in only):
+            continue
         found = results[name] = measure(subject, policy, batch, repeats)
         shares = [found[key] / (found.get(f"{key}_dense") or dense[key]) for key in SHARES]
         graph = graph_tpot(subject, policy, batch)
@@ -203,13 +205,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--batch", type=int, nargs="+", default=[1])
     arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--only", nargs="+", default=[""], help="policies that have one of these in their name")
     arguments.add_argument("--compiled", action="store_true", help="time compiled decode steps instead")
     arguments.add_argument("--tiny", action="store_true", help="toy shapes, to try the script on any machine")
     options = arguments.parse_args()
     on_gpu = torch.cuda.is_available()
     model = llava(options.tiny, "cuda" if on_gpu else "cpu")
     subject = Subject(model, None, None, ModelSpec(id="random"), True, [prompt(model)])
-    measured = partial(compiled, subject) if options.compiled else partial(eager, subject, repeats=options.repeats)
+    plain = partial(eager, subject, repeats=options.repeats, only=options.only)
+    measured = partial(compiled, subject) if options.compiled else plain
     results = {batch: measured(batch) for batch in options.batch}
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     shapes = "toy" if options.tiny else "LLaVA-1.5-7B"

@@ -63,10 +63,14 @@ def mask_for(
     if layer.kind == "linear":
         # A recurrence knows no mask but the padding's.
         return mask if chosen is None else chosen.valid
-    implementation = masks_of(layer)
     past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
     old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
-    if mask is None and old is None and new is None and first == 0 and (hidden.shape[1] == 1 or past == 0):
+    causal = mask is None and old is None and new is None and first == 0 and (hidden.shape[1] == 1 or past == 0)
+    if causal and chosen is None:
+        return None
+    # Where tokens are left out, other attentions are refused at once, not first where a mask is needed.
+    implementation = masks_of(layer)
+    if causal:
         return None
     if chosen is None or past:
         return built(implementation, mask, hidden, stored, chosen)

@@ -8,12 +8,13 @@ from torch import Tensor
 
 
 def side_by_side(x: Tensor, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run two functions of `x`: on two CUDA streams, elsewhere one after the other.
+    """Run two functions of `x`: on two streams of a CUDA graph, elsewhere one after the other.
 
     The kernels of a single token leave most of a GPU idle, so two of them at a time take little more than one. The
-    fork and the join are events on the streams: nothing waits on the host, and a CUDA graph captures them.
+    fork and the join are events on the streams, which a graph captures. Outside one they cost more than they gain: the
+    steps of an uncaptured decode wait for the host (`gpu.sh` in benchmarks/README.md).
     """
-    if not x.is_cuda or torch.compiler.is_compiling():
+    if not x.is_cuda or torch.compiler.is_compiling() or not torch.cuda.is_current_stream_capturing():
         return first(), second()
     here, side = torch.cuda.current_stream(x.device), side_stream(x.device)
     side.wait_stream(here)

@@ -15,7 +15,7 @@ from .narrow import narrow
 from .patch import Patch
 from .policy import TokenSelection
 from .streams import side_by_side
-from .tokens import EVERYONE, Classes, Prompt, Selection, Whole, scope
+from .tokens import CLASSES, EVERYONE, Classes, Prompt, Selection, Whole, scope
 from .watch import Attention, watched
 
 Tokens: TypeAlias = Selection | Whole
@@ -53,6 +53,9 @@ class WrappedLayer:
         attends: The classes of tokens that the attention processes.
         feeds: The same of the FFN.
         beside: The classes whose FFN reads the layer's input.
+        plans: By the class of tokens, the plan of a forward whose tokens are all of that class.
+        phased: True where an answer is treated in another way than the text of a prompt.
+        needs_ids: True where image tokens are treated in another way than text.
         steady: The plan of every forward, where it is always the same; else None.
     """
 
@@ -68,24 +71,15 @@ class WrappedLayer:
         self.attends = EVERYONE - within if choice.attention == "skip" else EVERYONE
         self.feeds = EVERYONE - within if choice.ffn == "skip" else EVERYONE
         self.beside = within if choice.wiring == "parallel" else NOBODY
-        self.steady = self._steady_plan()
+        self.plans: dict[str, Plan] = {
+            name: (WHOLE[name in self.attends], WHOLE[name in self.feeds], name in self.beside) for name in CLASSES
+        }
+        images_differ = self.plans["image"] != self.plans["text"]
+        self.phased = self.plans["answer"] != self.plans["text"]
+        self.needs_ids = choice.token_ratio is not None or images_differ
+        steady = not (self.needs_ids or self.phased or scored or selection.reselect == "once")
+        self.steady = self.plans["text"] if steady else None
         self.patch = Patch(layer.module)
-
-    def _steady_plan(self) -> Plan | None:
-        sets = (self.attends, self.feeds, self.beside)
-        differs = any(classes not in (EVERYONE, NOBODY) for classes in sets)
-        if differs or self.scored or self.choice.token_ratio is not None or self.selection.reselect == "once":
-            return None
-        return WHOLE[bool(self.attends)], WHOLE[bool(self.feeds)], bool(self.beside)
-
-    @property
-    def needs_ids(self) -> bool:
-        """True where image tokens are treated in another way than text."""
-        return self.choice.token_ratio is not None or not self.same_for("image", "text")
-
-    def same_for(self, first: str, second: str) -> bool:
-        """True where two classes of tokens are treated alike."""
-        return all((first in classes) == (second in classes) for classes in (self.attends, self.feeds, self.beside))
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward."""
@@ -190,14 +184,9 @@ class WrappedLayer:
         """
         prompt, ratio = self.shared.prompt, self.choice.token_ratio
         if prompt is None:
-            if (
-                hidden.shape[1] > 1
-                and not self.shared.known
-                and (ratio is not None or not self.same_for("image", "text"))
-            ):
+            if self.needs_ids and hidden.shape[1] > 1 and not self.shared.known:
                 raise self.unknown_tokens(hidden)
-            kind = self.only_class(hidden, cache)
-            return WHOLE[kind in self.attends], WHOLE[kind in self.feeds], kind in self.beside
+            return self.plans[self.only_class(hidden, cache)]
         if prompt.scores.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
         images = prompt.left if ratio is None else prompt.choose(hidden, ratio, self.selection.score)
@@ -209,7 +198,7 @@ class WrappedLayer:
 
     def only_class(self, hidden: Tensor, cache: Cache | None) -> str:
         """The class of all tokens of a forward: a decode step is a single token after others, all else is prompt."""
-        if self.same_for("text", "answer") or hidden.shape[1] > 1 or cache is None:
+        if not self.phased or hidden.shape[1] > 1 or cache is None:
             return "text"
         return "answer" if has_past(cache, self.layer.index) else "text"
 
