@@ -65,7 +65,8 @@ def test_a_static_cache_answers_as_a_growing_one_does_in_a_cuda_graph(name):
         close(torch.stack(found), torch.stack(expected), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "llava"])
+# Not where windows slide: there transformers counts a static cache's tokens in Python too, which a graph cannot replay.
+@pytest.mark.parametrize("name", ["llama", "llava"])
 def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
     model, inputs = copy.deepcopy(built(name, "sdpa")).cuda(), on_gpu(batch_of(name, "text").padded())
     token = inputs["input_ids"][:, -1:]
