@@ -57,6 +57,15 @@ def test_a_race_saves_answers_and_no_hypervolume():
     assert savings[0] > 1.1 and savings[1] > 1.2 * savings[0] and savings[2] > 2 and savings[3] > savings[2]
 
 
+def test_what_is_for_a_gpu_runs_small_on_any_machine():
+    found = figures_of("gpu.py", "--tiny", "--repeats", "1", "--only", "from layer", "skip_ffn, everywhere")["batches"]
+    dense, ratio, skipped = found["1"].values()
+    assert ratio["kv_cache_bytes"] < dense["kv_cache_bytes"] == skipped["kv_cache_bytes"]
+    assert skipped["prefill_flops"] < ratio["prefill_flops"] < dense["prefill_flops"]
+    # No static cache serves a policy that chooses tokens.
+    assert "graph_tpot_ms" in skipped and "graph_tpot_ms" not in ratio
+
+
 def test_whole_searches_race_on_fewer_answers():
     runs = figures_of("racing_search.py", "--quick")["runs"]
     (full,), (raced,) = runs["none"], runs["{}"]
