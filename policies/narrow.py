@@ -85,12 +85,13 @@ def built(
 ) -> Tensor:
     """The mask of `mask_for`, where one is needed; shape (batch, 1, processed, stored + processed)."""
     (batch, count), device = hidden.shape[:2], hidden.device
-    past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
     queries = torch.arange(count, device=device).expand(batch, -1) if chosen is None else chosen.index
-    before = queries[:, :0] if stored is None else stored.columns(batch, device)
-    keys = torch.cat([before, queries + past], dim=1)
-    old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
-    real = torch.cat([filled(old, before), filled(new, queries)], dim=1) & (keys >= first)
+    keys, real, past, first = queries, None if chosen is None else chosen.valid, 0, 0
+    if stored is not None and stored.seen:
+        past, first = stored.seen, stored.get_mask_sizes(0)[1]
+        before = stored.columns(batch, device)
+        keys = torch.cat([before, queries + past], dim=1)
+        real = torch.cat([filled(stored.valid, before), filled(real, queries)], dim=1) & (keys >= first)
     if mask is None:
         allowed = keys[:, None, :] <= (queries + past)[:, :, None]
     else:
@@ -98,7 +99,7 @@ def built(
         mask = rows.gather(2, (keys - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
         allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
     # What fills up a shorter row as a query may see anything: its output is thrown away.
-    allowed = (allowed & real[:, None])[:, None]
+    allowed = (allowed if real is None else allowed & real[:, None])[:, None]
     if mask is not None and mask.dtype != torch.bool:
         return torch.where(allowed, mask[:, None], torch.finfo(mask.dtype).min)
     return allowed if implementation == "sdpa" else as_added(allowed, hidden.dtype)

@@ -86,10 +86,12 @@ class Selection:
         """The chosen tokens of a tensor whose axis `dim` (negative) runs over tokens and the one before over rows."""
         if self.only is not None:
             return tensor.index_select(dim, self.only)
-        rows = tensor.movedim((dim - 1, dim), (0, 1))
+        if tensor.dim() + dim > 1:
+            # Positions of several kinds: those come first.
+            ahead = tensor.movedim((dim - 1, dim), (0, 1))
+            return self.cut(ahead, 1 - tensor.dim()).movedim((0, 1), (dim - 1, dim))
         # Indexing copies whole tokens, where `take_along_dim` and `gather` look at every number: ten times as fast.
-        chosen = rows.expand(self.index.shape[0], *rows.shape[1:])[self.rows, self.index]
-        return chosen.movedim((0, 1), (dim - 1, dim))
+        return tensor.expand(len(self.index), *tensor.shape[1:])[self.rows, self.index]
 
     def cut_once(self, tensor: Tensor, dim: int) -> Tensor:
         """As `cut`, for an argument that many layers get: cut for the first, and remembered."""
