@@ -30,8 +30,15 @@ from skipsearch.policies.errors import ModelError
 
 TEXT_TOKENS = 64
 STEPS = 32
-SHARES = ("prefill_flops", "ttft_ms", "decode_flops", "tpot_ms", "kv_cache_bytes")
-# To compile 32 layers takes about a minute.
+COLUMNS = {
+    "prefill FLOPs": "prefill_flops",
+    "TTFT": "ttft_ms",
+    "decode FLOPs": "decode_flops",
+    "TPOT": "tpot_ms",
+    "KV bytes": "kv_cache_bytes",
+    "graph TPOT": "graph_tpot_ms",
+}
+# To compile 32 layers takes half a minute. A static cache serves these.
 COMPILED = ("skip_layer, last quarter", "skip_attention, second half", "skip_ffn, second half", "parallel, shared norm")
 
 
@@ -116,7 +123,8 @@ def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[
             found[name] = entry.value
         for name, entry in LatencyEvaluator(latency, subject).measure(handle, "search").items():
             found |= {name: entry.value, f"{name}_dense": entry.dense or 0.0, f"{name}_iqr": entry.iqr or 0.0}
-    return found
+    graph = graph_tpot(subject, policy, batch)
+    return found if graph is None else found | {"graph_tpot_ms": graph}
 
 
 @torch.inference_mode()
@@ -151,20 +159,14 @@ def graph_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
 
 
 @torch.inference_mode()
-def compiled_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
-    """Median decode step with a static cache and a compiled forward, which is a CUDA graph on a GPU, in milliseconds.
-
-    None for policies that choose tokens or store some tokens only, which a static cache does not serve.
-    """
+def compiled_tpot(subject: Subject, policy: Policy, batch: int) -> float:
+    """Median decode step, compiled and with a static cache, which makes a CUDA graph on a GPU; in milliseconds."""
     inputs = {name: tensor.to(subject.model.device) for name, tensor in fixed_input(subject, batch).items()}
     torch._dynamo.reset()
     with apply_policy(subject.model, policy):
-        try:
-            for _ in range(3):  # The first compiles, the second may record the graph.
-                watch = Stopwatch()
-                generate(subject.model, inputs, STEPS + 1, streamer=watch, cache_implementation="static")
-        except ModelError:
-            return None
+        for _ in range(3):  # The first compiles, the second may record the graph.
+            watch = Stopwatch()
+            generate(subject.model, inputs, STEPS + 1, streamer=watch, cache_implementation="static")
     return statistics.median(later - earlier for earlier, later in pairwise(watch.times[1:])) * 1e3
 
 
@@ -172,20 +174,17 @@ def eager(subject: Subject, batch: int, repeats: int, only: list[str]) -> dict[s
     """The figures of the policies at one batch size, printed as a table while they come."""
     layers = subject.model.config.get_text_config().num_hidden_layers
     dense = measure(subject, Policy(), batch, repeats)
-    dense |= {"graph_tpot_ms": graph_tpot(subject, Policy(), batch) or 0.0}
     results: dict[str, Any] = {"dense": dense}
-    heads = ("prefill FLOPs", "TTFT", "decode FLOPs", "TPOT", "KV bytes", "graph TPOT")
-    print(f"{f'batch {batch}, share of dense':31}" + "".join(f"{head:>14}" for head in heads))
+    print(f"{f'batch {batch}, share of dense':31}" + "".join(f"{head:>14}" for head in COLUMNS))
     for name, policy in policies(layers).items():
         if not any(part in name for part in only):
             continue
         found = results[name] = measure(subject, policy, batch, repeats)
-        shares = [found[key] / (found.get(f"{key}_dense") or dense[key]) for key in SHARES]
-        graph = graph_tpot(subject, policy, batch)
-        if graph is not None:
-            found["graph_tpot_ms"] = graph
-        last = f"{graph / dense['graph_tpot_ms']:14.2f}" if graph else f"{'-':>14}"
-        print(f"{name:31}" + "".join(f"{share:14.2f}" for share in shares) + last, flush=True)
+        shares = (
+            f"{found[key] / (found.get(f'{key}_dense') or dense[key]):.2f}" if key in found else "-"
+            for key in COLUMNS.values()
+        )
+        print(f"{name:31}" + "".join(f"{share:>14}" for share in shares), flush=True)
     return results
 
 
@@ -194,7 +193,7 @@ def compiled(subject: Subject, batch: int) -> dict[str, float]:
     known = policies(subject.model.config.get_text_config().num_hidden_layers)
     results: dict[str, float] = {}
     for name, policy in {"dense": Policy(), **{name: known[name] for name in COMPILED}}.items():
-        results[name] = compiled_tpot(subject, policy, batch) or 0.0
+        results[name] = compiled_tpot(subject, policy, batch)
         share = results[name] / results["dense"]
         print(f"batch {batch}, compiled: {name:31}{results[name]:8.2f} ms{share:8.2f}", flush=True)
     return results

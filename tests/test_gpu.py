@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU does: no tensor left on the wrong device, no race of two streams, nothing else."""
+"""A GPU computes what the CPU does: no tensor is left on the wrong device, and no stream overtakes the other."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def test_a_static_cache_answers_as_a_growing_one_does_in_a_cuda_graph(name):
 @pytest.mark.parametrize("name", ["llama", "llava"])
 def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
     model, inputs = copy.deepcopy(built(name, "sdpa")).cuda(), on_gpu(batch_of(name, "text").padded())
-    token = inputs["input_ids"][:, -1:]
+
+    def begun():
+        """The step after the prompt, at each call one token further."""
+        cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=64)
+        model(**inputs, past_key_values=cache)
+        return partial(model, input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
+
     with torch.inference_mode(), apply_policy(model, policy_of(dict.fromkeys(range(LAYERS), NAMED["parallel"]))):
-        logits = []
-        for captured in (False, True):
-            cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=64)
-            model(**inputs, past_key_values=cache)
-            step = partial(model, input_ids=token, past_key_values=cache)
-            if not captured:
-                logits = [step().logits for _ in range(8)]
-                continue
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                found = step().logits
-            for expected in logits:
-                graph.replay()
-                close(found, expected, 1e-5)
+        step, captured = begun(), begun()
+        expected = [step().logits for _ in range(8)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = captured().logits
+        for logits in expected:
+            graph.replay()
+            close(found, logits)
