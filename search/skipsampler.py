@@ -38,11 +38,11 @@ class SkipSampler(BaseSampler):
     same time.
 
     The first trial is dense, the next have each choice on a third of the parameters. From then on a Gaussian process
-    over all choices and pairs of choices, refitted on every trial, picks the candidate that promises most hypervolume,
-    among: the exact front of the additive part by dynamic programming (Puzzle, arXiv:2411.19146; SPDY,
-    arXiv:2201.13096), also around members of the front; single moves away from the front, as greedy searches take them
-    (BlockPruner, arXiv:2406.10594; SLEB, arXiv:2402.09025); mutants and crossovers of it (EvoPress, arXiv:2410.14649).
-    `benchmarks/search.py` compares it with each of them.
+    over all choices and pairs of choices, refitted on every trial, and with it what pairs of parameters interact most
+    (Tipping 2001), picks the candidate that promises most hypervolume, among: the exact front of the additive part by
+    dynamic programming (Puzzle, arXiv:2411.19146; SPDY, arXiv:2201.13096), also around members of the front; single
+    moves away from the front, as greedy searches take them (BlockPruner, arXiv:2406.10594; SLEB, arXiv:2402.09025);
+    mutants and crossovers of it (EvoPress, arXiv:2410.14649). `benchmarks/search.py` compares it with each of them.
 
     Args:
         neutral: By parameter the choice that leaves the model as it is. Parameters that are not named are drawn at

@@ -1,8 +1,9 @@
 """What a policy will cost and lose, from every policy that was measured.
 
 Costs are sums over the variables, learned by least squares. Losses are not: choices interact, so they get a Gaussian
-process (Rasmussen and Williams 2006) whose kernel holds every single choice and every pair of them. Both begin with
-what is known before: unmeasured choices are like equal choices of other layers, and like other choices of their own.
+process (Rasmussen and Williams 2006) whose kernel holds every single choice and every pair of them, and some pairs of
+variables by themselves. Both begin with what is known before: unmeasured choices are like equal choices of other
+layers, and like other choices of their own.
 """
 
 from copy import copy
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from .additive import Codes, Floats
 from .alternatives import Alternatives
+from .interactions import Pairs
 
 SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
 SETTLED = 400  # policies that the setting is learned from at most
+COMMON = 0.6  # of the variance of interactions, what all pairs are expected to have alike
 ROWS = 256  # of a triangle that are multiplied at once
 RIDGES = (1e-6, 1e-2, 1e-1)
 
@@ -65,13 +68,16 @@ class Setting:
 class Prior:
     """What is expected of policies before they are measured, on the scale of the link.
 
+    The features of a policy are its choices, and after them some pairs of variables.
+
     Attributes:
         link: That scale.
-        mean: (features,): what each choice loses.
-        covariance: (features, features): of what choices lose.
-        relation: (features, features): its square is the covariance of interactions.
+        mean: (choices,): what each loses.
+        covariance: (choices, choices): of what they lose.
+        relation: (choices, choices): its square is the covariance of interactions.
         pairs: The size of those.
         noise: The variance of measurements.
+        own: (pairs,): the variances of what pairs of variables do besides.
     """
 
     link: Link
@@ -80,20 +86,38 @@ class Prior:
     relation: Floats
     pairs: float
     noise: float
+    own: Floats
+
+    def choices(self, features: Floats) -> Floats:
+        """The features that are no pairs."""
+        return features[:, : len(self.mean)]
+
+    def projected(self, features: Floats) -> Floats:
+        """(n, features): multiplied by the covariance of the features."""
+        choices = self.choices(features)
+        return np.hstack([choices @ self.covariance, features[:, len(self.mean) :] * self.own])
+
+    def related(self, features: Floats) -> Floats:
+        """(n, choices): the choices, multiplied by `relation`."""
+        return self.choices(features) @ self.relation
 
     def covariances(self, features: Floats, projected: Floats, related: Floats) -> Floats:
-        """Between policies, and others whose features are multiplied by `covariance` and `relation` already."""
-        return features @ projected.T + self.pairs * (features @ related.T) ** 2
+        """Between policies, and others of which `projected` and `related` are known."""
+        return features @ projected.T + self.pairs * (self.choices(features) @ related.T) ** 2
 
     def variances(self, features: Floats) -> Floats:
         """Of each policy."""
-        alone: Floats = np.einsum("ij,ij->i", features @ self.covariance, features)
+        alone: Floats = np.einsum("ij,ij->i", self.projected(features), features)
         # Of a variable one choice is made at most, and others are not related.
-        return alone + self.pairs * (features @ np.diag(self.relation)) ** 2
+        return alone + self.pairs * (self.choices(features) @ np.diag(self.relation)) ** 2
+
+    def rest(self, features: Floats, losses: Floats) -> Floats:
+        """(n,): how far losses are from what is expected."""
+        return self.link(losses) - self.choices(features) @ self.mean
 
     def rounded(self) -> "Prior":
         """The same in single precision."""
-        return replace(self, covariance=single(self.covariance), relation=single(self.relation))
+        return replace(self, covariance=single(self.covariance), relation=single(self.relation), own=single(self.own))
 
     def strayed(self, losses: Floats, errors: Floats) -> Floats:
         """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
@@ -108,8 +132,8 @@ class Prior:
             losses: (n,): what they lose.
             errors: (n,): the standard errors of that.
         """
-        rest = self.link(losses) - features @ self.mean
-        root, misfit = factorised(covariance + self.strayed(losses, errors), rest, np.sqrt(self.noise))
+        rest, noise = self.rest(features, losses), np.sqrt(self.noise)
+        root, misfit = factorised(covariance + self.strayed(losses, errors), rest, noise)
         return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
 
 
@@ -118,8 +142,8 @@ class Learned:
     """Policies that a surrogate knows, in their order.
 
     Attributes:
-        projected: (n, features): their features, multiplied by the prior's `covariance`.
-        related: (n, features): the same, multiplied by its `relation`.
+        projected: (n, features): by `Prior.projected`.
+        related: (n, choices): by `Prior.related`.
         whitening: (n, n): what they are multiplied by to be independent: the inverse of a Cholesky factor.
     """
 
@@ -159,7 +183,7 @@ class Surrogate:
 
     Args:
         alternatives: What may be chosen.
-        weights: (features,) positive: how much each choice is expected to lose, up to a common factor.
+        weights: (choices,) positive: how much each choice is expected to lose, up to a common factor.
         codes: (n, variables): the policies that were measured.
         losses: (n,): what each of them loses against dense.
         errors: (n,): their standard errors; 0 of what was measured on all examples.
@@ -174,6 +198,7 @@ class Surrogate:
         features = alternatives.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
         sample = features[some], losses[some], errors[some]
+        self._pairs = Pairs.every(np.zeros((features.shape[1], 0)), 0.0)
         likely, begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
         self._fit(self._expected(begun, None, *sample[:2]), *sample)
         # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
@@ -182,7 +207,10 @@ class Surrogate:
         if more < likely:
             learned, spread = begun, None
         self.setting = learned
-        self._fit(self._expected(learned, spread, features, losses), features, losses, errors)
+        prior = self._expected(learned, spread, features, losses)
+        if interactions and len(losses) > alternatives.count:  # Fewer say too little of so many pairs.
+            prior = self._paired(prior, features, losses, errors)
+        self._fit(prior, self._features(codes), losses, errors)
 
     def _settled(
         self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats, errors: Floats
@@ -228,13 +256,28 @@ class Surrogate:
         outer = np.outer(spread, spread)
         covariance = outer * self._alternatives.relation
         relation = np.sqrt(outer) * self._alternatives.likeness(setting.alike)
-        return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2)
+        return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2, np.zeros(0))
+
+    def _paired(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
+        """Learn which variables interact, a pair for two choices at most; what then is expected."""
+        common = replace(prior, pairs=COMMON * prior.pairs)
+        covariance = common.covariances(choices, common.projected(choices), common.related(choices))
+        sizes = np.sqrt(np.diag(prior.relation))[:, None] * self._alternatives.membership
+        # The kernel holds every pair twice.
+        pairs = Pairs.every(sizes, 2 * (1 - COMMON) * prior.pairs)
+        misfit, strayed = common.rest(choices, losses), common.strayed(losses, errors)
+        self._pairs = pairs.learned(choices, misfit, covariance + strayed, choices.shape[1] // 2)
+        return replace(common, own=self._pairs.variances)
+
+    def _features(self, codes: Codes) -> Floats:
+        choices = self._alternatives.features(codes)
+        return np.hstack([choices, self._pairs.features(choices)])
 
     def _fit(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
         self.link, self._prior = prior.link, prior
-        self._rest = prior.link(losses) - features @ prior.mean
+        self._rest = prior.rest(features, losses)
         nobody = features[:0]
-        self._known = Learned(nobody, nobody, np.zeros((0, 0)))
+        self._known = Learned(nobody, prior.choices(nobody), np.zeros((0, 0)))
         self._learn(features, prior.strayed(losses, errors))
         self._explain()
 
@@ -245,7 +288,7 @@ class Surrogate:
     def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Learned]:
         """Some more policies, whose measurements stray with this covariance, given all that are known."""
         prior, known = self._prior, self._known
-        projected, related = features @ prior.covariance, features @ prior.relation
+        projected, related = prior.projected(features), prior.related(features)
         white = known.white(prior.covariances(features, known.projected, known.related))
         left = prior.covariances(features, projected, related) + strayed - white @ white.T
         return white, Learned(projected, related, np.linalg.inv(np.linalg.cholesky(left)))
@@ -254,11 +297,13 @@ class Surrogate:
         """The mean as a function of the choices: linear and quadratic coefficients."""
         known = self._known
         weight = known.whitening.T @ (known.whitening @ self._rest)
-        self._linear: Floats = self._prior.mean + known.projected.T @ weight
-        self._quadratic: Floats = self._prior.pairs * (known.related.T * weight) @ known.related
+        alone, paired = np.split(known.projected.T @ weight, [len(self._prior.mean)])
+        self._linear: Floats = self._prior.mean + alone
+        common: Floats = self._prior.pairs * (known.related.T * weight) @ known.related
+        self._quadratic: Floats = common + self._pairs.quadratic(paired)
 
     def _deviations(self) -> Floats:
-        """(features,): how uncertain is what each choice loses by itself."""
+        """(choices,): how uncertain is what each loses by itself."""
         known = ((self._known.whitening @ self._known.projected) ** 2).sum(0)
         deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
         return deviations
@@ -272,8 +317,8 @@ class Surrogate:
         """A surrogate that also knows these policies; the setting stays."""
         if not len(codes):
             return self
-        grown, features = self._copy(), self._alternatives.features(codes)
-        grown._rest = np.r_[self._rest, self.link(losses) - features @ self._prior.mean]
+        grown, features = self._copy(), self._features(codes)
+        grown._rest = np.r_[self._rest, self._prior.rest(features, losses)]
         # One at a time, so that the result depends on their order alone.
         for row, strayed in zip(features, np.diag(self._prior.strayed(losses, errors)), strict=True):
             grown._learn(row[None], strayed[None, None])
@@ -283,7 +328,7 @@ class Surrogate:
     def with_pending(self, codes: Codes) -> Self:
         """A surrogate that takes what it expects of these policies as measured: its mean stays."""
         waiting = self._copy()
-        waiting._pending = self._told(self._alternatives.features(codes), self.noise * np.eye(len(codes)))
+        waiting._pending = self._told(self._features(codes), self.noise * np.eye(len(codes)))
         return waiting
 
     def _copy(self) -> Self:
@@ -299,25 +344,22 @@ class Surrogate:
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of each policy, on the scale of the link."""
-        exact = self._alternatives.features(codes)
         prior, known, told, pending = self._rounded
-        features = single(exact)
+        features = single(self._features(codes))
         white = known.white(prior.covariances(features, known.projected, known.related))
         left = pending.white(prior.covariances(features, pending.projected, pending.related) - white @ told.T)
         variance = prior.variances(features).astype(float)
         variance -= np.einsum("ij,ij->i", white, white) + np.einsum("ij,ij->i", left, left)
-        return self._mean(exact), np.sqrt(np.maximum(variance, 1e-6 * self.noise))
+        return self.mean(codes), np.sqrt(np.maximum(variance, 1e-6 * self.noise))
 
     def mean(self, codes: Codes) -> Floats:
         """The expected loss of each policy, on the scale of the link; cheaper than `predict`."""
-        return self._mean(self._alternatives.features(codes))
-
-    def _mean(self, features: Floats) -> Floats:
-        expected: Floats = features @ self._linear + np.einsum("ij,ij->i", features @ self._quadratic, features)
+        choices = self._alternatives.features(codes)
+        expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ self._quadratic, choices)
         return expected
 
     def alone(self) -> Floats:
-        """(features,): what each choice is expected to lose by itself, on the scale of the link."""
+        """(choices,): what each choice is expected to lose by itself, on the scale of the link."""
         return self._linear + np.diag(self._quadratic)
 
 

@@ -1,0 +1,76 @@
+"""Which pairs of variables interact: sparse Bayesian learning.
+
+Most layers do not mind what another one does, and a few mind it much. Where all pairs are expected to interact alike,
+each is expected to do so a little, and those that do are believed only after many measurements. So each pair has a
+variance of its own, learned from the evidence (Tipping 2001, JMLR 1: 211-244).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .additive import Floats
+
+# Variances that are learned to the end are too sure of themselves, as there are more pairs than measurements.
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of variables; what each does is in proportion to the sizes of the choices that are made for both.
+
+    Attributes:
+        sizes: (choices, variables): of every choice, 0 for variables that are not its own.
+        one: (pairs,): a variable.
+        other: (pairs,): another one.
+        variances: (pairs,): of the factor of proportion.
+    """
+
+    sizes: Floats
+    one: NDArray[np.intp]
+    other: NDArray[np.intp]
+    variances: Floats
+
+    @classmethod
+    def every(cls, sizes: Floats, variance: float) -> "Pairs":
+        """All pairs, of equal variance."""
+        one, other = np.triu_indices(sizes.shape[1], 1)
+        return cls(sizes, one, other, np.full(len(one), variance))
+
+    def features(self, choices: Floats) -> Floats:
+        """(policies, pairs): the products of sizes, from the choices that policies make."""
+        sizes = choices @ self.sizes
+        return sizes[:, self.one] * sizes[:, self.other]
+
+    def quadratic(self, factors: Floats) -> Floats:
+        """(choices, choices): what pairs do with these factors, as the coefficients of a quadratic form."""
+        between = np.zeros((self.sizes.shape[1],) * 2)
+        between[self.one, self.other] = factors / 2
+        return self.sizes @ (between + between.T) @ self.sizes.T
+
+    def strongest(self, count: int) -> "Pairs":
+        """Those of the largest variances."""
+        kept = np.sort(np.argsort(-self.variances, kind="stable")[:count])
+        return Pairs(self.sizes, self.one[kept], self.other[kept], self.variances[kept])
+
+    def learned(self, choices: Floats, rest: Floats, covariance: Floats, count: int) -> "Pairs":
+        """Those that explain most, with the variances that policies speak for.
+
+        Args:
+            choices: (n, choices): of each policy.
+            rest: (n,): how far each differs from what was expected.
+            covariance: (n, n): of that, without these pairs.
+            count: So many are kept at most.
+        """
+        pairs = self
+        for _ in range(ROUNDS):
+            features = pairs.features(choices)
+            white = np.linalg.inv(np.linalg.cholesky(covariance + (features * pairs.variances) @ features.T))
+            effects = white @ features
+            # Where the variance is right, the square of what a pair has to do with the misfit is what it is expected to
+            # be: equation 20 of MacKay 1992, Neural Computation 4: 415-447.
+            expected = np.maximum((effects**2).sum(0), np.finfo(float).tiny)
+            variances = pairs.variances * (effects.T @ (white @ rest)) ** 2 / expected
+            pairs = Pairs(pairs.sizes, pairs.one, pairs.other, variances).strongest(count)
+        return pairs
