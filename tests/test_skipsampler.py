@@ -411,7 +411,8 @@ def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
 def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_knows():
     draw, space = np.random.default_rng(0), Alternatives([[0, 1, 2]] * 12)
     codes = np.unique(draw.integers(0, 3, (420, 12)), axis=0)[draw.permutation(400)].astype(np.int16)
-    losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.1 * codes[:, 0] * codes[:, 1]
+    losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
+    losses += draw.normal(0, 0.01, 400)
     begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300))
     grown = begun.with_measured(codes[300:320], losses[300:320], np.zeros(20))
     means, deviations = grown.with_pending(codes[320:330]).predict(codes[330:])
@@ -460,7 +461,10 @@ def test_evidence_tells_whether_choices_of_a_layer_share_their_interactions(seed
     effects[:, :, 0] = effects[:, :, :, 0] = 0
     pairs = [effects[one, other, codes[:, one], codes[:, other]] for one in range(10) for other in range(one)]
     losses = (codes > 0) @ (0.1 * np.exp(draw.normal(0, 0.7, 10))) + np.sum(pairs, axis=0)
-    assert Surrogate(space, np.ones(30), codes, losses, np.zeros(120)).setting.alike == alike
+    fit = Surrogate(space, np.ones(30), codes, losses, np.zeros(120))
+    assert fit.setting.alike == alike
+    # All pairs interact here, so that none stand out.
+    assert not len(fit._pairs.one)
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
