@@ -72,5 +72,5 @@ class Pairs:
             # be: equation 20 of MacKay 1992, Neural Computation 4: 415-447.
             expected = np.maximum((effects**2).sum(0), np.finfo(float).tiny)
             variances = pairs.variances * (effects.T @ (white @ rest)) ** 2 / expected
-            pairs = Pairs(pairs.sizes, pairs.one, pairs.other, variances).strongest(count)
-        return pairs
+            pairs = Pairs(pairs.sizes, pairs.one, pairs.other, variances).strongest(2 * count)
+        return pairs.strongest(count)

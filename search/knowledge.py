@@ -12,7 +12,7 @@ from .dominance import non_dominated
 from .gain import Gain, budgets
 from .surrogate import Surrogate, fit_costs
 
-KNOWN = 840  # policies that the surrogate stands on at most
+KNOWN = 768  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
 # Expected gain looks one trial ahead. What a trial tells is worth more than that while many are to come, so that part
 # of a standard deviation counts as so much more; but never as more than this share of the losses that count, for where

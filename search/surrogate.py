@@ -24,7 +24,7 @@ NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
 SETTLED = 400  # policies that the setting is learned from at most
 COMMON = 0.6  # of the variance of interactions, what all pairs are expected to have alike
-SURE = 10.0  # nats by which pairs must foretell better: that difference strays by several
+FEWEST = 60  # policies that pairs are learned from: of fewer each explains as much as another
 ROWS = 256  # of a triangle that are multiplied at once
 RIDGES = (1e-6, 1e-2, 1e-1)
 
@@ -105,10 +105,6 @@ class Prior:
     def covariances(self, features: Floats, projected: Floats, related: Floats) -> Floats:
         """Between policies, and others of which `projected` and `related` are known."""
         return features @ projected.T + self.pairs * (self.choices(features) @ related.T) ** 2
-
-    def among(self, features: Floats) -> Floats:
-        """(n, n): the covariance of policies."""
-        return self.covariances(features, self.projected(features), self.related(features))
 
     def variances(self, features: Floats) -> Floats:
         """Of each policy."""
@@ -213,7 +209,7 @@ class Surrogate:
             learned, spread = begun, None
         self.setting = learned
         prior = self._expected(learned, spread, features, losses)
-        if interactions and len(losses) > alternatives.count:  # Fewer say too little of so many pairs.
+        if interactions and len(losses) >= FEWEST:
             prior = self._paired(prior, features, losses, errors)
         self._fit(prior, self._features(codes), losses, errors)
 
@@ -264,33 +260,15 @@ class Surrogate:
         return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2, np.zeros(0))
 
     def _paired(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
-        """Learn which variables interact, a pair for two choices at most, where that tells more; what then is expected.
-
-        Variances that were learned from policies always explain those: so half of them are used to foretell the others.
-        """
-        half, every = slice(None, None, 2), slice(None)
-        pairs, sparse = self._interacting(prior, choices[half], losses[half], errors[half])
-
-        def foretold(one: Prior, features: Floats) -> float:
-            return sum(
-                sign * one.evidence(one.among(features[rows]), features[rows], losses[rows], errors[rows])
-                for sign, rows in ((1, every), (-1, half))
-            )
-
-        more = foretold(sparse, np.hstack([choices, pairs.features(choices)])) - foretold(prior, choices)
-        if more < SURE:
-            return prior
-        self._pairs, sparse = self._interacting(prior, choices, losses, errors)
-        return sparse
-
-    def _interacting(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> tuple[Pairs, Prior]:
+        """Learn which variables interact, as many pairs as there are choices; what then is expected."""
         common = replace(prior, pairs=COMMON * prior.pairs)
+        covariance = common.covariances(choices, common.projected(choices), common.related(choices))
         sizes = np.sqrt(np.diag(prior.relation))[:, None] * self._alternatives.membership
         # The kernel holds every pair twice.
         pairs = Pairs.every(sizes, 2 * (1 - COMMON) * prior.pairs)
-        covariance = common.among(choices) + common.strayed(losses, errors)
-        found = pairs.learned(choices, common.rest(choices, losses), covariance, choices.shape[1] // 2)
-        return found, replace(common, own=found.variances)
+        misfit, strayed = common.rest(choices, losses), common.strayed(losses, errors)
+        self._pairs = pairs.learned(choices, misfit, covariance + strayed, choices.shape[1])
+        return replace(common, own=self._pairs.variances)
 
     def _features(self, codes: Codes) -> Floats:
         choices = self._alternatives.features(codes)

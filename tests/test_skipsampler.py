@@ -461,10 +461,7 @@ def test_evidence_tells_whether_choices_of_a_layer_share_their_interactions(seed
     effects[:, :, 0] = effects[:, :, :, 0] = 0
     pairs = [effects[one, other, codes[:, one], codes[:, other]] for one in range(10) for other in range(one)]
     losses = (codes > 0) @ (0.1 * np.exp(draw.normal(0, 0.7, 10))) + np.sum(pairs, axis=0)
-    fit = Surrogate(space, np.ones(30), codes, losses, np.zeros(120))
-    assert fit.setting.alike == alike
-    # All pairs interact here, so that none stand out.
-    assert not len(fit._pairs.one)
+    assert Surrogate(space, np.ones(30), codes, losses, np.zeros(120)).setting.alike == alike
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
