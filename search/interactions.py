@@ -69,7 +69,7 @@ class Pairs:
             white = np.linalg.inv(np.linalg.cholesky(covariance + (features * pairs.variances) @ features.T))
             effects = white @ features
             # Where the variance is right, the square of what a pair has to do with the misfit is what it is expected to
-            # be: equation 20 of MacKay 1992, Neural Computation 4: 415-447.
+            # be (the update of MacKay 1992, Neural Computation 4: 415-447).
             expected = np.maximum((effects**2).sum(0), np.finfo(float).tiny)
             variances = pairs.variances * (effects.T @ (white @ rest)) ** 2 / expected
             pairs = Pairs(pairs.sizes, pairs.one, pairs.other, variances).strongest(2 * count)
