@@ -1,8 +1,8 @@
 """Which pairs of variables interact: sparse Bayesian learning.
 
-Most layers do not mind what another one does, and a few mind it much. Where all pairs are expected to interact alike,
-each is expected to do so a little, and those that do are believed only after many measurements. So each pair has a
-variance of its own, learned from the evidence (Tipping 2001, JMLR 1: 211-244).
+Where all pairs are expected to interact alike, each is expected to do so a little, and those that do more are believed
+only after many measurements. So each has a variance of its own besides, learned from the evidence (Tipping 2001, JMLR
+1: 211-244).
 """
 
 from dataclasses import dataclass

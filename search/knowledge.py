@@ -1,6 +1,6 @@
 """What a search knows at a proposal: costs, expected losses, the front, and what a candidate would add to it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
 from .dominance import non_dominated
 from .gain import Gain, budgets
-from .surrogate import Surrogate, fit_costs
+from .sums import Sum
+from .surrogate import Surrogate
 
 KNOWN = 768  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
@@ -69,31 +70,6 @@ class History:
         )
 
 
-class Sum:
-    """A figure that is a sum over the variables, learned from what was measured.
-
-    Args:
-        alternatives: What may be chosen.
-        codes: (n, variables).
-        figures: (n,): NaN where it was not measured.
-        table: (variables, width): what each choice adds, where it is known beforehand.
-    """
-
-    def __init__(self, alternatives: Alternatives, codes: Codes, figures: Floats, table: Floats | None = None) -> None:
-        known = np.isfinite(figures)
-        dense = np.flatnonzero(known & ~codes.any(1))
-        self.dense = float(figures[dense[0]]) if len(dense) else float(figures[known].max(initial=0.0))
-        self.error = 0.0
-        if table is None:
-            by_feature, self.error = fit_costs(alternatives, codes[known], figures[known] - self.dense)
-            table = alternatives.table(by_feature, 0.0)
-        self.table, self._alternatives = table, alternatives
-
-    def __call__(self, codes: Codes) -> Floats:
-        """What policies are expected to measure."""
-        return self.dense + self._alternatives.total(self.table, codes)
-
-
 class Bound:
     """A constraint: a function of the loss where it is one, else a sum over the variables."""
 
@@ -133,7 +109,7 @@ class Epoch:
         history: What was measured, at least two policies of it completely.
         tables: By cost what each choice adds, where it is known beforehand.
         reference: See `Memory`.
-        pairs: Whether the surrogate has interactions.
+        parts: Of the strategy: whether the surrogate has `pairs`, some of them by themselves (`sparse`).
 
     Attributes:
         corner: The loss, and each cost, beyond which nothing counts.
@@ -142,7 +118,7 @@ class Epoch:
 
     def __init__(
         self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], reference: Floats | None,
-        pairs: bool,
+        parts: Collection[str],
     ) -> None:  # fmt: skip
         codes, measured = history.codes, history.measured
         dense = np.flatnonzero(measured & ~codes.any(1))
@@ -175,7 +151,7 @@ class Epoch:
         largest = by_feature.max() or 1.0
         self.surrogate = Surrogate(
             alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen],
-            self.errors(history, losses)[chosen], pairs,
+            self.errors(history, losses)[chosen], "pairs" in parts, "sparse" in parts,
         )  # fmt: skip
 
     def losses(self, history: History) -> Floats:
@@ -277,16 +253,15 @@ class Memory:
         alternatives: What may be chosen.
         reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
         tables: See `Epoch`.
-        pairs: See `Epoch`.
-        refit: Whether to learn from more policies than there are choices.
+        parts: See `Epoch`; with `refit` it is learned from more policies than there are choices.
     """
 
     def __init__(
-        self, alternatives: Alternatives, reference: Floats | None, tables: Mapping[int, Floats], pairs: bool,
-        refit: bool,
+        self, alternatives: Alternatives, reference: Floats | None, tables: Mapping[int, Floats],
+        parts: Collection[str],
     ) -> None:  # fmt: skip
-        self._alternatives, self._reference, self._tables, self._pairs = alternatives, reference, tables, pairs
-        self._most = None if refit else len(alternatives.variable)
+        self._alternatives, self._reference, self._tables, self._parts = alternatives, reference, tables, parts
+        self._most = None if "refit" in parts else len(alternatives.variable)
         self._learned: tuple[History, Epoch, Surrogate, int] | None = None
 
     def of(self, history: History) -> Knowledge:
@@ -303,7 +278,7 @@ class Memory:
             known, epoch, surrogate, _ = self._learned
         else:
             known = history.first(begun)
-            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._pairs)
+            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._parts)
             surrogate = epoch.surrogate
         new = np.arange(count) >= len(known.codes)
         losses = epoch.losses(history)

@@ -15,7 +15,8 @@ from .parameters import Parameters
 from .record import StudyRecord, TrialRecord
 from .space import Space
 from .strategy import double_moves, single_moves
-from .surrogate import Surrogate, fit_costs
+from .sums import fit_costs
+from .surrogate import Surrogate
 
 LEAST = 20  # measured policies below which nothing is expected of others
 CAUTION = 1.0  # standard deviations by which an expectation must be on the right side

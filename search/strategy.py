@@ -16,7 +16,7 @@ from .additive import Codes, Floats
 from .alternatives import Alternatives
 from .knowledge import History, Knowledge, Memory
 
-PARTS = ("additive", "moves", "mutation", "pairs", "refit")
+PARTS = ("additive", "moves", "mutation", "pairs", "sparse", "refit")
 PARENTS = 12
 CLIMBS = 2
 CLIMBERS = 6
@@ -45,7 +45,7 @@ class Strategy:
         self._space = alternatives
         self.parts = frozenset(parts)
         self._size = WORK // (4 * len(alternatives.variable))
-        self._memory = Memory(alternatives, reference, cost_tables or {}, "pairs" in self.parts, "refit" in self.parts)
+        self._memory = Memory(alternatives, reference, cost_tables or {}, self.parts)
 
     def propose(self, history: History, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         """What to measure next, the best first; dense for ever when there is nothing else.

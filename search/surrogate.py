@@ -1,9 +1,8 @@
-"""What a policy will cost and lose, from every policy that was measured.
+"""What a policy will lose, from every policy that was measured.
 
-Costs are sums over the variables, learned by least squares. Losses are not: choices interact, so they get a Gaussian
-process (Rasmussen and Williams 2006) whose kernel holds every single choice and every pair of them, and some pairs of
-variables by themselves. Both begin with what is known before: unmeasured choices are like equal choices of other
-layers, and like other choices of their own.
+Losses are no sums over the variables: choices interact. So they get a Gaussian process (Rasmussen and Williams 2006)
+whose kernel holds every single choice and every pair of them, and some pairs of variables by themselves. It begins with
+what is known before: unmeasured choices are like equal choices of other layers, and like other choices of their own.
 """
 
 from copy import copy
@@ -12,40 +11,20 @@ from functools import cache, cached_property
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .additive import Codes, Floats
 from .alternatives import Alternatives
 from .interactions import Pairs
+from .prior import Link, Prior, single
 
 SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
 SETTLED = 400  # policies that the setting is learned from at most
-COMMON = 0.6  # of the variance of interactions, what all pairs are expected to have alike
-FEWEST = 60  # policies that pairs are learned from: of fewer each explains as much as another
+EXTRA = 0.4  # what a pair of variables is first taken to do besides, as a share of the variance of interactions
+FEWEST = 60  # policies that such pairs are learned from: of fewer each explains as much as another
 ROWS = 256  # of a triangle that are multiplied at once
-RIDGES = (1e-6, 1e-2, 1e-1)
-
-
-@dataclass(frozen=True)
-class Link:
-    """Losses on a scale on which choices add up: straight for small ones, logarithmic beyond `scale`."""
-
-    scale: float
-
-    def __call__(self, loss: Floats) -> Floats:
-        """A loss on the scale of the link."""
-        return loss if np.isinf(self.scale) else self.scale * np.arcsinh(loss / self.scale)
-
-    def inverse(self, linked: Floats) -> Floats:
-        """Back to the loss."""
-        return self.scale * np.sinh(np.clip(linked / self.scale, -50, 50)) if np.isfinite(self.scale) else linked
-
-    def log_slope(self, loss: Floats) -> Floats:
-        """The logarithm of the derivative."""
-        return -0.5 * np.log1p((loss / self.scale) ** 2)
 
 
 @dataclass(frozen=True)
@@ -63,79 +42,6 @@ class Setting:
     pairs: float = PAIRS[1]
     noise: float = NOISES[1]
     alike: float = ALIKE[0]
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is expected of policies before they are measured, on the scale of the link.
-
-    The features of a policy are its choices, and after them some pairs of variables.
-
-    Attributes:
-        link: That scale.
-        mean: (choices,): what each loses.
-        covariance: (choices, choices): of what they lose.
-        relation: (choices, choices): its square is the covariance of interactions.
-        pairs: The size of those.
-        noise: The variance of measurements.
-        own: (pairs,): the variances of what pairs of variables do besides.
-    """
-
-    link: Link
-    mean: Floats
-    covariance: Floats
-    relation: Floats
-    pairs: float
-    noise: float
-    own: Floats
-
-    def choices(self, features: Floats) -> Floats:
-        """The features that are no pairs."""
-        return features[:, : len(self.mean)]
-
-    def projected(self, features: Floats) -> Floats:
-        """(n, features): multiplied by the covariance of the features."""
-        choices = self.choices(features)
-        return np.hstack([choices @ self.covariance, features[:, len(self.mean) :] * self.own])
-
-    def related(self, features: Floats) -> Floats:
-        """(n, choices): the choices, multiplied by `relation`."""
-        return self.choices(features) @ self.relation
-
-    def covariances(self, features: Floats, projected: Floats, related: Floats) -> Floats:
-        """Between policies, and others of which `projected` and `related` are known."""
-        return features @ projected.T + self.pairs * (self.choices(features) @ related.T) ** 2
-
-    def variances(self, features: Floats) -> Floats:
-        """Of each policy."""
-        alone: Floats = np.einsum("ij,ij->i", self.projected(features), features)
-        # Of a variable one choice is made at most, and others are not related.
-        return alone + self.pairs * (self.choices(features) @ np.diag(self.relation)) ** 2
-
-    def rest(self, features: Floats, losses: Floats) -> Floats:
-        """(n,): how far losses are from what is expected."""
-        return self.link(losses) - self.choices(features) @ self.mean
-
-    def rounded(self) -> "Prior":
-        """The same in single precision."""
-        return replace(self, covariance=single(self.covariance), relation=single(self.relation), own=single(self.own))
-
-    def strayed(self, losses: Floats, errors: Floats) -> Floats:
-        """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
-        return np.diag(self.noise + (errors * np.exp(self.link.log_slope(losses))) ** 2)
-
-    def evidence(self, covariance: Floats, features: Floats, losses: Floats, errors: Floats) -> float:
-        """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant.
-
-        Args:
-            covariance: (n, n): of policies.
-            features: (n, features): of the same.
-            losses: (n,): what they lose.
-            errors: (n,): the standard errors of that.
-        """
-        rest, noise = self.rest(features, losses), np.sqrt(self.noise)
-        root, misfit = factorised(covariance + self.strayed(losses, errors), rest, noise)
-        return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
 
 
 @dataclass(frozen=True)
@@ -188,19 +94,20 @@ class Surrogate:
         codes: (n, variables): the policies that were measured.
         losses: (n,): what each of them loses against dense.
         errors: (n,): their standard errors; 0 of what was measured on all examples.
-        interactions: Whether pairs of choices have an effect of their own.
+        pairs: Whether pairs of choices have an effect of their own.
+        sparse: Whether some pairs of variables are learned by themselves.
     """
 
     def __init__(
         self, alternatives: Alternatives, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
-        interactions: bool = True,
+        pairs: bool = True, sparse: bool = True,
     ) -> None:  # fmt: skip
         self._alternatives, self._weights = alternatives, weights
         features = alternatives.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
         sample = features[some], losses[some], errors[some]
         self._pairs = Pairs.every(np.zeros((features.shape[1], 0)), 0.0)
-        likely, begun = self._settled(Setting(pairs=Setting.pairs if interactions else 0.0), None, *sample)
+        likely, begun = self._settled(Setting(pairs=Setting.pairs if pairs else 0.0), None, *sample)
         self._fit(self._expected(begun, None, *sample[:2]), *sample)
         # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
         spread: Floats | None = np.hypot(self.alone(), self._deviations())
@@ -209,7 +116,7 @@ class Surrogate:
             learned, spread = begun, None
         self.setting = learned
         prior = self._expected(learned, spread, features, losses)
-        if interactions and len(losses) >= FEWEST:
+        if pairs and sparse and len(losses) >= FEWEST:
             prior = self._paired(prior, features, losses, errors)
         self._fit(prior, self._features(codes), losses, errors)
 
@@ -260,15 +167,14 @@ class Surrogate:
         return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2, np.zeros(0))
 
     def _paired(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
-        """Learn which variables interact, as many pairs as there are choices; what then is expected."""
-        common = replace(prior, pairs=COMMON * prior.pairs)
-        covariance = common.covariances(choices, common.projected(choices), common.related(choices))
+        """Learn which variables interact most, as many pairs as there are choices; what then is expected."""
+        covariance = prior.covariances(choices, prior.projected(choices), prior.related(choices))
         sizes = np.sqrt(np.diag(prior.relation))[:, None] * self._alternatives.membership
         # The kernel holds every pair twice.
-        pairs = Pairs.every(sizes, 2 * (1 - COMMON) * prior.pairs)
-        misfit, strayed = common.rest(choices, losses), common.strayed(losses, errors)
+        pairs = Pairs.every(sizes, 2 * EXTRA * prior.pairs)
+        misfit, strayed = prior.rest(choices, losses), prior.strayed(losses, errors)
         self._pairs = pairs.learned(choices, misfit, covariance + strayed, choices.shape[1])
-        return replace(common, own=self._pairs.variances)
+        return replace(prior, own=self._pairs.variances)
 
     def _features(self, codes: Codes) -> Floats:
         choices = self._alternatives.features(codes)
@@ -364,52 +270,7 @@ class Surrogate:
         return self._linear + np.diag(self._quadratic)
 
 
-def single(figures: Floats) -> Floats:
-    """In single precision."""
-    return figures.astype(np.float32)
-
-
 def typical(losses: Floats) -> float:
     """About how large losses are; above 0, so that it can be divided by."""
     sizes = np.abs(losses)
     return max(float(np.median(sizes)), 0.1 * float(np.mean(sizes)), 1e-12)
-
-
-def factorised(covariance: Floats, rest: Floats, noise: float) -> tuple[Floats, Floats]:
-    """The Cholesky factor, and what solves factor @ x = rest: the last row of the factor of the bordered matrix."""
-    count = len(rest)
-    bordered = np.pad(covariance, (0, 1))
-    bordered[count, :count] = bordered[:count, count] = rest
-    # Larger than any x @ x can be: no eigenvalue of the covariance is below the noise.
-    bordered[count, count] = 1 + rest @ rest / noise**2
-    root = np.linalg.cholesky(bordered).astype(np.float64, copy=False)
-    return root[:count, :count], root[count, :count]
-
-
-def fit_costs(alternatives: Alternatives, codes: Codes, figures: Floats) -> tuple[Floats, float]:
-    """Least squares for a figure that is a sum over variables; choices of equal value are expected to be alike.
-
-    Args:
-        alternatives: What may be chosen.
-        codes: (n, variables): the policies that were measured.
-        figures: (n,): what each of them costs, minus what dense costs.
-
-    Returns:
-        (features,): what each choice adds; and how far the sum strays from what was measured.
-    """
-    features = alternatives.features(codes)
-    alike = alternatives.kind[:, None] == alternatives.kind
-    unit = float(np.abs(figures).max(initial=0.0)) / alternatives.count
-    if not unit:  # Nothing was measured yet that differs from dense.
-        return np.zeros(features.shape[1]), 0.0
-    precision = np.linalg.inv(alike + 0.1 * np.eye(len(alike))) / unit**2
-
-    def solved(rows: NDArray[np.bool_], ridge: float) -> Floats:
-        some, weight = features[rows], (ridge * unit) ** -2
-        found = np.linalg.solve(some.T @ some * weight + precision, some.T @ figures[rows] * weight)
-        return found.astype(np.float64, copy=False)
-
-    every, half = np.ones(len(codes), bool), np.arange(len(codes)) % 2 == 0
-    errors = [np.abs(figures - features @ solved(half, ridge))[~half].sum() for ridge in RIDGES]
-    by_feature = solved(every, RIDGES[int(np.argmin(errors))])
-    return by_feature, float(np.std(figures - features @ by_feature))

@@ -14,7 +14,9 @@ from skipsearch.search.alternatives import Alternatives
 from skipsearch.search.front import hypervolume
 from skipsearch.search.knowledge import Epoch, History
 from skipsearch.search.skipsampler import SkipSampler
-from skipsearch.search.surrogate import Surrogate, fit_costs
+from skipsearch.search.strategy import PARTS
+from skipsearch.search.sums import fit_costs
+from skipsearch.search.surrogate import Surrogate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
@@ -364,11 +366,10 @@ def test_fewer_evaluations_than_random_and_nsga2():
         assert ours > 1.1 * volume(model, theirs)
 
 
-@pytest.mark.parametrize("part", ["additive", "moves", "mutation", "pairs", "refit"])
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_can_be_left_out(part):
     model = Model(6)
-    parts = {"additive", "moves", "mutation", "pairs", "refit"} - {part}
-    assert len(set(policies(search(model, 40, parts=parts)))) == 40
+    assert len(set(policies(search(model, 40, parts={*PARTS} - {part})))) == 40
 
 
 def test_the_sensitivity_pass_measures_single_choices():
@@ -431,24 +432,23 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_surrogate_learns_which_layers_interact(seed, monkeypatch):
+def test_a_surrogate_learns_which_layers_interact(seed):
     draw, space = np.random.default_rng(seed), Alternatives([[0, 1, 2]] * 20)
     codes = np.where(draw.random((500, 20)) < 0.3, draw.integers(1, 3, (500, 20)), 0).astype(np.int16)
     partners = draw.permutation(20)[:8].reshape(2, 4)
     losses = (codes > 0) @ np.exp(draw.normal(0, 0.5, 20)) + draw.normal(0, 0.05, 500)
     losses += (codes[:, partners] > 0).all(1) @ np.array([0.9, -0.6, 1.2, -0.9])
 
-    def fitted():
-        return Surrogate(space, np.ones(40), codes[:120], losses[:120], np.zeros(120))
+    def fitted(sparse):
+        return Surrogate(space, np.ones(40), codes[:120], losses[:120], np.zeros(120), sparse=sparse)
 
     def error(surrogate):
         return np.abs(surrogate.link.inverse(surrogate.mean(codes[120:])) - losses[120:]).mean()
 
-    found = fitted()
+    found = fitted(True)
     strongest = found._pairs.strongest(4)
     assert {*zip(strongest.one, strongest.other, strict=True)} == {*map(tuple, np.sort(partners, axis=0).T)}
-    monkeypatch.setattr("skipsearch.search.surrogate.COMMON", 1.0)
-    assert error(found) < 0.8 * error(fitted())
+    assert error(found) < 0.8 * error(fitted(False))
 
 
 # With seed 32 strong interactions shared by 0.8 and weaker ones by a half are each better than what lies between.
@@ -472,7 +472,7 @@ def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
     history = History(codes, losses, 1 - codes.sum(1)[:, None] / 24, np.zeros((42, 0)), nothing, codes[:0])
     # The other half was never tried, but in the last policy.
     untried = (space.code == 2) & (space.variable >= 6)
-    beyond, within = (Epoch(space, history, {}, np.array([worst, 1.0]), True) for worst in (1.0, 40.0))
+    beyond, within = (Epoch(space, history, {}, np.array([worst, 1.0]), PARTS) for worst in (1.0, 40.0))
     assert beyond.surrogate.alone()[untried].max() < 0.5 * within.surrogate.alone()[untried].min()
 
 
