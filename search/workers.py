@@ -249,6 +249,8 @@ def start_local(tries: int = 3, **options: Any) -> None:
     """
     # A cluster of one user on one machine, for the time of one search, needs no token.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray runs workers at a low priority, and what they time would be of whatever else runs.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     for left in reversed(range(tries)):
         try:
             ray.init(address="local", include_dashboard=False, **QUIET, **options)

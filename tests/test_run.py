@@ -146,7 +146,7 @@ def figures(record) -> list:
 
 def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     """`kill -9` in mid-run, twice, then `run --resume`, ends in the trials of a run that was never killed."""
-    trials, log, database = 24, tmp_path / "log", tmp_path / "tiny" / DATABASE
+    trials, log, database = 16, tmp_path / "log", tmp_path / "tiny" / DATABASE
     before: dict = {}
     for count in (4, 6):
         flags = ["--trials", str(trials), *(["--resume"] if before else [])]
@@ -193,6 +193,7 @@ def test_a_lost_worker_is_tried_once_more_then_fails_with_the_reason(path):
     pool = Pool(searching.loaded(path).space)
     try:
         [described] = pool.describe()
+        assert os.getpriority(os.PRIO_PROCESS, described["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
         names = ["accuracy", "flops"]
         pool.submit(Job(Policy(), names))
         os.kill(described["pid"], signal.SIGKILL)

@@ -23,7 +23,7 @@ def swapped(folder, name):
     else:
         model, task = tiny.tiny_llama(folder, LAYERS), tiny.text_tasks(folder, 8)["text_mc"]
     accuracy = f"{{tasks: ['{task}'], search: {{limit: 4}}, report: {{limit: 4}}}}"
-    return {"model.id": str(model), "evaluate.accuracy": accuracy, "search.trials": "6", "workers.count": "1"}
+    return {"model.id": str(model), "evaluate.accuracy": accuracy, "search.trials": "3", "workers.count": "1"}
 
 
 @pytest.mark.parametrize("name", ["llava", "llama"])
