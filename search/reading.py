@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from ..evaluators.base import Metric, available, evaluator_class
+from ..evaluators.base import Direction, Metric, available, evaluator_class
 from ..policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ..policies.document import Document, Problem
 from ..policies.errors import EvaluatorError, PolicyError, SpaceError
@@ -71,10 +71,9 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         text += f"\n# --set {key}={' '.join(value.splitlines())}"
     document.require_schema(SCHEMA)
     space, problems = document.checked(Space)
-    problems += evaluator_problems(document)
+    problems += [*evaluator_problems(document), *metric_problems(document)]
     if space is not None:
         problems += [*rule_problems(document, space), *coupling_problems(document, space)]
-        problems += metric_problems(document, space)
         problems += model_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
@@ -188,22 +187,25 @@ def evaluator_problems(document: Document) -> list[Problem]:
     return problems
 
 
-def metric_problems(document: Document, space: Space) -> list[Problem]:
+def metric_problems(document: Document) -> list[Problem]:
     """Objectives and constraints that nobody measures, and objectives of the wrong direction."""
-    known = measured_by([*available(), *space.evaluate])
-    metrics = {name: metric for name, (evaluator, metric) in known.items() if evaluator in space.evaluate}
-    if not set(space.evaluate) <= {*available()}:
-        return []  # Perhaps the evaluator that is not known measures it.
+    evaluate = document.data.get("evaluate")
+    if not isinstance(evaluate, dict) or not evaluate or not evaluate.keys() <= {*available()}:
+        return []  # Perhaps the evaluator that is missing or not known measures it.
+    known = measured_by([*available()])
+    metrics = {name: metric for name, (evaluator, metric) in known.items() if evaluator in evaluate}
     problems = []
     for section in ("objectives", "constraints"):
-        for name in getattr(space, section):
+        given = document.data.get(section)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if not isinstance(name, str):
+                continue  # The space's own validation says so.
             if name not in metrics:
                 mend = f"add {known[name][0]} to evaluate" if name in known else nearest(name, list(metrics))
                 problems.append(document.problem((section, name), f"nobody measures this; {mend}"))
-    for name, direction in space.objectives.items():
-        if name in metrics and metrics[name].direction != direction:
-            found = f"found '{direction}', expected '{metrics[name].direction}'"
-            problems.append(document.problem(("objectives", name), found))
+            elif section == "objectives" and value in get_args(Direction) and value != metrics[name].direction:
+                found = f"found '{value}', expected '{metrics[name].direction}'"
+                problems.append(document.problem((section, name), found))
     return problems
 
 

@@ -221,6 +221,9 @@ SPACES = {
                         ["5:34  objectives.prefill_flops: found 'maximize', expected 'minimize'"]),
     "no direction": ("flops: minimize", "flops: lower",
                      ["5:34  objectives.prefill_flops: found 'lower', expected 'maximize' or 'minimize'"]),
+    "no direction, near objective": ("maximize, prefill_flops", "up, prefil_flops", [
+        "5:14  objectives.accuracy: found 'up', expected 'maximize' or 'minimize'",
+        "5:28  objectives.prefil_flops: nobody measures this; the nearest known one is 'prefill_flops'"]),
 }  # fmt: skip
 
 # What is put after SPACE, and the problems that it makes.
