@@ -11,7 +11,7 @@ from .alternatives import Alternatives
 from .dominance import non_dominated
 from .gain import Gain, budgets
 from .sums import Sum
-from .surrogate import Surrogate
+from .surrogate import FEWEST, Surrogate
 
 KNOWN = 768  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
@@ -149,9 +149,11 @@ class Epoch:
         saved = sum((-axis for axis in self.axes), np.zeros((alternatives.count, alternatives.width)))
         by_feature = np.abs(saved[alternatives.variable, alternatives.code])
         largest = by_feature.max() or 1.0
+        whole = int(np.count_nonzero(history.errors[chosen] == 0))
         self.surrogate = Surrogate(
             alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen],
-            self.errors(history, losses)[chosen], "pairs" in parts, "sparse" in parts,
+            self.errors(history, losses)[chosen], "pairs" in parts,
+            "sparse" in parts and whole >= FEWEST,
         )  # fmt: skip
 
     def losses(self, history: History) -> Floats:

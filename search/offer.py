@@ -16,7 +16,7 @@ from .record import StudyRecord, TrialRecord
 from .space import Space
 from .strategy import double_moves, single_moves
 from .sums import fit_costs
-from .surrogate import Surrogate
+from .surrogate import FEWEST, Surrogate
 
 LEAST = 20  # measured policies below which nothing is expected of others
 CAUTION = 1.0  # standard deviations by which an expectation must be on the right side
@@ -119,7 +119,8 @@ class Archive:
         saved = sum(
             (np.abs(by_choice) / (np.abs(by_choice).max() or 1.0) for by_choice, _ in sums), np.zeros(len(space.kind))
         )
-        surrogate = Surrogate(space, saved + 0.2 * (saved.max() or 1.0), self.codes, losses, np.zeros(len(losses)))
+        weights, certain = saved + 0.2 * (saved.max() or 1.0), np.zeros(len(losses))
+        surrogate = Surrogate(space, weights, self.codes, losses, certain, sparse=len(losses) >= FEWEST)
         tables = [space.table(by_choice, 0.0) for by_choice, _ in sums]
         codes = self._candidates(surrogate, tables, losses)
         mean, deviation = surrogate.predict(codes)

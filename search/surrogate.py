@@ -23,7 +23,7 @@ NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
 SETTLED = 400  # policies that the setting is learned from at most
 EXTRA = 0.4  # what a pair of variables is first taken to do besides, as a share of the variance of interactions
-FEWEST = 60  # policies that such pairs are learned from: of fewer each explains as much as another
+FEWEST = 60  # policies, measured on all examples, that such pairs are learned from: of fewer all explain as much
 ROWS = 256  # of a triangle that are multiplied at once
 
 
@@ -95,12 +95,12 @@ class Surrogate:
         losses: (n,): what each of them loses against dense.
         errors: (n,): their standard errors; 0 of what was measured on all examples.
         pairs: Whether pairs of choices have an effect of their own.
-        sparse: Whether some pairs of variables are learned by themselves.
+        sparse: Whether some pairs of variables are learned by themselves; it takes `FEWEST` policies.
     """
 
     def __init__(
         self, alternatives: Alternatives, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
-        pairs: bool = True, sparse: bool = True,
+        pairs: bool = True, sparse: bool = False,
     ) -> None:  # fmt: skip
         self._alternatives, self._weights = alternatives, weights
         features = alternatives.features(codes)
@@ -116,7 +116,7 @@ class Surrogate:
             learned, spread = begun, None
         self.setting = learned
         prior = self._expected(learned, spread, features, losses)
-        if pairs and sparse and len(losses) >= FEWEST:
+        if pairs and sparse:
             prior = self._paired(prior, features, losses, errors)
         self._fit(prior, self._features(codes), losses, errors)
 

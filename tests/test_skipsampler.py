@@ -414,7 +414,7 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     codes = np.unique(draw.integers(0, 3, (420, 12)), axis=0)[draw.permutation(400)].astype(np.int16)
     losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
     losses += draw.normal(0, 0.01, 400)
-    begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300))
+    begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300), sparse=True)
     grown = begun.with_measured(codes[300:320], losses[300:320], np.zeros(20))
     means, deviations = grown.with_pending(codes[320:330]).predict(codes[330:])
     prior, choices = grown._prior, space.features(codes)
@@ -449,6 +449,20 @@ def test_a_surrogate_learns_which_layers_interact(seed):
     strongest = found._pairs.strongest(4)
     assert {*zip(strongest.one, strongest.other, strict=True)} == {*map(tuple, np.sort(partners, axis=0).T)}
     assert error(found) < 0.8 * error(fitted(False))
+
+
+def test_estimates_do_not_count_for_which_layers_interact():
+    draw, space = np.random.default_rng(0), Alternatives([[0, 1]] * 12)
+    codes = (draw.random((80, 12)) < 0.4).astype(np.int16)
+    costs, nobody = -codes.sum(1, keepdims=True).astype(float), np.zeros((80, 0))
+    losses = codes @ np.ones(12) + codes[:, 3] * codes[:, 7]
+
+    def learned(errors):
+        history = History(codes, losses, costs, nobody, errors, codes[:0])
+        return len(Epoch(space, history, {}, np.array([20.0, 0.0]), PARTS).surrogate._pairs.one)
+
+    assert learned(np.zeros(80)) == 12
+    assert learned(np.where(np.arange(80) % 2, 0.1, 0.0)) == 0
 
 
 # With seed 32 strong interactions shared by 0.8 and weaker ones by a half are each better than what lies between.
