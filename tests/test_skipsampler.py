@@ -457,11 +457,12 @@ def test_estimates_do_not_count_for_which_layers_interact():
     costs, nobody = -codes.sum(1, keepdims=True).astype(float), np.zeros((80, 0))
     losses = codes @ np.ones(12) + codes[:, 3] * codes[:, 7]
 
-    def learned(errors):
+    def learned(errors, parts=PARTS):
         history = History(codes, losses, costs, nobody, errors, codes[:0])
-        return len(Epoch(space, history, {}, np.array([20.0, 0.0]), PARTS).surrogate._pairs.one)
+        return len(Epoch(space, history, {}, np.array([20.0, 0.0]), parts).surrogate._pairs.one)
 
     assert learned(np.zeros(80)) == 12
+    assert learned(np.zeros(80), {*PARTS} - {"sparse"}) == 0
     assert learned(np.where(np.arange(80) % 2, 0.1, 0.0)) == 0
 
 
