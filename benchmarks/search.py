@@ -32,12 +32,13 @@ from skipsearch.search.front import hypervolume
 def problems(quick: bool, folder: Path | None) -> dict[str, tuple[Callable[[], Any], int]]:
     """By name how to make each, and its budget of evaluations."""
     # What shows documents needs no torch.
+    from search_decoder import load, trained
     from search_models import Decoder, Digits
 
     if quick:
         return {
             "planted 6 x 4": (lambda: Planted(6, 100, group=3, choices=4), 12),
-            "decoder 4 x 5": (lambda: Decoder(None, layers=4, steps=5), 12),
+            "decoder 4 x 5": (lambda: Decoder(None, *trained(layers=4, steps=5)), 12),
             "digits 12 x 7": (lambda: Digits(None, questions=3), 8),
         }
     return {
@@ -46,7 +47,7 @@ def problems(quick: bool, folder: Path | None) -> dict[str, tuple[Callable[[], A
         "planted 8 x 4": (lambda: Planted(8, 108, group=8, choices=4), 200),
         "planted 48 x 5": (lambda: Planted(48, 148), 480),
         "planted 80 x 5": (lambda: Planted(80, 180), 800),
-        "decoder 24 x 5": (lambda: Decoder(folder), 1000),
+        "decoder 24 x 5": (lambda: Decoder(folder, *load()), 1000),
         "digits 12 x 7": (lambda: Digits(folder), 1000),
     }
 
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="evaluations, where less than the problem's own")
     parser.add_argument("--only", default="", help="problems whose name has this in it")
     parser.add_argument("--searches", help=f"names or {', '.join(GROUPS)}, separated by semicolons; default: all")
-    parser.add_argument("--cache", type=Path, help="a folder for weights and measurements")
+    parser.add_argument("--cache", type=Path, help="a folder for measurements")
     parser.add_argument("--json", type=Path, help="keep the document there; go on with the one that is there")
     parser.add_argument("--merge", type=Path, nargs="+", help="search nothing: show these documents as one")
     parser.add_argument("--plot", type=Path, help="draw the curves")

@@ -1,10 +1,7 @@
-"""The models that `search.py` searches: a text decoder that is trained here, and the shipped digits."""
+"""The models that `search.py` searches, measured under policies: a text decoder, and the shipped digits."""
 
 import contextlib
-import math
 import pickle
-import random
-import sysconfig
 import time
 from collections.abc import Hashable
 from functools import cached_property
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from search_decoder import LENGTH, SPLITS, WIDE, WIDTH
 from search_ledger import KEPT
 from search_problems import Codes
 
@@ -29,7 +27,6 @@ from skipsearch.spaces.digits.evaluate import HERE, Exam
 SKIPS: list[dict[str, Any]] = [
     {}, {"attention": "skip"}, {"ffn": "skip"}, {"attention": "skip", "ffn": "skip"}, {"wiring": "parallel"},
 ]  # fmt: skip
-SPLITS = ("search", "held out")
 
 
 class Measured:
@@ -135,71 +132,27 @@ class Measured:
 
 
 class Decoder(Measured):
-    """A byte-level Llama, trained here on the sources of Python's standard library; its loss is in nats a byte.
+    """A byte-level decoder; its loss is in nats a byte.
 
     Args:
-        folder: Where weights and measurements are kept; None keeps nothing.
-        layers: Of the decoder.
-        steps: Of the training.
-        sequences: Of 64 bytes each, in each split; the training has 96.
+        folder: Where measurements are kept; None keeps nothing.
+        model: The decoder.
+        inputs: By split, (examples, bytes).
     """
 
-    width, wide, length = 64, 176, 64
-
-    def __init__(self, folder: Path | None, layers: int = 24, steps: int = 1200, sequences: int = 64) -> None:
-        paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-        random.Random(0).shuffle(paths)
-        text = b"".join(path.read_bytes() for path in paths)[:3_000_000]
-        data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
-        cut = int(0.9 * len(data))
-        model = self._trained(folder, data[:cut], layers, steps)
-        draw = torch.Generator().manual_seed(0)
-        inputs = {
-            split: {"input_ids": self._windows(half, sequences, self.length, draw)}
-            for split, half in zip(SPLITS, data[cut:].chunk(2), strict=True)
-        }
-        attention = 4 * self.width**2 + 2 * self.length * self.width
-        ffn = 3 * self.width * self.wide
+    def __init__(self, folder: Path | None, model: Any, inputs: dict[str, Any]) -> None:
+        attention = 4 * WIDTH**2 + 2 * LENGTH * WIDTH
+        ffn = 3 * WIDTH * WIDE
         by_kind = np.array([attention + ffn, ffn, attention, 0, attention + ffn]) / (attention + ffn)
         work = np.array([1, 0.5, 0.5, 0, 1])
-        super().__init__(f"decoder {layers} x 5", model, inputs, SKIPS, by_kind, work, folder)
+        named = {split: {"input_ids": ids} for split, ids in inputs.items()}
+        super().__init__(f"decoder {model.config.num_hidden_layers} x 5", model, named, SKIPS, by_kind, work, folder)
 
     def losses(self, logits: Any, split: str, rows: tuple[int, ...]) -> Any:
         """Nats a byte of each sequence."""
         wanted = self.inputs[split]["input_ids"][[*rows], 1:]
         each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), wanted, reduction="none")
         return each.mean(1)
-
-    @staticmethod
-    def _windows(data: Any, count: int, length: int, draw: Any) -> Any:
-        starts = torch.randint(len(data) - length - 1, (count,), generator=draw).tolist()
-        return torch.stack([data[start : start + length] for start in starts])
-
-    def _trained(self, folder: Path | None, data: Any, layers: int, steps: int) -> Any:
-        kept = folder and folder / f"decoder_{layers}_{steps}"
-        if kept and kept.exists():
-            return transformers.LlamaForCausalLM.from_pretrained(kept).eval()
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=256, hidden_size=self.width, intermediate_size=self.wide, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
-            initializer_range=0.05,
-        )  # fmt: skip
-        model = transformers.LlamaForCausalLM(config).train()
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.95))
-        draw = torch.Generator().manual_seed(1)
-        for step in range(steps):
-            rate = 3e-3 * min(1, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            ids = self._windows(data, 16, 96, draw)
-            optimizer.zero_grad()
-            model(input_ids=ids, labels=ids).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        if kept:
-            model.save_pretrained(kept)
-        return model.eval()
 
 
 class Digits(Measured):

@@ -6,7 +6,7 @@ It holds nothing that the trials do not say: rows are kept because reading two t
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never
 
 Params = Mapping[str, Any]
 Code = NDArray[np.int16]
+When = tuple[datetime, int]  # a trial finished, and its number
 
 
 class Meaning:
@@ -93,6 +94,7 @@ class Meaning:
 class Row:
     """What one trial says; the code is None where it says nothing to the strategy."""
 
+    when: When
     key: Hashable
     code: Code | None
     values: tuple[float, ...]
@@ -134,8 +136,10 @@ class View:
         self._strategy = Strategy(self._alternatives, corner, tables, parts)
         self._seen = 0
         self._open: list[int] = []
-        self._ended: list[Any] = []
+        self._ended: list[When] = []
+        self._pruned: list[Any] = []
         self._rows: dict[int, Row] = {}
+        self._newest: dict[Hashable | None, When] = {}
         self._numbers: list[int] = []
         self._names: list[str] = []
         self._history = self._empty()
@@ -153,10 +157,7 @@ class View:
 
     def precedes(self, trials: Sequence[Any]) -> bool:
         """False for the trials of another study, even if it has the same name."""
-        last = self._ended[-1] if self._ended else None
-        return len(trials) >= self._seen and (
-            not last or trials[last.number].datetime_complete == last.datetime_complete
-        )
+        return len(trials) >= self._seen and all(trials[last].datetime_complete == at for at, last in self._ended[-1:])
 
     def propose(self, trials: Sequence[Any], number: int, seed: int) -> dict[str, Any]:
         """The parameters of the next trial.
@@ -169,17 +170,14 @@ class View:
         self._follow(trials)
         others = [trials[other] for other in self._open if other != number]
         ahead = sum(self._asks(trial, trials[number]) for trial in others)
-        rows = [self._rows[trial.number] for trial in self._ended]
-        newest = {row.key: number for number, row in enumerate(rows)}
-        current = [number for number, row in enumerate(rows) if not row.error or newest[row.key] == number]
+        rows = [self._rows[ended] for _, ended in self._ended]
+        known = self._measured([row for row in rows if not row.error or self._newest[row.key] == row.when])
         pending, taken = self._pending(others)
-        taken |= {row.key for row in rows if row.key is not None}
-        known = self._measured([self._ended[number] for number in current], [rows[number] for number in current])
         history = replace(known, pending=pending)
 
         def possible(code: Code) -> bool:
             identity, allowed = self._meaning.of(code)
-            return allowed and identity not in taken
+            return allowed and identity not in taken and identity not in self._newest
 
         # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
         begun = len(others) + sum(not row.failed for row in rows)
@@ -197,10 +195,12 @@ class View:
         new = [trials[one] for one in numbers if trials[one].state.is_finished()]
         if any(trial.state.name == "COMPLETE" for trial in new):
             # What was measured on some examples is told by all who answered every one.
-            self._rows |= {trial.number: self._row(trial) for trial in self._ended if trial.state.name == "PRUNED"}
-        self._rows |= {trial.number: self._row(trial) for trial in new}
-        for trial in new:
-            insort(self._ended, trial, key=lambda ended: (ended.datetime_complete, ended.number))
+            self._rows |= {trial.number: self._row(trial) for trial in self._pruned}
+        self._pruned += [trial for trial in new if trial.state.name == "PRUNED"]
+        for row in map(self._row, new):
+            self._rows[row.when[1]] = row
+            self._newest[row.key] = max(row.when, self._newest.get(row.key, row.when))
+            insort(self._ended, row.when)
 
     def _row(self, trial: Any) -> Row:
         key, code = self._told(trial.params)
@@ -209,7 +209,8 @@ class View:
             found, error = self._estimate(trial) or (None, 0.0)
         values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
         failed = trial.state.name == "FAIL"
-        return Row(key, None if failed else code, tuple(values), trial.constraints, error, failed)
+        when = trial.datetime_complete, trial.number
+        return Row(when, key, None if failed else code, tuple(values), trial.constraints, error, failed)
 
     def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
         """The identity of a trial's parameters and their codes, as far as it has them."""
@@ -252,15 +253,15 @@ class View:
         costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
         return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing)
 
-    def _measured(self, trials: Sequence[Any], rows: Sequence[Row]) -> History:
+    def _measured(self, rows: Sequence[Row]) -> History:
         """What finished, in order; only what is new is read."""
-        used = [(trial.number, row) for trial, row in zip(trials, rows, strict=True) if row.code is not None]
-        numbers = [number for number, _ in used]
-        names = sorted({name for _, row in used for name in row.constraints})
+        used = [row for row in rows if row.code is not None]
+        numbers = [row.when[1] for row in used]
+        names = sorted({name for row in used for name in row.constraints})
         if numbers[: len(self._numbers)] != self._numbers or names != self._names:
             self._numbers, self._names = [], names
             self._history = self._empty()
-        new = [row for _, row in used[len(self._numbers) :]]
+        new = used[len(self._numbers) :]
         if new:
             values = np.array([row.values for row in new])
             excess = np.array([[row.constraints.get(name, np.nan) for name in names] for row in new])
