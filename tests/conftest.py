@@ -1,11 +1,10 @@
 """One thread, and the option that writes the table of what works."""
 
+import os
 from pathlib import Path
 
-import torch
-
-# Two threads on a shared processor wait for each other longer than they work.
-torch.set_num_threads(1)
+# Two threads on a shared processor wait for each other longer than they work, in what tests start too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser):
