@@ -5,7 +5,7 @@ It holds nothing that the trials do not say: rows are kept because reading two t
 
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
@@ -96,7 +96,7 @@ class Row:
 
     when: When
     key: Hashable
-    code: Code | None
+    code: Code | None = field(compare=False)
     values: tuple[float, ...]
     constraints: Mapping[str, float]
     error: float
@@ -140,7 +140,7 @@ class View:
         self._pruned: list[Any] = []
         self._rows: dict[int, Row] = {}
         self._newest: dict[Hashable | None, When] = {}
-        self._numbers: list[int] = []
+        self._used: list[Row] = []
         self._names: list[str] = []
         self._history = self._empty()
         self._given: dict[int, Code] = {}
@@ -256,12 +256,11 @@ class View:
     def _measured(self, rows: Sequence[Row]) -> History:
         """What finished, in order; only what is new is read."""
         used = [row for row in rows if row.code is not None]
-        numbers = [row.when[1] for row in used]
         names = sorted({name for row in used for name in row.constraints})
-        if numbers[: len(self._numbers)] != self._numbers or names != self._names:
-            self._numbers, self._names = [], names
+        if used[: len(self._used)] != self._used or names != self._names:
+            self._used, self._names = [], names
             self._history = self._empty()
-        new = used[len(self._numbers) :]
+        new = used[len(self._used) :]
         if new:
             values = np.array([row.values for row in new])
             excess = np.array([[row.constraints.get(name, np.nan) for name in names] for row in new])
@@ -273,5 +272,5 @@ class View:
                 np.r_[self._history.errors, [row.error for row in new]],
                 self._history.pending,
             )
-            self._numbers = numbers
+            self._used = used
         return self._history

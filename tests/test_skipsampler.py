@@ -511,6 +511,31 @@ def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters():
     assert len(view._history.losses) == 30 and not view._history.errors.any()
 
 
+def test_estimates_that_later_trials_change_are_read_anew():
+    model = Model(8)
+
+    def proposed(fresh):
+        known = []
+
+        def estimate(trial):
+            loss, cost = model(trial.params)
+            return (loss + 1 / len(known), cost), 0.1
+
+        study = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=estimate))
+        for number in range(30):
+            if fresh:
+                study.sampler = sampler(model, estimate=estimate)
+            trial = study.ask(model.space)
+            if number % 3 == 2:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, model(trial.params))
+                known.append(trial)
+        return policies(study)
+
+    assert proposed(fresh=False) == proposed(fresh=True)
+
+
 def test_costs_of_which_only_dense_is_known_are_those_of_dense():
     """So it is with a bound on accuracy where everything but dense answered few examples, or was stopped before."""
     space = Alternatives([CHOICES] * 6)
