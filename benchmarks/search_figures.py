@@ -65,7 +65,7 @@ class Table:
         middle = min(200, counts[-1])
         head = [
             "search", "seeds", *(f"{c:,}" for c in counts), f"quartiles at {middle}", "quartiles at the end",
-            "area", "policies", f"passes for {middle}", "all passes", "with states kept",
+            "area", "policies", f"passes for {middle}", "all passes", *(["with states kept"] if self.has_model else ()),
         ]  # fmt: skip
         rows = []
         for search in self.runs:
@@ -76,7 +76,7 @@ class Table:
                 spread(values[counts.index(middle)]), spread(values[-1]), short(np.median(self.area(search))),
                 f"{np.median([run['evaluations'] for run in self.runs[search]]):,.0f}",
                 f"{self.median(search, 'counts', middle, 'executions'):,.0f}",
-                *(f"{np.median(passes):,.0f}" for passes in total),
+                *(f"{np.median(passes):,.0f}" for passes in total[: 1 + self.has_model]),
             ])  # fmt: skip
         return markdown(head, rows)
 
@@ -109,7 +109,8 @@ def spread(values: list[float]) -> str:
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     """A table of Markdown."""
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+    first, *others = (f"| {' | '.join(row)} |" for row in [head, *rows])
+    return [first, "|" + "---|" * len(head), *others]
 
 
 def claims(table: Table, groups: dict[str, list[str]]) -> list[dict[str, Any]]:

@@ -101,6 +101,12 @@ def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_pa
     assert again["runs"] == document["runs"]
 
 
+def test_the_tables_of_searches_are_what_the_shipped_document_gives():
+    lines = printed("search.py", "--merge", FOLDER / "search.json")
+    rows = {line for line in lines if line.startswith("| ")}
+    assert len(rows) > 20 and rows <= {*(FOLDER / "README.md").read_text().splitlines()}
+
+
 @pytest.mark.parametrize("capacity", [2, 7, 1000])
 def test_layers_are_counted_as_prefix_states_run_them(capacity, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
