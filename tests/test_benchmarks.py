@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from contract import policy_of
 
 from families import LAYERS, batch_of, built, run
@@ -99,6 +100,27 @@ def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_pa
     # What is there already is not done again.
     again = json.loads(printed("search.py", "--quick", "--only", "planted", "--json", kept)[-1])
     assert again["runs"] == document["runs"]
+
+
+def test_the_shipped_decoder_knows_what_it_is_measured_on_and_a_saved_one_comes_back(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from search_decoder import load, save, trained
+
+    def loss(model, ids):
+        with torch.no_grad():
+            return model(input_ids=ids, labels=ids).loss.item()
+
+    model, inputs = load()
+    assert model.config.num_hidden_layers == 24 and model.dtype == torch.float32
+    assert {split: ids.shape for split, ids in inputs.items()} == dict.fromkeys(("search", "held out"), (64, 64))
+    # A byte drawn at random tells log 256 = 5.5 nats.
+    assert all(1.0 < loss(model, ids) < 1.5 for ids in inputs.values())
+    made, drawn = trained(layers=2, steps=1, examples=3)
+    save(tmp_path, made, drawn)
+    model, inputs = load(tmp_path)
+    assert all(torch.equal(inputs[split], ids) for split, ids in drawn.items())
+    pairs = zip(model.parameters(), made.parameters(), strict=True)
+    assert all(torch.equal(one, other.float()) for one, other in pairs)
 
 
 def test_the_tables_of_searches_are_what_the_shipped_document_gives():
