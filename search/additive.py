@@ -31,11 +31,10 @@ def additive_front(losses: Floats, costs: Floats, bins: int = 200) -> Codes:
     least = np.full(size, np.inf)
     least[0] = 0.0
     taken = np.zeros((len(losses), size), np.int16)
-    everywhere = np.arange(size)
+    everywhere, nothing = np.arange(size), np.full(size, np.inf)
     for variable, (added, step) in enumerate(zip(losses, steps, strict=True)):
-        reached = np.full((len(added), size), np.inf)
-        for code in np.flatnonzero(exists[variable]):
-            reached[code, step[code] :] = least[: size - step[code]] + added[code]
+        # What costs less than nothing is out of reach.
+        reached = np.r_[nothing, least][size + everywhere - step[:, None]] + added[:, None]
         taken[variable] = reached.argmin(0)
         least = reached[taken[variable], everywhere]
     best = np.minimum.accumulate(least)

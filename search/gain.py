@@ -9,7 +9,6 @@ improvement.
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .additive import Floats
 
@@ -56,10 +55,6 @@ class Gain:
         """What those on the front save of the worst loss, averaged over the limits; above 0, to be divided by."""
         return max(float(np.mean(self._worst - self._least)), 1e-12)
 
-    def affordable(self, costs: Floats) -> NDArray[np.bool_]:
-        """(policies, budgets): where a policy can be afforded."""
-        return np.asarray((costs[:, None, :] <= self._points).all(2))
-
     def expected(
         self, means: Floats, deviations: Floats, costs: Floats, loss: Callable[[Floats], Floats],
         chance: Callable[[Floats], Floats],
@@ -73,12 +68,9 @@ class Gain:
             loss: From a draw of that distribution to the loss.
             chance: From the loss of each policy to the probability that it breaks no constraint.
         """
-        affordable = self.affordable(costs)
+        least = np.where((costs[:, None, :] <= self._points).all(2), self._least, -np.inf)
         total = np.zeros(len(means))
         for node, weight in zip(NODES, WEIGHTS, strict=True):
             drawn = loss(means + node * deviations)
-            total += weight * chance(drawn) * self._added(drawn, affordable)
+            total += weight * chance(drawn) * np.maximum(least - drawn[:, None], 0.0).mean(1)
         return total
-
-    def _added(self, losses: Floats, affordable: NDArray[np.bool_]) -> Floats:
-        return (np.maximum(self._least - losses[:, None], 0.0) * affordable).mean(1)

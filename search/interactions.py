@@ -5,12 +5,13 @@ only after many measurements. So each has a variance of its own besides, learned
 1: 211-244).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .additive import Floats
+from .prior import single
 
 # Variances that are learned to the end are too sure of themselves, as there are more pairs than measurements.
 ROUNDS = 5
@@ -41,13 +42,17 @@ class Pairs:
     def features(self, choices: Floats) -> Floats:
         """(policies, pairs): the products of sizes, from the choices that policies make."""
         sizes = choices @ self.sizes
-        return sizes[:, self.one] * sizes[:, self.other]
+        return sizes.take(self.one, 1) * sizes.take(self.other, 1)
 
-    def quadratic(self, factors: Floats) -> Floats:
-        """(choices, choices): what pairs do with these factors, as the coefficients of a quadratic form."""
-        between = np.zeros((self.sizes.shape[1],) * 2)
-        between[self.one, self.other] = factors / 2
-        return self.sizes @ (between + between.T) @ self.sizes.T
+    def between(self, factors: Floats) -> Floats:
+        """(variables, variables): what pairs do with these factors, for sizes of 1."""
+        found = np.zeros((self.sizes.shape[1],) * 2)
+        found[self.one, self.other] = factors
+        return found + found.T
+
+    def rounded(self) -> "Pairs":
+        """The same in single precision."""
+        return replace(self, sizes=single(self.sizes))
 
     def strongest(self, count: int) -> "Pairs":
         """Those of the largest variances."""

@@ -185,7 +185,8 @@ class Knowledge:
         relative = history.losses - epoch.dense_loss
         # Of many estimates the best were lucky; what all others say of these policies makes up for it.
         rough = history.errors > 0
-        relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
+        if rough.any():
+            relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
         held = np.all([bound.holds(relative) | ~rough for bound in epoch.bounds], axis=0)
         inside = history.feasible & held & (relative <= epoch.corner[0] - epoch.dense_loss)
         inside &= (history.costs <= epoch.corner[1:]).all(1)
@@ -194,7 +195,7 @@ class Knowledge:
         kept = non_dominated(figures)
         self.front, self._front_losses = codes[kept], figures[kept, 0]
         lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
-        losses = surrogate.link.inverse(self.surrogate.mean(history.pending))
+        losses = surrogate.link.inverse(self.surrogate.awaited)
         self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(epoch.worst))))
         self._gain = Gain(
             budgets(lowest, epoch.corner[1:], alternatives.count),
@@ -211,24 +212,17 @@ class Knowledge:
         chances = [bound.chance(codes) for bound in self._epoch.bounds]
         return np.prod(chances, axis=0) if chances else np.ones(len(codes))
 
-    def additive_front(self, draw: np.random.Generator, around: NDArray[np.int16] | None) -> Codes:
+    def additive_front(self, draw: np.random.Generator, around: NDArray[np.int16]) -> Codes:
         """The front of an additive loss for one weighing of the costs.
 
         Args:
             draw: Draws the weights.
-            around: None takes what each choice loses by itself; else what a change of it adds to this policy.
+            around: (variables,): each choice adds what it adds to this policy.
         """
         space, axes = self._alternatives, self._epoch.axes
         weights = draw.dirichlet(np.ones(len(axes))) if axes else np.zeros(0)
         costs = sum((weight * axis for weight, axis in zip(weights, axes, strict=True)), np.zeros(space.exists.shape))
-        if around is None:
-            losses = space.table(self.surrogate.alone())
-        else:
-            losses = np.where(space.exists, 0.0, np.inf)
-            variable, code = np.nonzero(space.exists)
-            changed = np.repeat(around[None], len(variable), axis=0)
-            changed[np.arange(len(variable)), variable] = code
-            losses[variable, code] = self.surrogate.mean(changed) - self.surrogate.mean(around[None])
+        losses = space.table(self.surrogate.added(around[None])[0])
         return additive_front(losses, costs)
 
     def expected_gain(self, codes: Codes) -> Floats:

@@ -70,9 +70,11 @@ class Prior:
 
     def variances(self, features: Floats) -> Floats:
         """Of each policy."""
-        alone: Floats = np.einsum("ij,ij->i", self.projected(features), features)
+        choices = self.choices(features)
+        alone: Floats = np.einsum("ij,ij->i", choices @ self.covariance, choices)
+        own: Floats = features[:, len(self.mean) :] ** 2 @ self.own
         # Of a variable one choice is made at most, and others are not related.
-        return alone + self.pairs * (self.choices(features) @ np.diag(self.relation)) ** 2
+        return alone + own + self.pairs * (choices @ np.diag(self.relation)) ** 2
 
     def rest(self, features: Floats, losses: Floats) -> Floats:
         """(n,): how far losses are from what is expected."""
@@ -80,7 +82,10 @@ class Prior:
 
     def rounded(self) -> Self:
         """The same in single precision."""
-        return replace(self, covariance=single(self.covariance), relation=single(self.relation), own=single(self.own))
+        return replace(
+            self, mean=single(self.mean), covariance=single(self.covariance), relation=single(self.relation),
+            own=single(self.own),
+        )  # fmt: skip
 
     def strayed(self, losses: Floats, errors: Floats) -> Floats:
         """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""

@@ -83,7 +83,8 @@ class Strategy:
 
     def _single_choices(self, known: Knowledge, draw: np.random.Generator) -> Codes:
         """Dense but for one choice, those first that the additive front uses most."""
-        space, front = self._space, known.additive_front(draw, None)
+        space = self._space
+        front = known.additive_front(draw, np.zeros(space.count, np.int16))
         used = space.features(front).mean(0)
         codes = np.zeros((len(used), space.count), np.int16)
         codes[np.arange(len(used)), space.variable] = space.code
@@ -108,8 +109,9 @@ class Strategy:
         parents = front[np.sort(draw.permutation(len(front))[:PARENTS])]
         pool = [parents[:0]]
         if "additive" in self.parts:
-            around = parents[draw.integers(len(parents))] if len(parents) and draw.random() < 0.5 else None
-            pool.append(some(known.additive_front(draw, around), self._size, draw))
+            dense = np.zeros(space.count, np.int16)
+            around = parents[draw.integers(len(parents))] if len(parents) and draw.random() < 0.5 else dense
+            pool.append(known.additive_front(draw, around))
         if "moves" in self.parts:
             pool.append(some(single_moves(space, parents), 2 * self._size, draw))
         if "mutation" in self.parts and len(parents):

@@ -49,18 +49,20 @@ class Learned:
     """Policies that a surrogate knows, in their order.
 
     Attributes:
+        choices: (n, choices): 1 where they make it.
         projected: (n, features): by `Prior.projected`.
         related: (n, choices): by `Prior.related`.
         whitening: (n, n): what they are multiplied by to be independent: the inverse of a Cholesky factor.
     """
 
+    choices: Floats
     projected: Floats
     related: Floats
     whitening: Floats
 
     def rounded(self) -> "Learned":
         """The same in single precision."""
-        return Learned(single(self.projected), single(self.related), single(self.whitening))
+        return Learned(single(self.choices), single(self.projected), single(self.related), single(self.whitening))
 
     def white(self, cross: Floats) -> Floats:
         """(m, n): of covariances of others with these, what each of these tells that those before it did not."""
@@ -79,8 +81,9 @@ class Learned:
         whitening[count:, :count] = -others.whitening @ white @ self.whitening
         whitening[count:, count:] = others.whitening
         return Learned(
-            np.vstack([self.projected, others.projected]), np.vstack([self.related, others.related]), whitening
-        )
+            np.vstack([self.choices, others.choices]), np.vstack([self.projected, others.projected]),
+            np.vstack([self.related, others.related]), whitening,
+        )  # fmt: skip
 
 
 class Surrogate:
@@ -96,6 +99,9 @@ class Surrogate:
         errors: (n,): their standard errors; 0 of what was measured on all examples.
         pairs: Whether pairs of choices have an effect of their own.
         sparse: Whether some pairs of variables are learned by themselves; it takes `FEWEST` policies.
+
+    Attributes:
+        awaited: (pending,): the expected losses of policies that are being measured, on the scale of the link.
     """
 
     def __init__(
@@ -183,14 +189,14 @@ class Surrogate:
     def _fit(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
         self.link, self._prior = prior.link, prior
         self._rest = prior.rest(features, losses)
-        nobody = features[:0]
-        self._known = Learned(nobody, prior.choices(nobody), np.zeros((0, 0)))
+        nobody, nothing = features[:0], prior.choices(features[:0])
+        self._known = Learned(nothing, nobody, nothing, np.zeros((0, 0)))
         self._learn(features, prior.strayed(losses, errors))
         self._explain()
 
     def _learn(self, features: Floats, strayed: Floats) -> None:
         self._known = self._known.joined(*self._told(features, strayed))
-        self._pending = self._told(features[:0], np.zeros((0, 0)))
+        self._pending, self.awaited = self._told(features[:0], np.zeros((0, 0))), np.zeros(0)
 
     def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Learned]:
         """Some more policies, whose measurements stray with this covariance, given all that are known."""
@@ -198,16 +204,15 @@ class Surrogate:
         projected, related = prior.projected(features), prior.related(features)
         white = known.white(prior.covariances(features, known.projected, known.related))
         left = prior.covariances(features, projected, related) + strayed - white @ white.T
-        return white, Learned(projected, related, np.linalg.inv(np.linalg.cholesky(left)))
+        return white, Learned(prior.choices(features), projected, related, np.linalg.inv(np.linalg.cholesky(left)))
 
     def _explain(self) -> None:
-        """The mean as a function of the choices: linear and quadratic coefficients."""
+        """What every measurement tells beyond those before it, and what choices and pairs of variables lose by that."""
         known = self._known
-        weight = known.whitening.T @ (known.whitening @ self._rest)
-        alone, paired = np.split(known.projected.T @ weight, [len(self._prior.mean)])
+        self._news = known.whitening @ self._rest
+        self._weight = known.whitening.T @ self._news
+        alone, self._factors = np.split(known.projected.T @ self._weight, [len(self._prior.mean)])
         self._linear: Floats = self._prior.mean + alone
-        common: Floats = self._prior.pairs * (known.related.T * weight) @ known.related
-        self._quadratic: Floats = common + self._pairs.quadratic(paired)
 
     def _deviations(self) -> Floats:
         """(choices,): how uncertain is what each loses by itself."""
@@ -234,8 +239,9 @@ class Surrogate:
 
     def with_pending(self, codes: Codes) -> Self:
         """A surrogate that takes what it expects of these policies as measured: its mean stays."""
-        waiting = self._copy()
-        waiting._pending = self._told(self._features(codes), self.noise * np.eye(len(codes)))
+        waiting, features = self._copy(), self._features(codes)
+        white, _ = waiting._pending = self._told(features, self.noise * np.eye(len(codes)))
+        waiting.awaited = self._prior.choices(features) @ self._prior.mean + white @ self._news
         return waiting
 
     def _copy(self) -> Self:
@@ -244,30 +250,52 @@ class Surrogate:
         return copied
 
     @cached_property
-    def _rounded(self) -> tuple[Prior, Learned, Floats, Learned]:
-        """What deviations are computed from: single precision takes half the time."""
+    def _rounded(self) -> tuple[Prior, Pairs, Learned, Floats, Floats, Learned]:
+        """What predictions are computed from: single precision takes half the time."""
         white, pending = self._pending
-        return self._prior.rounded(), self._known.rounded(), single(white), pending.rounded()
+        return (
+            self._prior.rounded(), self._pairs.rounded(), self._known.rounded(), single(self._news), single(white),
+            pending.rounded(),
+        )  # fmt: skip
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the loss of each policy, on the scale of the link."""
-        prior, known, told, pending = self._rounded
-        features = single(self._features(codes))
+        prior, pairs, known, news, told, pending = self._rounded
+        choices = single(self._alternatives.features(codes))
+        features = np.hstack([choices, pairs.features(choices)])
         white = known.white(prior.covariances(features, known.projected, known.related))
         left = pending.white(prior.covariances(features, pending.projected, pending.related) - white @ told.T)
         variance = prior.variances(features).astype(float)
         variance -= np.einsum("ij,ij->i", white, white) + np.einsum("ij,ij->i", left, left)
-        return self.mean(codes), np.sqrt(np.maximum(variance, 1e-6 * self.noise))
+        mean = (choices @ prior.mean + white @ news).astype(float)
+        return mean, np.sqrt(np.maximum(variance, 1e-6 * self.noise))
 
     def mean(self, codes: Codes) -> Floats:
-        """The expected loss of each policy, on the scale of the link; cheaper than `predict`."""
+        """The expected loss of each policy, on the scale of the link; of many policies cheaper than `predict`."""
+        choices, related = self._alternatives.features(codes), self._known.related
+        common: Floats = self._prior.pairs * (related.T * self._weight) @ related
+        sizes = choices @ self._pairs.sizes
+        expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ common, choices)
+        return expected + np.einsum("ij,ij->i", sizes @ self._pairs.between(self._factors), sizes) / 2
+
+    def added(self, codes: Codes) -> Floats:
+        """What each choice is expected to add to each policy, were its variable there to do what dense does.
+
+        Returns:
+            (policies, choices): on the scale of the link.
+        """
+        prior, known, pairs = self._prior, self._known, self._pairs
         choices = self._alternatives.features(codes)
-        expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ self._quadratic, choices)
-        return expected
+        with_all = (choices @ known.related.T * self._weight) @ known.related
+        # What is related is of one variable.
+        own = self._weight @ known.choices
+        with_own = (choices @ prior.relation * own) @ prior.relation
+        common: Floats = prior.pairs * (own @ prior.relation**2 + 2 * (with_all - with_own))
+        return self._linear + common + choices @ pairs.sizes @ pairs.between(self._factors) @ pairs.sizes.T
 
     def alone(self) -> Floats:
         """(choices,): what each choice is expected to lose by itself, on the scale of the link."""
-        return self._linear + np.diag(self._quadratic)
+        return self.added(np.zeros((1, self._alternatives.count), np.int16))[0]
 
 
 def typical(losses: Floats) -> float:

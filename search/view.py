@@ -5,7 +5,7 @@ It holds nothing that the trials do not say: rows are kept because reading two t
 
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
@@ -96,11 +96,16 @@ class Row:
 
     when: When
     key: Hashable
-    code: Code | None = field(compare=False)
+    code: Code | None
     values: tuple[float, ...]
     constraints: Mapping[str, float]
     error: float
     failed: bool
+
+    @property
+    def names(self) -> set[str]:
+        """Of the constraints, as far as the strategy sees them."""
+        return set() if self.code is None else {*self.constraints}
 
 
 class View:
@@ -140,7 +145,7 @@ class View:
         self._pruned: list[Any] = []
         self._rows: dict[int, Row] = {}
         self._newest: dict[Hashable | None, When] = {}
-        self._used: list[Row] = []
+        self._failed = 0
         self._names: list[str] = []
         self._history = self._empty()
         self._given: dict[int, Code] = {}
@@ -170,17 +175,15 @@ class View:
         self._follow(trials)
         others = [trials[other] for other in self._open if other != number]
         ahead = sum(self._asks(trial, trials[number]) for trial in others)
-        rows = [self._rows[ended] for _, ended in self._ended]
-        known = self._measured([row for row in rows if not row.error or self._newest[row.key] == row.when])
         pending, taken = self._pending(others)
-        history = replace(known, pending=pending)
+        history = replace(self._history, pending=pending)
 
         def possible(code: Code) -> bool:
             identity, allowed = self._meaning.of(code)
             return allowed and identity not in taken and identity not in self._newest
 
         # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
-        begun = len(others) + sum(not row.failed for row in rows)
+        begun = len(others) + len(self._ended) - self._failed
         proposals = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
         for code in islice(proposals, ahead):
             taken.add(self._meaning.of(code)[0])
@@ -193,14 +196,24 @@ class View:
         numbers = [*self._open, *range(self._seen, len(trials))]
         self._seen, self._open = len(trials), [one for one in numbers if not trials[one].state.is_finished()]
         new = [trials[one] for one in numbers if trials[one].state.is_finished()]
-        if any(trial.state.name == "COMPLETE" for trial in new):
-            # What was measured on some examples is told by all who answered every one.
+        # What was measured on some examples is told by all who answered every one.
+        anew = bool(self._pruned) and any(trial.state.name == "COMPLETE" for trial in new)
+        if anew:
             self._rows |= {trial.number: self._row(trial) for trial in self._pruned}
         self._pruned += [trial for trial in new if trial.state.name == "PRUNED"]
-        for row in map(self._row, new):
+        for row in sorted(map(self._row, new), key=lambda row: row.when):
+            anew |= [row.when] < self._ended[-1:] or row.key in self._newest or not row.names <= set(self._names)
             self._rows[row.when[1]] = row
             self._newest[row.key] = max(row.when, self._newest.get(row.key, row.when))
+            self._failed += row.failed
             insort(self._ended, row.when)
+            if not anew:
+                self._measured([row])
+        if anew:
+            rows = [self._rows[ended] for _, ended in self._ended]
+            self._names = sorted(set().union(*(row.names for row in rows)))
+            self._history = self._empty()
+            self._measured([row for row in rows if not row.error or self._newest[row.key] == row.when])
 
     def _row(self, trial: Any) -> Row:
         key, code = self._told(trial.params)
@@ -253,24 +266,18 @@ class View:
         costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
         return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing)
 
-    def _measured(self, rows: Sequence[Row]) -> History:
-        """What finished, in order; only what is new is read."""
+    def _measured(self, rows: Sequence[Row]) -> None:
+        """What finished next."""
         used = [row for row in rows if row.code is not None]
-        names = sorted({name for row in used for name in row.constraints})
-        if used[: len(self._used)] != self._used or names != self._names:
-            self._used, self._names = [], names
-            self._history = self._empty()
-        new = used[len(self._used) :]
-        if new:
-            values = np.array([row.values for row in new])
-            excess = np.array([[row.constraints.get(name, np.nan) for name in names] for row in new])
-            self._history = History(
-                np.vstack([self._history.codes, *(row.code for row in new if row.code is not None)]),
-                np.r_[self._history.losses, values[:, 0]],
-                np.vstack([self._history.costs, values[:, 1:]]),
-                np.vstack([self._history.excess, excess.reshape(len(new), len(names))]),
-                np.r_[self._history.errors, [row.error for row in new]],
-                self._history.pending,
-            )
-            self._used = used
-        return self._history
+        if not used:
+            return
+        values, known = np.array([row.values for row in used]), self._history
+        excess = np.array([[row.constraints.get(name, np.nan) for name in self._names] for row in used])
+        self._history = replace(
+            known,
+            codes=np.vstack([known.codes, *(row.code for row in used if row.code is not None)]),
+            losses=np.r_[known.losses, values[:, 0]],
+            costs=np.vstack([known.costs, values[:, 1:]]),
+            excess=np.vstack([known.excess, excess.reshape(len(used), len(self._names))]),
+            errors=np.r_[known.errors, [row.error for row in used]],
+        )
