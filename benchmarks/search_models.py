@@ -1,6 +1,7 @@
 """The models that `search.py` searches, measured under policies: a text decoder, and the shipped digits."""
 
 import contextlib
+import os
 import pickle
 import time
 from collections.abc import Hashable
@@ -97,7 +98,7 @@ class Measured:
         """Keep what was measured, by this process and by others."""
         if self._file:
             self._known = self._kept() | self._known
-            fresh = self._file.with_suffix(".new")
+            fresh = self._file.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(pickle.dumps(self._known))
             fresh.replace(self._file)
         self._saved = time.monotonic()
