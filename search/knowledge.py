@@ -217,7 +217,7 @@ class Knowledge:
 
         Args:
             draw: Draws the weights.
-            around: (variables,): each choice adds what it adds to this policy.
+            around: (variables,): the policy that each choice is added to.
         """
         space, axes = self._alternatives, self._epoch.axes
         weights = draw.dirichlet(np.ones(len(axes))) if axes else np.zeros(0)

@@ -61,8 +61,8 @@ class Learned:
     whitening: Floats
 
     def rounded(self) -> "Learned":
-        """The same in single precision."""
-        return Learned(single(self.choices), single(self.projected), single(self.related), single(self.whitening))
+        """The same in single precision, but for the choices."""
+        return Learned(self.choices, single(self.projected), single(self.related), single(self.whitening))
 
     def white(self, cross: Floats) -> Floats:
         """(m, n): of covariances of others with these, what each of these tells that those before it did not."""
