@@ -1,6 +1,6 @@
 """How good a front each search strategy has after how many evaluations: `python benchmarks/search.py`.
 
-Hypervolume of loss and cost, up to a loss of 1 nat above dense's and the cost of dense, of the front after so many
+Hypervolume of loss and cost, up to a loss of 1 above dense's and the cost of dense, of the front after so many
 different policies, measured again on held-out examples; and after so many layer-token executions. These are counted in
 passes of the dense model over all examples: a sublayer that runs is half a layer, some of the examples or tokens are so
 much of it, and every search is counted twice: each time as a whole, and with the states behind layers kept, of as many

@@ -62,7 +62,7 @@ class Measured:
         self._dense = {split: self._all(split, dense) for split in SPLITS}
 
     def measure(self, code: Codes, rows: tuple[int, ...] | None = None) -> float:
-        """The loss above that of dense, in nats, on the examples that the search sees; on some of them where given."""
+        """The loss above that of dense on the examples that the search sees; on some of them where given."""
         if rows is None or len(rows) == self.examples:
             return float((self._all("search", code) - self._dense["search"]).mean())
         return float((self._run("search", code, rows) - self._dense["search"][[*rows]]).mean())
@@ -76,7 +76,7 @@ class Measured:
         return code.tolist()
 
     def losses(self, logits: Any, split: str, rows: tuple[int, ...]) -> Any:
-        """Nats by example; logits have the shape (examples, tokens, vocabulary)."""
+        """The loss by example; logits have the shape (examples, tokens, vocabulary)."""
         raise NotImplementedError
 
     @cached_property
@@ -157,10 +157,11 @@ class Decoder(Measured):
 
 
 class Digits(Measured):
-    """The shipped model; its loss is in nats an answer, for all answers have one token.
+    """The shipped model; its loss is the probability that the right answer misses, for all answers have one token.
 
     The share of answers that it misses has a hundred steps where there are a hundred questions, and most policies that
-    a search compares would share one; what it gives the right answer tells them apart.
+    a search compares would share one. Nats have no upper end: a few questions that a policy gets quite wrong would make
+    up most of their mean, and another hundred would rank policies otherwise.
 
     Args:
         folder: Where measurements are kept; None keeps nothing.
@@ -189,11 +190,11 @@ class Digits(Measured):
         super().__init__(f"digits {layers} x {len(kinds)}", model, inputs, kinds, by_kind, work, folder)
 
     def losses(self, logits: Any, split: str, rows: tuple[int, ...]) -> Any:
-        """Nats of each answer's token."""
+        """Minus the probability of each right answer."""
         mask = self.inputs[split]["attention_mask"][[*rows]]
         last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
         predicted = logits[torch.arange(len(rows)), last].log_softmax(-1)
-        return -predicted.gather(1, self._answers[split][[*rows]][:, None])[:, 0]
+        return -predicted.gather(1, self._answers[split][[*rows]][:, None])[:, 0].exp()
 
     def steps(self, code: Codes) -> list[Hashable]:
         """What each layer does: one before a token ratio also finds what tokens are worth."""

@@ -104,7 +104,7 @@ def none_keeps(record: StudyRecord, bounds: Sequence[Bound]) -> StudyError:
         steps = ((excess(record, trial, bound), abs(dense[bound.metric].value)) for bound in bounds)
         return sum(max(0.0, beyond) / (scale or 1.0) for beyond, scale in steps)
 
-    whole = [trial for trial in measured_in_full(record) if math.isfinite(distance(trial))]
+    whole = [trial for trial in record.trials if trial.in_full and math.isfinite(distance(trial))]
     nearest_trial = min(whole, key=distance, default=None)
     lines = (
         [f"nearest: trial {nearest_trial.number} with {figures(record, nearest_trial, bounds)}"]
@@ -113,21 +113,21 @@ def none_keeps(record: StudyRecord, bounds: Sequence[Bound]) -> StudyError:
     )
     hint = "loosen a bound, or search under it: `skipsearch run … --set constraints.METRIC='BOUND' --name NEW`"
     what = f"no measured policy keeps {' and '.join(bound.text for bound in bounds)}"
-    return StudyError(what, [*lines, *stopped_line(record, bounds)], hint)
+    return StudyError(what, [*lines, *untold_lines(record, bounds)], hint)
 
 
-def measured_in_full(record: StudyRecord) -> list[TrialRecord]:
-    """The trials that ended well, on all examples."""
-    return [trial for trial in record.trials if trial.state == "complete" and trial.dropped is None]
-
-
-def stopped_line(record: StudyRecord, bounds: Sequence[Bound]) -> list[str]:
-    """How many trials may keep the bounds and stopped too early to tell; nothing where there are none."""
+def untold_lines(record: StudyRecord, bounds: Sequence[Bound]) -> list[str]:
+    """How many trials may keep the bounds and stopped too early to tell, by what stopped them."""
     names = {*record.objectives, *(bound.metric for bound in bounds)}
-    unknown = [trial for trial in measured_in_full(record) if not names <= {*trial.search}]
-    beyond = [[excess(record, trial, bound) for bound in bounds] for trial in unknown]
-    stopped = sum(all(step <= 0 or step == math.inf for step in steps) for steps in beyond)
-    return [f"{stopped} trials stopped at the study's own constraints, before it could be told"] if stopped else []
+    unknown = [
+        trial
+        for trial in record.trials
+        if trial.state == "complete" and trial.shared_from is None and not names <= {*trial.search}
+        and all(step <= 0 or step == math.inf for step in (excess(record, trial, bound) for bound in bounds))
+    ]  # fmt: skip
+    few = sum(not trial.in_full for trial in unknown)
+    told = {"stopped at the study's own constraints": len(unknown) - few, "answered few examples only": few}
+    return [f"{count} trials {why}, before it could be told" for why, count in told.items() if count]
 
 
 def figures(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) -> str:

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--pick", action="append", default=[], metavar="BOUND", dest="picks",
                         help="print the best policy under a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
     report.add_argument("--unmeasured", action="store_true",
-                        help="with --pick, print what is expected to be better than any measured")  # fmt: skip
+                        help="with these, print what is expected to be better than any measured")  # fmt: skip
     add_out(report)
 
     ls = verb("ls", ls_verb, "list the shipped spaces and the studies here")
@@ -281,9 +281,10 @@ def report_verb(options: argparse.Namespace) -> int:
 
     given, named = Path(options.study), options.out / options.study
     folder = given if (given / DATABASE).exists() or (given.is_dir() and not named.is_dir()) else named
-    if options.unmeasured and not options.picks:
+    if options.unmeasured and not (options.picks or options.constraints):
         raise UsageError(
-            "--unmeasured goes with --pick", hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'"
+            "--unmeasured goes with --pick or --constraint",
+            hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'",
         )
     if options.constraints or options.picks:
         print_selection(select(folder, options.constraints, options.picks), options.json, options.unmeasured)

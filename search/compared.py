@@ -41,7 +41,7 @@ def as_told(record: StudyRecord, trial: TrialRecord) -> TrialRecord:
     """A trial with all that is known: what was measured on some of the examples as it is expected to be on all."""
     if not trial.estimates:
         return trial
-    whole = replace(trial, search=Known.of(record.trials).expected(trial), dropped=None)
+    whole = replace(trial, search=Known.of(record.trials).expected(trial), dropped=None, estimates={})
     return replace(whole, violations=violations(record, whole, bounds_of(record, (), ())))
 
 

@@ -117,22 +117,24 @@ class Driver:
         """A trial that was set aside and is to answer more, or else a new one."""
         # Nobody was due when what an interruption cut short was asked for.
         record = None if self.study.interrupted else self._due()
-        if record is not None:
-            self._going_on.add(record.number)
-            names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]
-            before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
-            return Trial(record, [names], 2 * examples(record), before)
-        proposal = self.proposals.next()
-        if proposal is None:
+        proposal = self.proposals.next() if record is None else None
+        if proposal is not None:
+            whole = self._patience is None or proposal.policy.is_dense
+            return Trial(proposal, self._stages(), None if whole else ENOUGH)
+        # That there is nothing new may have come out just now, and then nobody waits any longer.
+        record = record or self._due()
+        if record is None:
             return None
-        whole = self._patience is None or proposal.policy.is_dense
-        return Trial(proposal, self._stages(), None if whole else ENOUGH)
+        self._going_on.add(record.number)
+        names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]
+        before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
+        return Trial(record, [names], 2 * examples(record), before)
 
     def _due(self) -> TrialRecord | None:
-        if self._patience is None or self.study.dense_measurements() is None:
+        if self.study.dense_measurements() is None:
             return None
-        # When nothing new is begun, there is nothing to wait for.
-        patience = self._patience if self.proposals.may_ask else 0
+        # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
+        patience = self._patience or 0 if self.proposals.may_ask else 0
         return due(self.study.records(), self.study.known_in_full(), self.study.space, patience, self._going_on)
 
     def _enter(self, trial: Trial) -> None:

@@ -78,14 +78,14 @@ def planes(record: StudyRecord) -> list[Plane]:
 
 
 def role(record: StudyRecord, trial: TrialRecord) -> Role | None:
-    """How a trial is drawn; None where it is not, because it did not finish."""
-    if trial.state != "complete":
+    """How a trial is drawn; None where it is not, because it did not finish, or answered few examples only."""
+    if not trial.in_full and not (trial.state == "complete" and trial.breaks_a_bound):
         return None
     if trial.number == record.dense.number:
         return "dense"
     if trial.number in record.front:
         return "front"
-    return "dominated" if trial.feasible else "infeasible"
+    return "infeasible" if trial.breaks_a_bound else "dominated"
 
 
 def dots(record: StudyRecord, plane: Plane) -> list[Dot]:

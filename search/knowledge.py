@@ -134,9 +134,9 @@ class Epoch:
         ]
         losses = self.losses(history)
         chosen = np.flatnonzero(np.isfinite(losses))
-        most = KNOWN - len(codes) // EPOCHS  # The others come until the next epoch.
+        most = max(KNOWN // 2, KNOWN - len(codes) // EPOCHS)  # The others come until the next epoch.
         if len(chosen) > most:
-            costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), -1).T
+            costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), len(chosen)).T
             cheaper = (costs[:, None] <= costs).all(2)
             least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
             chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:most]])

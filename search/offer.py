@@ -1,10 +1,11 @@
 """A policy that nobody measured, where all that was measured lets one expect it to be better under some bounds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .. import __version__
+from ..evaluators.base import Measurement
 from ..policies.policy import ModelRef, Policy, Provenance
 from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
@@ -14,11 +15,12 @@ from .layermap import amount, unit_of
 from .parameters import Parameters
 from .record import StudyRecord, TrialRecord
 from .space import Space
+from .standing import Known
 from .strategy import double_moves, single_moves
 from .sums import fit_costs
 from .surrogate import FEWEST, Surrogate
 
-LEAST = 20  # measured policies below which nothing is expected of others
+LEAST = 20  # policies below which nothing is expected of others; those that answered few examples count
 CAUTION = 1.0  # standard deviations by which an expectation must be on the right side
 WEIGHINGS = 16  # of the bounded costs, for each of which the additive front is solved
 PARENTS = 32
@@ -26,7 +28,7 @@ MUTANTS = 2000
 
 
 def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy | None:
-    """The unmeasured policy of which most is expected in the first objective.
+    """The policy not measured in full of which most is expected in the first objective.
 
     That objective is expected by the surrogate of the search, every other bounded figure by a sum over the layers. What
     is expected must keep every bound, and be better than the best that was measured and keeps them, each by a standard
@@ -53,7 +55,7 @@ def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy 
     sign = -1.0 if direction == "maximize" else 1.0
     codes, expected, spread = archive.outlook(sign)
     found = best(record)
-    limit = np.inf if found is None else sign * figure(record, found, objective)
+    limit = np.inf if found is None else sign * figure(record, found.search, objective)
     cautious = expected[:, 0] * sign + CAUTION * spread[:, 0]
     for place in np.argsort(cautious, kind="stable"):
         if cautious[place] >= limit:
@@ -80,19 +82,22 @@ class Archive:
         labels = parameters.options
         dense = parameters.labels()
         self._labels = {name: sorted(known, key=lambda label: label != dense[name]) for name, known in labels.items()}
-        self._seen = {trial.policy.fingerprint for trial in record.trials}
-        rows = []
+        self._seen = {trial.policy.fingerprint for trial in record.trials if not trial.estimates or trial.dropped}
+        rows, known = [], Known.of(record.trials)
         for trial in record.trials:
-            code = self._code(trial)
-            if code is not None and all(name in trial.search for name in metrics):
-                rows.append((code, [figure(record, trial, name) for name in metrics]))
-        self.codes: Codes = np.array([code for code, _ in rows], np.int16)
-        self.figures: Floats = np.array([figures for _, figures in rows], float)
+            code, told = self._code(trial), known.expected(trial)
+            if code is not None and all(name in told for name in metrics):
+                rough = told[metrics[0]].stderr if metrics[0] in trial.estimates else None
+                figures = [figure(record, told, name) for name in metrics]
+                rows.append((code, figures, rough or 0.0))
+        self.codes: Codes = np.array([code for code, _, _ in rows], np.int16)
+        self.figures: Floats = np.array([figures for _, figures, _ in rows], float)
+        self.errors: Floats = np.array([error for _, _, error in rows], float)
         self._alternatives = Alternatives([*self._labels.values()])
 
     def _code(self, trial: TrialRecord) -> list[int] | None:
         """The number of each layer's or group's choice; None for what no choices of the layers come to."""
-        if trial.state != "complete" or trial.dropped is not None or trial.shared_from is not None:
+        if trial.state != "complete" or trial.shared_from is not None:
             return None
         given = {name: trial.policy.choice(int(name.removeprefix("layer_"))).label for name in self._labels}
         if any(label not in self._labels[name] for name, label in given.items()):
@@ -119,8 +124,8 @@ class Archive:
         saved = sum(
             (np.abs(by_choice) / (np.abs(by_choice).max() or 1.0) for by_choice, _ in sums), np.zeros(len(space.kind))
         )
-        weights, certain = saved + 0.2 * (saved.max() or 1.0), np.zeros(len(losses))
-        surrogate = Surrogate(space, weights, self.codes, losses, certain, sparse=len(losses) >= FEWEST)
+        weights, whole = saved + 0.2 * (saved.max() or 1.0), int(np.count_nonzero(self.errors == 0))
+        surrogate = Surrogate(space, weights, self.codes, losses, self.errors, sparse=whole >= FEWEST)
         tables = [space.table(by_choice, 0.0) for by_choice, _ in sums]
         codes = self._candidates(surrogate, tables, losses)
         mean, deviation = surrogate.predict(codes)
@@ -146,9 +151,9 @@ class Archive:
         return np.unique(np.concatenate([parents, *nearby]), axis=0)
 
 
-def figure(record: StudyRecord, trial: TrialRecord, name: str) -> float:
-    """What a trial measured, as the search compares it."""
-    return objective_value(name, trial.search[name], record.dense.search[name])
+def figure(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> float:
+    """What was found of a metric, as the search compares it."""
+    return objective_value(name, found[name], record.dense.search[name])
 
 
 def keeps(record: StudyRecord, bound: Bound, value: float, spread: float) -> bool:

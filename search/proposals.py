@@ -9,7 +9,6 @@ from .study import Proposal, SearchStudy
 
 # A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.
 HELP_AFTER = 20
-GIVE_UP_AFTER = 200
 
 
 class Proposals:
@@ -49,11 +48,12 @@ class Proposals:
 
     def next(self) -> Proposal | None:
         """A policy to measure; None while there is none."""
-        for attempt in range(GIVE_UP_AFTER):
-            if not self.may_ask:
-                return None
-            if attempt >= HELP_AFTER:
-                self.study.enqueue_random()
+        asked = 0
+        while self.may_ask:
+            if asked >= HELP_AFTER and not self.study.enqueue_random({*self._failed, *self._under_way}):
+                self._exhausted = True
+                break
+            asked += 1
             proposal = self.study.ask()
             if proposal is None:
                 continue
@@ -70,7 +70,6 @@ class Proposals:
             else:
                 self._under_way.add(fingerprint)
                 return proposal
-        self._exhausted = True
         return None
 
     def finish(self, proposal: Proposal, outcome: Outcome) -> None:

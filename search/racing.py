@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement, Metric
 from .front import front_trials, objective_point, objective_value
@@ -109,10 +110,12 @@ class Race:
                 continue
             doubts = list(self._doubts(name, known, measured))
             total = measured.detail["total"]
-            found = [evidence(doubt.differences, total, doubt.floor) for doubt in doubts]
-            # One that belongs to the front is innocent of all of them, and then the mean is as seldom large as each.
-            if found and racing != "none" and sum(found) / len(found) >= 1 / (1 - racing.confidence):
-                return f"{doubts[found.index(max(found))].text} ({measured.n} of {total} examples)"
+            if racing == "none" or not doubts:
+                continue
+            found = np.array([fortunes(doubt.differences, total, doubt.floor) for doubt in doubts])
+            # One that belongs to the front is innocent of all of them, and then to bet a part on each is fair as well.
+            if found.mean(0).max() >= 1 / (1 - racing.confidence):
+                return f"{doubts[found.max(1).argmax()].text} ({measured.n} of {total} examples)"
         return None
 
     def _doubts(self, name: str, known: Mapping[str, Measurement], measured: Measurement) -> Iterator[Doubt]:
@@ -175,27 +178,28 @@ def weights_of(whole: Measurement) -> list[float]:
     return [sum(counts) / (len(counts) * count) for count in counts for _ in range(count)]
 
 
-def evidence(differences: Sequence[float], total: int, floor: float) -> float:
+def fortunes(differences: Sequence[float], total: int, floor: float) -> NDArray[np.float64]:
     """How strongly differences speak against a mean of 0 or less over all examples, of which these are some.
 
-    It is the largest fortune so far of who starts with 1 and bets, before each example, that its difference is above
-    what is left on average if the mean of all is 0. Were it 0 or less, the bets would be fair or worse, so whatever
-    the scores are, a fortune of 20 is ever reached with a probability of at most 1 in 20 (Ville's inequality).
+    It is the fortune of who starts with 1 and bets, before each example, that its difference is above what is left on
+    average if the mean of all is 0. Were it 0 or less, the bets would be fair or worse, so whatever the scores are, a
+    fortune of 20 is ever reached with a probability of at most 1 in 20 (Ville's inequality).
 
     Args:
         differences: In the order drawn, at random and without replacement.
         total: How many examples there are.
         floor: What no difference is below, whichever is drawn next.
+
+    Returns:
+        (examples + 1,): at first and after each; infinite where the best scores on all that is left would not do.
     """
     found = np.asarray(differences, dtype=float)
     seen = np.concatenate([[0.0], np.cumsum(found)])
     remaining = total - np.arange(len(seen))
-    if (seen + floor * remaining > ROUNDING).any():
-        return math.inf  # Even the best scores on all that is left would not make up for these.
     left = -seen[:-1] / remaining[:-1]
     room = left - floor
     with np.errstate(over="ignore"):
         # Without room all that is left has to be at the floor, and is.
         gains = np.divide(found - left, room, out=np.zeros_like(found), where=room > ROUNDING)
-        fortunes = np.cumprod(1 + np.outer(gains, BETS), axis=0).mean(axis=1)
-    return float(fortunes.max(initial=1.0))
+        betted = np.r_[1.0, np.cumprod(1 + np.outer(gains, BETS), axis=0).mean(axis=1)]
+    return np.where(seen + floor * remaining > ROUNDING, math.inf, betted)

@@ -76,7 +76,7 @@ class Verdict:
         rules: Trials that were simple rules to start from and stand on the front of these, dearest first.
         gain: Hypervolume of the search's front beyond that of the rules; None where it began with no rules.
         outlook: Hypervolume that the next 100 trials are expected to add; None after too few.
-        ties: By number of a front trial, the next dearer one that its accuracy cannot be told from.
+        ties: By number of a front trial, the next dearer one that it cannot be told from by what tells how good it is.
         by_rule: What each rule that the search started from came to, the best first.
         agreement: How well the divergence ranks policies by accuracy; None where not both were measured often enough.
     """
@@ -131,10 +131,19 @@ class TrialRecord:
         return {name: setting for name, _, setting in parts}
 
     @property
+    def in_full(self) -> bool:
+        """True where nothing was measured on a part of the examples only."""
+        return self.state == "complete" and self.dropped is None and not self.estimates
+
+    @property
+    def breaks_a_bound(self) -> bool:
+        """True where the trial is known to break a constraint."""
+        return any(excess > 0 for excess in self.violations.values())
+
+    @property
     def feasible(self) -> bool:
-        """True where the trial is complete, was measured on all examples and breaks no constraint."""
-        whole = self.state == "complete" and self.dropped is None
-        return whole and all(excess <= 0 for excess in self.violations.values())
+        """True where the trial was measured in full and breaks no constraint."""
+        return self.in_full and not self.breaks_a_bound
 
 
 @dataclass(frozen=True)

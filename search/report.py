@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ..evaluators.base import Measurement
+from .compared import judged_by
 from .figures import dots, hypervolume_figure, plane_figure, planes, save_front
-from .layermap import describe
+from .layermap import describe, phrase
 from .record import StudyRecord, TrialRecord
 from .report_map import map_section
 from .report_page import (
@@ -21,7 +22,6 @@ from .report_page import (
     measured_section,
     nothing_found,
     policy_files,
-    quality,
     reference_text,
     table_section,
     tiles,
@@ -31,7 +31,7 @@ from .verdict import curse_line, verdict_lines
 
 TEMPLATE = "report_template.html"
 TIED = (
-    "<b>Tied</b> is a policy whose accuracy cannot be told from that of the next dearer one: in a paired test on the "
+    "<b>Tied</b> is a policy whose {} cannot be told from that of the next dearer one: in a paired test on the "
     "same examples, chance alone makes a difference as large with a probability above 5 %."
 )
 
@@ -75,14 +75,14 @@ def page(record: StudyRecord) -> str:
 
 
 def table_notes(record: StudyRecord) -> str:
-    """What is to be read beside the table: what tied means, and how much of its accuracy is luck."""
-    notes = []
-    if record.verdict.ties:
-        notes.append(TIED)
+    """What is to be read beside the table: what tied means, and how much of what it shows is luck."""
+    notes, name = [], judged_by(record)
+    if record.verdict.ties and name is not None:
+        notes.append(TIED.format(phrase(name)))
     curse = curse_line(record)
     if curse:
         notes.append(f"<b>Winner’s curse.</b> {escape(curse)} Trust the report split.")
-    elif quality(record) is not None and policy_files(record):
+    elif name is not None and policy_files(record):
         notes.append("No policy of the front is confirmed on the report split yet.")
     return "".join(f"<p>{note}</p>" for note in notes)
 
@@ -91,7 +91,7 @@ def _plane(record: StudyRecord, index: int) -> str:
     plane = planes(record)[index]
     drawn = dots(record, plane)
     absent = sum(trial.state == "complete" for trial in record.trials) - len(drawn)
-    note = f"<figcaption>Stopped before both were measured, hence not drawn: {absent}.</figcaption>"
+    note = f"<figcaption>Stopped before both were measured on all examples, hence not drawn: {absent}.</figcaption>"
     return f"<figure>{_div(plane_figure(record, plane), f'plane-{index}')}{note if absent else ''}</figure>"
 
 

@@ -35,7 +35,7 @@ def first_cost(record: StudyRecord) -> str | None:
 
 
 def judge(record: StudyRecord) -> str | None:
-    """What the policies of the headline are told apart by: the quality, or else the divergence."""
+    """What policies are told apart by: the quality, or else the divergence."""
     far = (name for name in record.objectives if record.metrics[name].unit == "nats")
     return quality(record) or next(far, None)
 
@@ -266,9 +266,10 @@ def _tie(record: StudyRecord, trial: TrialRecord) -> str:
 def _trial_counts(record: StudyRecord) -> dict[str, str]:
     states = Counter(trial.state for trial in record.trials)
     entries: dict[str, str] = {state: str(count) for state, count in states.items()}
-    infeasible = sum(trial.state == "complete" and not trial.feasible for trial in record.trials)
+    complete = [trial for trial in record.trials if trial.state == "complete"]
     shared = sum(trial.shared_from is not None for trial in record.trials)
-    entries["beyond a constraint"] = str(infeasible)
+    entries["beyond a constraint"] = str(sum(trial.breaks_a_bound for trial in complete))
+    entries["on few examples only"] = str(sum(bool(trial.estimates) for trial in complete))
     entries["duplicates, measured once"] = str(shared)
     reasons: dict[str, list[int]] = defaultdict(list)
     for trial in record.trials:

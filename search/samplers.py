@@ -17,6 +17,7 @@ from .front import worst
 from .parameters import Parameters
 from .skipsampler import SkipSampler
 from .space import Space
+from .view import Estimated
 
 
 def population(trials: int) -> int:
@@ -25,14 +26,14 @@ def population(trials: int) -> int:
 
 
 def own_sampler(
-    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], tuple[list[float], float] | None]
+    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], Estimated | None]
 ) -> SkipSampler:
     """Our sampler for a space, which reads from the study what others would keep to themselves.
 
     Args:
         space: The space.
         parameters: What may be drawn.
-        estimate: The objectives of a trial that was given up or set aside on few examples.
+        estimate: What a trial that was given up or set aside on few examples is expected to measure.
     """
     return SkipSampler(
         parameters.labels(),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .archive import Bound, best, bounds_of, none_keeps, parsed, stopped_line, under
+from .archive import Bound, best, bounds_of, none_keeps, parsed, under, untold_lines
 from .database import DATABASE, space_of
 from .offer import offer
 from .record import StudyRecord, TrialRecord
@@ -26,7 +26,8 @@ class Selection:
         record: The study as if it had searched under the bounds.
         bounds: All of them.
         pick: The best trial under a budget, where one was given.
-        unmeasured: A policy that nobody measured and that is expected to be better than the pick, where there is one.
+        unmeasured: A policy that was not measured in full and is expected to be better than the best that was and keeps
+            the bounds, in the first objective; None where there is none.
     """
 
     record: StudyRecord
@@ -55,9 +56,8 @@ def select(folder: Path, constraints: Sequence[str], picks: Sequence[str]) -> Se
     record = read_record(folder)
     bounds = bounds_of(record, parsed(constraints, "--constraint", record), parsed(picks, "--pick", record))
     found = under(record, bounds)
-    if not picks:
-        return Selection(found, bounds)
-    return Selection(found, bounds, best(found), offer(found, space_of(folder / DATABASE), bounds))
+    offered = offer(found, space_of(folder / DATABASE), bounds)
+    return Selection(found, bounds, best(found) if picks else None, offered)
 
 
 def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> None:
@@ -78,7 +78,7 @@ def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> No
     rows = {f"trial {trial.number}": row(record, trial, None) for trial in selection.trials}
     console.print(front_table(record, rows))
     bounds = ", ".join(bound.text for bound in selection.bounds)
-    for line in (f"under {bounds}", *stopped_line(record, selection.bounds)):
+    for line in (f"under {bounds}", *untold_lines(record, selection.bounds)):
         console.print(line, markup=False)
     if offered is not None:
         told = f"a better policy is expected, unmeasured: {offered.provenance.unmeasured}; --unmeasured prints it"

@@ -58,9 +58,8 @@ class SkipSampler(BaseSampler):
             trials.
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
-        estimate: The objectives of a pruned trial, as far as they can be told, and the standard error of the expensive
-            one, above 0: of a trial that was given up, or set aside until later ones are known. A later trial of the
-            same parameters replaces it.
+        estimate: What is expected of a pruned trial, one that was given up or set aside until later ones are known, as
+            `view.Estimated` or a tuple of its entries. A later trial of the same parameters replaces it.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -81,7 +80,7 @@ class SkipSampler(BaseSampler):
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
         reference: Sequence[float | None] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
-        estimate: Callable[[FrozenTrial], tuple[Sequence[float], float] | None] | None = None,
+        estimate: Callable[[FrozenTrial], tuple[Any, ...] | None] | None = None,
         seed: int = 0,
         parts: Collection[str] = PARTS,
     ) -> None:
@@ -107,11 +106,11 @@ class SkipSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters of `neutral`, from the first trial that had all of them on."""
-        if not self._space:
+        space = self._space
+        if not space:
             trials = study.get_trials(deepcopy=False)
-            whole = next((t.distributions for t in trials if self._neutral.keys() <= t.distributions.keys()), {})
-            self._space = {name: whole[name] for name in self._neutral if name in whole}
-        return {name: kind for name, kind in self._space.items() if name in self._neutral and not kind.single()}
+            space = next((t.distributions for t in trials if self._neutral.keys() <= t.distributions.keys()), {})
+        return {name: space[name] for name in self._neutral if name in space and not space[name].single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

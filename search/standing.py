@@ -26,6 +26,7 @@ from .space import Space
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for
 WORTH_OF_RULES = 0.005  # the same of the front of the rules, which is only compared with
+CLEAR = 2.0  # standard errors by which a bound must look broken
 FINE = 100  # a cost is told apart in some hundreds of steps
 
 Floats = NDArray[np.float64]
@@ -101,9 +102,12 @@ def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
         return None
     found, dense = known.expected(record), known.dense
     bounds = {name: bound for name, bound in space.constraints.items() if name in found and name in dense}
-    values = {name: objective_value(name, found[name], dense[name]) for name in bounds}
-    if any(bound.excess(values[name], dense[name].value) > 0 for name, bound in bounds.items()):
-        return None
+    for name, bound in bounds.items():
+        # The chance that an objective is better than it looks counts elsewhere: see `worth`.
+        rough = name in record.estimates and name not in space.objectives
+        doubt = CLEAR * (found[name].stderr or 0.0) if rough else 0.0
+        if bound.excess(objective_value(name, found[name], dense[name]), dense[name].value) > doubt:
+            return None
     return objective_point(found, dense, space.objectives)
 
 
@@ -121,7 +125,8 @@ def due(
             everything too, for what the search gained is told against them.
         going_on: The numbers of those that are answering more, and count as if they had answered everything.
     """
-    if not any(record.estimates and record.number not in going_on for record in records):
+    records = [record for record in records if record.shared_from is None]
+    if not any(record.estimates and not record.dropped and record.number not in going_on for record in records):
         return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
     gains = {number: gain / WORTH for number, gain in worth(stands, known, space, going_on).items()}

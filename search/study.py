@@ -8,7 +8,7 @@ import json
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,10 @@ from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .space import Space
 from .standing import Known
 from .starts import starts
+from .view import Estimated
 from .writethrough import WriteThrough
+
+REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
@@ -211,15 +214,17 @@ class SearchStudy(Ledger):
         self._storage.write(trial._trial_id)
         return Proposal(trial, policy)
 
-    def _estimate(self, trial: FrozenTrial) -> tuple[list[float], float] | None:
-        """The objectives of a trial that answered few examples, its luck with these taken off, and a standard error."""
-        record, dense = self.read(trial), self.dense_measurements()
+    def _estimate(self, trial: FrozenTrial) -> Estimated | None:
+        """What a trial that answered few examples is expected to measure, its luck with these taken off."""
+        record, dense, objectives = self.read(trial), self.dense_measurements(), list(self.space.objectives)
         if dense is None or not record.estimates:
             return None
-        found, name = self.known_in_full().expected(record), list(self.space.objectives)[expensive(self.space)]
-        if name not in record.estimates or any(other not in found for other in self.space.objectives):
+        found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
+        if any(objective not in found for objective in objectives):
             return None
-        return self.values(found), found[name].stderr or 0.0
+        # Of a bound on an objective the sampler learns how it depends on that.
+        bounded = {bound: excess for bound, excess in self.violations(found).items() if bound not in objectives}
+        return Estimated(self.values(found), found[name].stderr or 0.0 if name in record.estimates else 0.0, bounded)
 
     def known_in_full(self) -> Known:
         """Who has answered all examples, dense first."""
@@ -233,10 +238,23 @@ class SearchStudy(Ledger):
         if not record.estimates:
             self._known = None
 
-    def enqueue_random(self) -> None:
-        """Queue a policy drawn at random, for a sampler that repeats itself."""
+    def enqueue_random(self, known: Container[str] = ()) -> bool:
+        """Queue a policy drawn at random, for a sampler that repeats itself.
+
+        Args:
+            known: Fingerprints of policies that are not wanted, besides those that were measured.
+
+        Returns:
+            False where many draws found none that is new.
+        """
         draw = random.Random(f"{self.space.search.seed}:{len(self.study.get_trials(deepcopy=False))}")
-        self.study.enqueue_trial(self.parameters.random(draw))
+        for _ in range(REPEATS):
+            labels = self.parameters.random(draw)
+            fingerprint = self.parameters.policy(labels).fingerprint
+            if fingerprint not in self._told and fingerprint not in known:
+                self.study.enqueue_trial(labels)
+                return True
+        return False
 
     def twin(self, proposal: Proposal) -> TrialRecord | None:
         """The trial that measured the same policy already, or None."""
@@ -262,7 +280,7 @@ class SearchStudy(Ledger):
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
         }
-        state = self._state(outcome.measurements, outcome.failure, outcome.dropped)
+        state = self._state(outcome.measurements, outcome.failure, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
             state=state,
             values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
@@ -286,18 +304,18 @@ class SearchStudy(Ledger):
         for name, excess in self.violations(measurements).items():
             if name not in bounded:
                 trial.set_constraint(name, excess)
-        state = self._state(measurements, failure, trial.user_attrs.get("dropped"))
+        state = self._state(measurements, failure, trial.user_attrs.keys().isdisjoint({"dropped", "estimates"}))
         self.study.tell(trial, self.values(measurements) if state == TrialState.COMPLETE else None, state)
         if failure is None:
             record = self.record(trial.number)
             if record.policy.fingerprint not in self._told:
                 self._tells(record)
 
-    def _state(self, measurements: Mapping[str, Measurement], failure: str | None, dropped: str | None) -> TrialState:
-        """What a trial is to Optuna: stopped early, where an objective was not measured on all examples."""
+    def _state(self, measurements: Mapping[str, Measurement], failure: str | None, in_full: bool) -> TrialState:
+        """What a trial is to Optuna: stopped early, where something was not measured, or not on all examples."""
         if failure is not None:
             return TrialState.FAIL
-        whole = dropped is None and all(name in measurements for name in self.space.objectives)
+        whole = in_full and all(name in measurements for name in self.space.objectives)
         return TrialState.COMPLETE if whole else TrialState.PRUNED
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:

@@ -9,13 +9,14 @@ from typing import Any
 from rich.table import Table
 
 from ..evaluators.base import Measurement, Split
+from .compared import judged_by
 from .console import Output
 from .forecast import AHEAD
 from .front import objective_value
-from .layermap import ON_EXAMPLES, amount, unit_of, with_error
+from .layermap import ON_EXAMPLES, amount, phrase, unit_of, with_error
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
-from .verdict import curse_line, mean_gap, verdict_lines
+from .verdict import counts, curse_line, mean_gap, verdict_lines
 
 
 def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def tie_line(record: StudyRecord) -> str:
     """Which policies of the table are tied; empty where none is."""
     names = {number: Path(file).stem for number, file in policy_files(record).items()} | {record.dense.number: "dense"}
     pairs = [f"{names[number]} with {names[other]}" for number, other in record.verdict.ties.items()]
-    return f"Tied in accuracy by a paired test: {', '.join(pairs)}." if pairs else ""
+    return f"Tied in {phrase(judged_by(record) or '')} by a paired test: {', '.join(pairs)}." if pairs else ""
 
 
 def headings(record: StudyRecord) -> list[str]:
@@ -133,11 +134,12 @@ def cost_line(record: StudyRecord) -> str:
         return "no trial was timed"
     shared = sum(trial.shared_from is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
+    measured = sum(counts(trial) and trial.state == "complete" for trial in record.trials)
     few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
     race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""
     return (
-        f"{cost['trials']:.0f} trials measured, {shared} duplicates answered from them, {failed} failed; "
+        f"{measured} trials measured, {shared} duplicates answered from them, {failed} failed; "
         f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
         f"passes (everything else adds {cost['overhead']:.0%}){race}"
     )

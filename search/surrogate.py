@@ -22,6 +22,7 @@ PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
 ALIKE = (0.5, 0.8)
 SETTLED = 400  # policies that the setting is learned from at most
+OUTLYING = 100  # times the usual loss, beyond which a loss says nothing of how large others are
 EXTRA = 0.4  # what a pair of variables is first taken to do besides, as a share of the variance of interactions
 FEWEST = 60  # policies, measured on all examples, that such pairs are learned from: of fewer all explain as much
 ROWS = 256  # of a triangle that are multiplied at once
@@ -299,6 +300,7 @@ class Surrogate:
 
 
 def typical(losses: Floats) -> float:
-    """About how large losses are; above 0, so that it can be divided by."""
+    """About how large losses are, whatever a few may be; above 0, so that it can be divided by."""
     sizes = np.abs(losses)
-    return max(float(np.median(sizes)), 0.1 * float(np.mean(sizes)), 1e-12)
+    usual = np.minimum(sizes, OUTLYING * np.median(sizes[sizes > 0]) if sizes.any() else 0.0)
+    return max(float(np.median(sizes)), 0.1 * float(np.mean(usual)), 1e-12)

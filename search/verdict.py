@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from .agreement import agreement, agreement_line
-from .compared import by_rule, volume
+from .compared import by_rule, judged_by, volume
 from .forecast import AHEAD, outlook
 from .front import feasible_points, front_trials
-from .layermap import phrase
+from .layermap import amount, phrase, unit_of
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
 from .record import Estimate, StudyRecord, TrialRecord, Verdict
-from .report_page import policy_files, quality
+from .report_page import policy_files
 
 DRAWS = 500
 NAMED = 3  # so many rules are named in a sentence
@@ -97,7 +97,7 @@ def redrawn(members: Sequence[TrialRecord], name: str) -> np.ndarray | None:
 
 def ties(record: StudyRecord) -> Mapping[int, int]:
     """By front trial, the next dearer one that the paired test cannot tell it from, on the report split if it can."""
-    name = quality(record)
+    name = judged_by(record)
     if name is None:
         return {}
     found = {}
@@ -110,27 +110,30 @@ def ties(record: StudyRecord) -> Mapping[int, int]:
 
 
 def mean_gap(record: StudyRecord) -> float | None:
-    """How much better, in fractions and against dense, the front looks on the search split than on the report split.
+    """How much better, against dense, the front looks on the search split than on the report split.
 
-    The mean over its policies that are confirmed; None where none is.
+    The mean over its policies that are confirmed, in the unit of what tells how good they are; None where none is.
     """
-    name, dense = quality(record) or "", record.dense
+    name, dense = judged_by(record) or "", record.dense
     trials = [record.trial(number) for number in policy_files(record)]
     splits = [(trial.search, dense.search, trial.report, dense.report) for trial in trials]
     known = [[split[name].value for split in four] for four in splits if all(name in split for split in four)]
-    gaps = [(chosen - before) - (unseen - beside) for chosen, before, unseen, beside in known]
+    sign = -1 if record.objectives.get(name) == "minimize" else 1
+    gaps = [sign * ((chosen - before) - (unseen - beside)) for chosen, before, unseen, beside in known]
     finite = [gap for gap in gaps if math.isfinite(gap)]
     return sum(finite) / len(finite) if finite else None
 
 
 def curse_line(record: StudyRecord) -> str:
-    """How much of the front's accuracy is luck on the search split; empty where nothing is confirmed."""
-    gap, name = mean_gap(record), quality(record)
+    """How much of what the front shows is luck on the search split; empty where nothing is confirmed."""
+    gap, name = mean_gap(record), judged_by(record)
     if gap is None or name is None:
         return ""
     confirmed = sum(name in record.trial(number).report for number in policy_files(record))
+    unit = unit_of(name)
+    size = f"{abs(100 * gap):.1f} points" if unit == "fraction" else amount(abs(gap), unit)
     return (
-        f"Against dense, the {confirmed} confirmed policies look {abs(100 * gap):.1f} points of {phrase(name)} "
+        f"Against dense, the {confirmed} confirmed policies look {size} of {phrase(name)} "
         f"{'better' if gap >= 0 else 'worse'} on the examples that chose them than on examples the search never saw, "
         "on average."
     )
@@ -155,7 +158,8 @@ def gain_line(record: StudyRecord, gain: Estimate) -> str:
     best = [record.trial(number) for number in record.verdict.rules]
     named = [f"{trial.rule} as trial {trial.number}" for trial in best[:NAMED]]
     named += [f"{len(best) - NAMED} more"] if len(best) > NAMED else []
-    rules = f"the best simple rules ({'; '.join(named)})" if best else "the simple rules, none better than dense"
+    none = "none better than dense" if record.dense.feasible else "none within the constraints"
+    rules = f"the best simple rules ({'; '.join(named)})" if best else f"the simple rules, {none}"
     beaten = gain.value > 0 and (gain.low is None or gain.low > 0)
     result = "beats" if beaten else "is not told apart from"
     unknown = "; no scores of single examples were kept, hence no interval" if gain.low is None else ""

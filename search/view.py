@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,20 @@ ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never
 Params = Mapping[str, Any]
 Code = NDArray[np.int16]
 When = tuple[datetime, int]  # a trial finished, and its number
+
+
+class Estimated(NamedTuple):
+    """What is expected of a trial that was not measured in full.
+
+    Attributes:
+        values: Its objectives.
+        error: Standard error of the expensive one; 0 where that was measured.
+        constraints: How far those constraints are expected to be broken that the trial itself does not tell.
+    """
+
+    values: Sequence[float]
+    error: float
+    constraints: Mapping[str, float] = MappingProxyType({})
 
 
 class Meaning:
@@ -69,11 +84,12 @@ class Meaning:
         return {name: values[number] for group, values, number in taken for name in group}
 
     def code(self, params: Params) -> Code | None:
-        """The codes of parameters; None where tied ones differ."""
+        """The codes of parameters; None where tied ones differ, or one is no choice."""
         if any(params[name] != params[group[0]] for group in self.variables for name in group[1:]):
             return None
         firsts = (params[group[0]] for group in self.variables)
-        return np.array([codes[value] for codes, value in zip(self._codes, firsts, strict=True)], np.int16)
+        found = [codes.get(value) for codes, value in zip(self._codes, firsts, strict=True)]
+        return None if None in found else np.array(found, np.int16)
 
     def identity(self, params: Params) -> Hashable:
         """Equal for parameters that mean the same."""
@@ -92,7 +108,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Row:
-    """What one trial says; the code is None where it says nothing to the strategy."""
+    """What one trial says, or is expected to; the code is None where it says nothing to the strategy."""
 
     when: When
     key: Hashable
@@ -100,6 +116,7 @@ class Row:
     values: tuple[float, ...]
     constraints: Mapping[str, float]
     error: float
+    expected: bool
     failed: bool
 
     @property
@@ -118,13 +135,13 @@ class View:
         prior_costs: By objective, parameter and choice, what is known beforehand.
         reference: In the objectives' own units; None for what the first trials suggest.
         parts: Of the strategy.
-        estimate: The objectives of a pruned trial, and the standard error of the expensive one.
+        estimate: What is expected of a pruned trial.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
-        parts: Collection[str], estimate: Callable[[Any], tuple[Sequence[float], float] | None] | None,
+        parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
     ) -> None:  # fmt: skip
         self._meaning = meaning
         self._estimate = estimate
@@ -142,7 +159,7 @@ class View:
         self._seen = 0
         self._open: list[int] = []
         self._ended: list[When] = []
-        self._pruned: list[Any] = []
+        self._expected: list[int] = []
         self._rows: dict[int, Row] = {}
         self._newest: dict[Hashable | None, When] = {}
         self._failed = 0
@@ -196,12 +213,13 @@ class View:
         numbers = [*self._open, *range(self._seen, len(trials))]
         self._seen, self._open = len(trials), [one for one in numbers if not trials[one].state.is_finished()]
         new = [trials[one] for one in numbers if trials[one].state.is_finished()]
-        # What was measured on some examples is told by all who answered every one.
-        anew = bool(self._pruned) and any(trial.state.name == "COMPLETE" for trial in new)
+        found = sorted(map(self._row, new), key=lambda row: row.when)
+        # What is expected is told by all who were measured in full.
+        anew = bool(self._expected) and not all(row.expected or row.failed for row in found)
         if anew:
-            self._rows |= {trial.number: self._row(trial) for trial in self._pruned}
-        self._pruned += [trial for trial in new if trial.state.name == "PRUNED"]
-        for row in sorted(map(self._row, new), key=lambda row: row.when):
+            self._rows |= {number: self._row(trials[number]) for number in self._expected}
+        self._expected += [row.when[1] for row in found if row.expected]
+        for row in found:
             anew |= [row.when] < self._ended[-1:] or row.key in self._newest or not row.names <= set(self._names)
             self._rows[row.when[1]] = row
             self._newest[row.key] = max(row.when, self._newest.get(row.key, row.when))
@@ -213,17 +231,21 @@ class View:
             rows = [self._rows[ended] for _, ended in self._ended]
             self._names = sorted(set().union(*(row.names for row in rows)))
             self._history = self._empty()
-            self._measured([row for row in rows if not row.error or self._newest[row.key] == row.when])
+            self._measured([row for row in rows if not row.expected or self._newest[row.key] == row.when])
 
     def _row(self, trial: Any) -> Row:
         key, code = self._told(trial.params)
-        found, error = trial.values if trial.state.name == "COMPLETE" else None, 0.0
-        if trial.state.name == "PRUNED" and self._estimate is not None:
-            found, error = self._estimate(trial) or (None, 0.0)
-        values = self._signs * (np.nan if found is None else np.array(found, float)[self._order])
-        failed = trial.state.name == "FAIL"
-        when = trial.datetime_complete, trial.number
-        return Row(when, key, None if failed else code, tuple(values), trial.constraints, error, failed)
+        state, when = trial.state.name, (trial.datetime_complete, trial.number)
+        expected = self._estimate(trial) if state == "PRUNED" and self._estimate is not None else None
+        if expected is not None:
+            found = Estimated(*expected)
+        else:
+            found = Estimated(trial.values if state == "COMPLETE" else [np.nan] * len(self._order), 0.0)
+        values = self._signs * np.array(found.values, float)[self._order]
+        return Row(
+            when, key, None if state == "FAIL" else code, tuple(values), {**found.constraints, **trial.constraints},
+            found.error, expected is not None, state == "FAIL",
+        )  # fmt: skip
 
     def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
         """The identity of a trial's parameters and their codes, as far as it has them."""

@@ -16,7 +16,8 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED
 from skipsearch.policies.errors import UsageError
 from skipsearch.policies.policy import Provenance
-from skipsearch.search.archive import best, bounds_of, none_keeps, parsed, stopped_line, under
+from skipsearch.search import selection
+from skipsearch.search.archive import best, bounds_of, none_keeps, parsed, under, untold_lines
 from skipsearch.search.cli import main
 from skipsearch.search.offer import offer
 from skipsearch.search.record import StudyRecord, TrialRecord
@@ -82,10 +83,25 @@ def test_trials_that_stopped_too_early_are_counted():
     record = study(80)
     early = [trial for trial in record.trials if trial.state == "complete" and "ttft_ms" not in trial.search]
     loose = bounds(record, "accuracy>=0.1*dense")
-    assert early and stopped_line(record, loose) == [
+    assert early and untold_lines(record, loose) == [
         f"{len(early)} trials stopped at the study's own constraints, before it could be told"
     ]
-    assert stopped_line(record, bounds(record, "accuracy>=0.75*dense")) == []
+    assert untold_lines(record, bounds(record, "accuracy>=0.75*dense")) == []
+
+
+def test_trials_that_answered_few_examples_are_counted_and_never_the_nearest():
+    record = study(80, objectives=("accuracy", "prefill_flops"))
+    aside = [trial.number for trial in record.trials if trial.feasible and trial.number not in (0, *record.front)][:5]
+    for number in aside:
+        search = dict(record.trial(number).search)
+        estimates = {"accuracy": replace(search.pop("accuracy"), n=50)}
+        record = changed(record, number, search=search, estimates=estimates, violations={})
+    assert not any(record.trial(number).feasible for number in aside)
+    asked = bounds(record, "prefill_flops<=dense")
+    assert untold_lines(record, asked) == ["5 trials answered few examples only, before it could be told"]
+    bare = replace(record, trials=(record.dense, *(record.trial(number) for number in aside)))
+    error = none_keeps(bare, bounds(record, "prefill_flops<=0.01*dense"))
+    assert error.details[0].startswith("nearest: trial 0 with")
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_is_named():
@@ -155,6 +171,22 @@ def test_a_better_policy_that_nobody_measured_is_offered_and_marked(path):
     assert Policy.model_validate(yaml.safe_load(found.to_yaml())).provenance == found.provenance
 
 
+def test_what_few_examples_say_counts_for_an_offer_and_bars_nothing_from_it(path):
+    record, space = sparse_study(path, [])
+    asked = bounds(record, "prefill_flops<=0.55*dense")
+    best = {0, 2, 4, 6}
+    whole = Policy.of([NAMED["skip_layer"] if index in best else KEEP for index in range(8)])
+    trials = [*record.trials, TrialRecord(len(record.trials), "complete", whole, additive(whole))]
+    for place in range(9, len(trials)):
+        search = dict(trials[place].search)
+        estimates = {"accuracy": replace(search.pop("accuracy"), n=50, stderr=1e-4)}
+        trials[place] = replace(trials[place], search=search, estimates=estimates)
+    rough = under(replace(record, trials=tuple(trials)), asked)
+    assert {*offer(rough, space, asked).layers} == best
+    given_up = changed(rough, len(trials) - 1, dropped="surely worse")
+    assert {*offer(given_up, space, asked).layers} != best
+
+
 def test_nothing_is_offered_where_the_best_was_measured_or_nothing_is_known(path):
     record, space = sparse_study(path, [])
     asked = bounds(record, "prefill_flops<=0.75*dense")
@@ -210,6 +242,17 @@ def test_a_constraint_prints_the_front_one_document_a_policy(folder, capsys):
     assert all(policy.measured["accuracy"].value >= 0.45 for policy in policies)
 
 
+@pytest.mark.parametrize(("constraints", "picks"), [(["accuracy>=0.5*dense"], []), ([], ["accuracy>=0.5*dense"])])
+def test_what_nobody_measured_is_offered_under_bounds_of_both_kinds(constraints, picks, folder, monkeypatch, capsys):
+    better = Policy(layers={1: NAMED["skip_ffn"]}).model_copy(update={"provenance": Provenance(unmeasured="expected")})
+    monkeypatch.setattr(selection, "offer", lambda *given: better)
+    found = selection.select(folder, constraints, picks)
+    assert found.unmeasured is better and (found.pick is not None) == bool(picks)
+    selection.print_selection(found, as_json=False, unmeasured=True)
+    out, err = capsys.readouterr()
+    assert Policy.model_validate(yaml.safe_load(out)).layers == better.layers and "unmeasured: expected" in err
+
+
 def test_a_selection_as_json(folder, capsys):
     command = ["report", str(folder), "--constraint", "accuracy>=0.5*dense", "--pick", "prefill_flops<=0.9*dense"]
     assert main([*command, "--json"]) == 0
@@ -229,7 +272,8 @@ def test_a_selection_as_json(folder, capsys):
         (["--pick", "prefill_flops<=0"], "no measured policy keeps prefill_flops <=0\n  nearest: trial "),
         (["--constraint", "acc>=1"], "--constraint takes a measured metric with a bound\n  nobody measured 'acc'"),
         (["--pick", "accuracy>=0.1", "--unmeasured"], "no unmeasured policy is expected to be better\nhint: "),
-        (["--unmeasured"], "--unmeasured goes with --pick\nhint: "),
+        (["--constraint", "accuracy>=0.1", "--unmeasured"], "no unmeasured policy is expected to be better\nhint: "),
+        (["--unmeasured"], "--unmeasured goes with --pick or --constraint\nhint: "),
     ],
 )
 def test_a_selection_that_cannot_be_is_told(flags, says, folder, capsys):

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from skipsearch.search.driver import Driver
 from skipsearch.search.front import front_trials
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
-from skipsearch.search.racing import Race, Rival, evidence, shares, weights_of
+from skipsearch.search.racing import Race, Rival, fortunes, shares, weights_of
 from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import summary
@@ -75,6 +76,10 @@ def space_of(path, **overrides):
 
 
 # Evidence
+
+
+def evidence(*args):
+    return fortunes(*args).max()
 
 
 def test_seven_losses_without_a_win_are_evidence_and_six_are_not():
@@ -155,6 +160,20 @@ def test_a_bound_is_raced_against_the_dense_model(path):
     assert race(path, [], **bounded).verdict({}, partial) == "accuracy is not >= 0.9 * dense (12 of 100 examples)"
     assert race(path, [], [0.0] * 50 + [1.0] * 50, **bounded).verdict({}, partial) is None
     assert race(path, []).verdict({}, partial) is None
+
+
+def test_bets_on_two_reasons_are_one_fortune(path):
+    """The largest that each ever was are of different moments: nobody ever had their mean."""
+    parts = [6, 4, 8, 982]
+    own, other, dense = (
+        np.repeat(scores, parts).tolist() for scores in ([0.0, 1, 0, 0], [1.0, 0, 0, 0], [0.0, 1, 1, 0])
+    )
+    apart = [fortunes(np.subtract(beside, own)[:18], 1000, -1.0).max() for beside in (other, np.multiply(0.9, dense))]
+    assert np.mean(apart) > 20
+    rivals = [Rival(3, {"accuracy": 0.9, "prefill_flops": 50.0}, {"accuracy": other})]
+    running = race(path, rivals, dense, constraints="{accuracy: '>= 0.9 * dense'}")
+    known, partial = {"prefill_flops": Measurement(60.0)}, {"accuracy": measured(own[:18], range(18), 1000)}
+    assert running.verdict(known, partial) is None
 
 
 def test_what_cannot_be_compared_example_by_example_is_not_raced(path):
@@ -337,8 +356,8 @@ def search(path, bench, folder, trials=None, resume=False, pool=Here, **override
     bench.space = space
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
     driver = Driver(study, pool(bench), Killer(space, trials))
-    driver.search()
-    return SimpleNamespace(study=study, records=study.records(), order=driver.pool.order)
+    ended = driver.search()
+    return SimpleNamespace(study=study, records=study.records(), order=driver.pool.order, ended=ended)
 
 
 def figures(record):
@@ -459,6 +478,33 @@ def test_a_race_for_a_bound_alone_keeps_losers_off_the_front(path, bench, tmp_pa
     assert {trial.number for trial in found.study.study.best_trials}.isdisjoint(r.number for r in dropped)
 
 
+def test_who_answered_few_examples_under_a_bound_alone_is_no_member_of_the_front(path, bench, tmp_path):
+    """Its objectives are all measured, and it may look as if it kept the bound."""
+    bound = {"objectives": "{prefill_flops: minimize}", "constraints": "{accuracy: '>= 0.9 * dense'}"}
+    found = search(path, bench, tmp_path, search__sampler="auto", **bound)
+    aside = {record.number for record in found.records if record.estimates}
+    assert aside and aside.isdisjoint(front_trials(found.records, found.study.space.objectives))
+    assert aside.isdisjoint(trial.number for trial in found.study.study.best_trials)
+    view, trials = found.study._own._view[1], found.study.study.get_trials()
+    view._follow(trials)
+    rows = {number: row for number, row in view._rows.items() if number in aside}
+    assert rows and all(row.expected and "accuracy" in row.constraints for row in rows.values())
+
+
+def test_who_may_keep_a_bound_on_no_objective_answers_more(path):
+    bounds = {"objectives": "{prefill_flops: minimize}", "constraints": "{accuracy: '>= 0.5 * dense'}"}
+    space, few = space_of(path, **bounds), np.random.default_rng(1).permutation(400)[:50].tolist()
+
+    def chosen(share, **others):
+        scores = {0: np.ones(400), 1: (np.arange(400) % 40 < 40 * share).astype(float)}
+        records = [trial(0, 100.0, scores[0].tolist()), replace(trial(1, 50.0, scores[1].tolist(), few), **others)]
+        return due(records, Known.of(records), space, 0)
+
+    assert chosen(0.6).number == chosen(0.475).number == 1
+    assert chosen(0.2) is None
+    assert chosen(0.6, shared_from=2) is chosen(0.6, dropped="surely worse") is None
+
+
 # Set aside
 
 
@@ -556,6 +602,29 @@ def test_a_killed_patient_race_resumes_with_the_same_trials(path, bench, tmp_pat
         for found in (rest, patient)
     ]
     assert [*filter(None, continued[0])] == [*filter(None, continued[1])]
+
+
+@pytest.mark.parametrize("racing", ["none", "{patience: none}"])
+def test_a_search_that_goes_on_without_races_leaves_nobody_aside(path, bench, tmp_path, racing):
+    with pytest.raises(Killed):
+        search(path, bench, tmp_path, 20, search__sampler="auto")
+    given = {"search__sampler": "auto", "search__trials": 20, "search__racing": racing}
+    begun = SearchStudy(tmp_path / "study.db", "tiny", space_of(path, **given), LAYERS, resume=True)
+    assert due(begun.records(), begun.known_in_full(), begun.space, 0) is not None
+    rest = search(path, bench, tmp_path, resume=True, **given)
+    assert due(rest.records, rest.study.known_in_full(), rest.study.space, 0) is None
+
+
+def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path, bench, tmp_path):
+    """Most of its combinations are the same policies, which it finds out by asking."""
+    ends = {"start": [*range(4)], "end": [*range(1, 5)]}
+    many = {"interval": [*range(1, 11)], **ends, "norm": ["own", "shared"], "choice": [*NAMED][1:]}
+    space = {"layers": "[]", "schedules": json.dumps([{"interval": many}]), "search__trials": 200}
+    found = search(path, bench, tmp_path, search__sampler="auto", **space)
+    assert found.study.size > 1000 and "no policy left" in found.ended
+    own = {record.policy.fingerprint: record for record in found.records if record.shared_from is None}
+    assert 20 < len(own) < 64 and len(found.records) - len(own) <= 20
+    assert due(found.records, found.study.known_in_full(), found.study.space, 0) is None
 
 
 def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, bench, tmp_path):

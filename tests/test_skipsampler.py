@@ -10,6 +10,7 @@ import optuna
 import pytest
 from threadpoolctl import threadpool_limits
 
+from skipsearch.search import knowledge
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
 from skipsearch.search.front import hypervolume
@@ -17,7 +18,7 @@ from skipsearch.search.knowledge import Epoch, History
 from skipsearch.search.skipsampler import BLAS, SkipSampler
 from skipsearch.search.strategy import PARTS
 from skipsearch.search.sums import fit_costs
-from skipsearch.search.surrogate import Surrogate
+from skipsearch.search.surrogate import Surrogate, typical
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
@@ -513,10 +514,11 @@ def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
     assert beyond.surrogate.alone()[untried].max() < 0.5 * within.surrogate.alone()[untried].min()
 
 
-def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters():
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters(error):
     model = Model(6)
     told = search(model, 30)
-    rough = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), 0.1)))
+    rough = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), error)))
     for trial in told.trials:
         twice = [optuna.trial.TrialState.PRUNED] * (trial.number % 3 == 1) + [optuna.trial.TrialState.COMPLETE]
         for state in twice:
@@ -555,6 +557,95 @@ def test_estimates_that_later_trials_change_are_read_anew():
         return policies(study)
 
     assert proposed(fresh=False) == proposed(fresh=True)
+
+
+def test_estimates_are_read_anew_when_a_trial_is_stopped_that_was_measured_in_full():
+    """A bound that another evaluator finds broken may come after all examples."""
+    model = Model(8)
+
+    def proposed(fresh):
+        known = []
+
+        def estimate(trial):
+            loss, cost = model(trial.params)
+            return None if trial.number in known else ((loss + 1 / len(known), cost), 0.1)
+
+        study = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=estimate))
+        for number in range(40):
+            if fresh:
+                study.sampler = sampler(model, estimate=estimate)
+            trial = study.ask(model.space)
+            pruned = number % 3 == 2 or (number % 3 == 1 and number > 4)
+            if number % 3 != 2:
+                known.append(number)
+            state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
+            study.tell(trial, None if pruned else model(trial.params), state)
+        return policies(study)
+
+    assert proposed(fresh=False) == proposed(fresh=True)
+
+
+def test_an_estimate_says_which_bounds_are_expected_to_be_broken():
+    """Where nothing but a bound is measured on examples; without that all would look best that do least."""
+    model = Model(6)
+
+    def trial(number, cost, expected):
+        params = {name: "skip_layer" if place < number else "keep" for place, name in enumerate(model.names)}
+        state = optuna.trial.TrialState.PRUNED if expected else optuna.trial.TrialState.COMPLETE
+        return optuna.trial.create_trial(
+            state=state, values=None if expected else [cost], params=params, distributions=model.space,
+            constraints={} if expected else {"accuracy": -0.5}, user_attrs={"cost": cost},
+        )  # fmt: skip
+
+    def estimate(trial):
+        return [trial.user_attrs["cost"]], 0.0, {"accuracy": 0.1 if trial.user_attrs["cost"] < 0.5 else -0.1}
+
+    study = optuna.create_study(sampler=SkipSampler(model.neutral, estimate=estimate))
+    study.add_trials([trial(number, 1 - number / 6, number > 1) for number in range(6)])
+    study.ask(model.space)
+    history = study.sampler._view[1]._history
+    assert history.excess[:, 0].tolist() == [-0.5, -0.5, -0.1, -0.1, 0.1, 0.1]
+    assert history.feasible.tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("costs", [0, 1])
+def test_an_epoch_knows_so_many_policies_however_long_the_search(costs, monkeypatch):
+    monkeypatch.setattr(knowledge, "KNOWN", 32)
+    space, draw = Alternatives([CHOICES] * 6), np.random.default_rng(0)
+    for count in (40, 300, 800):
+        codes = np.vstack([np.zeros((1, 6), int), draw.integers(4, size=(count - 1, 6))]).astype(np.int16)
+        nothing, losses = np.zeros((count, 0)), codes.sum(1) / 18
+        cost = 1 - losses[:, None] if costs else nothing
+        epoch = Epoch(space, History(codes, losses, cost, nothing, np.zeros(count), codes[:0]), {}, None, PARTS)
+        known = len(epoch.surrogate._known.whitening)
+        assert known == max(16, 32 - count // 16)
+
+
+def test_a_few_huge_losses_do_not_say_how_large_losses_are():
+    losses = np.random.default_rng(0).exponential(size=100)
+    without = typical(losses)
+    assert typical(np.r_[losses, 1e3]) < 2 * without
+    assert typical(np.r_[losses, [1e12] * 9]) < 2 * typical(np.r_[losses, [1e4] * 9]) < 4 * without
+    assert typical(7 * losses) == pytest.approx(7 * without)
+    # Where most lose nothing at all, the others tell.
+    assert 0.01 < typical(np.r_[np.zeros(90), 10 * [1.0]]) < 1 and typical(np.zeros(5)) > 0
+
+
+def test_a_sampler_serves_studies_of_other_spaces_and_knows_old_trials_of_more_choices():
+    model, few = Model(4), optuna.distributions.CategoricalDistribution(CHOICES[:2])
+    smaller = dict.fromkeys(model.names, few)
+    mine, first = SkipSampler(model.neutral), None
+    for space in (model.space, smaller):
+        study = optuna.create_study(directions=BOTH, sampler=mine)
+        first = first or study
+        for _ in range(6):
+            trial = study.ask(space)
+            study.tell(trial, model(trial.params))
+        assert len({*policies(study)}) == 6
+    view = SkipSampler(model.neutral, search_space=smaller)._new_view(study, smaller)
+    view._follow(first.get_trials())
+    old = [trial for trial in first.get_trials() if {*trial.params.values()} <= {*few.choices}]
+    assert len(view._history.losses) == len(old) < 6
 
 
 def test_costs_of_which_only_dense_is_known_are_those_of_dense():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_report import changed, page, refronted, study, without_library
 
-from skipsearch.evaluators.base import Measurement
+from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
 from skipsearch.search.front import history
@@ -15,8 +15,8 @@ from skipsearch.search.paired import chance, examples, mcnemar, resampled
 from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
 from skipsearch.search.standing import Known
-from skipsearch.search.summary import print_summary, summary_data
-from skipsearch.search.verdict import judged, verdict_lines
+from skipsearch.search.summary import print_summary, summary_data, tie_line
+from skipsearch.search.verdict import curse_line, judged, mean_gap, verdict_lines
 
 EXAMPLES = 400
 
@@ -316,6 +316,37 @@ def test_ties_stand_in_the_table_with_what_they_mean():
     assert f"trial {number}, tied with trial {other}</small>" in text
     assert "<b>Tied</b> is a policy whose accuracy cannot be told" in text
     assert "<b>Tied</b>" not in page(study())
+
+
+def test_a_search_by_divergence_has_ties_and_a_winners_curse_in_its_unit():
+    record = with_examples(study(60, objectives=("accuracy", "prefill_flops")))
+
+    def far(found):
+        turned = {name: entry for name, entry in found.items() if name != "accuracy"}
+        if "accuracy" in found:
+            entry = found["accuracy"]
+            scores = [1 - score for score in entry.detail.get("per_example", [])]
+            turned["divergence"] = replace(entry, value=1 - entry.value, detail={"per_example": scores})
+        return turned
+
+    trials = tuple(replace(trial, search=far(trial.search), report=far(trial.report)) for trial in record.trials)
+    objectives = {"divergence": "minimize", "prefill_flops": "minimize"}
+    metrics = {**record.metrics, "divergence": Metric("nats", "minimize", "how far")}
+    changes = {"objectives": objectives, "metrics": metrics, "reference": {**record.reference, "divergence": 1.0}}
+    turned = judged(replace(record, trials=trials, **changes))
+    assert turned.verdict.ties == record.verdict.ties != {}
+    assert mean_gap(turned) == pytest.approx(mean_gap(record)) and mean_gap(record) != 0
+    assert tie_line(turned).startswith("Tied in divergence by a paired test")
+    assert f"look {abs(mean_gap(record)):.3g} nats of divergence" in curse_line(turned)
+    assert "<b>Tied</b> is a policy whose divergence cannot be told" in page(turned)
+
+
+def test_no_rule_within_the_constraints_is_not_called_worse_than_dense():
+    record = study(60, objectives=("accuracy", "prefill_flops"))
+    broken = replace(record.dense, violations={"accuracy": 0.1})
+    rule = replace(record.trial(1), rule="a rule", violations={"accuracy": 0.1})
+    found = judged(replace(record, trials=(broken, rule, *record.trials[2:])))
+    assert "the simple rules, none within the constraints: " in verdict_lines(found)[0]
 
 
 def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path, capsys):
