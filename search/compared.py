@@ -23,7 +23,8 @@ def by_rule(record: StudyRecord) -> tuple[RuleResult, ...]:
 
 def result(record: StudyRecord, name: str) -> RuleResult:
     """What the trials of one rule come to."""
-    own = {trial.number: as_told(record, trial) for trial in record.trials if name in trial.rules}
+    known = Known.of(record.trials)
+    own = {trial.number: as_told(record, trial, known) for trial in record.trials if name in trial.rules}
     numbers = front_trials([record.dense, *own.values()], record.objectives)
     front = [own[number] for number in numbers if number in own]
     return RuleResult(
@@ -37,11 +38,11 @@ def result(record: StudyRecord, name: str) -> RuleResult:
     )
 
 
-def as_told(record: StudyRecord, trial: TrialRecord) -> TrialRecord:
+def as_told(record: StudyRecord, trial: TrialRecord, known: Known) -> TrialRecord:
     """A trial with all that is known: what was measured on some of the examples as it is expected to be on all."""
     if not trial.estimates:
         return trial
-    whole = replace(trial, search=Known.of(record.trials).expected(trial), dropped=None, estimates={})
+    whole = replace(trial, search=known.expected(trial), dropped=None, estimates={})
     return replace(whole, violations=violations(record, whole, bounds_of(record, (), ())))
 
 

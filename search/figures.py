@@ -24,6 +24,7 @@ from .front import FAR, pareto, percent_of_dense
 from .layermap import against, amount, describe, phrase, unit_of
 from .record import StudyRecord, TrialRecord
 from .report_page import sample_counts
+from .standing import Known
 
 Role = Literal["dense", "front", "dominated", "infeasible"]
 
@@ -117,7 +118,8 @@ def top(found: Sequence[Dot]) -> float:
 
 def begun_with(record: StudyRecord, plane: Plane) -> list[Dot]:
     """The rules that the search began with; one that answered only some examples where it is expected to stand."""
-    begun = tuple(as_told(record, trial) for trial in record.trials if trial.rule is not None)
+    known = Known.of(record.trials)
+    begun = tuple(as_told(record, trial, known) for trial in record.trials if trial.rule is not None)
     return [dot for dot in dots(replace(record, trials=(record.dense, *begun)), plane) if dot.trial.rule is not None]
 
 

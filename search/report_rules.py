@@ -9,6 +9,7 @@ from .heuristics import SOURCES
 from .layermap import amount, phrase, points
 from .record import Beside, Estimate, RuleResult, StudyRecord
 from .report_page import policy_files
+from .standing import Known
 
 ARXIV = re.compile(r"arXiv:([0-9.]+[0-9])")
 LEAD = (
@@ -73,7 +74,7 @@ def volumes(search: float, report: float | None, confirmed: int, count: int) -> 
 
 def cells(record: StudyRecord, rule: str, one: Beside, costs: list[str], name: str | None) -> str:
     """A policy of a rule, what it costs, and what the front has instead."""
-    trial = as_told(record, record.trial(one.trial))
+    trial = as_told(record, record.trial(one.trial), Known.of(record.trials))
     found = [f"{escape(trial.rules[rule])}<small>trial {trial.number}</small>"]
     found += [f"{percent_of_dense(record, trial, cost):.0f} %" for cost in costs]
     if name is None:

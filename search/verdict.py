@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from .agreement import agreement, agreement_line
-from .compared import by_rule, judged_by, volume
+from .compared import as_told, by_rule, judged_by, volume
 from .forecast import AHEAD, outlook
-from .front import feasible_points, front_trials
+from .front import feasible_points, front_trials, history
 from .layermap import amount, phrase, unit_of
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
 from .record import Estimate, StudyRecord, TrialRecord, Verdict
 from .report_page import policy_files
+from .standing import Known
 
 DRAWS = 500
 NAMED = 3  # so many rules are named in a sentence
@@ -27,11 +28,10 @@ def judged(record: StudyRecord) -> StudyRecord:
     # Of fractions and costs, whose unit is the reference, the best point there can be has a volume of 1.
     best = [name for name, direction in record.objectives.items() if direction == "maximize"]
     ceiling = 1.0 if all(record.metrics[name].unit == "fraction" for name in best) else math.inf
-    own = [place for place, trial in enumerate(record.trials) if counts(trial)]
     verdict = Verdict(
         rules=tuple(number for number in numbers if number != record.dense.number),
         gain=gain(record, numbers) if rules else None,
-        outlook=outlook([record.hypervolume[place] for place in own], ceiling=ceiling),
+        outlook=outlook(growth(record), ceiling=ceiling),
         ties=ties(record),
         by_rule=by_rule(record),
         agreement=agreement(record),
@@ -42,6 +42,18 @@ def judged(record: StudyRecord) -> StudyRecord:
 def counts(trial: TrialRecord) -> bool:
     """True where a trial was measured for itself."""
     return trial.shared_from is None and trial.state != "running" and bool(trial.seconds)
+
+
+def growth(record: StudyRecord) -> list[float]:
+    """The hypervolume after each trial that was measured for itself, in their order.
+
+    One that was set aside counts as it is expected to be: what is measured in full at the end was found before.
+    """
+    known = Known.of(record.trials)
+    told = [trial if trial.dropped else as_told(record, trial, known) for trial in record.trials]
+    points = feasible_points(told, record.objectives)
+    curve = history(points, [*record.objectives.values()], [record.reference[name] for name in record.objectives])
+    return [reached for reached, trial in zip(curve, record.trials, strict=True) if counts(trial)]
 
 
 def gain(record: StudyRecord, rules: Sequence[int]) -> Estimate:

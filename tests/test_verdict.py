@@ -16,7 +16,7 @@ from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
 from skipsearch.search.standing import Known
 from skipsearch.search.summary import print_summary, summary_data, tie_line
-from skipsearch.search.verdict import curse_line, judged, mean_gap, verdict_lines
+from skipsearch.search.verdict import curse_line, growth, judged, mean_gap, verdict_lines
 
 EXAMPLES = 400
 
@@ -296,6 +296,22 @@ def test_the_forecast_is_the_same_each_time_and_below_what_can_be():
     curve = search_curve(60, 0.5, 3)
     assert outlook(curve) == outlook(curve)
     assert outlook(curve, ceiling=curve[-1] + 0.01).high <= 0.01 + 1e-12
+
+
+def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
+    """What is measured in full only at the end would else look like a leap of the search."""
+    record = with_examples(study(60, objectives=("accuracy", "prefill_flops")))
+    plain = growth(record)
+    early = next(
+        trial for trial in record.trials[1:] if trial.feasible and plain[trial.number] > plain[trial.number - 1]
+    )
+    entry = early.search["accuracy"]
+    part = replace(entry, detail={**entry.detail, "places": [*range(entry.n)], "total": entry.n})
+    search = {name: figure for name, figure in early.search.items() if name != "accuracy"}
+    aside = refronted(changed(record, early.number, search=search, estimates={"accuracy": part}), confirm=False)
+    assert growth(aside) == pytest.approx(plain) and aside.hypervolume[early.number] < plain[early.number]
+    given_up = changed(aside, early.number, dropped="surely worse")
+    assert growth(given_up)[early.number] == pytest.approx(growth(given_up)[early.number - 1])
 
 
 # What is printed
