@@ -217,8 +217,9 @@ def measured(entry: Measurement, dense: Measurement | None, split: Split | None)
     return Measured(value=entry.value, dense=beside, stderr=entry.stderr, iqr=entry.iqr, n=entry.n, split=split)
 
 
-def start_folder(folder: Path, text: str, facts: Mapping[str, Any]) -> None:
+def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:
     """Write the run's own input and, for the first run of a study, its environment, before anything is measured."""
     (folder / SPACE).write_text(text, encoding="utf-8")
-    if not (folder / ENVIRONMENT).exists():
+    # One that is there without a study is of a study that was removed.
+    if not (resume and (folder / ENVIRONMENT).exists()):
         (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

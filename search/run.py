@@ -54,7 +54,7 @@ def run_study(
                     folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
                     lambda: noted(pool, progress),
                 )  # fmt: skip
-                start_folder(folder, loaded.text, environment(described, space, loaded.model_id))
+                start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()

@@ -16,7 +16,7 @@ import searching
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.database import DATABASE, open_study
-from skipsearch.search.results import read_record, write_folder
+from skipsearch.search.results import read_record, start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
 from skipsearch.search.workers import Job, Pool, start_local
 
@@ -115,6 +115,12 @@ def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finish
         assert policy.measured["accuracy"].value == pytest.approx(trial.report["accuracy"].value)
         assert policy.measured["search_accuracy"].value == pytest.approx(trial.search["accuracy"].value)
         assert policy.model.num_layers == 4 and policy.measured["ttft_ms"].dense > 0
+
+
+def test_the_environment_is_that_in_which_the_study_began(tmp_path):
+    for started, resume, kept in ((1, False, 1), (2, True, 1), (3, False, 3)):
+        start_folder(tmp_path, "", {"started": started}, resume)
+        assert json.loads((tmp_path / "environment.json").read_text()) == {"started": kept}
 
 
 def test_the_folder_is_made_again_from_the_database(finished):
