@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from ..evaluators.base import Measurement
 from .compared import judged_by
-from .figures import dots, hypervolume_figure, plane_figure, planes, save_front
+from .figures import begun_with, dots, hypervolume_figure, plane_figure, planes, save_front
 from .layermap import describe, phrase
 from .record import StudyRecord, TrialRecord
 from .report_map import map_section
@@ -89,8 +89,8 @@ def table_notes(record: StudyRecord) -> str:
 
 def _plane(record: StudyRecord, index: int) -> str:
     plane = planes(record)[index]
-    drawn = dots(record, plane)
-    absent = sum(trial.state == "complete" for trial in record.trials) - len(drawn)
+    drawn = {dot.trial.number for dot in (*dots(record, plane), *begun_with(record, plane))}
+    absent = sum(trial.state == "complete" and trial.number not in drawn for trial in record.trials)
     note = f"<figcaption>Stopped before both were measured on all examples, hence not drawn: {absent}.</figcaption>"
     return f"<figure>{_div(plane_figure(record, plane), f'plane-{index}')}{note if absent else ''}</figure>"
 

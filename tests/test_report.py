@@ -13,7 +13,7 @@ import pytest
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.figures import card, dots, planes, staircase
+from skipsearch.search.figures import begun_with, card, dots, planes, staircase
 from skipsearch.search.front import feasible_points, front_trials, history, percent_of_dense, reference_point
 from skipsearch.search.record import State, StudyRecord, TrialRecord
 from skipsearch.search.report import page, write_report, write_trials_csv
@@ -304,6 +304,23 @@ def test_a_trial_without_a_figure_or_with_a_nan_is_left_out_of_the_plane_alone()
     text = without_library(page(record))
     assert "not measured</em>" in text
     assert "not a number" in text
+
+
+def test_who_answered_few_examples_is_no_dot_but_as_a_rule_where_it_is_expected() -> None:
+    record = study(12, objectives=("accuracy", "prefill_flops"))
+    whole = [trial for trial in record.trials[1:] if trial.feasible]
+    for trial, rule in zip(whole, ("uniform: skip_ffn in 3 layers", None), strict=False):
+        search = dict(trial.search)
+        part = replace(search.pop("accuracy"), n=50, detail={"total": 200})
+        record = changed(record, trial.number, search=search, estimates={"accuracy": part}, rule=rule)
+    aside = {trial.number for trial in whole[:2]}
+    for plane in planes(record):
+        assert aside.isdisjoint(dot.trial.number for dot in dots(record, plane))
+        assert [dot.trial.number for dot in begun_with(record, plane)] == [whole[0].number]
+    lost = sum(trial.state == "complete" and trial.number not in aside for trial in record.trials) - len(
+        dots(record, planes(record)[0])
+    )
+    assert f"hence not drawn: {lost + 1}." in without_library(page(record))
 
 
 def test_roles_in_a_plane_follow_the_record() -> None:
