@@ -167,17 +167,17 @@ def present(table: Table, searches: list[str]) -> list[str]:
 
 
 def draw(tables: list[Table], path: Path) -> None:
-    """Median curves on held-out examples: a column for each problem, above against policies, below against passes."""
+    """Median curves on held-out examples: a row for each problem, left against policies, right against passes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     searches = [name for name in dict.fromkeys(name for table in tables for name in table.runs) if name[0] not in "-+"]
-    figure, axes = plt.subplots(2, len(tables), figsize=(5 * len(tables) + 3, 9), squeeze=False)
-    for column, table in zip(axes.T, tables, strict=True):
-        column[0].set_title(table.name)
-        for panel, axis, last in ((column[0], "counts", table.budget), (column[1], "executions", 2 * table.budget)):
+    figure, axes = plt.subplots(len(tables), 2, figsize=(13, 3.6 * len(tables)), squeeze=False)
+    for row, table in zip(axes, tables, strict=True):
+        row[0].set_title(table.name)
+        for panel, axis, last in ((row[0], "counts", table.budget), (row[1], "executions", 2 * table.budget)):
             panel.set(xscale="log", xlabel="policies" if axis == "counts" else "dense passes", ylabel="hypervolume")
             places = np.geomspace(5, last, 80)
             for number, search in enumerate(searches):
@@ -188,7 +188,7 @@ def draw(tables: list[Table], path: Path) -> None:
                     panel.plot(places, middle, linewidth=3.0 if search == OWN else 1.2, label=search, **look)
                     panel.fill_between(places, low, high, alpha=0.12, color=look["color"], linewidth=0)
     known = {label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(known.values(), known.keys(), loc="center right", fontsize=8)
+    figure.legend(known.values(), known.keys(), loc="upper right", fontsize=8)
     figure.tight_layout(rect=(0, 0, 1 - 2.5 / figure.get_figwidth(), 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -134,7 +134,7 @@ class Driver:
         if self.study.dense_measurements() is None:
             return None
         # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
-        patience = self._patience or 0 if self.proposals.may_ask else 0
+        patience = self._patience if self._patience and self.proposals.may_ask else 0
         return due(self.study.records(), self.study.known_in_full(), self.study.space, patience, self._going_on)
 
     def _enter(self, trial: Trial) -> None:

@@ -238,7 +238,7 @@ class SearchStudy(Ledger):
         if not record.estimates:
             self._known = None
 
-    def enqueue_random(self, known: Container[str] = ()) -> bool:
+    def enqueue_random(self, known: Container[str]) -> bool:
         """Queue a policy drawn at random, for a sampler that repeats itself.
 
         Args:

@@ -60,7 +60,7 @@ def test_a_study_that_is_read_stays_as_it_was_at_that_instant(path, tmp_path):
     read = open_study(tmp_path / DATABASE)
     before = len(read.trials)
     read.set_user_attr("mine", 1)
-    written.enqueue_random()
+    written.enqueue_random(())
     assert len(read.trials) == before == len(written.study.trials) - 1
     assert "mine" not in written.study.user_attrs
 

@@ -534,33 +534,9 @@ def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters(error):
     assert len(view._history.losses) == 30 and not view._history.errors.any()
 
 
-def test_estimates_that_later_trials_change_are_read_anew():
-    model = Model(8)
-
-    def proposed(fresh):
-        known = []
-
-        def estimate(trial):
-            loss, cost = model(trial.params)
-            return (loss + 1 / len(known), cost), 0.1
-
-        study = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=estimate))
-        for number in range(30):
-            if fresh:
-                study.sampler = sampler(model, estimate=estimate)
-            trial = study.ask(model.space)
-            if number % 3 == 2:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            else:
-                study.tell(trial, model(trial.params))
-                known.append(trial)
-        return policies(study)
-
-    assert proposed(fresh=False) == proposed(fresh=True)
-
-
-def test_estimates_are_read_anew_when_a_trial_is_stopped_that_was_measured_in_full():
-    """A bound that another evaluator finds broken may come after all examples."""
+@pytest.mark.parametrize("stopped", [False, True])
+def test_estimates_that_later_trials_change_are_read_anew(stopped):
+    """Also those that were stopped when measured in full: another evaluator may find a bound broken after that."""
     model = Model(8)
 
     def proposed(fresh):
@@ -574,12 +550,12 @@ def test_estimates_are_read_anew_when_a_trial_is_stopped_that_was_measured_in_fu
         for number in range(40):
             if fresh:
                 study.sampler = sampler(model, estimate=estimate)
-            trial = study.ask(model.space)
-            pruned = number % 3 == 2 or (number % 3 == 1 and number > 4)
-            if number % 3 != 2:
-                known.append(number)
-            state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
-            study.tell(trial, None if pruned else model(trial.params), state)
+            trial, few = study.ask(model.space), number % 3 == 2
+            if few or (stopped and number > 4 and number % 3 == 1):
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, model(trial.params))
+            known += [] if few else [number]
         return policies(study)
 
     assert proposed(fresh=False) == proposed(fresh=True)
