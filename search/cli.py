@@ -160,21 +160,24 @@ def run_verb(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .reading import load_space
 
+    from .signals import interruptible
+
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     loaded = load_space(options.space, overrides(options.overrides) | given)
     name = options.name or loaded.name
     folder = study_folder(options.out, name)
-    from .run import run_study
-    from .summary import print_summary, summary_data
+    with interruptible():
+        try:
+            from .run import run_study
+            from .summary import print_summary, summary_data
 
-    try:
-        record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
-    except KeyboardInterrupt:
-        again = shlex.join(options.command if options.resume else [*options.command, "--resume"])
-        print(f"\ninterrupted; finished trials are kept in {folder}\nhint: go on with `{again}`", file=sys.stderr)
-        return INTERRUPTED
+            record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
+        except KeyboardInterrupt as stopped:
+            again = shlex.join(options.command if options.resume else [*options.command, "--resume"])
+            print(f"\ninterrupted; finished trials are kept in {folder}\nhint: go on with `{again}`", file=sys.stderr)
+            return int(getattr(stopped, "exit_code", INTERRUPTED))
     if options.json:
         print(json.dumps(summary_data(record, folder)))
     else:

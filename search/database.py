@@ -120,7 +120,14 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         shared_from=attrs.get("shared_from"),
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
+        traceback=attrs.get("traceback"),
+        setbacks=tuple(entry["failure"] for entry in json.loads(study_attrs.get(setback_key(trial.number), "[]"))),
     )
+
+
+def setback_key(number: int) -> str:
+    """Where a study keeps how a trial failed that was to answer more; the trial itself stays as it was."""
+    return f"setbacks:{number}"
 
 
 def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -128,6 +135,8 @@ def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     found: dict[int, TrialRecord] = {}
     for record in records:
         first = record.number if record.continues is None else record.continues
+        if first != record.number and record.state == "failed":
+            continue  # What the trial had measured before counts as ever.
         found[first] = record if first == record.number else replace(record, number=first)
     return list(found.values())
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..evaluators.base import evaluator_class
 from .affinity import steps
 from .front import front_trials
+from .limits import Limits
 from .outcome import Outcome
 from .progress import Progress
 from .proposals import Proposals
@@ -16,6 +17,8 @@ from .record import TrialRecord
 from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
 from .workers import Job, Pool
+
+SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
 
 
 @dataclass
@@ -56,7 +59,9 @@ class Driver:
         self._racing = racing != "none"
         learns = study.space.search.sampler == "auto"
         self._patience = racing.patience if racing != "none" and racing.patience != "none" and learns else None
+        self._limits = Limits(study.space, study.dense_seconds())
         self._going_on: set[int] = set()
+        self._left: set[int] = set()
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
@@ -73,9 +78,11 @@ class Driver:
         self.progress.update(self.study.records(), self.study.measured())
         while True:
             self._fill()
-            if not self.pool.busy:
+            if not self.pool.busy and self.pool.has_idle:
                 break
-            self._finish(*self.pool.next())
+            found = self.pool.next()
+            if found is not None:
+                self._finish(*found)
         return self.proposals.reason
 
     def _stages(self) -> list[list[str]]:
@@ -135,7 +142,12 @@ class Driver:
             return None
         # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
         patience = self._patience if self._patience and self.proposals.may_ask else 0
-        return due(self.study.records(), self.study.known_in_full(), self.study.space, patience, self._going_on)
+        records = [record for record in self.study.records() if self._may_go_on(record)]
+        return due(records, self.study.known_in_full(), self.study.space, patience, self._going_on)
+
+    def _may_go_on(self, record: TrialRecord) -> bool:
+        """False for a trial that failed again, or was left, when it was to answer more."""
+        return record.number not in self._left and self.study.setbacks(record.number) < SETBACKS
 
     def _enter(self, trial: Trial) -> None:
         """Let a trial wait for its next stage."""
@@ -151,10 +163,16 @@ class Driver:
             rivals = rivals_among(others, self.study.space.objectives)
         known = {**trial.outcome.estimates, **trial.outcome.measurements}
         given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
+        given["seconds"] = self._limits.of("search", policy)
         self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial: Trial = job.tag
+        if outcome.fault == "machine":
+            self._leave(trial, outcome.failure or "")
+            return
+        if trial.subject.policy.is_dense:
+            self._limits.learn("search", outcome)
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
@@ -168,9 +186,19 @@ class Driver:
         if isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
             self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            self.proposals.count(trial.outcome)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
         self.progress.update(self.study.records(), self.study.measured())
+
+    def _leave(self, trial: Trial, reason: str) -> None:
+        """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
+        self.progress.note(f"trial {trial.subject.number} is left for a `--resume`: {reason}")
+        self._left.add(trial.subject.number)
+        if isinstance(trial.subject, TrialRecord):
+            self._going_on.discard(trial.subject.number)
+        else:
+            self.proposals.leave(trial.subject, reason)
 
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
@@ -184,8 +212,14 @@ class Driver:
         while names and (waiting or self.pool.busy):
             while waiting and self.pool.has_idle:
                 record = waiting.popleft()
-                self.pool.submit(Job(record.policy, names, split="report", tag=record))
-            job, outcome = self.pool.next()
+                limit = self._limits.of("report", record.policy)
+                self.pool.submit(Job(record.policy, names, split="report", tag=record, seconds=limit))
+            found = self.pool.next()
+            if found is None:
+                continue
+            job, outcome = found
+            if job.policy.is_dense:
+                self._limits.learn("report", outcome)
             if outcome.failure:
                 self.progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
             else:

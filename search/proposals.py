@@ -83,12 +83,30 @@ class Proposals:
         self._stopping.follow(self.study.record(proposal.number))
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
             self.study.tell(twin, outcome, shared_from=proposal.number)
-        self._failures = self._failures + 1 if outcome.failure else 0
         if outcome.failure:
             self._failed[proposal.policy.fingerprint] = proposal
         if outcome.failure and proposal.policy.is_dense:
             hint = "mend the cause and go on with `--resume`"
             raise RunError("the dense model could not be measured", [outcome.failure], hint)
+        self.count(outcome)
+
+    def leave(self, proposal: Proposal, reason: str) -> None:
+        """Leave a policy that could not be measured, through no fault of its own, for the next start of the search.
+
+        Raises:
+            RunError: it is the dense model's, which everything else is compared with.
+        """
+        if proposal.policy.is_dense:
+            hint = "mend the machine and go on with `--resume`"
+            raise RunError("the dense model could not be measured", [reason], hint)
+
+    def count(self, outcome: Outcome) -> None:
+        """Count failures in a row.
+
+        Raises:
+            RunError: they are too many.
+        """
+        self._failures = self._failures + 1 if outcome.failure else 0
         if self._failures >= self.study.space.search.max_failures:
             hint = "mend the cause and go on with `--resume`, or raise `search.max_failures`"
             raise RunError(f"{self._failures} trials in a row failed", [f"the last: {outcome.failure}"], hint)

@@ -1,12 +1,10 @@
 """One search from its space to its folder of results."""
 
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -14,7 +12,8 @@ from ..policies.errors import StudyError
 from .database import DATABASE
 from .record import StudyRecord
 from .results import environment, start_folder, write_folder
-from .space import LoadedSpace
+from .signals import Stopped, interruptible
+from .space import LoadedSpace, Space
 
 if TYPE_CHECKING:
     from .preview import Preview
@@ -40,12 +39,11 @@ def run_study(
     """
     from .progress import Progress
     from .study import SearchStudy
-    from .workers import Pool
 
     space = loaded.space
     SearchStudy.check_free(folder / DATABASE, resume)
-    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible():
-        pool = Pool(space)
+    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as heed:
+        pool = started(space, heed)
         try:
             described = pool.describe()
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
@@ -59,6 +57,18 @@ def run_study(
         finally:
             pool.close()
     return write_folder(folder)
+
+
+def started(space: Space, heed: Callable[[], None]) -> "Pool":
+    """Start the workers. Ray takes over the handling of signals while it starts, and stops with an exit."""
+    from .workers import Pool
+
+    try:
+        return Pool(space)
+    except SystemExit:
+        raise Stopped(signal.SIGTERM) from None
+    finally:
+        heed()
 
 
 def noted(pool: "Pool", progress: "Progress") -> "Preview":
@@ -101,23 +111,3 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the search, and a batch system's request to stop as well.
-
-    Both are set here, since a shell starts what runs in the background with interrupts ignored.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Elsewhere the caller's program handles its signals.
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -159,6 +159,8 @@ class Workers(Part):
         gpus: GPUs of each worker.
         cpus: Cores of each worker, which is also its number of threads.
         address: A Ray cluster; none starts a local one.
+        timeout: Seconds that a worker may take for a policy; a trial that takes longer fails. `auto` is a minute and
+            twenty times what the dense model took, which itself may take six hours.
         runner: Ray actors under one driver, or Ray Tune.
     """
 
@@ -166,6 +168,7 @@ class Workers(Part):
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     cpus: Count = 1
     address: str | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     runner: Literal["actors", "tune"] = "actors"
 
 

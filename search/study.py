@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .database import Ledger, storage, trial_record
+from .database import Ledger, setback_key, storage, trial_record
 from .front import objective_value
 from .outcome import Outcome
 from .parameters import Parameters
@@ -44,7 +44,12 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
         {name: asdict(entry) for name, entry in entries.items()}
         for entries in (outcome.measurements, outcome.estimates)
     )
-    notes = {"failure": outcome.failure, "dropped": outcome.dropped, "worker": outcome.worker}
+    notes = {
+        "failure": outcome.failure,
+        "dropped": outcome.dropped,
+        "worker": outcome.worker,
+        "traceback": outcome.traceback,
+    }
     return {
         "measurements": json.dumps(measured),
         **({"estimates": json.dumps(rough)} if rough else {}),
@@ -273,14 +278,18 @@ class SearchStudy(Ledger):
 
         Args:
             record: The trial.
-            outcome: What it measured, before and since.
+            outcome: What it measured, before and since. Where it failed, the trial stays as it was, and the reason is
+                kept beside it.
             begun: When it went on.
         """
+        if outcome.failure is not None:
+            self._keep_setback(record.number, outcome)
+            return
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
         }
-        state = self._state(outcome.measurements, outcome.failure, outcome.dropped is None and not outcome.estimates)
+        state = self._state(outcome.measurements, None, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
             state=state,
             values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
@@ -291,8 +300,16 @@ class SearchStudy(Ledger):
         )
         trial.datetime_start = begun
         self.study.add_trial(trial)
-        if outcome.failure is None:
-            self._tells(replace(self.record(-1), number=record.number))
+        self._tells(replace(self.record(-1), number=record.number))
+
+    def _keep_setback(self, number: int, outcome: Outcome) -> None:
+        kept = json.loads(self.study.user_attrs.get(setback_key(number), "[]"))
+        kept.append({"failure": outcome.failure, "traceback": outcome.traceback, "seconds": dict(outcome.seconds)})
+        self.study.set_user_attr(setback_key(number), json.dumps(kept))
+
+    def setbacks(self, number: int) -> int:
+        """How often a trial failed when it was to answer more."""
+        return len(json.loads(self.study.user_attrs.get(setback_key(number), "[]")))
 
     def _tell(
         self,
@@ -336,6 +353,11 @@ class SearchStudy(Ledger):
         """What the dense model measured; None before trial 0 is finished."""
         first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
         return first.search if first else None
+
+    def dense_seconds(self) -> float | None:
+        """How long the dense model's trial took; None before it is finished."""
+        first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
+        return first.seconds.get("total") if first else None
 
     @property
     def size(self) -> int:

@@ -1,0 +1,87 @@
+"""An evaluator that goes wrong on purpose, as a package of somebody else's would bring it: see `plugged` in `failing`."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from skipsearch.evaluators.base import Measurement, Metric, Options, Split
+
+BROKEN: list[str] = []  # what this process says to everything from then on
+
+
+class FaultyOptions(Options):
+    """What goes wrong.
+
+    Attributes:
+        folder: Where each measurement leaves word, in a file of its own.
+        does: What goes wrong.
+        after: From this call on, counted over all processes; 0 always.
+        layer: Only under policies that change this layer.
+        once: Only until a file says that it has happened.
+    """
+
+    folder: str
+    does: str = "nothing"
+    after: int = 0
+    layer: int | None = None
+    once: bool = False
+
+
+class Faulty:
+    """Measures how many layers are kept."""
+
+    name: ClassVar[str] = "faulty"
+    options: ClassVar[type[Options]] = FaultyOptions
+    metrics: ClassVar[Mapping[str, Metric]] = {"kept": Metric("fraction", "maximize", "share of layers that are kept")}
+    cost: ClassVar[int] = 5
+    exclusive: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
+
+    def __init__(self, options: FaultyOptions, subject: Any) -> None:
+        self._given = options
+        self._folder = Path(options.folder)
+
+    def measure(self, handle: Any, split: Split) -> dict[str, Measurement]:
+        (self._folder / f"{handle.policy.fingerprint}.{os.getpid()}.{time.monotonic_ns()}").touch()
+        if BROKEN or self._goes_wrong(handle.policy):
+            FAULTS[self._given.does]()
+        return {"kept": Measurement(1 - len(handle.policy.layers) / 4)}
+
+    def _goes_wrong(self, policy: Any) -> bool:
+        given = self._given
+        if given.after > len([*self._folder.glob("*.*")]) or (given.layer is not None and given.layer not in policy.layers):
+            return False
+        if not given.once:
+            return True
+        try:
+            (self._folder / "happened").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def broken_context() -> None:
+    BROKEN.append("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later")
+    raise RuntimeError(BROKEN[0])
+
+
+def no_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def own_mistake() -> None:
+    raise ValueError("the plug-in's own mistake\nand its second line")
+
+
+FAULTS = {
+    "nothing": lambda: None,
+    "context": broken_context,
+    "memory": no_memory,
+    "raise": own_mistake,
+    "exit": lambda: os._exit(13),
+    "hang": lambda: time.sleep(1e6),
+}
