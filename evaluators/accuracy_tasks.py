@@ -30,6 +30,7 @@ from lm_eval.tasks import TaskManager
 
 from ..policies.errors import EvaluatorError
 from .accuracy_model import TextModel
+from .task_mistakes import OF_DATA, mistake
 
 PREFERRED = ("exact_match", "acc", "acc_norm")
 # The others need a bootstrap, which lm-eval runs in a pool of processes; a worker has no cores for that.
@@ -153,12 +154,20 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
     """A copy of a task that holds the requests of some documents.
 
     Raises:
-        EvaluatorError: the prompts cannot be built.
+        TaskError: the prompt of a document cannot be built.
     """
     task = copy.copy(task)
     docs = task.eval_docs
-    # Only these documents are read and, where they have images, decoded; ids stay those of the whole data.
-    task.doc_iterator = lambda **_: iter([(index, docs[index]) for index in window])
+    reached = window[:1]
+
+    def documents(**_: Any) -> Iterator[tuple[int, Any]]:
+        """Only these are read and, where they have images, decoded; ids stay those of the whole data."""
+        nonlocal reached
+        for place, index in enumerate(window):
+            reached = window[place : place + 1]
+            yield index, docs[index]
+
+    task.doc_iterator = documents
     # Templates are compiled anew at each use, which would be half of a trial's time with a small model.
     for name in ("doc_to_target", "doc_to_choice"):
         if hasattr(task, name):
@@ -172,9 +181,8 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
                 chat_template=model.apply_chat_template if apply_chat_template else None,
                 tokenizer_name=model.tokenizer_name if apply_chat_template else "",
             )
-        except (ValueError, KeyError, TypeError, jinja2.TemplateError) as cause:
-            details = [f"{type(cause).__name__}: {cause}"]
-            raise EvaluatorError(f"cannot build the prompts of task {task.task_name}", details) from cause
+        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
+            raise mistake(str(task.task_name), reached[0], "the prompt of a document cannot be built", cause) from cause
     return task
 
 
@@ -231,14 +239,23 @@ def answer(tasks: Sequence[Task], model: TextModel) -> None:
 
 
 def items_of(task: Task, metric: str, chosen: str) -> dict[Any, Any]:
-    """What each document scores by the answers that a task's requests hold; one without a score is left out."""
+    """What each document scores by the answers that a task's requests hold; one without a score is left out.
+
+    Raises:
+        TaskError: the answer to a document cannot be scored.
+    """
     by_doc: dict[Any, list[Instance]] = defaultdict(list)
     for request in task.instances:
         by_doc[request.doc_id].append(request)
     items = {}
     for doc, requests in by_doc.items():
         requests.sort(key=lambda request: request.idx)
-        results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
+        try:
+            results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
+        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
+            given = [request.filtered_resps[chosen] for request in requests]
+            doing = "the answer to a document cannot be scored"
+            raise mistake(str(task.task_name), doc, doing, cause, given) from cause
         if metric in results:
             items[doc] = results[metric]
     return items

@@ -8,6 +8,7 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -140,6 +141,16 @@ class ExampleEvaluator(ABC):
 
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
+        with self._told(self._tasks("search"), None):
+            return self._prompts(count)
+
+    def _told(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
+        """A mistake of a task is told with its document."""
+        from .task_mistakes import told_by_document
+
+        return told_by_document(tasks, self._model, handle)
+
+    def _prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         first = {(name, r.doc_id): r for name, task in self._tasks("search").items() for r in reversed(task.instances)}
         lengths = [(len(self._model.tok_encode(request.args[0])), request) for request in reversed(first.values())]
         usable = [(length, request) for length, request in lengths if length]
@@ -179,7 +190,8 @@ class ExampleEvaluator(ABC):
         for number, rung in enumerate(self._drawn(split, shares)):
             if len(rung.places) <= len(found):
                 continue
-            found |= self._scored(handle, rung.new, (split, shares, number))
+            with self._told(rung.new, handle):
+                found |= self._scored(handle, rung.new, (split, shares, number))
             scores = {
                 name: self._score(split, name, [found[example] for example in examples if example in found])
                 for name, examples in rung.known.items()

@@ -1,6 +1,7 @@
 """The command `skipsearch`. Stdout is the result, stderr the log; user's mistakes show no traceback."""
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..policies.errors import RunError, SkipsearchError, UsageError
+from ..policies.wording import visible
 
 RESULTS = Path("results")
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -38,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.filename is None:
-            raise
-        print_error(RunError(f"{error.filename}: {error.strerror}"))
+        where = error.filename if error.filename is not None else "a file of this run"
+        hint = "free some space, then do it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        print_error(RunError(f"{where}: {error.strerror or error}", hint=hint))
         return FAILED
 
 
@@ -56,7 +58,7 @@ def carried_out(arguments: list[str]) -> int:
 
 def print_error(error: SkipsearchError) -> None:
     """Lay out an error: what, where and found against expected, what to do."""
-    print(f"error: {error}", file=sys.stderr)
+    print(visible(f"error: {error}"), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
                         help="print the best policy under a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
     report.add_argument("--unmeasured", action="store_true",
                         help="with these, print what is expected to be better than any measured")  # fmt: skip
+    report.add_argument("--salvage", action="store_true",
+                        help="write what is whole of a damaged study to a new one beside it")  # fmt: skip
     add_out(report)
 
     ls = verb("ls", ls_verb, "list the shipped spaces and the studies here")
@@ -159,7 +163,6 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 def run_verb(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .reading import load_space
-
     from .signals import interruptible
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
@@ -191,7 +194,7 @@ def study_folder(out: Path, name: str) -> Path:
     Raises:
         UsageError: no folder can have that name, or a file stands in its way.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
     folder = out / name
     for above in (folder, *folder.parents):
@@ -215,7 +218,7 @@ def validate_verb(options: argparse.Namespace) -> int:
         else:
             problems[file] = []
             if not options.json:
-                print(f"ok: {file} is a {kind}")
+                print(visible(f"ok: {file} is a {kind}"))
     if options.json:
         print(json.dumps(problems))
     return WRONG_INPUT if any(problems.values()) else DONE
@@ -289,6 +292,11 @@ def report_verb(options: argparse.Namespace) -> int:
             "--unmeasured goes with --pick or --constraint",
             hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'",
         )
+    if options.salvage:
+        from .salvage import salvage
+
+        folder, whole, every = salvage(folder)
+        print(f"{whole} of {every} trials are whole; they are in {folder}", file=sys.stderr)
     if options.constraints or options.picks:
         print_selection(select(folder, options.constraints, options.picks), options.json, options.unmeasured)
         return DONE
@@ -315,7 +323,7 @@ def ls_verb(options: argparse.Namespace) -> int:
         print(f"  {name:<12} {model}")
     print("studies")
     for folder, state in studies.items():
-        print(f"  {folder:<24} {state}")
+        print(visible(f"  {folder:<24} {state}"))
     if not studies:
         print(f"  none under {options.out}")
     return DONE

@@ -18,6 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
+from ..policies.wording import visible
+from .damage import hint_for, refuse_damage, tables
 from .record import TrialRecord
 from .samplers import quiet
 from .space import Space
@@ -25,6 +27,7 @@ from .space import Space
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
 PATIENCE = 60.0
+UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
 
@@ -50,16 +53,57 @@ def writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def reading(path: Path) -> sqlite3.Connection:
+    """A connection to read by."""
+    # In somebody else's folder SQLite cannot put the lock of a reader beside the file, and where none is, needs none.
+    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=PATIENCE)
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a database that is damaged, or that is none of Optuna's; one without tables was not begun yet.
+
+    Raises:
+        StudyError: with what is damaged.
+    """
+    with closing(copy_of(path)) as memory:
+        if tables(memory):
+            refuse_damage(memory, path)
+
+
+def copy_of(path: Path) -> sqlite3.Connection:
+    """The database as it stands, in memory.
+
+    Raises:
+        StudyError: it cannot be read, or another program holds it.
+    """
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    try:
+        with closing(reading(path)) as file:
+            # Python's copying waits for ever for who holds the file; a transaction of our own waits so long only.
+            file.execute("BEGIN")
+            file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            file.backup(memory)
+    except sqlite3.Error as cause:
+        if "locked" in str(cause) or "busy" in str(cause):
+            hint = "close the program that holds it: a viewer, a copy or backup that runs, or one that hangs"
+            found = f"{cause}, for {PATIENCE:g} s"
+            raise StudyError(f"another program holds {path}", [found], hint) from None
+        raise StudyError(f"{path} is not a study's database, or is damaged", [str(cause)], hint_for(path)) from None
+    return memory
+
+
 def copied(path: Path) -> optuna.storages.RDBStorage:
     """The database of a study as it stands, in memory.
 
     Optuna makes tables where it misses some, also to read: a search that begins at that moment would find them made.
+
+    Raises:
+        StudyError: it is damaged, is no study's, or another program holds it.
     """
-    memory = sqlite3.connect(":memory:", check_same_thread=False)
-    # In somebody else's folder SQLite cannot put the lock of a reader beside the file, and where none is, needs none.
-    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=PATIENCE)) as file:
-        file.backup(memory)
+    memory = copy_of(path)
+    if tables(memory):
+        refuse_damage(memory, path)
     return stored(lambda: memory, sqlalchemy.pool.StaticPool)
 
 
@@ -112,7 +156,7 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         search=measurements_from(attrs.get("measurements")),
         report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         violations=dict(trial.constraints),
-        failure=attrs.get("failure"),
+        failure=shown(attrs.get("failure")),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
         seconds=attrs.get("seconds", {}),
@@ -120,9 +164,14 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         shared_from=attrs.get("shared_from"),
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
-        traceback=attrs.get("traceback"),
+        traceback=shown(attrs.get("traceback")),
         setbacks=tuple(entry["failure"] for entry in json.loads(study_attrs.get(setback_key(trial.number), "[]"))),
     )
+
+
+def shown(text: str | None) -> str | None:
+    """What an exception said, which may hold anything, as it can be shown."""
+    return None if text is None else visible(text)
 
 
 def setback_key(number: int) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..policies.choice import LayerChoice
 from ..policies.policy import Measured, Policy
+from ..policies.wording import visible
 
 # Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
 COLOURS = {
@@ -172,9 +173,9 @@ class LayerMap:
 
     def _header(self) -> Iterator[Text]:
         model, origin = self.policy.model, self.policy.provenance
-        yield Text(model.id or "any model", style="bold")
+        yield Text(visible(model.id or "any model"), style="bold")
         facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
-        facts += [f"study {origin.study}"] if origin.study is not None else []
+        facts += [visible(f"study {origin.study}")] if origin.study is not None else []
         facts += [f"trial {origin.trial}"] if origin.trial is not None else []
         yield Text("  " + " · ".join(facts), style="dim")
 
@@ -264,7 +265,12 @@ def _figure_row(name: str, entry: Measured) -> list[str]:
     spread = "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
     basis = f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
     change = "" if entry.dense is None else against(entry.value, entry.dense, unit)
-    return ["  " + name, with_error(entry.value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
+    return [
+        "  " + visible(name),
+        with_error(entry.value, entry.stderr, unit) + spread,
+        change,
+        basis + (entry.split or ""),
+    ]
 
 
 def _three_digits(value: float) -> str:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from ..evaluators.base import Direction
+from ..policies.wording import visible
 from .front import feasible_points, first_cost, front_trials
 from .record import TrialRecord
 
@@ -49,7 +50,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say something in passing."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(visible(text), markup=False, highlight=False)
 
     def update(self, records: Sequence[TrialRecord], measured: int) -> None:
         """Show how far the search is."""

@@ -1,4 +1,4 @@
-"""What went wrong, in full: the traceback of each exception that failed a trial, once with the trials that it failed."""
+"""What went wrong, in full: the traceback of each exception, once, with the trials that it failed."""
 
 from collections import defaultdict
 from html import escape

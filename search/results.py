@@ -14,6 +14,7 @@ from .. import __version__
 from ..evaluators.base import Measurement, Metric, Split, evaluator_class
 from ..policies.errors import EvaluatorError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
+from ..policies.wording import visible
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
@@ -88,8 +89,8 @@ def read_record(folder: Path) -> StudyRecord:
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
     record = StudyRecord(
-        name=study.study_name,
-        model_id=attrs["model_id"],
+        name=visible(study.study_name),
+        model_id=visible(attrs["model_id"]),
         num_layers=attrs["facts"]["num_layers"],
         objectives=objectives,
         constraints={name: bound.text for name, bound in space.constraints.items()},
@@ -109,7 +110,7 @@ def read_record(folder: Path) -> StudyRecord:
 def read_text(path: Path) -> str:
     """A file of the study's folder; empty where it is gone, since only the database cannot be done without."""
     try:
-        return path.read_text(encoding="utf-8")
+        return visible(path.read_text(encoding="utf-8", errors="backslashreplace"))
     except OSError:
         return ""
 

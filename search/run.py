@@ -1,5 +1,7 @@
 """One search from its space to its folder of results."""
 
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from ..policies.errors import StudyError
-from .database import DATABASE
+from ..policies.errors import RunError, StudyError
+from .database import DATABASE, UNWRITABLE, check_whole
 from .record import StudyRecord
-from .results import environment, start_folder, write_folder
+from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
 from .signals import Stopped, interruptible
 from .space import LoadedSpace, Space
+
+FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 
 if TYPE_CHECKING:
     from .preview import Preview
@@ -41,7 +45,7 @@ def run_study(
     from .study import SearchStudy
 
     space = loaded.space
-    SearchStudy.check_free(folder / DATABASE, resume)
+    check_folder(folder, resume)
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as heed:
         pool = started(space, heed)
         try:
@@ -53,10 +57,51 @@ def run_study(
                     lambda: noted(pool, progress),
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
-                search_and_confirm(study, pool, progress, folder)
+                with kept_in(folder):
+                    search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()
     return write_folder(folder)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """See before minutes of loading that a study can be written, or gone on with.
+
+    Raises:
+        StudyError: it exists, or does not, or is damaged; or the folder cannot be written to, or another search does.
+    """
+    from .study import SearchStudy
+
+    SearchStudy.check_free(folder / DATABASE, resume)
+    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        hint = "give another folder with `--out`, or the right to write to this one"
+        raise StudyError(f"no file can be written to {above}", [f"expected to, for {folder}"], hint)
+    free = shutil.disk_usage(above).free
+    if free < FREE_BYTES:
+        found = f"found {free >> 20} MiB free, expected {FREE_BYTES >> 20} MiB"
+        raise StudyError(
+            f"the disk of {above} is full", [found], "free some space, or give another folder with `--out`"
+        )
+    if resume:
+        with only_writer(folder):
+            check_whole(folder / DATABASE)
+        read_environment(folder / ENVIRONMENT)
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Tell in one line that the database cannot be written any more; what was written is kept.
+
+    Raises:
+        RunError: the disk is full, or the file is held or gone.
+    """
+    try:
+        yield
+    except UNWRITABLE as cause:
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        hint = "free some space where the disk is full, close what holds the file, and go on with `--resume`"
+        raise RunError(f"{folder / DATABASE} cannot be written", [reason], hint) from None
 
 
 def started(space: Space, heed: Callable[[], None]) -> "Pool":

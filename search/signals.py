@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-
 _heeding: list[Callable[[], None]] = []  # of the context that is open, where there is one
 
 

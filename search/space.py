@@ -19,7 +19,7 @@ from .content import by_content
 from .couplings import Every, Group, Rule, Together
 from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
-from .sharing import shared
+from .sharing import MOST, shared
 
 SCHEMA: Final = "skipsearch/space/v1"
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
@@ -198,7 +198,7 @@ class Space(Part):
     tied: Annotated[list[Group] | Every, Field(exclude_if=is_default)] = []
     forbid: Annotated[list[Rule], Field(exclude_if=is_default)] = []
     token_selection: SelectionOptions = SelectionOptions()
-    evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=MOST)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
     constraints: dict[str, Annotated[Constraint, BeforeValidator(as_constraint), AS_TEXT]] = {}
     search: Search = Search()

@@ -6,7 +6,7 @@ goes to another one. A worker that fails so several times in a row is given up.
 
 import os
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -300,8 +300,8 @@ class Pool:
             seat.described = ray.get(reference)
         except RayTaskError as cause:
             error = cause.cause
-            if isinstance(error, SkipsearchError) and fault_of(error) != "machine":
-                raise error from None
+            if fault_of(error) != "machine":
+                raise self._reason(cause) from None
             self._strike(seat, f"could not load the model: {first_line(error)}")
         except RayError as cause:
             self._strike(seat, f"ended while it loaded the model: {first_line(cause)}")
@@ -350,7 +350,9 @@ class Pool:
         """End a job that takes too long; its worker can only be replaced."""
         seat, job = self._running.pop(reference)
         changed = ", ".join(f"{index}: {choice.label}" for index, choice in job.policy.canonical().layers.items())
-        text = f"no answer for {job.seconds:.0f} s (workers.timeout) {self._doing(seat)} the policy {changed or 'dense'}"
+        text = (
+            f"no answer for {job.seconds:.0f} s (workers.timeout) {self._doing(seat)} the policy {changed or 'dense'}"
+        )
         self._stop(seat)
         self._start(seat)
         return job, Outcome(failure=text, seconds={"total": age(seat)}, worker=f"worker-{seat.index}")

@@ -7,9 +7,9 @@ from pathlib import Path
 import ray
 
 import tiny
+from skipsearch.search.cluster import start_local
 from skipsearch.search.reading import load_space
 from skipsearch.search.space import LoadedSpace
-from skipsearch.search.cluster import start_local
 
 SPACE = """
 schema: skipsearch/space/v1

@@ -15,10 +15,10 @@ import searching
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
+from skipsearch.search.cluster import start_local
 from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
-from skipsearch.search.cluster import start_local
 from skipsearch.search.workers import Job, Pool
 
 PATIENCE = 300

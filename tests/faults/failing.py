@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import tiny
-
 from skipsearch.search.reading import load_space
 from skipsearch.search.space import LoadedSpace
 
@@ -45,18 +45,17 @@ def space(folder: Path) -> Path:
 
 
 def loaded(path: Path, words: Path, does: str = "nothing", **given: object) -> LoadedSpace:
-    """The space with what goes wrong; other keys by their dotted names, a dot written as two underscores."""
-    fault = {key: given.pop(key) for key in ("layer", "after", "once") if key in given}
+    """The space, and what goes wrong in it; other keys by their dotted names, a dot written as two underscores."""
+    plan = {key: given.pop(key) for key in ("layer", "after", "once") if key in given}
     words.mkdir(exist_ok=True)
-    changes = {f"evaluate.faulty.{key}": str(value) for key, value in fault.items()}
-    changes |= {"evaluate.faulty.folder": str(words), "evaluate.faulty.does": does}
-    changes |= {key.replace("__", "."): str(value) for key, value in given.items()}
-    return load_space(str(path), changes)
+    (words / "plan.json").write_text(json.dumps(plan | {"does": does}))
+    changes = {key.replace("__", "."): str(value) for key, value in given.items()}
+    return load_space(str(path), {"evaluate.faulty.folder": str(words)} | changes)
 
 
 def measured(words: Path) -> list[str]:
     """The fingerprint of each policy that the evaluator was asked for, once a call."""
-    return [file.name.partition(".")[0] for file in sorted(words.glob("*.*"))]
+    return [file.name.partition(".")[0] for file in sorted(words.glob("*.*.*"))]
 
 
 def own_ray() -> dict[str, str]:

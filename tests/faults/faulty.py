@@ -1,5 +1,6 @@
-"""An evaluator that goes wrong on purpose, as a package of somebody else's would bring it: see `plugged` in `failing`."""
+"""An evaluator that goes wrong on purpose, as another package would bring it: see `plugged` in `failing`."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -14,21 +15,13 @@ BROKEN: list[str] = []  # what this process says to everything from then on
 
 
 class FaultyOptions(Options):
-    """What goes wrong.
+    """Where each measurement leaves word, in a file of its own, and where `plan.json` says what goes wrong.
 
-    Attributes:
-        folder: Where each measurement leaves word, in a file of its own.
-        does: What goes wrong.
-        after: From this call on, counted over all processes; 0 always.
-        layer: Only under policies that change this layer.
-        once: Only until a file says that it has happened.
+    Its keys are: `does`, what goes wrong; `after`, from which call on, counted over all processes; `layer`, only under
+    policies that change this layer; `once`, only until a file says that it has happened.
     """
 
     folder: str
-    does: str = "nothing"
-    after: int = 0
-    layer: int | None = None
-    once: bool = False
 
 
 class Faulty:
@@ -42,18 +35,20 @@ class Faulty:
     splits: ClassVar[bool] = False
 
     def __init__(self, options: FaultyOptions, subject: Any) -> None:
-        self._given = options
         self._folder = Path(options.folder)
 
     def measure(self, handle: Any, split: Split) -> dict[str, Measurement]:
         (self._folder / f"{handle.policy.fingerprint}.{os.getpid()}.{time.monotonic_ns()}").touch()
+        self._plan = json.loads((self._folder / "plan.json").read_text())
         if BROKEN or self._goes_wrong(handle.policy):
-            FAULTS[self._given.does]()
+            FAULTS[self._plan["does"]]()
         return {"kept": Measurement(1 - len(handle.policy.layers) / 4)}
 
     def _goes_wrong(self, policy: Any) -> bool:
         given = self._given
-        if given.after > len([*self._folder.glob("*.*")]) or (given.layer is not None and given.layer not in policy.layers):
+        if given.after > len([*self._folder.glob("*.*")]) or (
+            given.layer is not None and given.layer not in policy.layers
+        ):
             return False
         if not given.once:
             return True

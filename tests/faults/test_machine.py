@@ -1,4 +1,4 @@
-"""The machine's faults are not the policy's: workers leave, jobs go elsewhere, and a search ends only without workers."""
+"""The machine's faults are not the policy's: workers leave, and jobs go elsewhere."""
 
 import failing
 import pytest
@@ -45,15 +45,15 @@ def test_without_a_healthy_worker_the_search_stops_and_can_be_resumed(path, tmp_
 
 
 def test_an_evaluator_that_ends_its_process_blames_no_policy(path, tmp_path, capfd):
-    """Policies that change layer 2 take their process with them; they are left, the others are measured."""
+    """Policies that change layer 3 take their process with them; they are left, the others are measured."""
     few = {"search__trials": 3, "search__start": "[last]", "workers__count": 1}
-    loaded = failing.loaded(path, tmp_path / "words", "exit", layer=2, **few)
+    loaded = failing.loaded(path, tmp_path / "words", "exit", layer=3, **few)
     record = run_study(loaded, tmp_path / "study")
     states = {trial.policy.fingerprint: trial.state for trial in record.trials}
     left = [trial for trial in record.trials if trial.state == "running"]
     assert left and "failed" not in states.values()
-    assert all(2 in trial.policy.layers for trial in left)
-    assert all(trial.state == "complete" for trial in record.trials if 2 not in trial.policy.layers)
+    assert all(3 in trial.policy.layers for trial in left)
+    assert all(trial.state == "complete" for trial in record.trials if 3 not in trial.policy.layers)
     said = capfd.readouterr()
     assert "its process ended while the evaluator 'faulty' measured" in said.err
     assert "state-dump" not in said.err + said.out and "rpc" not in (said.err + said.out).lower()
@@ -82,7 +82,7 @@ def test_a_device_that_is_too_small_counts_the_second_time(path, tmp_path, once)
 
 
 def test_a_plug_ins_exception_is_kept_whole_and_shown(path, tmp_path):
-    record = search(path, tmp_path, "raise", layer=0, search__trials=5, workers__count=1)
+    record = search(path, tmp_path, "raise", layer=3, search__trials=5, workers__count=1)
     failed = [trial for trial in record.trials if trial.state == "failed"]
     assert failed and all(trial.failure == "ValueError: the plug-in's own mistake" for trial in failed)
     assert all("in own_mistake" in trial.traceback and "its second line" in trial.traceback for trial in failed)
