@@ -193,6 +193,7 @@ class Bench:
         device = self.subject.model.device
         return {
             "num_layers": self.num_layers,
+            "commit": getattr(self.subject.model.config, "_commit_hash", None),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),

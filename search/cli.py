@@ -16,6 +16,7 @@ from ..policies.errors import RunError, SkipsearchError, UsageError
 from ..policies.wording import visible
 
 RESULTS = Path("results")
+TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # what `eval` lets the study of a policy do
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -103,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=["search", "report"], default="report",
                           help="the examples to measure accuracy on (default: report)")  # fmt: skip
     add_set(evaluate)
+    add_trust(evaluate)
 
     report = verb("report", report_verb, "write a study's policies, table and report anew from its database")
     report.add_argument("study", metavar="STUDY", help="a folder, or a name under --out")
@@ -132,7 +134,14 @@ def add_run_flags(run: argparse.ArgumentParser) -> None:
     run.add_argument("--seed", metavar="N", help="the same as --set search.seed=N")
     run.add_argument("--sampler", metavar="NAME", help="the same as --set search.sampler=NAME")
     run.add_argument("--address", help="of a Ray cluster; the same as --set workers.address=ADDRESS")
+    add_trust(run)
     run.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def add_trust(made: argparse.ArgumentParser) -> None:
+    """The flag that lets a task of one's own run its functions."""
+    made.add_argument("--trust-task-code", action="store_true",
+                      help="run the functions that task files of one's own name (!function)")  # fmt: skip
 
 
 def add_set(made: argparse.ArgumentParser) -> None:
@@ -164,11 +173,13 @@ def run_verb(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .reading import load_space
     from .signals import interruptible
+    from .trust import refuse_untrusted
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     loaded = load_space(options.space, overrides(options.overrides) | given)
+    refuse_untrusted(loaded.space, options, {**given, **overrides(options.overrides)})
     name = options.name or loaded.name
     folder = study_folder(options.out, name)
     with interruptible():
@@ -246,6 +257,9 @@ def eval_verb(options: argparse.Namespace) -> int:
 
     policy = Policy.load(options.policy)
     space = evaluation_space(options)
+    from .trust import refuse_untrusted
+
+    refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
     from .bench import Bench
     from .summary import print_evaluation
@@ -269,7 +283,7 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 
     if options.space:
         return load_space(options.space, overrides(options.overrides)).space
-    if options.overrides:
+    if {*options.overrides} - TRUSTED:
         raise UsageError("--set changes a space, and none is given", hint="name the space with --space")
     database = options.policy.resolve().parent.parent / DATABASE
     if not database.exists():

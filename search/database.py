@@ -133,6 +133,16 @@ def space_of(path: Path) -> Space:
     return Space.model_validate(open_study(path).user_attrs["space"])
 
 
+def commit_of(path: Path) -> str | None:
+    """The commit of the model on the hub that a study began with; None of a local one, or before it began."""
+    with closing(copy_of(path)) as memory:
+        if "study_user_attributes" not in tables(memory):
+            return None
+        found = memory.execute("SELECT value_json FROM study_user_attributes WHERE key = 'facts'").fetchone()
+    commit: str | None = json.loads(found[0]).get("commit") if found else None
+    return commit
+
+
 def progress_of(path: Path) -> str:
     """How far a study is, in a few words."""
     try:
@@ -256,8 +266,9 @@ class Ledger:
         return len(self._spent())
 
     def ended(self) -> list[TrialRecord]:
-        """The trials of the budget that is spent, in the order in which they ended."""
-        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._spent())
+        """Trials that ended by themselves, and each time that one answered more, in the order in which they ended."""
+        self._follow()
+        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._ended.values())
         return [self.record(number) for _, number in numbered]
 
     def spent_seconds(self) -> float:

@@ -1,5 +1,6 @@
 """The driver: gives proposed policies to workers, stage by stage, and tells the study what came of it."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,13 +77,17 @@ class Driver:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
         self.progress.update(self.study.records(), self.study.measured())
+        stopping = self.proposals.stopping
         while True:
             self._fill()
-            if not self.pool.busy and self.pool.has_idle:
+            if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
                 break
-            found = self.pool.next()
+            found = self.pool.next(stopping.ends)
             if found is not None:
                 self._finish(*found)
+        if self.pool.busy:
+            self.progress.note(f"time is up for {self.pool.busy} trials that still ran; `--resume` measures them")
+            self.pool.release()
         return self.proposals.reason
 
     def _stages(self) -> list[list[str]]:
@@ -138,7 +143,7 @@ class Driver:
         return Trial(record, [names], 2 * examples(record), before)
 
     def _due(self) -> TrialRecord | None:
-        if self.study.dense_measurements() is None:
+        if self.study.dense_measurements() is None or self.proposals.stopping.is_late:
             return None
         # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
         patience = self._patience if self._patience and self.proposals.may_ask else 0
@@ -185,11 +190,17 @@ class Driver:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
         if isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
-            self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            continued = self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            if continued is not None:
+                self.proposals.stopping.follow(continued)
             self.proposals.count(trial.outcome)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
-        self.progress.update(self.study.records(), self.study.measured())
+        records = self.study.records()
+        self.progress.update(records, self.study.measured())
+        if self.study.space.search.stop.minutes is not None:
+            runs = len(front_trials(records, self.study.space.objectives)) + 1
+            self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
 
     def _leave(self, trial: Trial, reason: str) -> None:
         """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
@@ -207,14 +218,18 @@ class Driver:
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
-        waiting = deque(sorted(unconfirmed, key=lambda record: steps(record.policy, self.study.num_layers)))
+        # Dense goes first, for what it takes tells how long the others will.
+        waiting = deque(sorted(unconfirmed, key=self._in_order))
+        ends = self.proposals.stopping.ends
+        if waiting and time.monotonic() < ends:
+            self.pool.hire()
         self.progress.confirming(len(waiting) if names else 0)
-        while names and (waiting or self.pool.busy):
+        while names and (waiting or self.pool.busy) and time.monotonic() < ends:
             while waiting and self.pool.has_idle:
                 record = waiting.popleft()
                 limit = self._limits.of("report", record.policy)
                 self.pool.submit(Job(record.policy, names, split="report", tag=record, seconds=limit))
-            found = self.pool.next()
+            found = self.pool.next(ends)
             if found is None:
                 continue
             job, outcome = found
@@ -225,3 +240,9 @@ class Driver:
             else:
                 self.study.confirm(job.policy.fingerprint, outcome.measurements)
             self.progress.confirmed()
+        if names and (waiting or self.pool.busy):
+            left = len(waiting) + self.pool.busy
+            self.progress.note(f"time is up for {left} policies to be confirmed; a `--resume` with more time does it")
+
+    def _in_order(self, record: TrialRecord) -> tuple[bool, list[tuple[str, str]]]:
+        return not record.policy.is_dense, steps(record.policy, self.study.num_layers)

@@ -9,6 +9,7 @@ from itertools import groupby
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ..evaluators.base import metric_of
 from ..policies.choice import LayerChoice
 from ..policies.policy import Measured, Policy
 from ..policies.wording import visible
@@ -102,11 +103,9 @@ def describe(policy: Policy) -> list[str]:
 
 
 def unit_of(metric: str) -> str:
-    """The unit a metric's name ends with; a name without one is a fraction, but for the divergence."""
-    suffix = metric.rsplit("_", 1)[-1]
-    if suffix == "divergence":
-        return "nats"
-    return suffix if suffix in ("flops", "ms", "bytes", "nats") else "fraction"
+    """The unit that a metric's evaluator declares; of one whose evaluator is not installed, none is known."""
+    found = metric_of(metric)
+    return found.unit if found is not None else ""
 
 
 def phrase(metric: str) -> str:
@@ -127,7 +126,7 @@ def amount(value: float, unit: str) -> str:
         scales = SI if unit == "flops" else BINARY
         scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
         return f"{_three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
-    return f"{_three_digits(value)} {unit}"
+    return f"{_three_digits(value)} {unit}".rstrip()
 
 
 def with_error(value: float, stderr: float | None, unit: str) -> str:

@@ -16,6 +16,9 @@ class Proposals:
 
     Args:
         study: The study.
+
+    Attributes:
+        stopping: When the search has had enough.
     """
 
     def __init__(self, study: SearchStudy) -> None:
@@ -25,9 +28,9 @@ class Proposals:
         self._failures = 0
         self._failed: dict[str, Proposal] = {}
         self._exhausted = False
-        self._stopping = Stopping(study.space, study.spent_seconds())
+        self.stopping = Stopping(study.space, study.spent_seconds())
         for record in study.ended():
-            self._stopping.follow(record)
+            self.stopping.follow(record)
 
     @property
     def may_ask(self) -> bool:
@@ -44,7 +47,7 @@ class Proposals:
         trials = self.study.space.search.trials
         if self.study.measured() + under_way >= trials:
             return f"all {trials} trials are measured (search.trials)"
-        return self._stopping.reason()
+        return self.stopping.reason()
 
     def next(self) -> Proposal | None:
         """A policy to measure; None while there is none."""
@@ -80,7 +83,7 @@ class Proposals:
         """
         self._under_way.discard(proposal.policy.fingerprint)
         self.study.tell(proposal, outcome)
-        self._stopping.follow(self.study.record(proposal.number))
+        self.stopping.follow(self.study.record(proposal.number))
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
             self.study.tell(twin, outcome, shared_from=proposal.number)
         if outcome.failure:

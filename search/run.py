@@ -3,15 +3,15 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from ..policies.errors import RunError, StudyError
-from .database import DATABASE, UNWRITABLE, check_whole
+from .database import DATABASE, UNWRITABLE, check_whole, commit_of
 from .record import StudyRecord
 from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
 from .signals import Stopped, interruptible
@@ -47,14 +47,15 @@ def run_study(
     space = loaded.space
     check_folder(folder, resume)
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as heed:
-        pool = started(space, heed)
+        pool = started(pinned(space, folder / DATABASE) if resume else space, heed)
         try:
             described = pool.describe()
+            commit = the_commit(described)
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
-                    lambda: noted(pool, progress),
+                    lambda: noted(pool, progress), commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 with kept_in(folder):
@@ -87,6 +88,28 @@ def check_folder(folder: Path, resume: bool) -> None:
         with only_writer(folder):
             check_whole(folder / DATABASE)
         read_environment(folder / ENVIRONMENT)
+
+
+def pinned(space: Space, database: Path) -> Space:
+    """The space with the commit of its model that a study began with, so that a branch may move on meanwhile."""
+    commit = commit_of(database)
+    if commit is None:
+        return space
+    return space.model_copy(update={"model": space.model.model_copy(update={"revision": commit})})
+
+
+def the_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
+    """The commit of the model on the hub that all workers have loaded; None of a local one.
+
+    Raises:
+        RunError: they have loaded different ones.
+    """
+    found = {worker["commit"]: worker["node"] for worker in described}
+    if len(found) > 1:
+        lines = [f"node {node}: commit {commit}" for commit, node in found.items()]
+        hint = "name the commit with `--set model.revision=…`"
+        raise RunError("the workers have loaded different commits of the model", lines, hint)
+    return next(iter(found))
 
 
 @contextmanager

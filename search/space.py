@@ -15,7 +15,7 @@ from ..policies.choice import KEEP, LayerChoice, Part
 from ..policies.errors import SpaceError
 from ..policies.wording import nearest, short
 from .choices import LayerRule, SelectionOptions, is_default
-from .content import by_content
+from .content import Digests, by_content
 from .couplings import Every, Group, Rule, Together
 from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
@@ -98,7 +98,8 @@ class Stop(Part):
         stagnation: Stop when the hypervolume has not grown in so many measured trials, counted from the first policy
             that improves on dense.
         gain: What counts as growth: a larger share of the hypervolume before those trials than this.
-        minutes: Begin no trial after so much time, that of a search which is resumed included.
+        minutes: End the search, the confirmation of its front included, after so much time, that of a search which is
+            resumed included. No trial begins when the time is left that the front and the report take.
     """
 
     stagnation: Count | None = None
@@ -264,14 +265,16 @@ class Space(Part):
         alone = {*range(num_layers)} - {layer for group in tied for layer in group}
         return sorted([*tied, *((layer,) for layer in alone)])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, digests: Digests | None = None) -> str:
         """Equal for spaces whose trials can stand in one study: all but when search and trials end, and the workers.
 
-        Local models and tasks count by what they contain, wherever they lie.
+        Local models and tasks count by what they contain, to the last byte, wherever they lie.
         """
         ends = {"trials", "max_failures", "stop", "racing"}
         data = self.model_dump(mode="json", exclude={"workers": True, "search": ends})
-        return hashlib.sha256(json.dumps(by_content(data), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(by_content(data, digests or Digests()), sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
 
 
 class LoadedSpace(Part):

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
+from .content import Digests
 from .database import Ledger, setback_key, storage, trial_record
 from .front import objective_value
 from .outcome import Outcome
@@ -35,6 +36,7 @@ from .starts import starts
 from .view import Estimated
 from .writethrough import WriteThrough
 
+DIGESTS = "digests.json"  # beside the study: what large files of weights contain
 REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
@@ -89,6 +91,7 @@ class SearchStudy(Ledger):
         model_id: What to call the model; its id in the space where none is given.
         preview: Finds out what some rules to begin with need to know of the model, as `Bench.preview` does; it is asked
             once in a study, and only where such a rule is named.
+        commit: Of the model on the hub, where it comes from there.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
@@ -97,10 +100,11 @@ class SearchStudy(Ledger):
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None,
+        preview: Callable[[], Preview] | None = None, commit: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
+        self._commit, self._digests = commit, Digests(path.with_name(DIGESTS))
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
@@ -153,11 +157,18 @@ class SearchStudy(Ledger):
         return bool(self.study.get_trials(deepcopy=False, states=states))
 
     def _facts(self) -> dict[str, Any]:
-        return {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
+        commit = {} if self._commit is None else {"commit": self._commit}
+        return {"fingerprint": self.space.fingerprint(self._digests), "num_layers": self.num_layers, **commit}
 
     def _check_same(self, path: Path) -> None:
         facts, known = self._facts(), self.study.user_attrs.get("facts")
-        if known is not None and known != facts:
+        if known is not None and known.get("commit", self._commit) != self._commit:
+            raise StudyError(
+                "the study was made for another model",
+                [f"{path}: commit {known['commit']} of {self.model_id}", f"the model now: commit {self._commit}"],
+                "the hub or the cache gives another commit than the study's; load that one, or begin a new study",
+            )
+        if known is not None and any(known[key] != facts[key] for key in ("fingerprint", "num_layers")):
             raise StudyError(
                 "the study was made for another space, model or task",
                 [f"{path}: fingerprint {known['fingerprint']} with {known['num_layers']} layers",
@@ -273,7 +284,7 @@ class SearchStudy(Ledger):
             trial.set_user_attr(key, value)
         self._tell(trial, outcome.measurements, outcome.failure)
 
-    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> None:
+    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> TrialRecord | None:
         """Keep what a trial that was set aside has measured by now, in one piece, as a trial that continues it.
 
         Args:
@@ -281,10 +292,13 @@ class SearchStudy(Ledger):
             outcome: What it measured, before and since. Where it failed, the trial stays as it was, and the reason is
                 kept beside it.
             begun: When it went on.
+
+        Returns:
+            The trial that continues it; None where it failed.
         """
         if outcome.failure is not None:
             self._keep_setback(record.number, outcome)
-            return
+            return None
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
@@ -300,7 +314,9 @@ class SearchStudy(Ledger):
         )
         trial.datetime_start = begun
         self.study.add_trial(trial)
-        self._tells(replace(self.record(-1), number=record.number))
+        continued = self.record(-1)
+        self._tells(replace(continued, number=record.number))
+        return continued
 
     def _keep_setback(self, number: int, outcome: Outcome) -> None:
         kept = json.loads(self.study.user_attrs.get(setback_key(number), "[]"))

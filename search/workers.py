@@ -169,6 +169,7 @@ class Pool:
             self._stop(seat)
         self._loading, self._running = {}, {}
         self._idle.clear()
+        self._again.clear()
 
     def _stop(self, seat: Seat) -> None:
         if seat.actor is not None:

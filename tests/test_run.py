@@ -119,9 +119,14 @@ def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finish
 
 
 def test_the_environment_is_that_in_which_the_study_began(tmp_path):
-    for started, resume, kept in ((1, False, 1), (2, True, 1), (3, False, 3)):
-        start_folder(tmp_path, "", {"started": started}, resume)
-        assert json.loads((tmp_path / "environment.json").read_text()) == {"started": kept}
+    """A start that goes on with a study is listed with what differs from the first."""
+    starts = [("a", 1, False), ("b", 2, True), ("a", 3, True)]
+    for cores, started, resume in starts:
+        start_folder(tmp_path, "", {"started": started, "cores": cores}, resume)
+    kept = json.loads((tmp_path / "environment.json").read_text())
+    assert kept == {"started": 1, "cores": "a", "resumed": [{"started": 2, "cores": "b"}, {"started": 3}]}
+    start_folder(tmp_path, "", {"started": 4}, False)
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"started": 4}
 
 
 def test_the_folder_is_made_again_from_the_database(finished):

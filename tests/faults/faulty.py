@@ -45,12 +45,12 @@ class Faulty:
         return {"kept": Measurement(1 - len(handle.policy.layers) / 4)}
 
     def _goes_wrong(self, policy: Any) -> bool:
-        given = self._given
-        if given.after > len([*self._folder.glob("*.*")]) or (
-            given.layer is not None and given.layer not in policy.layers
-        ):
+        calls = len([*self._folder.glob("*.*.*")])
+        if calls < self._plan.get("after", 0):
             return False
-        if not given.once:
+        if "layer" in self._plan and self._plan["layer"] not in policy.layers:
+            return False
+        if not self._plan.get("once"):
             return True
         try:
             (self._folder / "happened").touch(exist_ok=False)
