@@ -104,7 +104,7 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
                 if task.get_config("num_fewshot") is None or num_fewshot is not None:
                     keep = task.get_config("num_fewshot") == 0
                     task.set_config(key="num_fewshot", value=0 if keep else num_fewshot or 0)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, yaml.YAMLError, jinja2.TemplateError) as cause:
+        except (*OF_DATA, RuntimeError, yaml.YAMLError, jinja2.TemplateError) as cause:
             raise load_failure(names, cause) from cause
         except datasets.exceptions.DatasetsError as cause:
             raise load_failure(names, cause) from cause
@@ -114,6 +114,8 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
 def load_failure(names: Sequence[str], cause: BaseException) -> EvaluatorError:
     """Say why tasks did not load."""
     lines = f"{type(cause).__name__}: {cause}".strip().splitlines()[:4]
+    if isinstance(cause, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError):
+        lines.append("lm-eval tries a task on document 0 when it loads it: see whether there is one, and what it holds")
     hint = "check the task's YAML, its dataset, the network and HF_DATASETS_OFFLINE"
     return EvaluatorError(f"cannot load the tasks {', '.join(names)}", lines, hint)
 

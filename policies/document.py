@@ -15,7 +15,7 @@ MAX_BYTES = 1 << 18
 MAX_VALUES = 100_000  # with what aliases stand for
 MAX_LIST, MAX_KEYS = 1000, 10_000
 MAX_PROBLEMS = 50
-MAX_MISTAKES = 500  # that are looked at
+MAX_MISTAKES = 2500  # that are looked at
 
 Position = tuple[int, int]
 KeyPath = tuple[Key, ...]

@@ -44,7 +44,7 @@ def composed(text: str) -> yaml.Node | None:
         for event in yaml.parse(text, Loader=FAST):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             values += isinstance(event, yaml.NodeEvent)
-            if depth > MAX_DEPTH:
+            if depth > MAX_DEPTH + 1:
                 raise TooMuch(f"nested too deeply, expected at most {MAX_DEPTH} levels", event.start_mark)
             if values > MAX_VALUES:
                 raise TooMuch(f"found over {MAX_VALUES} values, expected fewer", event.start_mark)

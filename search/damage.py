@@ -29,6 +29,8 @@ def refuse_damage(memory: sqlite3.Connection, path: Path) -> None:
     missing = {*TABLES} - tables(memory)
     if len(missing) == len(TABLES):
         raise StudyError(f"{path} is not a study's database", [f"expected the tables {', '.join(TABLES[:4])} …"])
+    if missing and ("studies" in missing or not memory.execute("SELECT count(*) FROM studies").fetchone()[0]):
+        return  # Optuna makes its tables one by one: a search begins at this moment, or was killed at it.
     found = faults(memory)
     if found:
         told = [text if number is None else f"trial {number}: {text}" for number, text in found]

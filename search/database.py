@@ -89,7 +89,8 @@ def copy_of(path: Path) -> sqlite3.Connection:
             hint = "close the program that holds it: a viewer, a copy or backup that runs, or one that hangs"
             found = f"{cause}, for {PATIENCE:g} s"
             raise StudyError(f"another program holds {path}", [found], hint) from None
-        raise StudyError(f"{path} is not a study's database, or is damaged", [str(cause)], hint_for(path)) from None
+        what = "is not a study's database" if "not a database" in str(cause) else "is damaged"
+        raise StudyError(f"{path} {what}", [str(cause)], hint_for(path)) from None
     return memory
 
 

@@ -110,7 +110,7 @@ class Seat:
         index: Its number.
         actor: The process; None where the worker was given up.
         since: When it began to load its model, or its job.
-        strikes: Faults of the machine since it last measured something.
+        struck: Over which policies, and loads of the model, the machine failed since it last measured something.
         reason: The last of them.
         measured: The policies that it measured lately.
         described: Its model and device.
@@ -119,10 +119,15 @@ class Seat:
     index: int
     actor: Any = None
     since: float = 0.0
-    strikes: int = 0
+    struck: set[str] = field(default_factory=set)
     reason: str = ""
     measured: deque[Steps] = field(default_factory=lambda: deque(maxlen=RECENT))
     described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def strikes(self) -> int:
+        """How often in a row the machine failed."""
+        return len(self.struck)
 
 
 class Pool:
@@ -262,17 +267,22 @@ class Pool:
             found = self._look()
             if found is not None:
                 return found
-            if len(self._idle) > waiting and not self._again:
+            if len(self._idle) > waiting:
                 return None
         return None
 
-    def _send_again(self) -> None:
-        """Send jobs whose worker was lost to others; one that lost several goes last, and alone."""
+    def _send_again(self, before_others: bool = False) -> None:
+        """Send jobs whose worker was lost to others.
+
+        Where there is no other worker, and where a second one was lost, new jobs go first: what they come to tells
+        whether the policy or the machine is to blame. A job that lost several runs alone.
+        """
         for _ in range(len(self._again)):
             job = self._again.popleft()
             others = [seat for seat in self._seats if seat.actor is not None and seat.index != job.avoid]
             able = [seat for seat in self._idle if seat in others or not others]
-            if not able or (job.losses > 1 and self._running):
+            waits = (before_others and (job.losses > 1 or not others)) or (job.losses > 1 and self._running)
+            if not able or waits:
                 self._again.append(job)
                 continue
             self._idle.remove(able[0])
@@ -308,6 +318,7 @@ class Pool:
             self._strike(seat, f"ended while it loaded the model: {first_line(cause)}")
         else:
             self._idle.append(seat)
+            self._send_again(before_others=True)
 
     def _answered(self, reference: Any) -> tuple[Job, Outcome] | None:
         """A job is over: done, to be done again, or given up."""
@@ -326,8 +337,10 @@ class Pool:
         if outcome.fault == "memory" and not job.small:
             job.small, job.avoid = 1, seat.index
             self._again.append(job)
+            self._send_again(before_others=True)
             return None
-        seat.strikes = 0
+        seat.struck = set()
+        self._send_again(before_others=True)
         return job, replace(outcome, worker=f"worker-{seat.index}")
 
     def _doing(self, seat: Seat) -> str:
@@ -339,7 +352,7 @@ class Pool:
         return f"while the evaluator '{name.decode()}' measured" if name else "while it applied a policy"
 
     def _lost(self, seat: Seat, job: Job, reason: str) -> tuple[Job, Outcome] | None:
-        self._strike(seat, reason)
+        self._strike(seat, reason, job.policy.fingerprint)
         job.losses, job.avoid = job.losses + 1, seat.index
         if job.losses < LOSSES:
             self._again.append(job)
@@ -358,9 +371,13 @@ class Pool:
         self._start(seat)
         return job, Outcome(failure=text, seconds={"total": age(seat)}, worker=f"worker-{seat.index}")
 
-    def _strike(self, seat: Seat, reason: str) -> None:
-        """The machine is at fault: another process takes the worker's place, unless that has not helped before."""
-        seat.strikes, seat.reason = seat.strikes + 1, reason
+    def _strike(self, seat: Seat, reason: str, policy: str | None = None) -> None:
+        """The machine is at fault: another process takes the worker's place, unless that has not helped before.
+
+        One policy counts once, however often: it may be that it alone cannot be measured.
+        """
+        seat.struck.add(policy or f"load {len(seat.struck)}")
+        seat.reason = reason
         self._stop(seat)
         if seat.strikes < STRIKES:
             self._start(seat)
@@ -371,7 +388,7 @@ class Pool:
         slow = {one: seat for one, seat in self._loading.items() if age(seat) > self.seconds}
         for reference, seat in slow.items():
             del self._loading[reference]
-            seat.strikes = STRIKES
+            seat.struck |= {f"slow {number}" for number in range(STRIKES)}
             self._strike(seat, f"had not loaded the model after {self.seconds:.0f} s")
         working = bool(self._idle or self._running)
         pending = [seat for seat in self._loading.values() if age(seat) > ROOM_SECONDS]

@@ -50,7 +50,7 @@ def loaded(path: Path, words: Path, does: str = "nothing", **given: object) -> L
     words.mkdir(exist_ok=True)
     (words / "plan.json").write_text(json.dumps(plan | {"does": does}))
     changes = {key.replace("__", "."): str(value) for key, value in given.items()}
-    return load_space(str(path), {"evaluate.faulty.folder": str(words)} | changes)
+    return load_space(str(path), {"evaluate.faulty.folder": f"'at:{words}'"} | changes)
 
 
 def measured(words: Path) -> list[str]:

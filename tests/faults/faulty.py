@@ -21,7 +21,7 @@ class FaultyOptions(Options):
     policies that change this layer; `once`, only until a file says that it has happened.
     """
 
-    folder: str
+    folder: str  # after `at:`, so that what the folder contains is no part of what the study is about
 
 
 class Faulty:
@@ -35,7 +35,7 @@ class Faulty:
     splits: ClassVar[bool] = False
 
     def __init__(self, options: FaultyOptions, subject: Any) -> None:
-        self._folder = Path(options.folder)
+        self._folder = Path(options.folder.removeprefix("at:"))
 
     def measure(self, handle: Any, split: Split) -> dict[str, Measurement]:
         (self._folder / f"{handle.policy.fingerprint}.{os.getpid()}.{time.monotonic_ns()}").touch()
