@@ -104,7 +104,7 @@ def the_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
     Raises:
         RunError: they have loaded different ones.
     """
-    found = {worker["commit"]: worker["node"] for worker in described}
+    found = {worker.get("commit"): worker["node"] for worker in described}
     if len(found) > 1:
         lines = [f"node {node}: commit {commit}" for commit, node in found.items()]
         hint = "name the commit with `--set model.revision=…`"

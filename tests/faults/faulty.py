@@ -22,6 +22,7 @@ class FaultyOptions(Options):
     """
 
     folder: str  # after `at:`, so that what the folder contains is no part of what the study is about
+    pause: float = 0.0  # seconds that a measurement takes
 
 
 class Faulty:
@@ -36,12 +37,14 @@ class Faulty:
 
     def __init__(self, options: FaultyOptions, subject: Any) -> None:
         self._folder = Path(options.folder.removeprefix("at:"))
+        self._pause = options.pause
 
     def measure(self, handle: Any, split: Split) -> dict[str, Measurement]:
         (self._folder / f"{handle.policy.fingerprint}.{os.getpid()}.{time.monotonic_ns()}").touch()
         self._plan = json.loads((self._folder / "plan.json").read_text())
         if BROKEN or self._goes_wrong(handle.policy):
             FAULTS[self._plan["does"]]()
+        time.sleep(self._pause)
         return {"kept": Measurement(1 - len(handle.policy.layers) / 4)}
 
     def _goes_wrong(self, policy: Any) -> bool:
