@@ -30,7 +30,7 @@ from lm_eval.tasks import TaskManager
 
 from ..policies.errors import EvaluatorError
 from .accuracy_model import TextModel
-from .task_mistakes import OF_DATA, mistake
+from .task_mistakes import OF_DATA, check_targets, mistake
 
 PREFERRED = ("exact_match", "acc", "acc_norm")
 # The others need a bootstrap, which lm-eval runs in a pool of processes; a worker has no cores for that.
@@ -159,17 +159,28 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
         TaskError: the prompt of a document cannot be built.
     """
     task = copy.copy(task)
-    docs = task.eval_docs
-    reached = window[:1]
+    docs, at_work = task.eval_docs, list(window[:1])
+    places: dict[int, tuple[int, Any]] = {}  # by identity; the document is kept, so that no other one has the same
 
     def documents(**_: Any) -> Iterator[tuple[int, Any]]:
         """Only these are read and, where they have images, decoded; ids stay those of the whole data."""
-        nonlocal reached
-        for place, index in enumerate(window):
-            reached = window[place : place + 1]
-            yield index, docs[index]
+        for index in window:
+            at_work[0] = index
+            doc = docs[index]
+            places[id(doc)] = index, doc
+            yield index, doc
+
+    def noting(build: Callable[..., Any]) -> Callable[..., Any]:
+        """Take note of which document a prompt is built from."""
+
+        def built(doc: Any, *args: Any, **kwargs: Any) -> Any:
+            at_work[0] = places[id(doc)][0] if id(doc) in places else at_work[0]
+            return build(doc, *args, **kwargs)
+
+        return built
 
     task.doc_iterator = documents
+    task.fewshot_context, task.construct_requests = noting(task.fewshot_context), noting(task.construct_requests)
     # Templates are compiled anew at each use, which would be half of a trial's time with a small model.
     for name in ("doc_to_target", "doc_to_choice"):
         if hasattr(task, name):
@@ -184,7 +195,9 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
                 tokenizer_name=model.tokenizer_name if apply_chat_template else "",
             )
         except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
-            raise mistake(str(task.task_name), reached[0], "the prompt of a document cannot be built", cause) from cause
+            doing = "the prompt of a document cannot be built"
+            raise mistake(str(task.task_name), at_work[0], doing, cause) from cause
+    check_targets(task)
     return task
 
 

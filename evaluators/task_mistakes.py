@@ -92,3 +92,21 @@ def prompt_of(request: "Instance") -> str:
     images = request.args[2].get("visual", []) if len(request.args) > 2 else []
     kinds = [type(image).__name__ if not isinstance(image, str | int) else repr(image) for image in images]
     return f"{request.args[0]!r:.80}" + (f" with the images {', '.join(kinds)}" if kinds else "")
+
+
+def check_targets(task: "Task") -> None:
+    """See that the right answer of each document is one of its choices; lm-eval would count it as answered wrongly.
+
+    Raises:
+        TaskError: one is not.
+    """
+    # A task that is a class of its own has neither of the two.
+    scores_itself = getattr(getattr(task, "config", None), "process_results", None) is not None
+    if task.OUTPUT_TYPE != "multiple_choice" or scores_itself or getattr(task, "multiple_input", True):
+        return
+    for doc_id, doc in {request.doc_id: request.doc for request in task.instances}.items():
+        target, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+        for one in target if isinstance(target, list) else [target]:
+            if isinstance(one, int) and not -len(choices) <= one < len(choices):
+                cause = IndexError(f"found the choice {one}, expected 0 to {len(choices) - 1}")
+                raise mistake(str(task.task_name), doc_id, "the right answer is none of the choices", cause, choices)

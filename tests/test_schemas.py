@@ -96,7 +96,7 @@ def wrong():
     """The broken files whose mistake is in a key or a value, as far as a schema can say it."""
     beyond = {
         # Between values, or of YAML itself: for the command to find.
-        "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
+        "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal", "policy: octal", "policy: base 60",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
         "space: overlap", "space: groups that overlap or differ", "space: forbidden choices that nobody has",
         "space: dense forbidden",
