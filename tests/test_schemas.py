@@ -96,7 +96,7 @@ def wrong():
     """The broken files whose mistake is in a key or a value, as far as a schema can say it."""
     beyond = {
         # Between values, or of YAML itself: for the command to find.
-        "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal", "policy: octal", "policy: base 60",
+        "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
         "space: overlap", "space: groups that overlap or differ", "space: forbidden choices that nobody has",
         "space: dense forbidden",
@@ -108,6 +108,7 @@ def wrong():
         "space: near evaluator", "space: objective of another evaluator", "space: near objective",
         "space: constraint that nobody measures",
         # No plain data.
+        "policy: octal", "policy: base 60",
         "policy: python object", "policy: binary", "policy: not of its tag", "policy: endless number",
         "policy: list as a key",
     }  # fmt: skip

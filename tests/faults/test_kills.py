@@ -83,6 +83,7 @@ def test_random_kills_lose_nothing_double_nothing_and_blame_nobody(path, tmp_pat
         if places:
             os.kill(draw.choice(places), signal.SIGKILL)
             killed[kind] += 1
+            print(sum(killed.values()), kind, len(before), file=sys.stderr, flush=True)
         if kind != "worker":
             run.wait(timeout=PATIENCE)
     if run.poll() is None:
