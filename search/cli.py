@@ -205,7 +205,7 @@ def study_folder(out: Path, name: str) -> Path:
     Raises:
         UsageError: no folder can have that name, or a file stands in its way.
     """
-    if Path(name).name != name or name == "..":
+    if Path(name).name != name or name in ("", ".."):
         raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
     folder = out / name
     for above in (folder, *folder.parents):

@@ -19,6 +19,7 @@ from skipsearch.search.results import read_record
 
 KILLS = int(os.environ.get("KILLS", "50"))
 TRIALS = 400
+WORKERS = int(os.environ.get("WORKERS", "2"))
 PATIENCE = 300.0
 
 
@@ -59,7 +60,7 @@ def test_random_kills_lose_nothing_double_nothing_and_blame_nobody(path, tmp_pat
         *(sys.executable, "-m", "skipsearch", "run", str(path), "--out", str(tmp_path), "--name", "s", "--quiet"),
         *("--set", f"evaluate.faulty.folder='at:{words}'", "--set", "evaluate.faulty.pause=0.1"),
         *("--set", "layers=[{range: all, choices: [keep, skip_ffn, skip_attention, skip_layer, parallel]}]"),
-        *("--trials", str(TRIALS), "--set", "search.sampler=random"),
+        *("--trials", str(TRIALS), "--set", "search.sampler=random", "--set", f"workers.count={WORKERS}"),
     ]
     killed, lost, before, run = Counter(), 0, {}, None
     while sum(killed.values()) < KILLS:
