@@ -55,7 +55,7 @@ def test_an_evaluator_that_ends_its_process_blames_no_policy(path, tmp_path, cap
     assert all(3 in trial.policy.layers for trial in left)
     assert all(trial.state == "complete" for trial in record.trials if 3 not in trial.policy.layers)
     said = capfd.readouterr()
-    assert "its process ended while the evaluator 'faulty' measured" in said.err
+    assert "its process ended while the evaluator 'faulty' measured" in " ".join(said.err.split())
     assert "state-dump" not in said.err + said.out and "rpc" not in (said.err + said.out).lower()
     record = search(path, tmp_path, resume=True, **few)
     assert {trial.state for trial in record.trials} == {"complete"} and len(record.trials) >= 3
