@@ -273,11 +273,11 @@ def test_a_selection_as_json(folder, capsys):
         (["--constraint", "acc>=1"], "--constraint takes a measured metric with a bound\n  nobody measured 'acc'"),
         (
             ["--pick", "accuracy>=0.1", "--unmeasured"],
-            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected at least 20\n",
+            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected",
         ),
         (
             ["--constraint", "accuracy>=0.1", "--unmeasured"],
-            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected at least 20\n",
+            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected",
         ),
         (["--unmeasured"], "--unmeasured goes with --pick or --constraint\nhint: "),
     ],  # fmt: skip
