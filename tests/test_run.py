@@ -191,13 +191,13 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     assert figures(killed) == figures(whole)
 
 
-@pytest.mark.parametrize("runner", ["actors", "tune"])
-def test_ctrl_c_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner):
+@pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), ("tune", signal.SIGINT)])
+def test_a_signal_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner, number):
     database = tmp_path / "tiny" / DATABASE
     log = tmp_path / "log"
     with begun(log, path, tmp_path, "--trials", "500", "--set", f"workers.runner={runner}") as process:
         wait_for_trials(process, log, database, 1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.wait(timeout=PATIENCE)
     said = log.read_text()
     assert process.returncode == 130, said

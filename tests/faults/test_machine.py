@@ -44,6 +44,7 @@ def test_without_a_healthy_worker_the_search_stops_and_can_be_resumed(path, tmp_
     assert [trial.state for trial in record.trials] == ["complete"] * 10
 
 
+@pytest.mark.soak
 def test_an_evaluator_that_ends_its_process_blames_no_policy(path, tmp_path, capfd):
     """Policies that change layer 3 take their process with them; they are left, the others are measured."""
     few = {"search__trials": 3, "search__start": "[last]", "workers__count": 1}
@@ -61,6 +62,7 @@ def test_an_evaluator_that_ends_its_process_blames_no_policy(path, tmp_path, cap
     assert {trial.state for trial in record.trials} == {"complete"} and len(record.trials) >= 3
 
 
+@pytest.mark.soak
 def test_a_hung_evaluator_costs_one_trial(path, tmp_path):
     record = search(path, tmp_path, "hang", layer=1, once=True, workers__timeout=8, workers__count=1)
     [failed] = [trial for trial in record.trials if trial.state == "failed"]
@@ -69,6 +71,7 @@ def test_a_hung_evaluator_costs_one_trial(path, tmp_path):
     assert sum(trial.state == "complete" for trial in record.trials) == 9
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("once", [True, False])
 def test_a_device_that_is_too_small_counts_the_second_time(path, tmp_path, once):
     record = search(path, tmp_path, "memory", layer=3, once=once, search__trials=6, workers__count=1)

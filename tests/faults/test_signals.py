@@ -15,7 +15,6 @@ from skipsearch.search.database import progress_of
 from skipsearch.search.signals import Stopped, interruptible
 
 PATIENCE = 300.0
-SOAK = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", [next(iter(CASES)), *(pytest.param(name, marks=SOAK) for name in [*CASES][1:])])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", CASES)
 def test_a_signal_ends_the_search_with_its_hint(path, tmp_path, name):
     signals, calls, code = CASES[name]
     words, mark = tmp_path / "words", str(uuid.uuid4())
