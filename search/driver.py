@@ -17,7 +17,8 @@ from .racing import rivals_among
 from .record import TrialRecord
 from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
-from .workers import Job, Pool
+from .worker import Job
+from .workers import Pool
 
 SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
 

@@ -4,30 +4,25 @@ What the machine does wrong is mended here: a worker that dies, or whose device 
 goes to another one. A worker that fails so several times in a row is given up.
 """
 
-import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_get
 
-from ..evaluators.base import Measurement, Split
 from ..policies.errors import RunError, SkipsearchError, TaskError
-from ..policies.policy import Policy
-from .affinity import RECENT, Steps, nearest, steps
-from .bench import Bench
+from .affinity import RECENT, nearest, steps
 from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ray
 from .failures import fault_of
 from .limits import DENSE_SECONDS
 from .outcome import Outcome
 from .preview import Preview
-from .racing import Rival
 from .space import Space
+from .worker import NOTES, Job, Seat, Worker
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.
 START_SECONDS = 1800.0
@@ -35,99 +30,6 @@ STRIKES = 3  # faults of the machine in a row, after which a worker is given up
 LOSSES = 4  # workers that are lost over one policy, after which it is left for the next start of the search
 ROOM_SECONDS = 60.0  # until a cluster that lost a node is taken not to get another one
 LOOK_SECONDS = 0.5  # from one look at what runs to the next
-NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
-
-
-class Worker:
-    """Measures policies on one model, which it loads when it is first needed."""
-
-    def __init__(self, space: dict[str, Any], threads: int | None) -> None:
-        self._space = Space.model_validate(space)
-        self._threads = threads
-        self._bench: Bench | None = None
-        self._key = ray.get_runtime_context().get_actor_id() or ""
-
-    def _loaded(self) -> Bench:
-        if self._bench is None:
-            self._bench = Bench(self._space, self._threads, self._note)
-        return self._bench
-
-    def _note(self, evaluator: str) -> None:
-        """Leave word of what runs, for the message in case that this process does not come back from it."""
-        _internal_kv_put(self._key, evaluator, namespace=NOTES)
-
-    def describe(self) -> dict[str, Any]:
-        """Load the model, and say what it is and where."""
-        return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-
-    def preview(self) -> Preview:
-        """See the dense model for the rules to begin with; see `Bench.preview`."""
-        return self._loaded().preview()
-
-    def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
-        """Measure one policy; see `Bench.measure`."""
-        return self._loaded().measure(Policy.model_validate(policy), names, split, **more)
-
-
-@dataclass
-class Job:
-    """One policy to be measured.
-
-    Attributes:
-        policy: The policy.
-        names: Which evaluators.
-        split: The examples.
-        dense: The dense model's figures, for the constraints.
-        rivals: The front so far, to race against; None measures everything in full.
-        known: What was measured of the policy before, on all or on some of the examples.
-        until: How many examples are enough for now; None measures all.
-        seconds: How long it may take; None sets no limit.
-        tag: Whatever the driver wants to know it by.
-        losses: Workers that were lost over it.
-        small: How often its device was too small.
-        avoid: The worker that was lost over it last.
-    """
-
-    policy: Policy
-    names: Sequence[str]
-    split: Split = "search"
-    dense: Mapping[str, Measurement] | None = None
-    rivals: Sequence[Rival] | None = None
-    known: Mapping[str, Measurement] = field(default_factory=dict)
-    until: int | None = None
-    seconds: float | None = None
-    tag: Any = None
-    losses: int = 0
-    small: int = 0
-    avoid: int | None = None
-
-
-@dataclass(eq=False)
-class Seat:
-    """The place of one worker, which has one process after the other.
-
-    Attributes:
-        index: Its number.
-        actor: The process; None where the worker was given up.
-        since: When it began to load its model, or its job.
-        struck: Over which policies, and loads of the model, the machine failed since it last measured something.
-        reason: The last of them.
-        measured: The policies that it measured lately.
-        described: Its model and device.
-    """
-
-    index: int
-    actor: Any = None
-    since: float = 0.0
-    struck: set[str] = field(default_factory=set)
-    reason: str = ""
-    measured: deque[Steps] = field(default_factory=lambda: deque(maxlen=RECENT))
-    described: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def strikes(self) -> int:
-        """How often in a row the machine failed."""
-        return len(self.struck)
 
 
 class Pool:

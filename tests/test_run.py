@@ -19,7 +19,8 @@ from skipsearch.search.cluster import start_local
 from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
-from skipsearch.search.workers import Job, Pool
+from skipsearch.search.worker import Job
+from skipsearch.search.workers import Pool
 
 PATIENCE = 300
 
