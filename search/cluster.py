@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._private import services
 
 from ..policies.errors import RunError, StudyError
 from .space import Workers
@@ -53,8 +54,12 @@ def unreachable(address: str) -> str | None:
 
     Ray itself waits a minute and more for a cluster that is not there, and then ends the process.
     """
-    if address in ("auto", "local"):
-        return None  # Ray looks for a cluster among this machine's processes, and says at once where there is none.
+    if address == "local":
+        return None
+    if address == "auto":
+        # The address that `ray start` left here, which stays when its cluster has gone.
+        found = services.find_bootstrap_address(None) or next(iter(services.find_gcs_addresses()), None)
+        return unreachable(found) if found else "`ray start` has started none on this machine"
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port

@@ -48,6 +48,16 @@ def test_an_address_where_nothing_answers_is_refused_at_once(address, told):
     assert told in error.value.details[0] and "ray start --head" in error.value.hint
 
 
+def test_a_cluster_that_has_gone_is_not_waited_for(monkeypatch):
+    """Ray keeps the address of the last one in a file."""
+    gone = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda folder: gone)
+    assert "Connection refused" in unreachable("auto")
+    monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda folder: None)
+    monkeypatch.setattr(cluster.services, "find_gcs_addresses", lambda: set())
+    assert "has started none" in unreachable("auto")
+
+
 def test_what_listens_and_does_not_answer_is_refused(monkeypatch):
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 5.0)
     with socket.socket() as silent:
