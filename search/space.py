@@ -225,7 +225,15 @@ class Space(Part):
         Raises:
             SpaceError: a rule, a group or what is forbidden reaches beyond the last layer.
         """
-        domains = [[KEEP] for _ in range(num_layers)]
+        rules = self.rules(num_layers)
+        return [[KEEP] if rule is None else rule.expanded() for rule in rules]
+
+    def rules(self, num_layers: int) -> list[LayerRule | None]:
+        """The rule of each layer, first to last; None for a layer that is kept.
+
+        Raises:
+            SpaceError: see `domains`.
+        """
         for where, last in self._reaches(num_layers).items():
             if last >= num_layers:
                 raise SpaceError(
@@ -233,11 +241,11 @@ class Space(Part):
                     [f"{where}, model {self.model.id}"],
                     "use `last` for the last layer, as in `range: 2-last`" if where.startswith("range") else None,
                 )
+        found: list[LayerRule | None] = [None] * num_layers
         for rule in self.layers:
             first, last = rule.span(num_layers)
-            for index in range(first, last + 1):
-                domains[index] = rule.expanded()
-        return domains
+            found[first : last + 1] = [rule] * (last + 1 - first)
+        return found
 
     def _reaches(self, num_layers: int) -> dict[str, int]:
         """By what speaks of layers, the highest that it names."""
