@@ -128,6 +128,19 @@ class Parameters:
             found |= variables.labels(choices[group[0]])
         return found | ranked
 
+    def spelled(self, policy: Policy) -> dict[str, str] | None:
+        """The labels of the layers that stand for a policy; None for one that they do not come to."""
+        choices = policy.canonical().choices(len(self.domains))
+        if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
+            return None
+        labels = self.layer_labels(choices, dict(policy.token_selection))
+        return labels if self.policy(labels).fingerprint == policy.fingerprint else None
+
+    @cached_property
+    def layers(self) -> dict[str, int]:
+        """The first layer that each parameter of layers is about."""
+        return {name: group[0] for group, variables in self._variables.items() for name in variables.values}
+
     def schedule_settings(self) -> dict[str, Iterator[dict[str, str]]]:
         """Every setting of each schedule, in the order of the file."""
         return {name: self._settings(name) for name in self._patterns}
