@@ -1,11 +1,14 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Metric, Options, Split
+from .base import Measurement, Metric, Options, Split
 from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
@@ -50,6 +53,26 @@ class AccuracyEvaluator(ExampleEvaluator):
             for split, tasks in self._loaded.items()
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
+
+    def rungs(
+        self,
+        handle: "PolicyHandle",
+        split: Split,
+        shares: tuple[float, ...],
+        known: Mapping[str, Measurement] = MappingProxyType({}),
+    ) -> Generator[dict[str, Measurement], None, None]:
+        """Measure a share of the examples after the other; `detail` has the accuracy of guessing as `floor`."""
+        for measured in super().rungs(handle, split, shares, known):
+            yield {
+                name: replace(entry, detail={**entry.detail, "floor": self._floor(split)})
+                for name, entry in measured.items()
+            }
+
+    @cache  # noqa: B019 (an evaluator lives as long as its worker)
+    def _floor(self, split: Split) -> float:
+        from .accuracy_floor import floor_of
+
+        return floor_of(self._tasks(split))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .accuracy_tasks import items_of

@@ -138,6 +138,10 @@ class ExampleEvaluator(ABC):
         hint = f"what {names[0]} searches with {names[1]} reports: give both the same tasks and limits"
         refuse_common_examples(self._loaded["search"], other._loaded["report"], windows, hint)
 
+    def examples(self, split: Split) -> int:
+        """How many examples a split has."""
+        return sum(map(len, self._windows[split].values()))
+
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
         first = {(name, r.doc_id): r for name, task in self._tasks("search").items() for r in reversed(task.instances)}

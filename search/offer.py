@@ -153,7 +153,8 @@ def figure(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> 
 def keeps(record: StudyRecord, bound: Bound, value: float, spread: float) -> bool:
     """True where an expected figure keeps a bound even if it is a little worse."""
     worse = value - CAUTION * spread if bound.constraint.at_least else value + CAUTION * spread
-    return bound.constraint.excess(worse, record.dense.search[bound.metric].value) <= 0
+    dense = record.dense.search[bound.metric]
+    return bound.constraint.excess(worse, dense.value, dense.floor) <= 0
 
 
 def marked(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:

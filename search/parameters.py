@@ -128,6 +128,26 @@ class Parameters:
             found |= variables.labels(choices[group[0]])
         return found | ranked
 
+    def deletions(self, labels: Mapping[str, str]) -> dict[tuple[int, str], dict[str, str]]:
+        """What a policy becomes when one more sublayer is skipped, by the first of its layers and the sublayer.
+
+        A layer that cannot skip it beside a token ratio gives the ratio up.
+        """
+        found = {}
+        for group, variables in self._variables.items():
+            choice = variables.choice(labels)
+            for sublayer in ("attention", "ffn"):
+                if getattr(choice, sublayer) == "skip":
+                    continue
+                wanted = choice.model_copy(update={sublayer: "skip", "wiring": "sequential", "norm": "own"})
+                spellings = (wanted.canonical(), wanted.model_copy(update={"token_ratio": None}).canonical())
+                allowed = [one for one in spellings if one in self.domains[group[0]]]
+                if allowed:
+                    after = {**labels, **variables.labels(allowed[0])}
+                    if self.allows(self.policy(after)):
+                        found[group[0], sublayer] = after
+        return found
+
     def spelled(self, policy: Policy) -> dict[str, str] | None:
         """The labels of the layers that stand for a policy; None for one that they do not come to."""
         choices = policy.canonical().choices(len(self.domains))

@@ -257,10 +257,12 @@ class View:
         if expected is not None:
             found = Estimated(*expected)
         else:
-            found = Estimated(trial.values if state == "COMPLETE" else [np.nan] * len(self._order), 0.0)
+            told = state == "COMPLETE" and not self._guided
+            found = Estimated(trial.values if told else [np.nan] * len(self._order), 0.0)
         values = self._signs * np.array(found.values, float)[self._order]
         return Row(
-            when, key, None if state == "FAIL" else code, tuple(values), {**found.constraints, **trial.constraints},
+            when, key, None if state == "FAIL" else code, tuple(values),
+            dict(found.constraints) if self._guided else {**found.constraints, **trial.constraints},
             found.error, expected is not None and not self._guided, state == "FAIL",
             float(self._signs[0] * found.score), found.score_error, len(self._newest) + 1,
         )  # fmt: skip
