@@ -1,8 +1,6 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
-import gc
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -75,9 +73,10 @@ class AccuracyEvaluator(ExampleEvaluator):
         return floor_of(self._tasks(split))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
-        from .accuracy_tasks import items_of
+        from .accuracy_tasks import answer, items_of, seed_all
 
-        self._answer(handle, tasks)
+        seed_all(self._examples.seed)
+        answer(list(tasks.values()), self._model)
         found = {name: items_of(task, *self._metrics[part[0]][name]) for name, task in tasks.items()}
         return {(name, doc): item for name, items in found.items() for doc, item in items.items()}
 
@@ -86,29 +85,7 @@ class AccuracyEvaluator(ExampleEvaluator):
 
         return aggregated(self._tasks(split)[name], *self._metrics[split][name], items)
 
-    def _answer(self, handle: "PolicyHandle", tasks: "Tasks") -> None:
-        from .accuracy_tasks import answer, seed_all
-        from .memo import remembered_features
-
-        self._model.handle = handle
-        seed_all(self._examples.seed)
-        try:
-            with remembered_features(handle.model, self._memo), cheap_collection():
-                answer(list(tasks.values()), self._model)
-        finally:
-            self._model.handle = None
-
     def _can_part(self, split: Split) -> bool:
         from .rungs import by_example
 
         return all(by_example(task, *self._metrics[split][name]) for name, task in self._tasks(split).items())
-
-
-@contextmanager
-def cheap_collection() -> Iterator[None]:
-    """Spare the garbage collector what lives anyway: lm-eval calls it after every batch, at some 100 ms each."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

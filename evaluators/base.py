@@ -148,6 +148,7 @@ class ExamplesFirst(Evaluator, Protocol):
 
 BUILT_IN = {
     "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "answer_loss": "skipsearch.evaluators.answer_loss:AnswerLossEvaluator",
     "divergence": "skipsearch.evaluators.divergence:DivergenceEvaluator",
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
     "latency": "skipsearch.evaluators.latency:LatencyEvaluator",
