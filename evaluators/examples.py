@@ -10,6 +10,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -271,3 +272,8 @@ def cheap_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def with_floor(measured: Mapping[str, Measurement], floor: float) -> dict[str, Measurement]:
+    """Measurements that know what guessing comes to."""
+    return {name: replace(entry, detail={**entry.detail, "floor": floor}) for name, entry in measured.items()}

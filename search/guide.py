@@ -17,6 +17,7 @@ from .quality import Quality
 
 if TYPE_CHECKING:
     from .record import TrialRecord
+    from .space import Constraint
 
 QUALITY: Final = "accuracy"  # what the guide stands for
 ANSWER_LOSS: Final = "answer_loss"
@@ -64,6 +65,17 @@ class Guide:
         scores = np.array([-entry.value for _, entry in scored])
         errors = np.array([entry.stderr or 0.0 for _, entry in scored])
         return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
+
+
+def least_of_use(dense: Measurement, bound: "Constraint | None") -> float:
+    """The accuracy at which a guided search ends: its bound, or half of what dense has beyond guessing.
+
+    Args:
+        dense: The dense model's accuracy.
+        bound: On accuracy; None where there is none.
+    """
+    half = (dense.value + dense.floor) / 2
+    return half if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
 
 
 def better_metric(records: Sequence["TrialRecord"]) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..evaluators.base import Measurement
 from .front import Point, objective_point, objective_value, pareto, reference_point
 from .gain import Gain, budgets
-from .guide import QUALITY, Guide
+from .guide import QUALITY, Guide, least_of_use
 from .quality import Quality
 from .racing import weights_of
 from .record import TrialRecord
@@ -27,6 +27,7 @@ from .space import Space
 
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for
+WORTH_WHEN_GUIDED = 0.0005  # the same where a loss has told already which few may be on the front
 WORTH_OF_RULES = 0.005  # the same of the front of the rules, which is only compared with
 CLEAR = 2.0  # standard errors by which a bound must look broken
 FINE = 100  # a cost is told apart in some hundreds of steps
@@ -180,7 +181,8 @@ def due(
     if not any(is_paused(record, known) and record.number not in going_on for record in records):
         return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
-    gains = {number: gain / WORTH for number, gain in worth(stands, known, space, going_on).items()}
+    enough = WORTH if known.guide is None else WORTH_WHEN_GUIDED
+    gains = {number: gain / enough for number, gain in worth(stands, known, space, going_on).items()}
     if patience:
         old = [*records[: int((len(records) - 1) / patience) + 1], *(one for one in records if one.is_probe)]
         may = {record.number for record in old} & looking_best(stands, space)
@@ -210,7 +212,10 @@ def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Coll
     place = expensive(space)
     name = list(space.objectives)[place]
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in space.objectives.values()])
-    corner = signs * [*reference_point(known.dense, space.objectives, space.metrics()).values()]
+    reference = reference_point(known.dense, space.objectives, space.metrics())
+    if known.guide is not None:
+        reference[QUALITY] = least_of_use(known.dense[QUALITY], space.constraints.get(QUALITY))
+    corner = signs * [*reference.values()]
     points = signs * np.array([point for _, point in stands])
     losses, costs = points[:, place], np.delete(points, place, 1)
     limits = budgets(costs.min(0), np.delete(corner, place), FINE)

@@ -26,7 +26,7 @@ from ..policies.policy import Policy
 from .database import Ledger, storage, trial_record
 from .front import objective_value, worst
 from .greedy import Probe
-from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric
+from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, least_of_use
 from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
@@ -315,9 +315,7 @@ class SearchStudy(Ledger):
         found = {name: worst(metrics[name], direction) for name, direction in self.space.objectives.items()}
         found |= {name: max(value, dense[name].floor) for name, value in found.items() if value is not None}
         if self.guide is not None:
-            entry, bound = dense[QUALITY], self.space.constraints.get(QUALITY)
-            half = (entry.value + entry.floor) / 2
-            found[QUALITY] = half if bound is None else max(bound.limit(entry.value, entry.floor), entry.floor)
+            found[QUALITY] = least_of_use(dense[QUALITY], self.space.constraints.get(QUALITY))
         return [*found.values()]
 
     def _guided(self, trial: FrozenTrial) -> Estimated | None:
