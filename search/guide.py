@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from ..evaluators.base import Measurement
-from .agreement import kendall
 from .quality import Quality
+from .rank_correlation import kendall
 
 if TYPE_CHECKING:
     from .record import TrialRecord

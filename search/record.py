@@ -168,6 +168,7 @@ class StudyRecord:
         summary: What the run measured of itself, such as seconds a trial against seconds of its forward passes.
         ended: Why the search ended; None where it was interrupted.
         verdict: What the search was worth, as far as that can be told.
+        guide: Which figure guided the search; None where accuracy did alone.
     """
 
     name: str
@@ -185,6 +186,7 @@ class StudyRecord:
     summary: Mapping[str, float] = field(default_factory=dict)
     ended: str | None = None
     verdict: Verdict = Verdict()
+    guide: str | None = None
 
     @property
     def dense(self) -> TrialRecord:

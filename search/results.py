@@ -79,7 +79,11 @@ def read_record(folder: Path) -> StudyRecord:
     first = next(dense, None)
     if first is None:
         raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
-    trials = trials[first:]
+    everything = trials[first:]
+    # A probe whose accuracy was never asked for only led to others.
+    trials = tuple(
+        trial for trial in everything if not trial.is_probe or "accuracy" in {*trial.search, *trial.estimates}
+    )
     space = Space.model_validate(attrs["space"])
     objectives = space.objectives
     metrics = known_metrics(space)
@@ -99,8 +103,9 @@ def read_record(folder: Path) -> StudyRecord:
         reference=reference,
         space_text=read_text(folder / SPACE),
         environment=read_environment(folder / ENVIRONMENT),
-        summary=summary(trials) | looked(attrs),
+        summary=summary(everything) | looked(attrs),
         ended=attrs.get("ended"),
+        guide=attrs.get("guide"),
     )
     return judged(record)
 
@@ -147,12 +152,14 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
         return {}
     total = sum(trial.seconds["total"] for trial in own) / len(own)
     forward = sum(trial.seconds["forward"] for trial in own) / len(own)
+    probes = sum(trial.is_probe for trial in own)
     answered = [entry for trial in own for entry in (*trial.search.values(), *trial.estimates.values())]
     layers = Counter[str]()
     for entry in answered:
         layers.update(entry.detail.get("layers", {}))
     return {
-        "trials": len(own),
+        "trials": len(own) - probes,
+        **({"probes": probes} if probes else {}),
         "seconds_per_trial": total,
         "forward_seconds_per_trial": forward,
         "overhead": total / forward - 1 if forward else 0.0,
