@@ -247,7 +247,8 @@ def searched(problem: Problem, way: str, trials: int, seed: int) -> dict[str, An
     pool: Any = Alone(bench)
     counter = Counter(bench.evaluators)
     with tempfile.TemporaryDirectory() as folder:
-        study = SearchStudy(Path(folder) / "study.db", "guided", space, bench.num_layers, preview=bench.preview)
+        guide = bench.guide.name if bench.guide else None
+        study = SearchStudy(Path(folder) / "study.db", "guided", space, bench.num_layers, guide=guide)
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
         driver.search()
         driver.confirm()
