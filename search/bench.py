@@ -9,11 +9,12 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Split, evaluator_class
+from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
 from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import SkipsearchError
 from ..policies.policy import Policy
 from .front import objective_value
+from .modelled import ExpectedTime, at_best, with_times
 from .outcome import Outcome
 from .preview import Preview, look
 from .racing import Race, Rival, shares
@@ -65,6 +66,7 @@ class Bench:
         rivals: Sequence[Rival] | None = None,
         known: Mapping[str, Measurement] = MappingProxyType({}),
         until: int | None = None,
+        times: Mapping[str, ExpectedTime] = MappingProxyType({}),
     ) -> Outcome:
         """Measure a policy, cheap evaluators first, until one breaks a constraint or the race is lost.
 
@@ -76,6 +78,7 @@ class Bench:
             rivals: The front so far, to race against; None measures everything in full.
             known: What was measured of the policy before; what was on a part of the examples is gone on with.
             until: How many examples are enough for now; None measures all.
+            times: What is expected of the policy's times, by which those that are measured are judged.
 
         Returns:
             What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
@@ -90,10 +93,11 @@ class Bench:
             with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
                 for evaluator in (one for one in self.evaluators if one.name in names):
-                    if dropped or (dense and self._breaks(found, dense)):
+                    judged = with_times({**known, **found}, times)
+                    if dropped or (dense and self._breaks(with_times(found, times), dense)):
                         break
                     begin = time.perf_counter()
-                    measured, dropped = self._raced(evaluator, handle, split, race, {**known, **found}, until)
+                    measured, dropped = self._raced(evaluator, handle, split, race, judged, until)
                     seconds[evaluator.name] = time.perf_counter() - begin
                     found |= {name: entry for name, entry in measured.items() if not entry.is_part}
                     estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
@@ -120,6 +124,8 @@ class Bench:
         until: int | None,
     ) -> tuple[dict[str, Measurement], str | None]:
         """What an evaluator measures, and why the policy is out; None where it is not, or not yet."""
+        if split == "report" and isinstance(evaluator, Revisits):
+            return evaluator.visit(handle), None
         if split != "search" or not isinstance(evaluator, ExamplesFirst):
             return evaluator.measure(handle, split), None
         # Those who do not race have the same shares all the same: other batches could round otherwise.
@@ -156,7 +162,7 @@ class Bench:
     def _breaks(self, found: Mapping[str, Measurement], dense: Mapping[str, Measurement]) -> bool:
         bounds = self.space.constraints.items()
         return any(
-            bound.excess(objective_value(name, found[name], dense[name]), dense[name].value) > 0
+            bound.excess(objective_value(name, at_best(found[name], bound), dense[name]), dense[name].value) > 0
             for name, bound in bounds
             if name in found and name in dense
         )

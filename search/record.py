@@ -102,6 +102,7 @@ class TrialRecord:
         failure: Why it failed, in one line.
         dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
         estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
+        predicted: Times that were not measured, since another cost tells them: see `StandIn`.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
         worker: Which worker ran it.
         shared_from: The trial that measured the same policy before, where this one shares its measurements.
@@ -123,6 +124,7 @@ class TrialRecord:
     rule: str | None = None
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
+    predicted: tuple[str, ...] = ()
 
     @property
     def rules(self) -> dict[str, str]:
