@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from ..evaluators.base import evaluator_class
 from .progress import CONFIRMING, PROMOTING
 from .record import TrialRecord
 from .space import Space
@@ -17,13 +16,16 @@ def promotions(record: TrialRecord) -> int:
     return max(1, math.ceil(math.log2(total / max(1, examples(record)))))
 
 
-def ahead(records: Sequence[TrialRecord], known: Known, space: Space, is_timed: bool) -> dict[str, int]:
+def ahead(
+    records: Sequence[TrialRecord], known: Known, space: Space, is_confirmed: bool, is_timed: bool
+) -> dict[str, int]:
     """Steps to come by phase: of the trials that look like members of the front, all will be measured in full.
 
     Args:
         records: All trials; the first is dense.
         known: The trials that answered every example.
         space: The search space.
+        is_confirmed: True where something is measured on a report split.
         is_timed: True where the front is timed again at the end.
     """
     stands = [
@@ -35,6 +37,6 @@ def ahead(records: Sequence[TrialRecord], known: Known, space: Space, is_timed: 
     waiting = [record for record, _ in stands if record.number in best and record.estimates and not record.dropped]
     return {
         PROMOTING: sum(map(promotions, waiting)),
-        CONFIRMING: len(best) if any(evaluator_class(name).splits for name in space.evaluate) else 0,
+        **({CONFIRMING: len(best)} if is_confirmed else {}),
         **({AGAIN: ROUNDS * len(best)} if is_timed else {}),
     }

@@ -73,6 +73,7 @@ class Driver:
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
+        self.progress.phase(PROPOSING)
         self._show()
         while True:
             self._fill()
@@ -183,7 +184,8 @@ class Driver:
         """Show how far the search is, and what it still has to do."""
         records = self.study.records()
         if self.progress.is_read and self.study.dense_measurements() is not None:
-            steps = ahead(records, self.study.known_in_full(), self.study.space, self.timing.is_needed)
+            splits, timed = any(kind.splits for kind in self._kinds.values()), self.timing.is_needed
+            steps = ahead(records, self.study.known_in_full(), self.study.space, splits, timed)
             for name, left in steps.items():
                 self.progress.expect_more(name, left)
         self.progress.update(records, self.study.measured())

@@ -14,12 +14,14 @@ class Phase:
         done: How many are done.
         before: How many of those were done when this run began, as in a search that goes on.
         seconds: How long its steps took in this run.
+        guess: Seconds that a step is expected to take, before one was done.
     """
 
     total: int = 0
     done: int = 0
     before: int = 0
     seconds: float = 0.0
+    guess: float | None = None
 
     @property
     def left(self) -> int:
@@ -28,9 +30,9 @@ class Phase:
 
     @property
     def pace(self) -> float | None:
-        """Seconds a step; None before one was done."""
+        """Seconds a step; before one was done what was guessed, None where nothing was."""
         steps = self.done - self.before
-        return self.seconds / steps if steps > 0 else None
+        return self.seconds / steps if steps > 0 else self.guess
 
 
 class Phases:

@@ -18,7 +18,8 @@ from .front import feasible_points, first_cost, front_trials
 from .phases import Phases
 from .record import TrialRecord
 
-LOADING, PROPOSING, PROMOTING, CONFIRMING = "loading the model", "proposing", "promoting", "confirming"
+LOADING, PREPARING = "loading the model", "preparing the study"
+PROPOSING, PROMOTING, CONFIRMING = "proposing", "promoting", "confirming"
 EACH = 10  # steps of a phase from one line in a log to the next
 
 
@@ -92,6 +93,10 @@ class Progress:
     def expect_more(self, name: str, steps: int) -> None:
         """Say how many steps of a phase are still to come, so that the total counts them."""
         self._phases.expect(name, self._phases[name].done + steps)
+
+    def guess(self, name: str, seconds: float) -> None:
+        """Say how long a step of a phase that has not begun will take, about."""
+        self._phases[name].guess = seconds
 
     def advance(self, name: str | None = None) -> None:
         """One more step is done, of the phase that runs where no other is named."""

@@ -38,7 +38,7 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .progress import PROPOSING, Progress
+    from .progress import PREPARING, Progress
     from .study import SearchStudy
     from .workers import Pool
 
@@ -48,7 +48,7 @@ def run_study(
         pool = Pool(space)
         try:
             described = pool.describe()
-            progress.phase(PROPOSING)
+            progress.phase(PREPARING)
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(

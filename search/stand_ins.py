@@ -1,7 +1,7 @@
 """Where one cost predicts another: the dearer one, a time, is not measured any more in further trials."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..evaluators.base import evaluator_class
@@ -46,16 +46,25 @@ def asked(space: Space) -> list[str]:
     return [*dict.fromkeys((*space.objectives, *space.constraints))]
 
 
-def stand_ins(records: Sequence[TrialRecord], space: Space, known: Iterable[str]) -> list[StandIn]:
+def timers(space: Space) -> dict[str, frozenset[str]]:
+    """The evaluators that need the device for themselves, with what they measure."""
+    kinds = {name: evaluator_class(name) for name in space.evaluate}
+    return {name: frozenset(kind.metrics) for name, kind in kinds.items() if kind.exclusive}
+
+
+def stand_ins(
+    records: Sequence[TrialRecord], space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]
+) -> list[StandIn]:
     """Times that a counted cost has come to predict.
 
     Args:
         records: All trials with what they measured; the first is dense.
         space: The search space.
+        clocks: See `timers`.
         known: Times that are predicted already.
     """
-    dense, names = records[0].search, [name for name in asked(space) if name not in known]
-    times = [name for name in names if is_time(name, dense.get(name)) and name in timed_metrics(space)]
+    timed, dense = frozenset().union(*clocks.values()), records[0].search
+    times = [name for name in asked(space) if name in timed and name not in known and is_time(name, dense.get(name))]
     costs = [name for name in asked(space) if unit_of(name) in ("flops", "bytes") and name in dense]
     found = []
     for time in times:
@@ -83,18 +92,13 @@ def measured(record: TrialRecord, time: str, cost: str) -> bool:
     return cost in record.search and is_time(time, entry) and not predicted
 
 
-def timed_metrics(space: Space) -> set[str]:
-    """What evaluators measure that need the device for themselves."""
-    kinds = [evaluator_class(name) for name in space.evaluate]
-    return {name for kind in kinds if kind.exclusive for name in kind.metrics}
+def left_out(space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]) -> set[str]:
+    """The evaluators that further trials do without: all that they are asked for is predicted.
 
-
-def left_out(space: Space, known: Iterable[str]) -> set[str]:
-    """The evaluators that further trials do without: all that they are asked for is predicted."""
-    predicted, wanted = {*known}, {*asked(space)}
-    kinds = {name: evaluator_class(name) for name in space.evaluate}
-    return {
-        name
-        for name, kind in kinds.items()
-        if kind.exclusive and (needed := wanted & kind.metrics.keys()) and needed <= predicted
-    }
+    Args:
+        space: The search space.
+        clocks: See `timers`.
+        known: Times that are predicted.
+    """
+    wanted = {*asked(space)}
+    return {name for name, metrics in clocks.items() if (needed := wanted & metrics) and needed <= {*known}}

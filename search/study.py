@@ -31,7 +31,7 @@ from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .space import Space
-from .stand_ins import StandIn, left_out
+from .stand_ins import StandIn, left_out, timers
 from .standing import Known
 from .starts import starts
 from .study_times import NOISE, STAND_INS, machine_times
@@ -115,6 +115,7 @@ class SearchStudy(Ledger):
             self.study = self._opened(path, name)
             self._begin(known)
         super().__init__(self.study)
+        self.timers = timers(space)
         self.times = machine_times(self.study.user_attrs, space, num_layers)
         self._told: dict[str, TrialRecord] = {}
         self._known: Known | None = None
@@ -353,7 +354,7 @@ class SearchStudy(Ledger):
     @property
     def left_out(self) -> set[str]:
         """The evaluators that further trials do without."""
-        return left_out(self.space, self.times.stand_ins)
+        return left_out(self.space, self.timers, self.times.stand_ins)
 
     @property
     def noise_is_known(self) -> bool:

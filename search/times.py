@@ -74,11 +74,12 @@ class Times:
 
     def follow(self, records: Sequence[TrialRecord], whole: bool = False) -> None:
         """Fit what has to be fitted anew; see `of`."""
-        if not records or records[0].state != "complete" or not records[0].policy.is_dense:
+        dense = next((one for one in records if one.policy.is_dense and one.state == "complete"), None)
+        if dense is None:
             return
-        self._dense = records[0].search
+        self._dense = dense.search
         for name in [name for name, entry in self._dense.items() if is_time(name, entry)]:
-            timed = [record for record in records[1:] if counts(record) and is_time(name, record.search.get(name))]
+            timed = [one for one in records if counts(one) and is_time(name, one.search.get(name)) and one is not dense]
             begun = len(timed) if whole else len(timed) - len(timed) % max(1, len(timed) // EPOCHS)
             numbers = tuple(record.number for record in timed[:begun])
             if numbers and (name not in self._fits or self._fits[name].numbers != numbers):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..evaluators.base import Measurement, evaluator_class
+from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .machine import noise_line, noise_of, spread_of, warning
 from .modelled import is_time
@@ -34,8 +34,7 @@ class Timing:
 
     def __init__(self, study: SearchStudy, pool: Pool, progress: Progress) -> None:
         self.study, self.pool, self.progress = study, pool, progress
-        kinds = {name: evaluator_class(name) for name in study.space.evaluate}
-        self._names = [name for name, kind in kinds.items() if kind.exclusive]
+        self._names = [*study.timers]
         self._warned: set[str] = set()
 
     @property
@@ -50,6 +49,7 @@ class Timing:
         self.progress.phase("dense against dense", NULLS)
         found: defaultdict[str, list[Measurement]] = defaultdict(list)
         for _, outcome in self._run(Job(Policy(), self._names) for _ in range(NULLS)):
+            self.progress.guess(AGAIN, outcome.seconds.get("total", 0.0))
             if outcome.failure:
                 self.progress.note(f"dense could not be timed against itself: {outcome.failure}")
             for name, entry in outcome.measurements.items():
@@ -65,7 +65,7 @@ class Timing:
         if not self._names or self.study.dense_measurements() is None:
             return
         records = self.study.records()
-        for found in stand_ins(records, self.study.space, self.study.times.stand_ins):
+        for found in stand_ins(records, self.study.space, self.study.timers, self.study.times.stand_ins):
             self.study.keep_stand_in(found)
             self.progress.note(found.text)
         for name in {*self.study.space.objectives} & {*self.study.times.null} - self._warned:
