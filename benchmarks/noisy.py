@@ -1,9 +1,9 @@
 """What a clock costs a search beside a noisy neighbour: `python benchmarks/noisy.py`.
 
-Searches the digits twice for each seed while a process of this benchmark burns a core at random intervals: for accuracy
-and FLOPs, and for accuracy, FLOPs and TTFT. Prints, of both, the hypervolume in accuracy and FLOPs alone; of the second,
-how many policies of its front have a time that is within its interval when it is measured again; and one JSON document
-last. `--quick` tries the script.
+Searches the digits twice for each seed while a process of this benchmark burns a core at random intervals: for
+accuracy and FLOPs, and for accuracy, FLOPs and TTFT. Prints, of both, the hypervolume in accuracy and FLOPs alone; of
+the second, how many policies of its front have a time that is within its interval when it is measured again; and one
+JSON document last. `--quick` tries the script.
 """
 
 import argparse
@@ -51,8 +51,6 @@ def search(folder: Path, seed: int, timed: bool, arguments: argparse.Namespace) 
     """One search of the digits."""
     changes = {"search.seed": str(seed), "search.trials": str(arguments.trials), "workers.count": "1"}
     changes["objectives"] = "{accuracy: maximize, prefill_flops: minimize" + (", ttft_ms: minimize}" if timed else "}")
-    if not timed:
-        changes["evaluate.latency"] = "null"
     loaded = load_space("digits", changes)
     if not timed:
         kept = {name: options for name, options in loaded.space.evaluate.items() if name != "latency"}

@@ -1,4 +1,4 @@
-"""What a user sees of a search: phases with their counts, a total of all of them, time left, and a log without echoes."""
+"""What a user sees of a search: phases with their counts, a total of all, the time left, and a log without echoes."""
 
 import io
 import re
