@@ -50,7 +50,7 @@ class Measurement:
         value: The figure, in the metric's unit.
         n: Examples or repeats behind it.
         dense: The dense model's figure, where it was measured together with this one (interleaved).
-        stderr: Standard error, of a mean over examples.
+        stderr: Standard error, of a mean over examples, or of a time that was measured in several visits.
         iqr: Interquartile range, of a latency.
         detail: What else a reader may want to know, such as the accuracy of each task.
     """
@@ -139,6 +139,19 @@ class ExamplesFirst(Evaluator, Protocol):
         Yields:
             What `measure` returns, of the examples so far; at last of all. Only that, where examples cannot be told
             apart, or are too few.
+
+        Raises:
+            EvaluatorError: it cannot be measured, and why.
+        """
+        ...
+
+
+@runtime_checkable
+class Revisits(Evaluator, Protocol):
+    """An evaluator of times that can visit a policy shortly, in turns with others, when a front is timed again."""
+
+    def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
+        """What `measure` returns, of few repeats.
 
         Raises:
             EvaluatorError: it cannot be measured, and why.

@@ -10,12 +10,13 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Split, evaluator_class
+from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
 from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import EvaluatorError, SkipsearchError
 from ..policies.policy import Policy
 from .front import objective_value
 from .guide import ANSWER_LOSS, DIVERGENCE, EXAMPLES, FEWEST, QUALITY
+from .modelled import ExpectedTime, at_best, with_times
 from .outcome import Outcome
 from .preview import Preview, look
 from .racing import Race, Rival, shares
@@ -89,6 +90,7 @@ class Bench:
         rivals: Sequence[Rival] | None = None,
         known: Mapping[str, Measurement] = MappingProxyType({}),
         until: int | None = None,
+        times: Mapping[str, ExpectedTime] = MappingProxyType({}),
     ) -> Outcome:
         """Measure a policy, cheap evaluators first, until one breaks a constraint or the race is lost.
 
@@ -100,6 +102,7 @@ class Bench:
             rivals: The front so far, to race against; None measures everything in full.
             known: What was measured of the policy before; what was on a part of the examples is gone on with.
             until: How many examples are enough for now; None measures all.
+            times: What is expected of the policy's times, by which those that are measured are judged.
 
         Returns:
             What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
@@ -114,10 +117,11 @@ class Bench:
             with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
                 for evaluator in (one for one in self.evaluators if one.name in names):
-                    if dropped or (dense and self._breaks(found, dense)):
+                    judged = with_times({**known, **found}, times)
+                    if dropped or (dense and self._breaks(with_times(found, times), dense)):
                         break
                     begin = time.perf_counter()
-                    measured, dropped = self._raced(evaluator, handle, split, race, {**known, **found}, until)
+                    measured, dropped = self._raced(evaluator, handle, split, race, judged, until)
                     seconds[evaluator.name] = time.perf_counter() - begin
                     found |= {name: entry for name, entry in measured.items() if not entry.is_part}
                     estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
@@ -144,6 +148,8 @@ class Bench:
         until: int | None,
     ) -> tuple[dict[str, Measurement], str | None]:
         """What an evaluator measures, and why the policy is out; None where it is not, or not yet."""
+        if split == "report" and isinstance(evaluator, Revisits):
+            return evaluator.visit(handle), None
         if split != "search" or not isinstance(evaluator, ExamplesFirst):
             return evaluator.measure(handle, split), None
         if evaluator is self.guide and evaluator.name not in self.space.evaluate:
@@ -192,7 +198,10 @@ class Bench:
     def _breaks(self, found: Mapping[str, Measurement], dense: Mapping[str, Measurement]) -> bool:
         bounds = self.space.constraints.items()
         return any(
-            bound.excess(objective_value(name, found[name], dense[name]), dense[name].value, dense[name].floor) > 0
+            bound.excess(
+                objective_value(name, at_best(found[name], bound), dense[name]), dense[name].value, dense[name].floor
+            )
+            > 0
             for name, bound in bounds
             if name in found and name in dense
         )

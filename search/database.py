@@ -5,7 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -112,7 +112,10 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
         policy=policy,
         search=measured,
-        report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
+        report={
+            **measurements_from(study_attrs.get(f"times:{attrs['fingerprint']}")),
+            **measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
+        },
         violations={**trial.constraints, **no_better_than_guessing(policy, measured)},
         failure=attrs.get("failure"),
         dropped=attrs.get("dropped"),
@@ -123,6 +126,7 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
         is_probe=attrs.get("probe", False),
+        predicted=tuple(attrs.get("predicted", ())),
     )
 
 
@@ -149,6 +153,11 @@ def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def measurements_from(text: str | None) -> dict[str, Measurement]:
     """Measurements as they stand in an attribute."""
     return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
+
+
+def measurements_text(found: Mapping[str, Measurement]) -> str:
+    """Measurements as an attribute holds them."""
+    return json.dumps({name: asdict(entry) for name, entry in found.items()})
 
 
 def is_own(trial: FrozenTrial) -> bool:

@@ -8,15 +8,17 @@ from typing import Any
 
 from ..evaluators.base import evaluator_class
 from .affinity import steps
+from .ahead import ahead
 from .front import front_trials
 from .outcome import Outcome
 from .probing import Probing
-from .progress import Progress
+from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
 from .record import TrialRecord
 from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
+from .timing import Timing
 from .workers import Job, Pool
 
 
@@ -66,6 +68,7 @@ class Driver:
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
+        self.timing = Timing(study, pool, progress)
 
     def search(self) -> str | None:
         """Spend the budget of trials.
@@ -76,7 +79,8 @@ class Driver:
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
-        self.progress.update(self.study.records(), self.study.measured())
+        self.progress.phase(PROPOSING)
+        self._show()
         while True:
             self._fill()
             if not self.pool.busy:
@@ -90,12 +94,13 @@ class Driver:
         A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
         a margin, which would have to be learnt first; and a worker alone takes the same order.
         """
-        alone = [name for name in names if self.pool.shares_device and self._kinds[name].exclusive]
+        wanted = [name for name in names if name not in self.study.left_out]
+        alone = [name for name in wanted if self.pool.shares_device and self._kinds[name].exclusive]
         if self._racing and alone:
-            last = [name for name in names if self._kinds[name].splits]
-            stages = [[name for name in names if name not in last], last]
+            last = [name for name in wanted if self._kinds[name].splits]
+            stages = [[name for name in wanted if name not in last], last]
         else:
-            stages = [[name for name in names if name not in alone], alone]
+            stages = [[name for name in wanted if name not in alone], alone]
         return [stage for stage in stages if stage]
 
     def _first(self, proposal: Proposal, is_probe: bool = False) -> Trial:
@@ -165,6 +170,8 @@ class Driver:
 
     def _start(self, trial: Trial) -> None:
         policy, dense = trial.subject.policy, self.study.dense_measurements()
+        is_promoted = isinstance(trial.subject, TrialRecord)
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promoted else PROPOSING)
         rivals = None
         if dense and self._racing:
             # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
@@ -173,6 +180,7 @@ class Driver:
             rivals = rivals_among(others, self.study.space.objectives)
         known = {**trial.outcome.estimates, **trial.outcome.measurements}
         given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
+        given["times"] = self.study.expected_times(policy)
         self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
@@ -180,8 +188,7 @@ class Driver:
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
-        bounds = {} if trial.subject.policy.is_dense else self.study.violations(trial.outcome.measurements)
-        broken = any(excess > 0 for excess in bounds.values())
+        broken = not trial.subject.policy.is_dense and self.study.breaks(trial.subject.policy, trial.outcome)
         if trial.stages and not (outcome.failure or outcome.dropped or broken):
             self._enter(trial)
             return
@@ -190,22 +197,35 @@ class Driver:
         if trial.is_probe and isinstance(trial.subject, Proposal):
             self.study.tell(trial.subject, trial.outcome)
             self.probing.finish(trial.subject)
+            self.progress.advance(PROBING)
         elif isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
+            self.progress.advance(PROMOTING)
             self.study.go_on(trial.subject, trial.outcome, trial.begun)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
-        self.progress.update(self.study.records(), self.study.measured())
+        self.timing.look()
+        self._show()
+
+    def _show(self) -> None:
+        """Show how far the search is, and what it still has to do."""
+        records = self.study.records()
+        if self.progress.is_read and self.study.dense_measurements() is not None:
+            splits, timed = any(kind.splits for kind in self._kinds.values()), self.timing.is_needed
+            steps = ahead(records, self.study.known_in_full(), self.study.space, splits, timed)
+            for name, left in {PROBING: self.probing.left, **steps}.items():
+                self.progress.expect_more(name, left)
+        self.progress.update(records, self.study.measured())
 
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
         names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
-        records = self.study.records()
+        records = self.study.final_records()
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
         waiting = deque(sorted(unconfirmed, key=lambda record: steps(record.policy, self.study.num_layers)))
-        self.progress.confirming(len(waiting) if names else 0)
+        self.progress.phase(CONFIRMING, len(waiting) if names else 0)
         while names and (waiting or self.pool.busy):
             while waiting and self.pool.has_idle:
                 record = waiting.popleft()
@@ -215,4 +235,5 @@ class Driver:
                 self.progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
             else:
                 self.study.confirm(job.policy.fingerprint, outcome.measurements)
-            self.progress.confirmed()
+            self.progress.advance()
+        self.timing.measure_again([record for record in records if record.number in chosen])

@@ -9,7 +9,10 @@ import numpy as np
 from ..evaluators.base import Direction, Measurement, Metric, Split
 from .dominance import non_dominated
 from .layermap import unit_of
+from .modelled import DENSE, ModelledTime
 from .record import StudyRecord, TrialRecord
+from .tied import non_dominated_within
+from .time_model import TimeEstimate
 
 # How far a divergence may go and still count: it has no worst, and at 1 nat most of the answers are others.
 FAR = 1.0
@@ -37,8 +40,11 @@ def objective_value(name: str, measurement: Measurement, dense_measurement: Meas
     """The figure the search compares.
 
     A latency is compared by its ratio to the dense latency that was measured interleaved with it, in units of the
-    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Others are compared raw.
+    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Where a model of all
+    times has smoothed that ratio, its figure counts. Others are compared raw.
     """
+    if isinstance(measurement, ModelledTime) and dense_measurement is not None:
+        return measurement.estimate.ratio * dense_measurement.value
     if not name.endswith("_ms") or not measurement.dense:
         return measurement.value
     if dense_measurement is None or measurement == dense_measurement:
@@ -72,17 +78,30 @@ def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) ->
 
 
 def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
-    """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first)."""
+    """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first).
+
+    No trial is on it for a difference in a time that lies within the interval of that difference.
+    """
     directions = list(objectives.values())
     cost = first_cost(objectives)
     place = 0 if cost is None else list(objectives).index(cost)
-    numbered = [
-        (trial.number, point)
-        for trial, point in zip(trials, feasible_points(trials, objectives), strict=True)
-        if point is not None
-    ]
-    chosen = [numbered[index] for index in pareto([point for _, point in numbered], directions)]
-    return tuple(number for number, _ in sorted(chosen, key=lambda pair: (-pair[1][place], pair[0])))
+    points = feasible_points(trials, objectives)
+    able = [(trial, point) for trial, point in zip(trials, points, strict=True) if point is not None]
+    times = [[as_time(trial, name) for name in objectives] for trial, _ in able]
+    if any(time is not None and time is not DENSE for row in times for time in row):
+        kept = non_dominated_within([_as_costs(point, directions) for _, point in able], times)
+    else:
+        kept = pareto([point for _, point in able], directions)
+    numbered = [(able[index][0].number, able[index][1]) for index in kept]
+    return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][place], pair[0])))
+
+
+def as_time(trial: TrialRecord, name: str) -> TimeEstimate | None:
+    """A trial's time as the model of all times sees it; None for other figures. Dense is what times are told by."""
+    entry = trial.search.get(name)
+    if isinstance(entry, ModelledTime):
+        return entry.estimate
+    return DENSE if trial.policy.is_dense and unit_of(name) == "ms" else None
 
 
 def first_cost(objectives: Mapping[str, Direction]) -> str | None:

@@ -42,9 +42,9 @@ class Probing:
         self.is_over = study.guide is None or study.space.search.start == "none"
 
     @property
-    def is_waiting(self) -> bool:
-        """True while probes are being measured whose figures decide which come next."""
-        return bool(self._running)
+    def left(self) -> int:
+        """How many probes may still come, at most."""
+        return 0 if self.is_over else max(0, self._most - len(self._asked))
 
     def next(self) -> Proposal | None:
         """A policy to probe; None while others must be measured first, and when there are no more."""

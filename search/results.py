@@ -17,10 +17,13 @@ from ..policies.policy import Measured, ModelRef, Policy, Provenance
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
+from .modelled import ModelledTime
 from .preview import PREVIEW
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
+from .study_times import machine_times, stand_ins_of
+from .time_report import clocks
 from .verdict import judged
 
 SPACE = "space.yaml"
@@ -79,12 +82,14 @@ def read_record(folder: Path) -> StudyRecord:
     first = next(dense, None)
     if first is None:
         raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
-    everything = trials[first:]
+    space = Space.model_validate(attrs["space"])
+    times = machine_times(attrs, space, attrs["facts"]["num_layers"])
+    everything = tuple(times.of(trials[first:], whole=True))
     # A probe whose accuracy was never asked for only led to others.
     trials = tuple(
         trial for trial in everything if not trial.is_probe or "accuracy" in {*trial.search, *trial.estimates}
     )
-    space = Space.model_validate(attrs["space"])
+    front = front_trials(trials, space.objectives)
     objectives = space.objectives
     metrics = known_metrics(space)
     reference = reference_point(trials[0].search, objectives, metrics)
@@ -98,7 +103,7 @@ def read_record(folder: Path) -> StudyRecord:
         constraints={name: bound.text for name, bound in space.constraints.items()},
         metrics=metrics,
         trials=trials,
-        front=front_trials(trials, objectives),
+        front=front,
         hypervolume=tuple(hypervolumes),
         reference=reference,
         space_text=read_text(folder / SPACE),
@@ -106,6 +111,7 @@ def read_record(folder: Path) -> StudyRecord:
         summary=summary(everything) | looked(attrs),
         ended=attrs.get("ended"),
         guide=attrs.get("guide"),
+        clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
     )
     return judged(record)
 
@@ -207,7 +213,7 @@ def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
 
 
 def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
-    """Every figure beside the dense one: what has examples by split, the search split under `search_…`."""
+    """Every figure beside the dense one: what was measured again by split, that of the search under `search_…`."""
     found: dict[str, Measured] = {}
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
@@ -220,7 +226,12 @@ def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
 def measured(entry: Measurement, dense: Measurement | None, split: Split | None) -> Measured:
     """One figure for the policy file; a latency stands beside the dense one that was interleaved with it."""
     beside = entry.dense if entry.dense is not None else (dense.value if dense else None)
-    return Measured(value=entry.value, dense=beside, stderr=entry.stderr, iqr=entry.iqr, n=entry.n, split=split)
+    modelled, stderr = None, entry.stderr
+    if isinstance(entry, ModelledTime) and entry.dense is not None:
+        modelled, stderr = entry.estimate.ratio * entry.dense, entry.estimate.error * entry.dense
+    return Measured(
+        value=entry.value, dense=beside, stderr=stderr, iqr=entry.iqr, n=entry.n, split=split, modelled=modelled
+    )
 
 
 def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:

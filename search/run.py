@@ -38,7 +38,7 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .progress import Progress
+    from .progress import PREPARING, Progress
     from .study import SearchStudy
     from .workers import Pool
 
@@ -48,6 +48,7 @@ def run_study(
         pool = Pool(space)
         try:
             described = pool.describe()
+            progress.phase(PREPARING)
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(
@@ -72,6 +73,7 @@ def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress",
     from .driver import Driver
 
     driver = Driver(study, pool, progress)
+    driver.timing.find_noise()
     if study.space.workers.runner == "tune":
         from .tune import tune_search
 

@@ -9,7 +9,7 @@ import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,10 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ..evaluators.base import Measurement, evaluator_class
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .database import Ledger, storage, trial_record
+from .database import Ledger, measurements_text, storage, trial_record
 from .front import objective_value, worst
 from .greedy import Probe
 from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, least_of_use
+from .modelled import ExpectedTime, ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
@@ -34,8 +35,10 @@ from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler
 from .space import Space
+from .stand_ins import StandIn, left_out, timers
 from .standing import Known
 from .starts import saved, starts
+from .study_times import NOISE, STAND_INS, machine_times
 from .view import Estimated
 from .writethrough import WriteThrough
 
@@ -47,14 +50,16 @@ REPEATS = 1000  # random policies that are all known, after which a space is tak
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
     """What was measured, as a trial's attributes; where the last of them stands, the trial is measured."""
+    predicted = [name for name, one in outcome.measurements.items() if isinstance(one, ModelledTime) and not one.n]
     measured, rough = (
-        {name: asdict(entry) for name, entry in entries.items()}
+        {name: plain(entry) for name, entry in entries.items() if name not in predicted}
         for entries in (outcome.measurements, outcome.estimates)
     )
     notes = {"failure": outcome.failure, "dropped": outcome.dropped, "worker": outcome.worker}
     return {
         "measurements": json.dumps(measured),
         **({"estimates": json.dumps(rough)} if rough else {}),
+        **({"predicted": predicted} if predicted else {}),
         **{key: value for key, value in notes.items() if value is not None},
         "seconds": dict(outcome.seconds),
     }
@@ -121,6 +126,8 @@ class SearchStudy(Ledger):
         self.guide = Guide(metric) if metric else None
         self._own = self._sampler() if space.search.sampler == "auto" else None
         super().__init__(self.study)
+        self.timers = timers(space)
+        self.times = machine_times(self.study.user_attrs, space, num_layers)
         self._told: dict[str, TrialRecord] = {}
         self._failed: set[str] = set()
         self._known: Known | None = None
@@ -214,7 +221,8 @@ class SearchStudy(Ledger):
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "seconds" in trial.user_attrs:
                 record = trial_record(trial)
-                self._tell(Trial(self.study, trial._trial_id), record.search, record.failure, trial.constraints)
+                told = self.told(record.policy, record.search)
+                self._tell(Trial(self.study, trial._trial_id), told, record.failure, trial.constraints)
             elif "probe" in trial.user_attrs:
                 self._probing[trial.user_attrs.get("fingerprint", "")] = trial
             else:
@@ -320,7 +328,7 @@ class SearchStudy(Ledger):
 
     def _guided(self, trial: FrozenTrial) -> Estimated | None:
         """What the sampler is told of a trial of a guided search: the loss, the costs, and accuracy where measured."""
-        record, dense = self.read(trial), self._dense()
+        record, dense = self.times.smoothed(self.read(trial)), self._dense()
         loss = self.guide.loss(record.search) if self.guide else None
         if loss is None:
             return None
@@ -352,7 +360,8 @@ class SearchStudy(Ledger):
 
     def _estimate(self, trial: FrozenTrial) -> Estimated | None:
         """What a trial that answered few examples is expected to measure, its luck with these taken off."""
-        record, dense, objectives = self.read(trial), self.dense_measurements(), list(self.space.objectives)
+        dense, objectives = self.dense_measurements(), list(self.space.objectives)
+        record = self.times.smoothed(self.read(trial))
         if dense is None or not record.estimates:
             return None
         found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
@@ -400,7 +409,8 @@ class SearchStudy(Ledger):
 
     def tell(self, proposal: Proposal, outcome: Outcome, shared_from: int | None = None) -> None:
         """Finish a trial with what it measured; one that measured too little is told as failed or stopped early."""
-        trial = proposal.trial
+        trial, told = proposal.trial, self.told(proposal.policy, outcome.measurements)
+        outcome = replace(outcome, measurements=told)
         shared = {} if shared_from is None else {"shared_from": shared_from}
         for key, value in {**shared, **attributes(outcome)}.items():
             trial.set_user_attr(key, value)
@@ -414,6 +424,7 @@ class SearchStudy(Ledger):
             outcome: What it measured, before and since.
             begun: When it went on.
         """
+        outcome = replace(outcome, measurements=self.told(record.policy, outcome.measurements))
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
@@ -457,6 +468,58 @@ class SearchStudy(Ledger):
         whole = in_full and all(name in measurements for name in self.space.objectives)
         return TrialState.COMPLETE if whole else TrialState.PRUNED
 
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
+        return self.times.of(super().records())
+
+    def record(self, number: int) -> TrialRecord:
+        """A trial that was asked for, its times smoothed, by its number."""
+        return self.times.smoothed(super().record(number))
+
+    def final_records(self) -> list[TrialRecord]:
+        """The trials with times that are smoothed by all that was measured, as the report has them."""
+        return self.times.of(super().records(), whole=True)
+
+    def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
+        """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
+        self.times.follow(super().records())
+        return self.times.told(policy, measurements) if measurements else measurements
+
+    def expected_times(self, policy: Policy) -> dict[str, ExpectedTime]:
+        """What is expected of a policy's times, for a worker that is to judge it."""
+        self.times.follow(super().records())
+        return self.times.expected(policy)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The evaluators that further trials do without."""
+        return left_out(self.space, self.timers, self.times.stand_ins)
+
+    @property
+    def noise_is_known(self) -> bool:
+        """True where dense was timed against itself."""
+        return NOISE in self.study.user_attrs
+
+    def keep_noise(self, found: Mapping[str, Sequence[Measurement]]) -> None:
+        """Keep what dense took beside itself, by metric."""
+        self.study.set_user_attr(
+            NOISE, json.dumps({name: [plain(one) for one in all_] for name, all_ in found.items()})
+        )
+        self.times.null = dict(found)
+
+    def keep_stand_in(self, found: StandIn) -> None:
+        """Keep that a time is not measured any more."""
+        self.study.set_user_attr(STAND_INS, [*self.study.user_attrs.get(STAND_INS, []), asdict(found)])
+        self.times.stand_ins.append(found.metric)
+
+    def keep_times(self, policy: Policy, found: Mapping[str, Measurement]) -> None:
+        """Keep what a policy took when it was timed again."""
+        self.study.set_user_attr(f"times:{policy.fingerprint}", measurements_text(found))
+
+    def is_timed(self, policy: Policy) -> bool:
+        """True where a policy was timed again."""
+        return f"times:{policy.fingerprint}" in self.study.user_attrs
+
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""
         dense = self.dense_measurements() or measurements
@@ -472,6 +535,12 @@ class SearchStudy(Ledger):
             for name, bound in self.space.constraints.items()
             if name in measurements and name in dense
         }
+
+    def breaks(self, policy: Policy, outcome: Outcome) -> bool:
+        """True where a policy is sure to break a constraint by what was measured of it so far."""
+        told, bounds = self.told(policy, outcome.measurements), self.space.constraints
+        best = {name: at_best(entry, bounds[name]) for name, entry in told.items() if name in bounds}
+        return any(excess > 0 for excess in self.violations(best).values())
 
     def dense_measurements(self) -> Mapping[str, Measurement] | None:
         """What the dense model measured; None before trial 0 is finished."""
@@ -494,8 +563,7 @@ class SearchStudy(Ledger):
 
     def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement]) -> None:
         """Keep what a policy measured on the report split."""
-        plain = {name: asdict(measurement) for name, measurement in measurements.items()}
-        self.study.set_user_attr(f"report:{fingerprint}", json.dumps(plain))
+        self.study.set_user_attr(f"report:{fingerprint}", measurements_text(measurements))
 
     def is_confirmed(self, policy: Policy) -> bool:
         """True where a policy was measured on the report split."""

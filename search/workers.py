@@ -15,6 +15,7 @@ from ..policies.errors import RunError, SkipsearchError, StudyError
 from ..policies.policy import Policy
 from .affinity import RECENT, Steps, nearest, steps
 from .bench import Bench
+from .modelled import ExpectedTime
 from .outcome import Outcome
 from .preview import Preview
 from .racing import Rival
@@ -65,6 +66,7 @@ class Job:
         rivals: The front so far, to race against; None measures everything in full.
         known: What was measured of the policy before, on all or on some of the examples.
         until: How many examples are enough for now; None measures all.
+        times: What is expected of its times, by metric.
         tag: Whatever the driver wants to know it by.
         attempts: Workers that were lost over it.
         refusals: How often it was sent to a worker that was not there again yet.
@@ -77,6 +79,7 @@ class Job:
     rivals: Sequence[Rival] | None = None
     known: Mapping[str, Measurement] = field(default_factory=dict)
     until: int | None = None
+    times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     tag: Any = None
     attempts: int = 0
     refusals: int = 0
@@ -179,7 +182,7 @@ class Pool:
         self._send(self._idle.pop(place), job)
 
     def _send(self, index: int, job: Job) -> None:
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
         reference = self._actors[index].measure.remote(job.policy.document(), list(job.names), job.split, **given)
         self._running[reference] = (index, job)
 
