@@ -72,10 +72,10 @@ class Alone:
         """Take a job."""
         self._jobs.append(job)
 
-    def next(self) -> tuple[Any, Outcome]:
+    def next(self, until: float | None = None) -> tuple[Any, Outcome]:
         """Do it."""
         job = self._jobs.pop()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
         outcome = self._bench.measure(job.policy, job.names, job.split, **given)
         if job.split == "report":
             self.confirmed[job.policy.fingerprint] = outcome.measurements["accuracy"].value

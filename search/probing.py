@@ -39,6 +39,7 @@ class Probing:
         self._most = PER_TRIAL * study.space.search.trials
         self._running: set[str] = set()
         self._asked: set[str] = set()
+        self._left_out: set[str] = set()
         self.is_over = study.guide is None or study.space.search.start == "none"
 
     @property
@@ -53,7 +54,7 @@ class Probing:
                 labels = self._wanted.popleft()
                 fingerprint = self._study.parameters.policy(labels).fingerprint
                 self._asked.add(fingerprint)
-                if self._study.is_known(fingerprint):
+                if self._study.is_known(fingerprint) or fingerprint in self._left_out:
                     continue
                 if len(self._asked) > self._most:
                     self.is_over = True
@@ -68,6 +69,11 @@ class Probing:
     def finish(self, proposal: Proposal) -> None:
         """Note that a probe was measured, or failed."""
         self._running.discard(proposal.policy.fingerprint)
+
+    def leave(self, proposal: Proposal) -> None:
+        """Do without a probe that the machine could not measure; the next start of the search measures it."""
+        self._running.discard(proposal.policy.fingerprint)
+        self._left_out.add(proposal.policy.fingerprint)
 
     def _advance(self) -> None:
         """Tell the walk what its last policies measured, and take the next ones."""

@@ -129,6 +129,8 @@ class TrialRecord:
         violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
         failure: Why it failed, in one line.
         dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
+        traceback: Of the exception that it failed with.
+        setbacks: Why it failed each time that it was to answer more; what it had measured before is kept.
         estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
         predicted: Times that were not measured, since another cost tells them: see `StandIn`.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
@@ -155,6 +157,8 @@ class TrialRecord:
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     predicted: tuple[str, ...] = ()
+    traceback: str | None = None
+    setbacks: tuple[str, ...] = ()
 
     @property
     def rules(self) -> dict[str, str]:

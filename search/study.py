@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ..evaluators.base import Measurement, evaluator_class
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .database import Ledger, measurements_text, storage, trial_record
+from .content import Digests
+from .database import Ledger, measurements_text, setback_key, storage, trial_record
 from .front import objective_value, worst
 from .greedy import Probe
 from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, least_of_use
@@ -45,6 +46,7 @@ from .writethrough import WriteThrough
 GUIDE = "guide"  # where a study keeps which figure guides it
 CHOSEN = "guide_chosen"  # and that two figures were compared
 QUEUED = "starts"  # and the rules that wait for the probes
+DIGESTS = "digests.json"  # beside the study: what large files of weights contain
 REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
@@ -55,7 +57,12 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
         {name: plain(entry) for name, entry in entries.items() if name not in predicted}
         for entries in (outcome.measurements, outcome.estimates)
     )
-    notes = {"failure": outcome.failure, "dropped": outcome.dropped, "worker": outcome.worker}
+    notes = {
+        "failure": outcome.failure,
+        "dropped": outcome.dropped,
+        "worker": outcome.worker,
+        "traceback": outcome.traceback,
+    }
     return {
         "measurements": json.dumps(measured),
         **({"estimates": json.dumps(rough)} if rough else {}),
@@ -98,6 +105,7 @@ class SearchStudy(Ledger):
             once in a study, and only where such a rule is named.
         guide: The evaluator whose loss guides the search, as `Bench.guide`; None searches by accuracy alone. A study
             that is resumed keeps its own.
+        commit: Of the model on the hub, where it comes from there.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
@@ -106,10 +114,11 @@ class SearchStudy(Ledger):
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None, guide: str | None = None,
+        preview: Callable[[], Preview] | None = None, guide: str | None = None, commit: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
+        self._commit, self._digests = commit, Digests(path.with_name(DIGESTS))
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
@@ -170,11 +179,18 @@ class SearchStudy(Ledger):
         return bool(self.study.get_trials(deepcopy=False, states=states))
 
     def _facts(self) -> dict[str, Any]:
-        return {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
+        commit = {} if self._commit is None else {"commit": self._commit}
+        return {"fingerprint": self.space.fingerprint(self._digests), "num_layers": self.num_layers, **commit}
 
     def _check_same(self, path: Path) -> None:
         facts, known = self._facts(), self.study.user_attrs.get("facts")
-        if known is not None and known != facts:
+        if known is not None and known.get("commit", self._commit) != self._commit:
+            raise StudyError(
+                "the study was made for another model",
+                [f"{path}: commit {known['commit']} of {self.model_id}", f"the model now: commit {self._commit}"],
+                "the hub or the cache gives another commit than the study's; load that one, or begin a new study",
+            )
+        if known is not None and any(known[key] != facts[key] for key in ("fingerprint", "num_layers")):
             raise StudyError(
                 "the study was made for another space, model or task",
                 [f"{path}: fingerprint {known['fingerprint']} with {known['num_layers']} layers",
@@ -416,20 +432,27 @@ class SearchStudy(Ledger):
             trial.set_user_attr(key, value)
         self._tell(trial, outcome.measurements, outcome.failure)
 
-    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> None:
+    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> TrialRecord | None:
         """Keep what a trial that was set aside has measured by now, in one piece, as a trial that continues it.
 
         Args:
             record: The trial.
-            outcome: What it measured, before and since.
+            outcome: What it measured, before and since. Where it failed, the trial stays as it was, and the reason is
+                kept beside it.
             begun: When it went on.
+
+        Returns:
+            The trial that continues it; None where it failed.
         """
+        if outcome.failure is not None:
+            self._keep_setback(record.number, outcome)
+            return None
         outcome = replace(outcome, measurements=self.told(record.policy, outcome.measurements))
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
         }
-        state = self._state(outcome.measurements, outcome.failure, outcome.dropped is None and not outcome.estimates)
+        state = self._state(outcome.measurements, None, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
             state=state,
             values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
@@ -440,8 +463,18 @@ class SearchStudy(Ledger):
         )
         trial.datetime_start = begun
         self.study.add_trial(trial)
-        if outcome.failure is None:
-            self._tells(replace(self.record(-1), number=record.number))
+        continued = self.record(-1)
+        self._tells(replace(continued, number=record.number))
+        return continued
+
+    def _keep_setback(self, number: int, outcome: Outcome) -> None:
+        kept = json.loads(self.study.user_attrs.get(setback_key(number), "[]"))
+        kept.append({"failure": outcome.failure, "traceback": outcome.traceback, "seconds": dict(outcome.seconds)})
+        self.study.set_user_attr(setback_key(number), json.dumps(kept))
+
+    def setbacks(self, number: int) -> int:
+        """How often a trial failed when it was to answer more."""
+        return len(json.loads(self.study.user_attrs.get(setback_key(number), "[]")))
 
     def _tell(
         self,
@@ -546,6 +579,11 @@ class SearchStudy(Ledger):
         """What the dense model measured; None before trial 0 is finished."""
         first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
         return first.search if first else None
+
+    def dense_seconds(self) -> float | None:
+        """How long the dense model's trial took; None before it is finished."""
+        first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
+        return first.seconds.get("total") if first else None
 
     @property
     def size(self) -> int:

@@ -88,7 +88,7 @@ class Here:
     def submit(self, job):
         self.jobs.append(job)
 
-    def next(self):
+    def next(self, until=None):
         job = self.jobs.popleft()
         return job, self.bench.measure(job.policy, job.names, job.split, times=job.times)
 

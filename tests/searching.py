@@ -14,9 +14,9 @@ from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import Policy
+from skipsearch.search.cluster import start_local
 from skipsearch.search.reading import load_space
 from skipsearch.search.space import LoadedSpace
-from skipsearch.search.workers import start_local
 
 SPACE = """
 schema: skipsearch/space/v1
@@ -118,7 +118,13 @@ class Here:
         self.order.append((job.tag.subject.number, tuple(job.names)))
         self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
 
-    def next(self):
+    def release(self):
+        self.running.clear()
+
+    def hire(self):
+        pass
+
+    def next(self, until=None):
         job = self.running.popleft()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
         return job, self.bench.measure(job.policy, job.names, job.split, **given)

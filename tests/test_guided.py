@@ -50,10 +50,10 @@ class Dying(Here):
 
     jobs = math.inf
 
-    def next(self):
+    def next(self, until=None):
         if len(self.order) > self.jobs:
             raise Killed
-        return super().next()
+        return super().next(until)
 
 
 def search(path, bench, folder, jobs=math.inf, size=1, resume=False, **overrides):

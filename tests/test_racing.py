@@ -15,8 +15,10 @@ from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED
+from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
+from skipsearch.search.database import trial_record
 from skipsearch.search.driver import Driver
 from skipsearch.search.front import front_trials
 from skipsearch.search.outcome import Outcome
@@ -282,10 +284,27 @@ class Killer(Progress):
 class Dying(Here):
     """A pool whose driver is killed while its second job runs."""
 
-    def next(self):
+    def next(self, until=None):
         if len(self.order) == 2:
             raise Killed
-        return super().next()
+        return super().next(until)
+
+
+class Failing(Here):
+    """A pool in which trials fail that are to answer more: the first of them, so many times."""
+
+    times, fault = 1, "policy"
+
+    def next(self, until=None):
+        job = self.running[0]
+        chosen = getattr(type(self), "chosen", None)
+        promoted = isinstance(job.tag.subject, TrialRecord)
+        if promoted and self.times and chosen in (None, job.tag.subject.number):
+            type(self).chosen = job.tag.subject.number
+            type(self).times -= 1
+            self.running.popleft()
+            return job, Outcome(failure="accuracy is nan", fault=self.fault)
+        return super().next(until)
 
 
 def search(path, bench, folder, trials=None, resume=False, pool=Here, **overrides):
@@ -581,3 +600,49 @@ def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, benc
             continues = trial.user_attrs.get("continues")
             order.append((trial.number, continues, trial.params, trial.state, trial.values))
     assert orders[0] == orders[1] and any(continues is not None for _, continues, *_ in orders[1])
+
+
+@pytest.mark.parametrize("fault", ["policy", "machine"])
+def test_a_trial_that_fails_when_it_is_to_answer_more_keeps_what_it_had(path, bench, tmp_path, patient, fault):
+    """It is asked again at once; a machine's fault is not kept, and the trial waits for the next start."""
+
+    class Once(Failing):
+        pass
+
+    Once.fault = fault
+    found = search(path, bench, tmp_path, search__sampler="auto", pool=Once)
+    again = SearchStudy(tmp_path / "study.db", "tiny", found.study.space, LAYERS, resume=True)
+    for records in (found.records, again.records()):
+        mine = next(record for record in records if record.number == Once.chosen)
+        assert mine.state == "complete" and (mine.estimates or "accuracy" in mine.search)
+    assert again.setbacks(Once.chosen) == (1 if fault == "policy" else 0)
+    if fault == "policy":
+        assert [figures(record) for record in found.records] == [figures(record) for record in patient.records]
+    else:
+        rest = search(path, bench, tmp_path, resume=True, search__sampler="auto")
+        assert due(rest.records, rest.study.known_in_full(), rest.study.space, 0) is None
+
+
+def test_a_trial_that_fails_again_when_it_is_to_answer_more_is_not_asked_a_third_time(path, bench, tmp_path):
+    class Twice(Failing):
+        times = 9
+
+    found = search(path, bench, tmp_path, search__sampler="auto", pool=Twice)
+    assert Twice.times == 7 and found.study.setbacks(Twice.chosen) == 2
+    again = search(path, bench, tmp_path, resume=True, search__sampler="auto", pool=Twice)
+    assert Twice.times == 7
+    for one in (found, again):
+        mine = next(record for record in one.records if record.number == Twice.chosen)
+        assert mine.state == "complete" and mine.estimates and not mine.failure
+    attrs = again.study.study.user_attrs
+    assert trial_record(again.study.frozen(Twice.chosen), attrs).setbacks == ("accuracy is nan",) * 2
+
+
+def test_failures_of_trials_that_are_to_answer_more_count_like_others(path, bench, tmp_path):
+    class Always(Failing):
+        def next(self, until=None):
+            type(self).chosen, type(self).times = None, 1
+            return super().next(until)
+
+    with pytest.raises(RunError, match="2 trials in a row failed"):
+        search(path, bench, tmp_path, search__sampler="auto", search__max_failures=2, pool=Always)
