@@ -16,7 +16,6 @@ import argparse
 import heapq
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from racing_search import Alone
+from racing_search import Alone, trials_of
 
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.examples import ExampleEvaluator, ExampleOptions
@@ -32,11 +31,8 @@ from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
-from skipsearch.search.driver import Driver
 from skipsearch.search.front import front_trials
-from skipsearch.search.progress import Progress
 from skipsearch.search.reading import load_space
-from skipsearch.search.study import SearchStudy
 
 SHARES = [round(0.05 * step, 2) for step in range(1, 21)]
 GUIDED_BY = 48  # questions that greedy's loss is measured on
@@ -244,15 +240,8 @@ def searched(problem: Problem, way: str, trials: int, seed: int) -> dict[str, An
     more = {**more, "search.trials": str(trials), "search.seed": str(seed)}
     space = load_space(problem.space, problem.changed(flat, more)).space
     begun, bench = time.perf_counter(), Bench(space, threads=1)
-    pool: Any = Alone(bench)
-    counter = Counter(bench.evaluators)
-    with tempfile.TemporaryDirectory() as folder:
-        guide = bench.guide.name if bench.guide else None
-        study = SearchStudy(Path(folder) / "study.db", "guided", space, bench.num_layers, guide=guide)
-        driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
-        driver.search()
-        driver.confirm()
-        records = {record.number: record for record in study.records()}
+    pool, counter = Alone(bench), Counter(bench.evaluators)
+    records = trials_of(space, bench, pool)
     dense = records[0].search["prefill_flops"].value
     points = [
         {

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
+from made_space import write_space
 from rooms_scenes import (
     COLOURS,
     IMAGE_TOKENS,
@@ -47,9 +47,9 @@ SEEDS = {"search": 7001, "report": 7002}
 # By stage: steps, scenes in a batch, learning rate, questions about a scene, and how often a sublayer is left out.
 EVERY = dict.fromkeys(KINDS, 1)
 STAGES = {
-    "rows": (500, 32, 2e-3, {"row": 3}, 0.0),
-    "questions": (1100, 24, 1.8e-3, {**EVERY, "row": 1, "tally": 2}, 0.0),
-    "robust": (400, 24, 1e-3, {**EVERY, "find": 2, "count": 2, "exists": 2, "row": 1, "tally": 1}, 0.05),
+    "rows": (260, 32, 2e-3, {"row": 3}, 0.0),
+    "questions": (560, 24, 1.8e-3, {**EVERY, "row": 1, "tally": 2}, 0.0),
+    "robust": (220, 24, 1e-3, {**EVERY, "find": 2, "count": 2, "exists": 2, "row": 1, "tally": 1}, 0.05),
 }
 
 
@@ -127,7 +127,7 @@ def train(folder: Path, seed: int, share: float) -> None:
     draw, model, processor = np.random.default_rng(seed), build_model(seed), build_processor()
     packer, decoder = Packer(processor.tokenizer, draw), model.model.language_model
     prefix = torch.tensor(processor.tokenizer(PROMPT.split("<image>")[0])["input_ids"])
-    train_tower(model, round(500 * share), draw)
+    train_tower(model, round(350 * share), draw)
     modules = [decoder, model.lm_head, model.model.multi_modal_projector]
     image = slice(len(prefix), len(prefix) + IMAGE_TOKENS)
     for name, (steps, count, peak, plan, drop) in STAGES.items():
@@ -157,27 +157,6 @@ def say(name: str, step: int, model, prefix: torch.Tensor, seed: int) -> None:
     print(f"{name} {step}: {shares}, {time.process_time():.0f} s", flush=True)
 
 
-def write_space(folder: Path) -> None:
-    """Write a space over the model."""
-    space = {
-        "schema": "skipsearch/space/v1",
-        "model": {"id": "model", "dtype": "float32"},
-        "layers": [
-            {
-                "range": "all",
-                "choices": ["keep", "skip_ffn", "skip_attention", "skip_layer", {"token_ratio": [0.5, 0.25]}],
-            }
-        ],
-        "evaluate": {
-            "accuracy": {split: {"tasks": [f"{split}.yaml"]} for split in SPLITS} | {"batch_size": 50},
-            "flops": None,
-        },
-        "objectives": {"accuracy": "maximize", "prefill_flops": "minimize"},
-        "search": {"trials": 80, "seed": 0},
-    }
-    (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-
-
 def main() -> None:
     """Train, write, and print how good it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,7 +169,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     train(given.folder / "model", given.seed, given.share)
     write_tasks(given.folder, SPLITS, SEEDS)
-    write_space(given.folder)
+    choices = ["keep", "skip_ffn", "skip_attention", "skip_layer", {"token_ratio": [0.5, 0.25]}]
+    write_space(given.folder, choices, [*SPLITS], batch_size=50)
     print(f"trained in {time.process_time() / 60:.1f} minutes of one core")
 
 

