@@ -225,6 +225,7 @@ def walked(problem: Problem, way: str) -> list[dict[str, Any]]:
             right = meter.accuracy(policy, "search")
             policies.append(policy)
             points.append({"share": share, "search": right, "answers": meter.counter.answers - before})
+            print(f"{problem.name}, {way}, {start}: {points[-1]}", file=sys.stderr, flush=True)
         for point, policy in zip(points, policies, strict=True):
             point["held_out"] = meter.accuracy(policy, "report")
         seconds = round(time.perf_counter() - begun, 1)
