@@ -41,6 +41,7 @@ def changes(trials: int, search: int, report: int) -> dict[str, str]:
         "evaluate": f"{{accuracy: {{{', '.join(tasks)}, batch_size: 50}}, flops: }}",
         "objectives": "{accuracy: maximize, prefill_flops: minimize}",
         "constraints": "{}",
+        "search.guide": "none",
         "search.trials": str(trials),
     }
 

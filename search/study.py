@@ -20,14 +20,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ..evaluators.base import Measurement, evaluator_class
+from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .content import Digests
 from .database import Ledger, measurements_text, setback_key, storage, trial_record
-from .front import objective_value, worst
+from .front import objective_value
 from .greedy import Probe
-from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, least_of_use
+from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probed_cost
 from .modelled import ExpectedTime, ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
@@ -40,6 +40,7 @@ from .stand_ins import StandIn, left_out, timers
 from .standing import Known
 from .starts import saved, starts
 from .study_times import NOISE, STAND_INS, machine_times
+from .telling import corner, told_by_loss
 from .view import Estimated
 from .writethrough import WriteThrough
 
@@ -301,64 +302,30 @@ class SearchStudy(Ledger):
         loss = None if record is None or self.guide is None else self.guide.loss(record.search)
         if record is None or loss is None:
             return None
-        name = self._probed_cost()
+        name = probed_cost(self.space)
         cost = record.search[name].value if name else -saved(record.policy.choices(self.num_layers))
         return Probe(loss, cost)
 
-    def _probed_cost(self) -> str | None:
-        """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
-        kinds = [evaluator_class(name) for name in self.space.evaluate]
-        counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
-        wanted = (*self.space.objectives, "prefill_flops", "decode_flops")
-        return next((name for name in wanted if name in counted), None)
-
     def guessing_loss(self) -> float:
         """The guide's loss of guessing, beyond which a policy is no use; infinite where the tasks do not tell."""
-        dense = self.dense_measurements()
-        entry = dense.get(self.guide.evaluator) if dense and self.guide else None
-        known = entry is not None and entry.floor > entry.value
-        return entry.floor if entry is not None and known else math.inf
+        return math.inf if self.guide is None else self.guide.guessing(self._dense())
 
     def _sampler(self) -> SkipSampler:
-        guided = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
+        guessing = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
         told = self._estimate if self.guide is None else self._guided
-        return own_sampler(self.space, self.parameters, told, self._reference, guided)
+        return own_sampler(
+            self.space, self.parameters, told, lambda: corner(self.space, self._dense(), self.guide), guessing
+        )
 
     def _dense(self) -> Mapping[str, Measurement]:
         """What the dense model measured, of a search that has begun."""
-        dense = self.dense_measurements()
-        assert dense is not None  # Nothing is proposed before.
-        return dense
-
-    def _reference(self) -> list[float | None]:
-        """Where the sampler's hypervolume begins: the corner of every report, dense for costs.
-
-        A guided search begins at the bound on accuracy, or where half of what dense has beyond guessing is kept.
-        """
-        metrics, dense = self.space.metrics(), self._dense()
-        found = {name: worst(metrics[name], direction) for name, direction in self.space.objectives.items()}
-        found |= {name: max(value, dense[name].floor) for name, value in found.items() if value is not None}
-        if self.guide is not None:
-            found[QUALITY] = least_of_use(dense[QUALITY], self.space.constraints.get(QUALITY))
-        return [*found.values()]
+        return self.dense_measurements() or {}
 
     def _guided(self, trial: FrozenTrial) -> Estimated | None:
-        """What the sampler is told of a trial of a guided search: the loss, the costs, and accuracy where measured."""
-        record, dense = self.times.smoothed(self.read(trial)), self._dense()
-        loss = self.guide.loss(record.search) if self.guide else None
-        if loss is None:
-            return None
-        values = [
-            -loss if name == QUALITY
-            else objective_value(name, record.search[name], dense.get(name)) if name in record.search
-            else math.nan
-            for name in self.space.objectives
-        ]  # fmt: skip
-        bounded = {name: excess for name, excess in self.violations(record.search).items() if name != QUALITY}
-        scored = record.search.get(QUALITY)
-        if scored is None:
-            return Estimated(values, 0.0, bounded)
-        return Estimated(values, 0.0, bounded, scored.value, scored.stderr or 0.0)
+        """What the sampler is told of a trial of a guided search."""
+        record = self.times.smoothed(self.read(trial))
+        broken = self.violations(record.search)
+        return None if self.guide is None else told_by_loss(record, self.guide, self.space, self._dense(), broken)
 
     def _choose_metric(self) -> None:
         """Choose between the two figures of the right answers, when enough policies have their accuracy."""
