@@ -66,7 +66,7 @@ class Measurement:
         value: The figure, in the metric's unit.
         n: Examples or repeats behind it.
         dense: The dense model's figure, where it was measured together with this one (interleaved).
-        stderr: Standard error, of a mean over examples.
+        stderr: Standard error, of a mean over examples, or of a time that was measured in several visits.
         iqr: Interquartile range, of a latency.
         detail: What else a reader may want to know, such as the accuracy of each task.
     """
@@ -77,6 +77,12 @@ class Measurement:
     stderr: float | None = None
     iqr: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float:
+        """What guessing measures, of an accuracy whose task tells; else 0."""
+        found: float = self.detail.get("floor", 0.0)
+        return found
 
     @property
     def is_part(self) -> bool:
@@ -156,8 +162,22 @@ class ExamplesFirst(Evaluator, Protocol):
         ...
 
 
+@runtime_checkable
+class Revisits(Evaluator, Protocol):
+    """An evaluator of times that can visit a policy shortly, in turns with others, when a front is timed again."""
+
+    def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
+        """What `measure` returns, of few repeats.
+
+        Raises:
+            EvaluatorError: it cannot be measured, and why.
+        """
+        ...
+
+
 BUILT_IN = {
     "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "answer_loss": "skipsearch.evaluators.answer_loss:AnswerLossEvaluator",
     "divergence": "skipsearch.evaluators.divergence:DivergenceEvaluator",
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
     "latency": "skipsearch.evaluators.latency:LatencyEvaluator",

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 
+VISIT = 2  # repeats of a visit: in one the policy goes first, in the other dense
+
+
 class LatencyOptions(PromptOptions):
     """Options of the latency evaluator.
 
@@ -85,12 +88,19 @@ class LatencyEvaluator:
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
         """Time both models in turns; `detail` has every repeat of both."""
+        return self._timed(handle, self._options.warmup, self._options.repeats)
+
+    def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
+        """Time both models shortly, each of them first once."""
+        return self._timed(handle, min(1, self._options.warmup), VISIT)
+
+    def _timed(self, handle: "PolicyHandle", warmup: int, repeats: int) -> dict[str, Measurement]:
         options = self._options
         if self._input is None:
             self._input = fixed_input(self._subject, options.batch_size, options.prompt_tokens)
         policy, dense = Timings(), Timings()
         with quiet_machine(options.threads):
-            for turn in range(-options.warmup, options.repeats):
+            for turn in range(-warmup, repeats):
                 for timings in (policy, dense) if turn % 2 == 0 else (dense, policy):
                     with handle.dense() if timings is dense else nullcontext():
                         ttft, tpot = self._time(handle.model, self._input)

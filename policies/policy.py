@@ -53,10 +53,13 @@ class Measured(Part):
     Attributes:
         value: The figure; an accuracy is a fraction, the unit of others is the suffix of their name.
         dense: The same of the model without a policy.
-        stderr: Standard error of an accuracy.
+        stderr: Standard error of an accuracy, or of a latency that was measured in several visits or modelled.
         iqr: Interquartile range of a latency.
-        n: How many examples or repeats stand behind it.
-        split: Which examples: `search` (they guided the search) or `report` (the search never saw them).
+        n: How many examples or repeats stand behind it; 0 where a latency was predicted and not measured.
+        split: Which examples: `search` (they guided the search) or `report` (the search never saw them); of latencies
+            those that guided the search, and those that were measured again at its end.
+        modelled: What the search took a latency for: a model of all its latencies takes the noise off; `stderr` is the
+            standard error of this.
     """
 
     value: float
@@ -65,6 +68,7 @@ class Measured(Part):
     iqr: float | None = None
     n: int | None = None
     split: Literal["search", "report"] | None = None
+    modelled: float | None = None
 
 
 class Provenance(Part):

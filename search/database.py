@@ -5,7 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from .space import Space
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
 PATIENCE = 60.0
+CERTAIN = 1.645  # standard errors above guessing that are no luck, of 20 policies that guess 19 are below
 UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
@@ -159,14 +160,18 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
     """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
     attrs = trial.user_attrs
     policy = Policy.model_validate(json.loads(attrs["policy"]))
+    measured = measurements_from(attrs.get("measurements"))
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
     return TrialRecord(
         number=trial.number,
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
         policy=policy,
-        search=measurements_from(attrs.get("measurements")),
-        report=measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
-        violations=dict(trial.constraints),
+        search=measured,
+        report={
+            **measurements_from(study_attrs.get(f"times:{attrs['fingerprint']}")),
+            **measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
+        },
+        violations={**trial.constraints, **no_better_than_guessing(policy, measured)},
         failure=shown(attrs.get("failure")),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
@@ -175,9 +180,22 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         shared_from=attrs.get("shared_from"),
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
+        is_probe=attrs.get("probe", False),
+        predicted=tuple(attrs.get("predicted", ())),
         traceback=shown(attrs.get("traceback")),
         setbacks=tuple(entry["failure"] for entry in json.loads(study_attrs.get(setback_key(trial.number), "[]"))),
     )
+
+
+def no_better_than_guessing(policy: Policy, measured: Mapping[str, Measurement]) -> dict[str, float]:
+    """How far an accuracy that was measured in full lies below what tells it from guessing, by `floor`.
+
+    The test is one-sided, at 95 %. The dense model is spared: everything is compared with it.
+    """
+    entry = measured.get("accuracy")
+    if entry is None or entry.is_part or policy.is_dense or not entry.floor:
+        return {}
+    return {"floor": entry.floor + CERTAIN * (entry.stderr or 0.0) - entry.value}
 
 
 def shown(text: str | None) -> str | None:
@@ -204,6 +222,11 @@ def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def measurements_from(text: str | None) -> dict[str, Measurement]:
     """Measurements as they stand in an attribute."""
     return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
+
+
+def measurements_text(found: Mapping[str, Measurement]) -> str:
+    """Measurements as an attribute holds them."""
+    return json.dumps({name: asdict(entry) for name, entry in found.items()})
 
 
 def is_own(trial: FrozenTrial) -> bool:
@@ -260,7 +283,7 @@ class Ledger:
 
     def _spent(self) -> list[FrozenTrial]:
         self._follow()
-        return [trial for trial in self._ended.values() if "continues" not in trial.user_attrs]
+        return [trial for trial in self._ended.values() if trial.user_attrs.keys().isdisjoint({"continues", "probe"})]
 
     def measured(self) -> int:
         """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""

@@ -2,21 +2,25 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from ..evaluators.base import evaluator_class
 from .affinity import steps
+from .ahead import ahead
 from .front import front_trials
 from .limits import Limits
 from .outcome import Outcome
-from .progress import Progress
+from .probing import Probing
+from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
 from .record import TrialRecord
 from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
+from .timing import Timing
 from .worker import Job
 from .workers import Pool
 
@@ -32,6 +36,7 @@ class Trial:
         stages: Names of evaluators, one list a stage; those of the first are running or next.
         until: How many examples it answers for now; None for all.
         outcome: What the stages before measured.
+        is_probe: True where it only finds the path to begin with.
         begun: When it began.
     """
 
@@ -39,6 +44,7 @@ class Trial:
     stages: list[list[str]]
     until: int | None
     outcome: Outcome = Outcome()
+    is_probe: bool = False
     begun: datetime = field(default_factory=datetime.now)
 
 
@@ -56,7 +62,9 @@ class Driver:
         self.pool = pool
         self.progress = progress
         self.proposals = Proposals(study)
-        self._kinds = {name: evaluator_class(name) for name in study.space.evaluate}
+        guide = [study.guide.evaluator] if study.guide else []
+        self._kinds = {name: evaluator_class(name) for name in dict.fromkeys([*study.space.evaluate, *guide])}
+        self.probing = Probing(study, pool.size)
         racing = study.space.search.racing
         self._racing = racing != "none"
         learns = study.space.search.sampler == "auto"
@@ -67,6 +75,7 @@ class Driver:
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
+        self.timing = Timing(study, pool, progress)
 
     def search(self) -> str | None:
         """Spend the budget of trials.
@@ -77,7 +86,8 @@ class Driver:
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
-        self.progress.update(self.study.records(), self.study.measured())
+        self.progress.phase(PROPOSING)
+        self._show()
         stopping = self.proposals.stopping
         while True:
             self._fill()
@@ -91,19 +101,30 @@ class Driver:
             self.pool.release()
         return self.proposals.reason
 
-    def _stages(self) -> list[list[str]]:
+    def _stages(self, names: Sequence[str]) -> list[list[str]]:
         """Everything at once, or what needs the device for itself in a stage of its own.
 
         A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
         a margin, which would have to be learnt first; and a worker alone takes the same order.
         """
-        alone = [name for name, kind in self._kinds.items() if self.pool.shares_device and kind.exclusive]
+        wanted = [name for name in names if name not in self.study.left_out]
+        alone = [name for name in wanted if self.pool.shares_device and self._kinds[name].exclusive]
         if self._racing and alone:
-            last = [name for name, kind in self._kinds.items() if kind.splits]
-            stages = [[name for name in self._kinds if name not in last], last]
+            last = [name for name in wanted if self._kinds[name].splits]
+            stages = [[name for name in wanted if name not in last], last]
         else:
-            stages = [[name for name in self._kinds if name not in alone], alone]
+            stages = [[name for name in wanted if name not in alone], alone]
         return [stage for stage in stages if stage]
+
+    def _first(self, proposal: Proposal, is_probe: bool = False) -> Trial:
+        """A policy that is measured for the first time: by the guide alone and what is cheap, where a guide is."""
+        guide = self.study.guide
+        if guide is None or proposal.policy.is_dense:
+            whole = self._patience is None or proposal.policy.is_dense
+            return Trial(proposal, self._stages([*self._kinds]), None if whole else ENOUGH)
+        kinds = self._kinds.items()
+        names = [name for name, kind in kinds if name == guide.evaluator or not (kind.splits or kind.exclusive)]
+        return Trial(proposal, [names], None, is_probe=is_probe)
 
     def _is_alone(self, trial: Trial) -> bool:
         return self.pool.shares_device and any(self._kinds[name].exclusive for name in trial.stages[0])
@@ -127,21 +148,27 @@ class Driver:
                 return
 
     def _next(self) -> Trial | None:
-        """A trial that was set aside and is to answer more, or else a new one."""
-        # Nobody was due when what an interruption cut short was asked for.
+        """A probe, a paused trial that is to answer more, or else a new one."""
+        if not self.probing.is_over and self.study.dense_measurements() is not None:
+            probe = self.probing.next()
+            if probe is not None:
+                return self._first(probe, is_probe=True)
+            if not self.probing.is_over:
+                return None
+            self.study.queue_starts()
+        # What an interruption cut short was asked for before any trial was promoted.
         record = None if self.study.interrupted else self._due()
         proposal = self.proposals.next() if record is None else None
         if proposal is not None:
-            whole = self._patience is None or proposal.policy.is_dense
-            return Trial(proposal, self._stages(), None if whole else ENOUGH)
-        # That there is nothing new may have come out just now, and then nobody waits any longer.
+            return self._first(proposal)
+        # That there is nothing new may have come out just now, and then no trial waits any longer.
         record = record or self._due()
         if record is None:
             return None
         self._going_on.add(record.number)
-        names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]
+        names = [name for name, kind in self._kinds.items() if not kind.metrics.keys() <= record.search.keys()]
         before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
-        return Trial(record, [names], 2 * examples(record), before)
+        return Trial(record, self._stages(names), 2 * examples(record) or ENOUGH, before)
 
     def _due(self) -> TrialRecord | None:
         if self.study.dense_measurements() is None or self.proposals.stopping.is_late:
@@ -161,6 +188,8 @@ class Driver:
 
     def _start(self, trial: Trial) -> None:
         policy, dense = trial.subject.policy, self.study.dense_measurements()
+        is_promoted = isinstance(trial.subject, TrialRecord)
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promoted else PROPOSING)
         rivals = None
         if dense and self._racing:
             # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
@@ -169,6 +198,7 @@ class Driver:
             rivals = rivals_among(others, self.study.space.objectives)
         known = {**trial.outcome.estimates, **trial.outcome.measurements}
         given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
+        given["times"] = self.study.expected_times(policy)
         given["seconds"] = self._limits.of("search", policy)
         self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
 
@@ -182,26 +212,40 @@ class Driver:
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
-        bounds = {} if trial.subject.policy.is_dense else self.study.violations(trial.outcome.measurements)
-        broken = any(excess > 0 for excess in bounds.values())
+        broken = not trial.subject.policy.is_dense and self.study.breaks(trial.subject.policy, trial.outcome)
         if trial.stages and not (outcome.failure or outcome.dropped or broken):
             self._enter(trial)
             return
         if outcome.failure:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
-        if isinstance(trial.subject, TrialRecord):
+        if trial.is_probe and isinstance(trial.subject, Proposal):
+            self.study.tell(trial.subject, trial.outcome)
+            self.probing.finish(trial.subject)
+            self.progress.advance(PROBING)
+        elif isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
+            self.progress.advance(PROMOTING)
             continued = self.study.go_on(trial.subject, trial.outcome, trial.begun)
             if continued is not None:
                 self.proposals.stopping.follow(continued)
             self.proposals.count(trial.outcome)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
-        records = self.study.records()
-        self.progress.update(records, self.study.measured())
+        self.timing.look()
+        self._show()
         if self.study.space.search.stop.minutes is not None:
-            runs = len(front_trials(records, self.study.space.objectives)) + 1
+            runs = len(front_trials(self.study.records(), self.study.space.objectives)) + 1
             self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
+
+    def _show(self) -> None:
+        """Show how far the search is, and what it still has to do."""
+        records = self.study.records()
+        if self.progress.is_read and self.study.dense_measurements() is not None:
+            splits, timed = any(kind.splits for kind in self._kinds.values()), self.timing.is_needed
+            steps = ahead(records, self.study.known_in_full(), self.study.space, splits, timed)
+            for name, left in {PROBING: self.probing.left, **steps}.items():
+                self.progress.expect_more(name, left)
+        self.progress.update(records, self.study.measured())
 
     def _leave(self, trial: Trial, reason: str) -> None:
         """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
@@ -209,13 +253,15 @@ class Driver:
         self._left.add(trial.subject.number)
         if isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
+        elif trial.is_probe:
+            self.probing.leave(trial.subject)
         else:
             self.proposals.leave(trial.subject, reason)
 
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
-        names = [name for name, kind in self._kinds.items() if kind.splits]
-        records = self.study.records()
+        names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
+        records = self.study.final_records()
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
@@ -224,7 +270,7 @@ class Driver:
         ends = self.proposals.stopping.ends
         if waiting and time.monotonic() < ends:
             self.pool.hire()
-        self.progress.confirming(len(waiting) if names else 0)
+        self.progress.phase(CONFIRMING, len(waiting) if names else 0)
         while names and (waiting or self.pool.busy) and time.monotonic() < ends:
             while waiting and self.pool.has_idle:
                 record = waiting.popleft()
@@ -240,10 +286,12 @@ class Driver:
                 self.progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
             else:
                 self.study.confirm(job.policy.fingerprint, outcome.measurements)
-            self.progress.confirmed()
+            self.progress.advance()
         if names and (waiting or self.pool.busy):
             left = len(waiting) + self.pool.busy
             self.progress.note(f"time is up for {left} policies to be confirmed; a `--resume` with more time does it")
+            return
+        self.timing.measure_again([record for record in records if record.number in chosen])
 
     def _in_order(self, record: TrialRecord) -> tuple[bool, list[tuple[str, str]]]:
         return not record.policy.is_dense, steps(record.policy, self.study.num_layers)

@@ -199,7 +199,8 @@ def card(record: StudyRecord, trial: TrialRecord) -> str:
         part = f", expected from {entry.n} of {entry.detail['total']} examples" if entry.is_part else ""
         lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {against(entry.value, dense, unit)}{part}")
         if name in trial.report:
-            lines.append(f"{phrase(name)}, report split: {amount(trial.report[name].value, unit)}")
+            again = "timed again" if unit == "ms" else "report split"
+            lines.append(f"{phrase(name)}, {again}: {amount(trial.report[name].value, unit)}")
     entries = [entry.replace(" ", "\u00a0") for entry in describe(trial.policy)]  # a line ends between two of them
     policy = textwrap.wrap(", ".join(entries) or "dense", HOVER_WIDTH)
     policy = policy if len(policy) <= HOVER_LINES else [*policy[:HOVER_LINES], "…"]

@@ -9,7 +9,10 @@ import numpy as np
 from ..evaluators.base import Direction, Measurement, Metric, Split, metric_of
 from .dominance import non_dominated
 from .layermap import unit_of
+from .modelled import DENSE, ModelledTime
 from .record import StudyRecord, TrialRecord
+from .tied import non_dominated_within
+from .time_model import TimeEstimate
 
 # How far a divergence may go and still count: it has no worst, and at 1 nat most of the answers are others.
 FAR = 1.0
@@ -36,9 +39,12 @@ def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -
 def objective_value(name: str, measurement: Measurement, dense_measurement: Measurement | None) -> float:
     """The figure the search compares.
 
-    A time is compared by its ratio to the dense latency that was measured interleaved with it, in units of the
-    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Others are compared raw.
+    A time is compared by its ratio to the dense one that was measured interleaved with it, in units of the
+    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Where a model of all
+    times has smoothed that ratio, its figure counts. Others are compared raw.
     """
+    if isinstance(measurement, ModelledTime) and dense_measurement is not None:
+        return measurement.estimate.ratio * dense_measurement.value
     metric = metric_of(name)
     if metric is None or metric.kind != "time" or not measurement.dense:
         return measurement.value
@@ -73,17 +79,30 @@ def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) ->
 
 
 def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
-    """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first)."""
+    """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first).
+
+    No trial is on it for a difference in a time that lies within the interval of that difference.
+    """
     directions = list(objectives.values())
     cost = first_cost(objectives)
     place = 0 if cost is None else list(objectives).index(cost)
-    numbered = [
-        (trial.number, point)
-        for trial, point in zip(trials, feasible_points(trials, objectives), strict=True)
-        if point is not None
-    ]
-    chosen = [numbered[index] for index in pareto([point for _, point in numbered], directions)]
-    return tuple(number for number, _ in sorted(chosen, key=lambda pair: (-pair[1][place], pair[0])))
+    points = feasible_points(trials, objectives)
+    able = [(trial, point) for trial, point in zip(trials, points, strict=True) if point is not None]
+    times = [[as_time(trial, name) for name in objectives] for trial, _ in able]
+    if any(time is not None and time is not DENSE for row in times for time in row):
+        kept = non_dominated_within([_as_costs(point, directions) for _, point in able], times)
+    else:
+        kept = pareto([point for _, point in able], directions)
+    numbered = [(able[index][0].number, able[index][1]) for index in kept]
+    return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][place], pair[0])))
+
+
+def as_time(trial: TrialRecord, name: str) -> TimeEstimate | None:
+    """A trial's time as the model of all times sees it; None for other figures. Dense is what times are told by."""
+    entry = trial.search.get(name)
+    if isinstance(entry, ModelledTime):
+        return entry.estimate
+    return DENSE if trial.policy.is_dense and unit_of(name) == "ms" else None
 
 
 def first_cost(objectives: Mapping[str, Direction]) -> str | None:
@@ -93,15 +112,18 @@ def first_cost(objectives: Mapping[str, Direction]) -> str | None:
 
 
 def reference_point(
-    dense: Mapping[str, float], objectives: Mapping[str, Direction], metrics: Mapping[str, Metric]
+    dense: Mapping[str, Measurement], objectives: Mapping[str, Direction], metrics: Mapping[str, Metric]
 ) -> dict[str, float]:
     """The corner that the hypervolume is counted from; it depends on the dense model alone, never on the trials.
 
-    Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0); 1 nat for
-    a divergence; the dense figure for a cost, so that only what is cheaper than dense counts.
+    What guessing gives for an accuracy; worst possible for another fraction (0 where maximised, 1 where minimised) and
+    for other maximised figures (0); 1 nat for a divergence; the dense figure for a cost, so that only what is cheaper
+    than dense counts.
     """
     found = {name: worst(metrics[name], direction) for name, direction in objectives.items()}
-    return {name: dense[name] if value is None else value for name, value in found.items()}
+    return {
+        name: dense[name].value if value is None else max(value, dense[name].floor) for name, value in found.items()
+    }
 
 
 def worst(metric: Metric, direction: Direction) -> float | None:

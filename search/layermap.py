@@ -262,14 +262,10 @@ def _token_symbol(drawn: Cell) -> Text:
 def _figure_row(name: str, entry: Measured) -> list[str]:
     unit = unit_of(name)
     spread = "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
-    basis = f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
-    change = "" if entry.dense is None else against(entry.value, entry.dense, unit)
-    return [
-        "  " + visible(name),
-        with_error(entry.value, entry.stderr, unit) + spread,
-        change,
-        basis + (entry.split or ""),
-    ]
+    basis = "predicted " if entry.n == 0 else f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
+    value = entry.value if entry.modelled is None else entry.modelled
+    change = "" if entry.dense is None else against(value, entry.dense, unit)
+    return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
 
 
 def _three_digits(value: float) -> str:

@@ -10,16 +10,19 @@ scores but a bound (Waudby-Smith and Ramdas, Estimating means of bounded random 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement, Metric
-from .front import front_trials, objective_point, objective_value
+from .front import as_time, front_trials, objective_point, objective_value
+from .modelled import ModelledTime
 from .record import TrialRecord
 from .space import Racing, Space
+from .tied import no_slower
+from .time_model import TimeEstimate
 
 # Shares of what may be bet at most, from cautious, for a small difference, to bold.
 BETS = np.linspace(0.05, 0.95, 10)
@@ -35,11 +38,13 @@ class Rival:
         number: Of its trial.
         values: Its objectives.
         scores: Its score of each example, by the metrics that are measured on examples.
+        times: Its times with their errors, by objective.
     """
 
     number: int
     values: Mapping[str, float]
     scores: Mapping[str, Sequence[float]]
+    times: Mapping[str, TimeEstimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def rivals_among(records: Sequence[TrialRecord], objectives: Mapping[str, Direct
         values = objective_point(record.search, records[0].search, objectives) if record.number in front else None
         if values is not None:
             scores = {name: record.search[name].detail.get("per_example", ()) for name in objectives}
-            found.append(Rival(record.number, dict(zip(objectives, values, strict=True)), scores))
+            times = {name: time for name in objectives if (time := as_time(record, name)) is not None}
+            found.append(Rival(record.number, dict(zip(objectives, values, strict=True)), scores, times))
     return found
 
 
@@ -140,7 +146,8 @@ class Race:
             yield doubt(f"worse than trial {rival.number} in {name}", beside, lambda *both: worse_by(direction, *both))
         bound = self._space.constraints.get(name)
         if bound is not None and bound.at_least == (direction == "maximize"):
-            yield doubt(f"{name} is not {bound.text}", dense, bound.excess)
+            floor = self._dense[name].floor
+            yield doubt(f"{name} is not {bound.text}", dense, lambda own, other: bound.excess(own, other, floor))
 
     def _strongest(self, name: str, known: Mapping[str, Measurement]) -> Rival | None:
         """The best in one objective of those that are nowhere worse in the others.
@@ -151,13 +158,16 @@ class Race:
         others = [other for other in objectives if other != name]
         if name not in objectives or any(other not in known or known[other].is_part for other in others):
             return None
-        values = {other: objective_value(other, known[other], self._dense.get(other)) for other in others}
-        able = [
-            rival
-            for rival in self._rivals
-            if all(worse_by(objectives[other], values[other], rival.values[other]) >= 0 for other in others)
-        ]
+        able = [rival for rival in self._rivals if all(self._as_good(rival, other, known[other]) for other in others)]
         return min(able, key=lambda rival: worse_by(objectives[name], rival.values[name], 0.0), default=None)
+
+    def _as_good(self, rival: Rival, name: str, ours: Measurement) -> bool:
+        """True where a rival is no worse than the candidate in a figure; times that cannot be told apart are equal."""
+        time = rival.times.get(name)
+        if time is not None and isinstance(ours, ModelledTime):
+            return no_slower(time, ours.estimate)
+        value = objective_value(name, ours, self._dense.get(name))
+        return worse_by(self._space.objectives[name], value, rival.values[name]) >= 0
 
 
 def worse_by(direction: Direction, one: float, other: float) -> float:

@@ -90,6 +90,33 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How a time was measured; ratios are to dense.
+
+    Attributes:
+        noise: How far one measured ratio strays, by dense against dense; None where that was not measured.
+        blocks: How often dense was measured against itself.
+        spread: Standard deviation of the ratios of all measured policies, noise taken off; None where few were.
+        cost: The counted cost that the time was predicted from; None where it was measured in every trial.
+        text: What the search said of that.
+        again: How many policies of the front were timed again.
+        within: How many of those are within the 95 % interval of the difference.
+        gap: By how much the ratio of those is larger when it is measured again, on average.
+        raw_gap: The same of what was measured in the search, without the model.
+    """
+
+    noise: float | None = None
+    blocks: int = 0
+    spread: float | None = None
+    cost: str | None = None
+    text: str = ""
+    again: int = 0
+    within: int = 0
+    gap: float | None = None
+    raw_gap: float | None = None
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One trial.
 
@@ -97,18 +124,21 @@ class TrialRecord:
         number: Optuna's number; trial 0 is dense.
         policy: What was tried, in canonical form.
         search: Measurements that the search decided by, by metric name; accuracy is of the search split.
-        report: Measurements on the report split; empty unless the trial was confirmed.
+        report: Measurements on the report split, and times that were measured again; empty unless the trial was
+            confirmed.
         violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
         failure: Why it failed, in one line.
         dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
         traceback: Of the exception that it failed with.
         setbacks: Why it failed each time that it was to answer more; what it had measured before is kept.
         estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
+        predicted: Times that were not measured, since another cost tells them: see `StandIn`.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
         worker: Which worker ran it.
         shared_from: The trial that measured the same policy before, where this one shares its measurements.
         continues: The trial that was set aside on few examples, where this one goes on with it.
         rule: What rules it is, as `name: setting`, where the search started from it.
+        is_probe: True where the budget of trials does not count it: it was measured to find the path to begin with.
     """
 
     number: int
@@ -123,8 +153,10 @@ class TrialRecord:
     shared_from: int | None = None
     continues: int | None = None
     rule: str | None = None
+    is_probe: bool = False
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
+    predicted: tuple[str, ...] = ()
     traceback: str | None = None
     setbacks: tuple[str, ...] = ()
 
@@ -170,6 +202,8 @@ class StudyRecord:
         summary: What the run measured of itself, such as seconds a trial against seconds of its forward passes.
         ended: Why the search ended; None where it was interrupted.
         verdict: What the search was worth, as far as that can be told.
+        guide: Which figure guided the search; None where accuracy did alone.
+        clocks: By time, how it was measured.
     """
 
     name: str
@@ -187,6 +221,8 @@ class StudyRecord:
     summary: Mapping[str, float] = field(default_factory=dict)
     ended: str | None = None
     verdict: Verdict = Verdict()
+    guide: str | None = None
+    clocks: Mapping[str, Clock] = field(default_factory=dict)
 
     @property
     def dense(self) -> TrialRecord:

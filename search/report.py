@@ -28,6 +28,7 @@ from .report_page import (
     tiles,
 )
 from .report_rules import rules_section
+from .time_report import time_lines
 from .verdict import curse_line, verdict_lines
 
 TEMPLATE = "report_template.html"
@@ -85,6 +86,7 @@ def table_notes(record: StudyRecord) -> str:
         notes.append(f"<b>Winner’s curse.</b> {escape(curse)} Trust the report split.")
     elif name is not None and policy_files(record):
         notes.append("No policy of the front is confirmed on the report split yet.")
+    notes += [escape(line) for line in time_lines(record)]
     return "".join(f"<p>{note}</p>" for note in notes)
 
 

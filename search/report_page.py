@@ -10,6 +10,7 @@ from ..evaluators.base import Measurement, Split
 from . import front
 from .front import percent_of_dense
 from .layermap import ON_EXAMPLES, amount, phrase, points, with_error
+from .modelled import ModelledTime
 from .record import StudyRecord, TrialRecord
 
 # The headline policy is the cheapest that loses at most one point of accuracy; or, by its divergence, whose answers
@@ -123,7 +124,7 @@ def tiles(record: StudyRecord) -> str:
         elif record.metrics[name].unit == "nats":
             found.append((amount(_loss(record, trial, name, split), "nats"), f"of {phrase(name)}, {split} split"))
         else:
-            found.append((f"{percent_of_dense(record, trial, name):.0f} %", f"of the dense {phrase(name)}"))
+            found.append((f"{percent_of_dense(record, trial, name, split):.0f} %", f"of the dense {phrase(name)}"))
     found.append((str(len(record.trials)), "trials"))
     return "".join(f"<div><b>{escape(figure)}</b><span>{escape(text)}</span></div>" for figure, text in found)
 
@@ -221,7 +222,8 @@ def _worth_a_column(record: StudyRecord, name: str) -> bool:
 
 
 def _columns(record: StudyRecord, name: str) -> list[tuple[str, Split]]:
-    return [(name, "search"), (name, "report")] if record.metrics[name].unit in ON_EXAMPLES else [(name, "search")]
+    again = record.metrics[name].unit in ON_EXAMPLES or name in record.dense.report
+    return [(name, "search"), (name, "report")] if again else [(name, "search")]
 
 
 def _column_note(record: StudyRecord, name: str, split: Split) -> str:
@@ -229,7 +231,9 @@ def _column_note(record: StudyRecord, name: str, split: Split) -> str:
     if unit in ON_EXAMPLES:
         entry = getattr(record.dense, split).get(name)
         return f"{split} split" + (f", n {entry.n}" if entry else "")
-    return "of dense (IQR)" if unit == "ms" else "of dense"
+    if unit == "ms":
+        return "of dense, timed again (IQR)" if split == "report" else "of dense (IQR)"
+    return "of dense"
 
 
 def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> str:
@@ -238,17 +242,25 @@ def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) ->
     if entry is None:
         return f"<em>{'not confirmed' if split == 'report' else 'not measured'}</em>"
     unit = record.metrics[name].unit
+    predicted = isinstance(entry, ModelledTime) and entry.is_predicted
     if unit in ON_EXAMPLES:
         main = _with_error(record, name, entry)
         gain = _gain(record, trial, name, split)
         plain = unit == "nats" or trial is record.dense or not math.isfinite(gain)
         note = "" if plain else points(gain)
     else:
-        share = percent_of_dense(record, trial, name)
-        main = f"{share:.1f} %" if math.isfinite(share) else "not a number"
+        share = percent_of_dense(record, trial, name, split)
+        main = f"{share:.1f} %{_of_time(entry)}" if math.isfinite(share) else "not a number"
         spread = "" if entry.iqr is None else f" ({amount(entry.iqr, unit).removesuffix(f' {unit}')})"
-        note = amount(entry.value, unit) + spread
+        note = "predicted" if predicted else amount(entry.value, unit) + spread
     return f"{escape(main)}<small>{escape(note)}</small>"
+
+
+def _of_time(entry: Measurement) -> str:
+    """The standard error of a time, in points of dense; empty where none is known."""
+    if isinstance(entry, ModelledTime):
+        return f" ± {100 * entry.estimate.error:.1f}"
+    return f" ± {100 * entry.stderr / entry.dense:.1f}" if entry.stderr is not None and entry.dense else ""
 
 
 def _with_error(record: StudyRecord, name: str, entry: Measurement) -> str:

@@ -20,10 +20,13 @@ from ..policies.wording import visible
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
+from .modelled import ModelledTime
 from .preview import PREVIEW
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space
+from .study_times import machine_times, stand_ins_of
+from .time_report import clocks
 from .verdict import judged
 
 SPACE = "space.yaml"
@@ -84,12 +87,17 @@ def read_record(folder: Path) -> StudyRecord:
     first = next(dense, None)
     if first is None:
         raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
-    trials = trials[first:]
     space = Space.model_validate(attrs["space"])
+    times = machine_times(attrs, space, attrs["facts"]["num_layers"])
+    everything = tuple(times.of(trials[first:], whole=True))
+    # A probe whose accuracy was never asked for only led to others.
+    trials = tuple(
+        trial for trial in everything if not trial.is_probe or "accuracy" in {*trial.search, *trial.estimates}
+    )
+    front = front_trials(trials, space.objectives)
     objectives = space.objectives
     metrics = known_metrics(space)
-    values = {name: entry.value for name, entry in trials[0].search.items()}
-    reference = reference_point(values, objectives, metrics)
+    reference = reference_point(trials[0].search, objectives, metrics)
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
     record = StudyRecord(
@@ -100,13 +108,15 @@ def read_record(folder: Path) -> StudyRecord:
         constraints={name: bound.text for name, bound in space.constraints.items()},
         metrics=metrics,
         trials=trials,
-        front=front_trials(trials, objectives),
+        front=front,
         hypervolume=tuple(hypervolumes),
         reference=reference,
         space_text=read_text(folder / SPACE),
         environment=read_environment(folder / ENVIRONMENT),
-        summary=summary(trials) | looked(attrs),
+        summary=summary(everything) | looked(attrs),
         ended=attrs.get("ended"),
+        guide=attrs.get("guide"),
+        clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
     )
     return judged(record)
 
@@ -153,12 +163,14 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
         return {}
     total = sum(trial.seconds["total"] for trial in own) / len(own)
     forward = sum(trial.seconds["forward"] for trial in own) / len(own)
+    probes = sum(trial.is_probe for trial in own)
     answered = [entry for trial in own for entry in (*trial.search.values(), *trial.estimates.values())]
     layers = Counter[str]()
     for entry in answered:
         layers.update(entry.detail.get("layers", {}))
     return {
-        "trials": len(own),
+        "trials": len(own) - probes,
+        **({"probes": probes} if probes else {}),
         "seconds_per_trial": total,
         "forward_seconds_per_trial": forward,
         "overhead": total / forward - 1 if forward else 0.0,
@@ -241,7 +253,7 @@ def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
 
 
 def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
-    """Every figure beside the dense one: what has examples by split, the search split under `search_…`."""
+    """Every figure beside the dense one: what was measured again by split, that of the search under `search_…`."""
     found: dict[str, Measured] = {}
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
@@ -254,7 +266,12 @@ def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
 def measured(entry: Measurement, dense: Measurement | None, split: Split | None) -> Measured:
     """One figure for the policy file; a latency stands beside the dense one that was interleaved with it."""
     beside = entry.dense if entry.dense is not None else (dense.value if dense else None)
-    return Measured(value=entry.value, dense=beside, stderr=entry.stderr, iqr=entry.iqr, n=entry.n, split=split)
+    modelled, stderr = None, entry.stderr
+    if isinstance(entry, ModelledTime) and entry.dense is not None:
+        modelled, stderr = entry.estimate.ratio * entry.dense, entry.estimate.error * entry.dense
+    return Measured(
+        value=entry.value, dense=beside, stderr=stderr, iqr=entry.iqr, n=entry.n, split=split, modelled=modelled
+    )
 
 
 def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:

@@ -41,7 +41,7 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .progress import Progress
+    from .progress import PREPARING, Progress
     from .study import SearchStudy
 
     space = loaded.space
@@ -50,12 +50,13 @@ def run_study(
         pool = started(pinned(space, folder / DATABASE) if resume else space, heed)
         try:
             described = pool.describe()
+            progress.phase(PREPARING)
             commit = the_commit(described)
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
-                    lambda: noted(pool, progress), commit,
+                    lambda: noted(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 with kept_in(folder):
@@ -150,6 +151,7 @@ def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress",
     from .driver import Driver
 
     driver = Driver(study, pool, progress)
+    driver.timing.find_noise()
     if study.space.workers.runner == "tune":
         from .tune import tune_search
 

@@ -37,12 +37,11 @@ class Stopping:
 
         What few examples say may be luck, so it counts as growth only when a trial has answered all.
         """
-        if record.shared_from is not None:
+        if record.shared_from is not None or record.is_probe:
             return
         objectives = self._space.objectives
         if self._growing is None and record.state == "complete":
-            values = {name: entry.value for name, entry in record.search.items()}
-            reference = reference_point(values, objectives, known_metrics(self._space))
+            reference = reference_point(record.search, objectives, known_metrics(self._space))
             self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
             self._dense = record
         if self._growing is None or self._dense is None:

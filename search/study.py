@@ -5,10 +5,11 @@ resumes from them, and everything else in the study's folder can be made from th
 """
 
 import json
+import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,27 +24,38 @@ from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .content import Digests
-from .database import Ledger, setback_key, storage, trial_record
+from .database import Ledger, measurements_text, setback_key, storage, trial_record
 from .front import objective_value
+from .greedy import Probe
+from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probed_cost
+from .modelled import ExpectedTime, ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
+from .skipsampler import SkipSampler
 from .space import Space
+from .stand_ins import StandIn, left_out, timers
 from .standing import Known
-from .starts import starts
+from .starts import saved, starts
+from .study_times import NOISE, STAND_INS, machine_times
+from .telling import corner, told_by_loss
 from .view import Estimated
 from .writethrough import WriteThrough
 
+GUIDE = "guide"  # where a study keeps which figure guides it
+CHOSEN = "guide_chosen"  # and that two figures were compared
+QUEUED = "starts"  # and the rules that wait for the probes
 DIGESTS = "digests.json"  # beside the study: what large files of weights contain
 REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
     """What was measured, as a trial's attributes; where the last of them stands, the trial is measured."""
+    predicted = [name for name, one in outcome.measurements.items() if isinstance(one, ModelledTime) and not one.n]
     measured, rough = (
-        {name: asdict(entry) for name, entry in entries.items()}
+        {name: plain(entry) for name, entry in entries.items() if name not in predicted}
         for entries in (outcome.measurements, outcome.estimates)
     )
     notes = {
@@ -55,6 +67,7 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
     return {
         "measurements": json.dumps(measured),
         **({"estimates": json.dumps(rough)} if rough else {}),
+        **({"predicted": predicted} if predicted else {}),
         **{key: value for key, value in notes.items() if value is not None},
         "seconds": dict(outcome.seconds),
     }
@@ -91,6 +104,8 @@ class SearchStudy(Ledger):
         model_id: What to call the model; its id in the space where none is given.
         preview: Finds out what some rules to begin with need to know of the model, as `Bench.preview` does; it is asked
             once in a study, and only where such a rule is named.
+        guide: The evaluator whose loss guides the search, as `Bench.guide`; None searches by accuracy alone. A study
+            that is resumed keeps its own.
         commit: Of the model on the hub, where it comes from there.
 
     Raises:
@@ -100,7 +115,7 @@ class SearchStudy(Ledger):
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None, commit: str | None = None,
+        preview: Callable[[], Preview] | None = None, guide: str | None = None, commit: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
@@ -108,7 +123,6 @@ class SearchStudy(Ledger):
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
-        self._own = own_sampler(space, self.parameters, self._estimate) if space.search.sampler == "auto" else None
         self.check_free(path, resume)
         self.study = self._opened(path, name)
         self._check_same(path)
@@ -117,16 +131,25 @@ class SearchStudy(Ledger):
             known = previewed(self.study.user_attrs, self.space.search.rules, self.parameters.domains, preview)
             optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
             self.study = self._opened(path, name)
-            self._begin(known)
+            self._begin(known, guide)
+        metric = self.study.user_attrs.get(GUIDE)
+        self.guide = Guide(metric) if metric else None
+        self._own = self._sampler() if space.search.sampler == "auto" else None
         super().__init__(self.study)
+        self.timers = timers(space)
+        self.times = machine_times(self.study.user_attrs, space, num_layers)
         self._told: dict[str, TrialRecord] = {}
+        self._failed: set[str] = set()
         self._known: Known | None = None
         for record in self.records():
             if record.state == "complete":
                 self._told.setdefault(record.policy.fingerprint, record)
+            elif record.state == "failed":
+                self._failed.add(record.policy.fingerprint)
         self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
         self.end(None)
         self._interrupted: deque[FrozenTrial] = deque()
+        self._probing: dict[str, FrozenTrial] = {}
         self._finish_interrupted()
 
     @staticmethod
@@ -176,8 +199,12 @@ class SearchStudy(Ledger):
                 "resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
             )  # fmt: skip
 
-    def _begin(self, preview: Preview) -> None:
-        """Note what the study is about, and queue the dense model, which is trial 0, and the rules."""
+    def _begin(self, preview: Preview, guide: str | None) -> None:
+        """Note what the study is about, and queue the dense model, which is trial 0, and the rules.
+
+        A guided search has its greedy path in the place of rules that look at nothing but a layer's place.
+        """
+        self.study.set_user_attr(GUIDE, guide)
         self.study.set_user_attr("facts", self._facts())
         if preview.forwards:
             self.study.set_user_attr(PREVIEW, preview.plain())
@@ -187,15 +214,34 @@ class SearchStudy(Ledger):
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
         self.study.enqueue_trial(self.parameters.labels())
-        for start in starts(self.parameters, self.space.search.rules, min(population(budget), budget) - 1, preview):
-            self.study.enqueue_trial(dict(start.labels), user_attrs={"rule": start.rule})
+        rules = self.space.search.rules
+        if guide is not None and self.space.search.start == "rules":
+            rules = []
+        begun = starts(self.parameters, rules, min(population(budget), budget) - 1, preview)
+        queued = [{"labels": dict(start.labels), "rule": start.rule} for start in begun]
+        if guide is None:
+            self._queue(queued)
+        else:
+            self.study.set_user_attr(QUEUED, queued)
+
+    def _queue(self, starts: Iterable[Mapping[str, Any]]) -> None:
+        for start in starts:
+            self.study.enqueue_trial(start["labels"], user_attrs={"rule": start["rule"]})
+
+    def queue_starts(self) -> None:
+        """Queue the rules that a guided search begins with besides its path, once, when the probes are done."""
+        self._queue(self.study.user_attrs.get(QUEUED) or ())
+        self.study.set_user_attr(QUEUED, None)
 
     def _finish_interrupted(self) -> None:
         """Tell what was measured when the driver died; what was not is asked for again, under its own number."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "seconds" in trial.user_attrs:
                 record = trial_record(trial)
-                self._tell(Trial(self.study, trial._trial_id), record.search, record.failure, trial.constraints)
+                told = self.told(record.policy, record.search)
+                self._tell(Trial(self.study, trial._trial_id), told, record.failure, trial.constraints)
+            elif "probe" in trial.user_attrs:
+                self._probing[trial.user_attrs.get("fingerprint", "")] = trial
             else:
                 self._interrupted.append(trial)
 
@@ -230,9 +276,75 @@ class SearchStudy(Ledger):
         self._storage.write(trial._trial_id)
         return Proposal(trial, policy)
 
+    def ask_probe(self, labels: Mapping[str, str], rule: str) -> Proposal:
+        """Note a policy as running that is measured by the guide alone, outside of the budget.
+
+        Args:
+            labels: By parameter.
+            rule: What it belongs to, as `name: setting`.
+        """
+        policy = self.parameters.policy(labels)
+        begun = self._probing.pop(policy.fingerprint, None)
+        if begun is not None:
+            return Proposal(Trial(self.study, begun._trial_id), policy)
+        self.study.enqueue_trial(self.parameters.labels(labels), user_attrs={"rule": rule, "probe": True})
+        proposal = self.ask()
+        assert proposal is not None  # What the space forbids is no probe.
+        return proposal
+
+    def is_known(self, fingerprint: str) -> bool:
+        """True for a policy that was measured, by the guide at least, or that failed."""
+        return fingerprint in self._told or fingerprint in self._failed
+
+    def probed(self, labels: Mapping[str, str]) -> Probe | None:
+        """What a policy measured by the guide, and the cost that it saves; None where it was not measured."""
+        record = self._told.get(self.parameters.policy(labels).fingerprint)
+        loss = None if record is None or self.guide is None else self.guide.loss(record.search)
+        if record is None or loss is None:
+            return None
+        name = probed_cost(self.space)
+        cost = record.search[name].value if name else -saved(record.policy.choices(self.num_layers))
+        return Probe(loss, cost)
+
+    def guessing_loss(self) -> float:
+        """The guide's loss of guessing, beyond which a policy is no use; infinite where the tasks do not tell."""
+        return math.inf if self.guide is None else self.guide.guessing(self._dense())
+
+    def _sampler(self) -> SkipSampler:
+        guessing = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
+        told = self._estimate if self.guide is None else self._guided
+        return own_sampler(
+            self.space, self.parameters, told, lambda: corner(self.space, self._dense(), self.guide), guessing
+        )
+
+    def _dense(self) -> Mapping[str, Measurement]:
+        """What the dense model measured, of a search that has begun."""
+        return self.dense_measurements() or {}
+
+    def _guided(self, trial: FrozenTrial) -> Estimated | None:
+        """What the sampler is told of a trial of a guided search."""
+        record = self.times.smoothed(self.read(trial))
+        broken = self.violations(record.search)
+        return None if self.guide is None else told_by_loss(record, self.guide, self.space, self._dense(), broken)
+
+    def _choose_metric(self) -> None:
+        """Choose between the two figures of the right answers, when enough policies have their accuracy."""
+        if self.guide is None or self.guide.evaluator != ANSWER_LOSS or CHOSEN in self.study.user_attrs:
+            return
+        both = [record for record in self._told.values() if {QUALITY, ANSWER_LOSS} <= record.search.keys()]
+        if len(both) < DECIDED_BY:
+            return
+        metric = better_metric(both)
+        self.study.set_user_attr(CHOSEN, metric)
+        if metric != self.guide.metric:
+            self.study.set_user_attr(GUIDE, metric)
+            self.guide, self._known = Guide(metric), None
+            self._own = self._sampler()
+
     def _estimate(self, trial: FrozenTrial) -> Estimated | None:
         """What a trial that answered few examples is expected to measure, its luck with these taken off."""
-        record, dense, objectives = self.read(trial), self.dense_measurements(), list(self.space.objectives)
+        dense, objectives = self.dense_measurements(), list(self.space.objectives)
+        record = self.times.smoothed(self.read(trial))
         if dense is None or not record.estimates:
             return None
         found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
@@ -245,7 +357,8 @@ class SearchStudy(Ledger):
     def known_in_full(self) -> Known:
         """Who has answered all examples, dense first."""
         if self._known is None:
-            self._known = Known.of(sorted(self._told.values(), key=lambda record: record.number))
+            records = sorted(self._told.values(), key=lambda record: record.number)
+            self._known = Known.of(records, self.guide, self.space)
         return self._known
 
     def _tells(self, record: TrialRecord) -> None:
@@ -253,6 +366,7 @@ class SearchStudy(Ledger):
         self._told[record.policy.fingerprint] = record
         if not record.estimates:
             self._known = None
+        self._choose_metric()
 
     def enqueue_random(self, known: Container[str]) -> bool:
         """Queue a policy drawn at random, for a sampler that repeats itself.
@@ -278,7 +392,8 @@ class SearchStudy(Ledger):
 
     def tell(self, proposal: Proposal, outcome: Outcome, shared_from: int | None = None) -> None:
         """Finish a trial with what it measured; one that measured too little is told as failed or stopped early."""
-        trial = proposal.trial
+        trial, told = proposal.trial, self.told(proposal.policy, outcome.measurements)
+        outcome = replace(outcome, measurements=told)
         shared = {} if shared_from is None else {"shared_from": shared_from}
         for key, value in {**shared, **attributes(outcome)}.items():
             trial.set_user_attr(key, value)
@@ -299,9 +414,10 @@ class SearchStudy(Ledger):
         if outcome.failure is not None:
             self._keep_setback(record.number, outcome)
             return None
+        outcome = replace(outcome, measurements=self.told(record.policy, outcome.measurements))
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
-            key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
+            key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
         }
         state = self._state(outcome.measurements, None, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
@@ -339,10 +455,11 @@ class SearchStudy(Ledger):
                 trial.set_constraint(name, excess)
         state = self._state(measurements, failure, trial.user_attrs.keys().isdisjoint({"dropped", "estimates"}))
         self.study.tell(trial, self.values(measurements) if state == TrialState.COMPLETE else None, state)
-        if failure is None:
-            record = self.record(trial.number)
-            if record.policy.fingerprint not in self._told:
-                self._tells(record)
+        record = self.record(trial.number)
+        if failure is not None:
+            self._failed.add(record.policy.fingerprint)
+        elif record.policy.fingerprint not in self._told:
+            self._tells(record)
 
     def _state(self, measurements: Mapping[str, Measurement], failure: str | None, in_full: bool) -> TrialState:
         """What a trial is to Optuna: stopped early, where something was not measured, or not on all examples."""
@@ -350,6 +467,58 @@ class SearchStudy(Ledger):
             return TrialState.FAIL
         whole = in_full and all(name in measurements for name in self.space.objectives)
         return TrialState.COMPLETE if whole else TrialState.PRUNED
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
+        return self.times.of(super().records())
+
+    def record(self, number: int) -> TrialRecord:
+        """A trial that was asked for, its times smoothed, by its number."""
+        return self.times.smoothed(super().record(number))
+
+    def final_records(self) -> list[TrialRecord]:
+        """The trials with times that are smoothed by all that was measured, as the report has them."""
+        return self.times.of(super().records(), whole=True)
+
+    def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
+        """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
+        self.times.follow(super().records())
+        return self.times.told(policy, measurements) if measurements else measurements
+
+    def expected_times(self, policy: Policy) -> dict[str, ExpectedTime]:
+        """What is expected of a policy's times, for a worker that is to judge it."""
+        self.times.follow(super().records())
+        return self.times.expected(policy)
+
+    @property
+    def left_out(self) -> set[str]:
+        """The evaluators that further trials do without."""
+        return left_out(self.space, self.timers, self.times.stand_ins)
+
+    @property
+    def noise_is_known(self) -> bool:
+        """True where dense was timed against itself."""
+        return NOISE in self.study.user_attrs
+
+    def keep_noise(self, found: Mapping[str, Sequence[Measurement]]) -> None:
+        """Keep what dense took beside itself, by metric."""
+        self.study.set_user_attr(
+            NOISE, json.dumps({name: [plain(one) for one in all_] for name, all_ in found.items()})
+        )
+        self.times.null = dict(found)
+
+    def keep_stand_in(self, found: StandIn) -> None:
+        """Keep that a time is not measured any more."""
+        self.study.set_user_attr(STAND_INS, [*self.study.user_attrs.get(STAND_INS, []), asdict(found)])
+        self.times.stand_ins.append(found.metric)
+
+    def keep_times(self, policy: Policy, found: Mapping[str, Measurement]) -> None:
+        """Keep what a policy took when it was timed again."""
+        self.study.set_user_attr(f"times:{policy.fingerprint}", measurements_text(found))
+
+    def is_timed(self, policy: Policy) -> bool:
+        """True where a policy was timed again."""
+        return f"times:{policy.fingerprint}" in self.study.user_attrs
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""
@@ -360,10 +529,18 @@ class SearchStudy(Ledger):
         """How far each bounded metric that was measured lies beyond its bound."""
         dense = self.dense_measurements() or measurements
         return {
-            name: bound.excess(objective_value(name, measurements[name], dense[name]), dense[name].value)
+            name: bound.excess(
+                objective_value(name, measurements[name], dense[name]), dense[name].value, dense[name].floor
+            )
             for name, bound in self.space.constraints.items()
             if name in measurements and name in dense
         }
+
+    def breaks(self, policy: Policy, outcome: Outcome) -> bool:
+        """True where a policy is sure to break a constraint by what was measured of it so far."""
+        told, bounds = self.told(policy, outcome.measurements), self.space.constraints
+        best = {name: at_best(entry, bounds[name]) for name, entry in told.items() if name in bounds}
+        return any(excess > 0 for excess in self.violations(best).values())
 
     def dense_measurements(self) -> Mapping[str, Measurement] | None:
         """What the dense model measured; None before trial 0 is finished."""
@@ -391,8 +568,7 @@ class SearchStudy(Ledger):
 
     def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement]) -> None:
         """Keep what a policy measured on the report split."""
-        plain = {name: asdict(measurement) for name, measurement in measurements.items()}
-        self.study.set_user_attr(f"report:{fingerprint}", json.dumps(plain))
+        self.study.set_user_attr(f"report:{fingerprint}", measurements_text(measurements))
 
     def is_confirmed(self, policy: Policy) -> bool:
         """True where a policy was measured on the report split."""

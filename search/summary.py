@@ -14,8 +14,10 @@ from .console import Output
 from .forecast import AHEAD
 from .front import objective_value
 from .layermap import ON_EXAMPLES, amount, phrase, unit_of, with_error
+from .modelled import ModelledTime
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
+from .time_report import time_data, time_lines
 from .verdict import counts, curse_line, mean_gap, verdict_lines
 
 
@@ -32,6 +34,7 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "summary": dict(record.summary),
         "ended": record.ended,
         "verdict": verdict_data(record),
+        "times": time_data(record),
     }
 
 
@@ -56,11 +59,15 @@ def row(record: StudyRecord, trial: TrialRecord, file: str | None) -> dict[str, 
         dense = record.dense.search[name]
         value = objective_value(name, trial.search[name], dense)
         found[name] = {"value": value, "dense": dense.value, "share": value / dense.value if dense.value else None}
+        searched = trial.search[name]
+        if isinstance(searched, ModelledTime):
+            found[name] |= {"share_stderr": searched.estimate.error, "predicted": searched.is_predicted}
         if name in trial.report:
             confirmed, beside = trial.report[name], record.dense.report.get(name)
             found[name]["report"] = confirmed.value
             found[name]["report_stderr"] = confirmed.stderr
             found[name]["report_dense"] = beside.value if beside else None
+            found[name]["report_share"] = confirmed.value / confirmed.dense if confirmed.dense else None
     return found
 
 
@@ -85,8 +92,10 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
     if not rows:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
+    if any(entry.floor for entry in record.dense.search.values()):
+        reference += "; accuracy counts from guessing"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
-    for line in (*verdict_lines(record), tie_line(record), curse_line(record)):
+    for line in (*verdict_lines(record), tie_line(record), curse_line(record), *time_lines(record)):
         if line:
             console.print(line, highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
@@ -109,7 +118,7 @@ def headings(record: StudyRecord) -> list[str]:
     for name in record.objectives:
         found.append(name)
         if name in record.dense.report:
-            found.append("on report split")
+            found.append("timed again" if unit_of(name) == "ms" else "on report split")
     return found
 
 
@@ -122,9 +131,16 @@ def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) ->
         line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
         if name in record.dense.report:
             known = "report" in figure
-            told = with_error(figure["report"], figure["report_stderr"], unit_of(name)) if known else "not confirmed"
-            line.append(told)
+            line.append(confirmed_cell(figure, unit_of(name), absolute) if known else "not confirmed")
     return line
+
+
+def confirmed_cell(figure: Mapping[str, Any], unit: str, absolute: bool) -> str:
+    """A figure on the report split, or a time that was measured again; times as shares of dense."""
+    value, stderr, share = figure["report"], figure["report_stderr"], figure["report_share"]
+    if unit != "ms" or absolute or share is None:
+        return with_error(value, None if absolute and unit == "ms" else stderr, unit)
+    return f"{share:.0%}" + ("" if stderr is None else f" ± {100 * share * stderr / value:.1f}")
 
 
 def cost_line(record: StudyRecord) -> str:
@@ -137,9 +153,10 @@ def cost_line(record: StudyRecord) -> str:
     measured = sum(counts(trial) and trial.state == "complete" for trial in record.trials)
     few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
+    probes = f" after {cost['probes']} probes" if "probes" in cost else ""
     race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""
     return (
-        f"{measured} trials measured, {shared} duplicates answered from them, {failed} failed; "
+        f"{measured} trials measured{probes}, {shared} duplicates answered from them, {failed} failed; "
         f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
         f"passes (everything else adds {cost['overhead']:.0%}){race}"
     )

@@ -13,6 +13,7 @@ from ..evaluators.base import Measurement, Split
 from ..policies.policy import Policy
 from .affinity import RECENT, Steps
 from .bench import Bench
+from .modelled import ExpectedTime
 from .outcome import Outcome
 from .preview import Preview
 from .racing import Rival
@@ -64,6 +65,7 @@ class Job:
         rivals: The front so far, to race against; None measures everything in full.
         known: What was measured of the policy before, on all or on some of the examples.
         until: How many examples are enough for now; None measures all.
+        times: What is expected of its times, by metric.
         seconds: How long it may take; None sets no limit.
         tag: Whatever the driver wants to know it by.
         losses: Workers that were lost over it.
@@ -78,6 +80,7 @@ class Job:
     rivals: Sequence[Rival] | None = None
     known: Mapping[str, Measurement] = field(default_factory=dict)
     until: int | None = None
+    times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     seconds: float | None = None
     tag: Any = None
     losses: int = 0

@@ -142,7 +142,7 @@ class Pool:
         self._send(seat, job)
 
     def _send(self, seat: Seat, job: Job) -> None:
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
         reference = seat.actor.measure.remote(job.policy.document(), list(job.names), job.split, **given)
         seat.since = time.monotonic()
         self._running[reference] = (seat, job)

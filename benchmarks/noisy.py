@@ -1,0 +1,148 @@
+"""What a clock costs a search beside a noisy neighbour: `python benchmarks/noisy.py`.
+
+Searches the digits twice for each seed while a process of this benchmark burns a core at random intervals: for
+accuracy and FLOPs, and for accuracy, FLOPs and TTFT. Prints, of both, the hypervolume in accuracy and FLOPs alone; of
+the second, how many policies of its front have a time that is within its interval when it is measured again; and one
+JSON document last. `--quick` tries the script.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skipsearch.search.front import history, objective_point
+from skipsearch.search.reading import load_space
+from skipsearch.search.record import StudyRecord
+from skipsearch.search.run import run_study
+
+PLANE = {"accuracy": "maximize", "prefill_flops": "minimize"}
+SAME = 0.97  # of the hypervolume without TTFT
+HONEST = 0.95  # of the front's times are within their intervals
+NEIGHBOUR = """
+import random, time
+draw = random.Random({seed})
+while True:
+    until = time.monotonic() + draw.expovariate(1 / {busy})
+    while time.monotonic() < until:
+        sum(range(10000))
+    time.sleep(draw.expovariate(1 / {idle}))
+"""
+
+
+@contextmanager
+def neighbour(seed: int, busy: float, idle: float) -> Iterator[None]:
+    """A process that burns a core for a while, again and again; seconds are means of exponential times."""
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR.format(seed=seed, busy=busy, idle=idle)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def search(folder: Path, seed: int, timed: bool, arguments: argparse.Namespace) -> StudyRecord:
+    """One search of the digits."""
+    changes = {"search.seed": str(seed), "search.trials": str(arguments.trials), "workers.count": "1"}
+    changes["objectives"] = "{accuracy: maximize, prefill_flops: minimize" + (", ttft_ms: minimize}" if timed else "}")
+    loaded = load_space("digits", changes)
+    if not timed:
+        kept = {name: options for name, options in loaded.space.evaluate.items() if name != "latency"}
+        loaded = loaded.model_copy(update={"space": loaded.space.model_copy(update={"evaluate": kept})})
+    return run_study(loaded, folder, f"noisy-{seed}", shown=arguments.shown)
+
+
+def volume(record: StudyRecord) -> float:
+    """Hypervolume of what a search found, in accuracy and FLOPs alone."""
+    points = [
+        objective_point(trial.search, record.dense.search, PLANE) if trial.feasible else None for trial in record.trials
+    ]
+    return history(points, [*PLANE.values()], [0.0, record.dense.search["prefill_flops"].value])[-1]
+
+
+def told(record: StudyRecord, seconds: float) -> dict[str, Any]:
+    """What is said of one search."""
+    found: dict[str, Any] = {
+        "hypervolume": volume(record),
+        "front": len(record.front) - 1,
+        "seconds": round(seconds, 1),
+        "answers": record.summary.get("examples"),
+    }
+    clock = record.clocks.get("ttft_ms")
+    if clock is not None and "ttft_ms" in record.objectives:
+        found |= {
+            "noise": clock.noise, "spread": clock.spread, "predicted_by": clock.cost, "timed_again": clock.again,
+            "within": clock.within, "gap": clock.gap, "raw_gap": clock.raw_gap,
+            "timed_trials": sum("ttft_ms" not in trial.predicted for trial in record.trials),
+        }  # fmt: skip
+    return found
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both searches of every seed."""
+    rows = []
+    for seed in range(arguments.seeds):
+        for timed in (False, True):
+            with tempfile.TemporaryDirectory() as folder, neighbour(seed, arguments.busy, arguments.idle):
+                begun = time.perf_counter()
+                record = search(Path(folder) / "study", seed, timed, arguments)
+                rows.append({"seed": seed, "ttft": timed} | told(record, time.perf_counter() - begun))
+            print(line(rows[-1]), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """One search in words."""
+    text = (
+        f"seed {row['seed']}  {'with' if row['ttft'] else 'without':7} TTFT  hypervolume {row['hypervolume']:.4f}  "
+        f"front {row['front']:2}  {row['seconds']:.0f} s"
+    )
+    if "within" not in row:
+        return text
+    gaps = ", ".join(f"{name} {100 * row[key]:+.1f}" for name, key in (("gap", "gap"), ("raw gap", "raw_gap"))
+                     if row[key] is not None)  # fmt: skip
+    noise = "" if row["noise"] is None else f"  noise {100 * row['noise']:.1f} %"
+    return (
+        f"{text}{noise}  timed trials {row['timed_trials']}  within {row['within']} of {row['timed_again']}"
+        f"  {gaps} points of dense"
+    )
+
+
+def claims(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What should hold, and whether it does."""
+    plain, timed = ([row for row in rows if row["ttft"] is kind] for kind in (False, True))
+    ratio = sum(row["hypervolume"] for row in timed) / sum(row["hypervolume"] for row in plain)
+    again, within = (sum(row[key] for row in timed) for key in ("timed_again", "within"))
+    return {
+        "hypervolume": {"ratio": ratio, "least": SAME, "holds": ratio >= SAME},
+        "intervals": {"within": within, "of": again, "least": HONEST, "holds": within >= HONEST * again},
+    }
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=80, help="policies of each search")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--busy", type=float, default=2.0, help="mean seconds that the neighbour burns a core")
+    parser.add_argument("--idle", type=float, default=3.0, help="mean seconds between")
+    parser.add_argument("--quick", action="store_true", help="one seed, 14 trials")
+    parser.add_argument("--shown", action="store_true", help="show the progress of the searches")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.trials, arguments.seeds = 14, 1
+    rows = run(arguments)
+    found = claims(rows)
+    for name, claim in found.items():
+        print(f"{name}: {json.dumps(claim)}")
+    print(json.dumps({"benchmark": "noisy", "trials": arguments.trials, "runs": rows, "claims": found}))
+
+
+if __name__ == "__main__":
+    main()

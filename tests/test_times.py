@@ -1,0 +1,264 @@
+"""Measured times in a search: smoothed, tied within their intervals, predicted where FLOPs tell them, timed again."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import planted_times
+import pytest
+import searching
+from planted_times import Bench, search
+from test_report import study as made_up
+
+from skipsearch import Policy
+from skipsearch.evaluators.base import Measurement, Metric
+from skipsearch.policies.choice import KEEP, NAMED
+from skipsearch.search.front import front_trials, objective_value
+from skipsearch.search.machine import noise_of, warning
+from skipsearch.search.modelled import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
+from skipsearch.search.racing import Race, Rival
+from skipsearch.search.record import TrialRecord
+from skipsearch.search.report import page
+from skipsearch.search.results import read_record, write_folder
+from skipsearch.search.space import Constraint
+from skipsearch.search.summary import summary_data
+from skipsearch.search.tied import non_dominated_within
+from skipsearch.search.time_model import TimeEstimate
+from skipsearch.search.timing import ROUNDS, merged
+
+NONE = np.zeros(0)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return searching.tiny_space(tmp_path_factory.mktemp("space"))
+
+
+def time(ratio, own):
+    return TimeEstimate(ratio, NONE, own)
+
+
+def told(ratio, own=0.0):
+    return ModelledTime(100 * ratio, dense=100.0, estimate=time(ratio, own))
+
+
+def trial(number, accuracy, entry, flops=1.0):
+    policy = Policy.of([KEEP] * number + [NAMED["skip_ffn"]]) if number else Policy()
+    search = {"accuracy": Measurement(accuracy), "prefill_flops": Measurement(flops), "ttft_ms": entry}
+    return TrialRecord(number, "complete", policy, search)
+
+
+def test_no_policy_is_on_the_front_for_a_time_within_the_interval() -> None:
+    objectives = {"accuracy": "maximize", "ttft_ms": "minimize"}
+    dense = trial(0, 0.9, Measurement(100.0, dense=101.0))
+    tied = [trial(1, 0.85, told(0.80, 0.02)), trial(2, 0.84, told(0.77, 0.02))]
+    apart = [trial(1, 0.85, told(0.80, 0.01)), trial(2, 0.84, told(0.77, 0.01))]
+    assert front_trials([dense, *tied], objectives) == (0, 1)
+    assert front_trials([dense, *apart], objectives) == (0, 1, 2)
+    # A policy that is no faster than dense beyond the interval is not on the front beside it.
+    assert front_trials([dense, trial(1, 0.89, told(0.97, 0.02))], objectives) == (0,)
+
+
+def test_a_chain_of_ties_hides_no_difference_that_can_be_told() -> None:
+    times = [[None, time(1 - 0.03 * place, 0.015)] for place in range(10)]
+    costs = [(float(place), 1 - 0.03 * place) for place in range(10)]
+    kept = non_dominated_within(costs, times)
+    assert kept[0] == 0 and len(kept) >= 4
+    for left in {*range(10)} - {*kept}:
+        assert any(one < left and 0.03 * (left - one) <= 1.96 * 0.015 * 2**0.5 for one in kept)
+    for one, other in zip(kept, kept[1:], strict=False):
+        assert 0.03 * (other - one) > 1.96 * 0.015 * 2**0.5
+    assert non_dominated_within([(1.0, math.nan)], [[None, None]]) == []
+    # Of two that are equal but for a time that is tied, one stays.
+    assert non_dominated_within([(1.0, 0.8), (1.0, 0.79)], [[None, time(0.8, 0.1)], [None, time(0.79, 0.1)]]) == [1]
+
+
+def test_a_smoothed_time_is_compared_and_the_measured_one_stays() -> None:
+    entry = ModelledTime.of(Measurement(50.0, 5, 100.0), time(0.6, 0.02))
+    assert entry.value == 50.0 and entry.dense == 100.0
+    assert objective_value("ttft_ms", entry, Measurement(80.0, dense=82.0)) == pytest.approx(48.0)
+
+
+def test_what_stops_a_trial_is_sure() -> None:
+    slow, bound = told(0.62, 0.02), Constraint.parse("<= 0.6 * dense")
+    dense = Measurement(100.0)
+    assert bound.excess(objective_value("ttft_ms", slow, dense), 100.0) > 0
+    assert bound.excess(objective_value("ttft_ms", at_best(slow, bound), dense), 100.0) < 0
+    late = at_best(told(0.62, 0.005), bound)
+    assert bound.excess(objective_value("ttft_ms", late, dense), 100.0) > 0
+
+
+def test_a_measurement_is_worth_what_its_repeats_agree() -> None:
+    ours, dense = [50, 51, 52, 53, 54], [100, 101, 103, 105, 109]
+    entry = Measurement(52.0, 5, 103.0, detail={"repeats_ms": ours, "dense_repeats_ms": dense})
+    drifting = Measurement(52.0, 5, 103.0, detail={"repeats_ms": ours, "dense_repeats_ms": [2 * one for one in ours]})
+    assert own_spread(drifting) == pytest.approx(1e-8) and 1e-8 < own_spread(entry) < 0.01**2
+    assert own_spread(Measurement(52.0, 1, 103.0)) is None
+    assert own_spread(Measurement(50.0, 4, 100.0, iqr=5.0)) == pytest.approx((1.253 * 2**0.5 * 0.1 / 1.349) ** 2 / 4)
+    assert variance(Measurement(52.0, 1, 104.0), 0.04) == pytest.approx(0.01)
+    assert variance(drifting, 1e-4) == pytest.approx((4e-8 + 4e-4) / 8 * (52 / 103) ** 2, rel=1e-3)
+
+
+def test_a_worker_judges_by_the_smoothed_time() -> None:
+    expected = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, pooled=0.05**2)}
+    lucky = {"ttft_ms": Measurement(60.0, 1, 100.0)}
+    [found] = with_times(lucky, expected).values()
+    assert isinstance(found, ModelledTime) and 0.7 < found.estimate.ratio < 0.8 and found.value == 60.0
+    assert with_times({}, expected) == {}
+    instead = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, instead=True)}
+    [found] = with_times({}, instead).values()
+    assert found.is_predicted and found.value == pytest.approx(80.0)
+    costly = {"ttft_ms": ExpectedTime(time(0.9, 0.0), {"prefill_flops": (-0.5, NONE)}, {"ttft_ms": 100.0,
+              "prefill_flops": 10.0}, instead=True)}  # fmt: skip
+    assert with_times({}, costly) == {}
+    assert with_times({"prefill_flops": Measurement(6.0)}, costly)["ttft_ms"].value == pytest.approx(70.0)
+
+
+def test_a_rival_that_is_tied_in_time_is_as_good(path) -> None:
+    space = searching.loaded(path, **planted_times.CHANGES).space
+    metrics = {"accuracy": Metric("fraction", "maximize", "")}
+    scores, ours = [1.0] * 64, [0.0] * 32
+    dense = {"accuracy": Measurement(1.0, 64, detail={"per_example": scores}), "ttft_ms": Measurement(100.0),
+             "prefill_flops": Measurement(10.0)}  # fmt: skip
+    part = Measurement(0.0, 32, detail={"per_example": ours, "places": [*range(32)], "total": 64})
+    rival = Rival(4, {"accuracy": 1.0, "prefill_flops": 5.0, "ttft_ms": 60.0}, {"accuracy": scores},
+                  {"ttft_ms": time(0.6, 0.02)})  # fmt: skip
+    raced = searching.loaded(path, **{**planted_times.CHANGES, "search__racing": "{}"}).space
+    for space, ratio, own, out in ((raced, 0.58, 0.02, True), (raced, 0.5, 0.02, False), (raced, 0.58, 0.001, False)):
+        race = Race(space, metrics, dense, [Rival(4, rival.values, rival.scores, {"ttft_ms": time(0.6, own)})])
+        known = {"prefill_flops": Measurement(6.0), "ttft_ms": told(ratio, own)}
+        assert bool(race.verdict(known, {"accuracy": part})) == out
+
+
+@pytest.fixture(scope="module")
+def noisy(path, tmp_path_factory):
+    """A search with a time that FLOPs do not tell, on a noisy machine."""
+    folder = tmp_path_factory.mktemp("noisy")
+    bench = Bench(noise=0.12, alike=0.0)
+    return search(path, folder, bench, search__trials=40), bench, folder
+
+
+@pytest.fixture(scope="module")
+def alike(path, tmp_path_factory):
+    """A search with a time that FLOPs tell."""
+    folder = tmp_path_factory.mktemp("alike")
+    bench = Bench(noise=0.02)
+    return search(path, folder, bench, search__trials=40), bench, folder
+
+
+def test_smoothed_times_are_nearer_the_truth_than_measured_ones(noisy) -> None:
+    driver, bench, _ = noisy
+    records = [one for one in driver.study.final_records()[1:] if one.shared_from is None]
+    entries = [record.search["ttft_ms"] for record in records]
+    true = np.array([bench.ratio(record.policy) for record in records])
+    raw = np.array([entry.value / entry.dense for entry in entries]) - true
+    smoothed = np.array([entry.estimate.ratio for entry in entries]) - true
+    assert np.sqrt((smoothed**2).mean()) < 0.7 * np.sqrt((raw**2).mean())
+    inside = [abs(off) <= 1.96 * entry.estimate.error for off, entry in zip(smoothed, entries, strict=True)]
+    assert np.mean(inside) >= 0.9
+
+
+def test_what_was_measured_stays_in_the_study(noisy) -> None:
+    driver, _, _ = noisy
+    for frozen in driver.study.study.trials:
+        stored = json.loads(frozen.user_attrs["measurements"])["ttft_ms"]
+        assert "estimate" not in stored
+        again = np.median(stored["detail"]["repeats_ms"])
+        assert stored["value"] == pytest.approx(again)
+        if frozen.number > 3:
+            # What Optuna is told is the smoothed figure.
+            told, dense = frozen.values[2], driver.study.dense_measurements()["ttft_ms"].value
+            assert told != pytest.approx(stored["value"] / stored["dense"] * dense, rel=1e-6)
+
+
+def test_the_front_is_timed_again_in_turns_and_files_carry_both(noisy) -> None:
+    driver, bench, folder = noisy
+    record = read_record(folder)
+    again = [fingerprint for fingerprint, split in bench.timed if split == "report"]
+    size = len(record.front)
+    assert len(again) == ROUNDS * size and all(again.count(one) == ROUNDS for one in again)
+    rounds = [again[place : place + size] for place in range(0, len(again), size)]
+    assert all(len({*one}) == size for one in rounds) and len({tuple(one) for one in rounds}) > 1
+    write_folder(folder)
+    for file in (folder / "policies").glob("*.yaml"):
+        policy = Policy.load(file)
+        late, early = policy.measured["ttft_ms"], policy.measured["search_ttft_ms"]
+        assert late.split == "report" and late.n == 2 * ROUNDS and late.stderr is not None
+        assert early.split == "search" and early.modelled != early.value and early.stderr > 0
+        assert late.value / late.dense == pytest.approx(bench.ratio(policy), abs=4 * late.stderr / late.dense)
+    [clock, _] = record.clocks.values()
+    assert clock.again == size - 1 and clock.within >= 0.8 * clock.again
+    data = summary_data(record, folder)
+    assert data["times"]["ttft_ms"]["gap"] == clock.gap
+    told = page(record)
+    assert "Selection bias of times" in told and "Noise of this machine" in told
+    rows = [*csv.DictReader((folder / "trials.csv").open())]
+    assert {row["trial"] for row in rows if row["report_ttft_ms"]} == {str(number) for number in record.front}
+
+
+def test_the_report_has_the_front_that_was_confirmed(noisy, alike) -> None:
+    for driver, _, folder in (noisy, alike):
+        record = read_record(folder)
+        assert record.front == front_trials(driver.study.final_records(), record.objectives)
+        assert all({"accuracy", "ttft_ms"} <= record.trial(number).report.keys() for number in record.front)
+
+
+def test_a_cost_that_tells_a_time_ends_its_measurement_and_says_so_once(alike) -> None:
+    driver, bench, folder = alike
+    record = read_record(folder)
+    timed = [one for one in bench.timed if one[1] == "search"]
+    assert 12 <= len({*timed}) < 20
+    predicted = [one for one in record.trials if one.predicted]
+    assert predicted and all(one.in_full and one.search["ttft_ms"].is_predicted for one in predicted)
+    off = [abs(one.search["ttft_ms"].estimate.ratio - bench.ratio(one.policy)) for one in predicted]
+    assert max(off) < 0.1
+    for frozen in driver.study.study.trials:
+        marked = "ttft_ms" in frozen.user_attrs.get("predicted", [])
+        assert marked == ("ttft_ms" not in json.loads(frozen.user_attrs["measurements"]))
+        assert frozen.state.name == "COMPLETE" and len(frozen.values) == 3
+    assert record.clocks["ttft_ms"].cost == "prefill_flops"
+    assert page(record).count("ranks policies as TTFT does") == 1
+    for number in record.front[1:]:
+        assert not record.trial(number).report["ttft_ms"].detail.get("places")
+        assert record.trial(number).report["ttft_ms"].n == 2 * ROUNDS
+
+
+def test_a_time_that_flops_do_not_tell_is_measured_to_the_end(noisy) -> None:
+    driver, _, _ = noisy
+    assert driver.study.times.stand_ins == [] and not any(one.predicted for one in driver.study.records())
+
+
+def test_a_search_that_was_killed_ends_as_if_it_had_not_been(path, tmp_path, alike) -> None:
+    whole, _, _ = alike
+    for killed in (3, 9, 14):
+        with pytest.raises(KeyboardInterrupt):
+            search(
+                path, tmp_path, Bench(0.02, killed=killed), resume=(tmp_path / "study.db").exists(), search__trials=40
+            )
+    rest = search(path, tmp_path, Bench(0.02), resume=True, search__trials=40)
+    mine, theirs = ([(one.policy, one.predicted) for one in driver.study.records()] for driver in (rest, whole))
+    assert mine == theirs
+    assert [one.values for one in rest.study.study.trials] == [one.values for one in whole.study.study.trials]
+
+
+def test_a_machine_that_is_too_noisy_is_said_to_be() -> None:
+    null = [Measurement(100 * ratio, dense=100.0) for ratio in (1.04, 0.96)]
+    assert noise_of(null) == pytest.approx(0.04) and noise_of([]) is None
+    assert "Raise `repeats`" in warning("ttft_ms", 0.04, 0.1) and warning("ttft_ms", 0.04, 0.2) == ""
+
+
+def test_visits_are_merged_by_their_pairs() -> None:
+    def visit(ours, dense):
+        return Measurement(np.median(ours), 2, np.median(dense), detail={"repeats_ms": ours, "dense_repeats_ms": dense})
+
+    found = merged([visit([50, 52], [100, 104]), visit([100, 104], [200, 208]), visit([51, 50], [100, 100])])
+    assert found.value / found.dense == pytest.approx(0.5) and found.n == 6 and found.dense == 102
+    assert 0 < found.stderr < 1
+    assert merged([Measurement(5.0, dense=10.0)]).value == 5.0
+    assert merged([Measurement(5.0), Measurement(7.0)]).value == 6.0
+
+
+def test_studies_without_times_are_as_they_were() -> None:
+    record = made_up(objectives=("accuracy", "prefill_flops"))
+    assert record.clocks == {} and "Selection bias of times" not in page(record)
