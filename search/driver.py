@@ -75,7 +75,7 @@ class Driver:
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
-        self.timing = Timing(study, pool, progress)
+        self.timing = Timing(study, pool, progress, self._limits)
 
     def search(self) -> str | None:
         """Spend the budget of trials.
@@ -291,7 +291,7 @@ class Driver:
             left = len(waiting) + self.pool.busy
             self.progress.note(f"time is up for {left} policies to be confirmed; a `--resume` with more time does it")
             return
-        self.timing.measure_again([record for record in records if record.number in chosen])
+        self.timing.measure_again([record for record in records if record.number in chosen], ends)
 
     def _in_order(self, record: TrialRecord) -> tuple[bool, list[tuple[str, str]]]:
         return not record.policy.is_dense, steps(record.policy, self.study.num_layers)

@@ -1,7 +1,9 @@
 """What a search does about clocks: it finds out their noise, spends no more than needed, and times the front again."""
 
+import math
 import random
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from ..evaluators.base import Measurement
 from ..policies.policy import Policy
+from .limits import Limits
 from .machine import noise_line, noise_of, spread_of, warning
 from .modelled import is_time
 from .outcome import Outcome
@@ -31,10 +34,11 @@ class Timing:
         study: Where the trials are.
         pool: The workers that measure.
         progress: Where to say what was found.
+        limits: How long a measurement may take; None sets no limit.
     """
 
-    def __init__(self, study: SearchStudy, pool: Pool, progress: Progress) -> None:
-        self.study, self.pool, self.progress = study, pool, progress
+    def __init__(self, study: SearchStudy, pool: Pool, progress: Progress, limits: Limits | None = None) -> None:
+        self.study, self.pool, self.progress, self._limits = study, pool, progress, limits
         self._names = [*study.timers]
         self._warned: set[str] = set()
 
@@ -77,11 +81,12 @@ class Timing:
                 if said := warning(name, noise, spread):
                     self.progress.note(said)
 
-    def measure_again(self, records: Sequence[TrialRecord]) -> None:
+    def measure_again(self, records: Sequence[TrialRecord], ends: float = math.inf) -> None:
         """Time policies again, in rounds of a shuffled order, each next to dense, and keep what came out.
 
         Args:
             records: The front, and dense.
+            ends: When it has to be over, by the monotonic clock; what was timed by then counts.
         """
         left = [record for record in records if not self.study.is_timed(record.policy)]
         if not self._names or not left:
@@ -94,7 +99,7 @@ class Timing:
             for record in draw.sample(left, len(left))
         ]
         visits: defaultdict[int, list[Outcome]] = defaultdict(list)
-        for job, outcome in self._run(jobs):
+        for job, outcome in self._run(jobs, ends):
             if outcome.failure:
                 self.progress.note(f"trial {job.tag.number} could not be timed again: {outcome.failure}")
             visits[job.tag.number].append(outcome)
@@ -104,13 +109,15 @@ class Timing:
             if whole:
                 self.study.keep_times(record.policy, {name: merged([one[name] for one in whole]) for name in whole[0]})
 
-    def _run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+    def _run(self, jobs: Iterable[Job], ends: float = math.inf) -> Iterator[tuple[Job, Outcome]]:
         """Run jobs that need the device for themselves."""
         waiting = deque(jobs)
-        while waiting or self.pool.busy:
+        while (waiting or self.pool.busy) and time.monotonic() < ends:
             while waiting and self.pool.has_idle and not (self.pool.shares_device and self.pool.busy):
-                self.pool.submit(waiting.popleft())
-            found = self.pool.next()
+                job = waiting.popleft()
+                job.seconds = self._limits.of("search", job.policy) if self._limits is not None else None
+                self.pool.submit(job)
+            found = self.pool.next(ends)
             if found is not None:
                 yield found
 
