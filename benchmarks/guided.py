@@ -35,8 +35,11 @@ from skipsearch.search.front import front_trials
 from skipsearch.search.reading import load_space
 
 SHARES = [round(0.05 * step, 2) for step in range(1, 21)]
-GUIDED_BY = 48  # questions that greedy's loss is measured on
+QUESTIONS = 48  # that greedy's loss is measured on
 TRIALS = (80, 200, 400)
+# What --quick sets: enough to see that it runs.
+QUICK = {"only": "digits", "ways": "greedy;ours, flat", "trials": (4,), "seeds": 1, "search": 40, "report": 20,
+         "questions": 8, "least": 0.9}  # fmt: skip
 RATIOS = (0.5, 0.25)
 KEYS = "attention: [run, skip], ffn: [run, skip]"
 FLAT = ("keep", "skip_ffn", "skip_attention", "skip_layer")
@@ -58,7 +61,7 @@ class Problem:
         name: What it is called.
         space: A space, by name or path.
         images: True where layers may leave image tokens out.
-        least: The share of the FLOPs that greedy goes down to.
+        least: The share of the FLOPs that greedy goes down to, where nothing else is asked for.
         changes: What is set in the space.
     """
 
@@ -126,15 +129,16 @@ class Meter:
 
     Args:
         problem: What is searched.
+        questions: How many the loss is measured on.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, questions: int) -> None:
         space = load_space(problem.space, problem.changed(True, {})).space
         self.bench = Bench(space, threads=1)
         options = {
             key: value for key, value in space.evaluate["accuracy"].items() if key in ExampleOptions.model_fields
         }
-        options["search"] = {**(options.get("search") or {}), "limit": GUIDED_BY}
+        options["search"] = {**(options.get("search") or {}), "limit": questions}
         self._loss = AnswerLossEvaluator(AnswerLossOptions.model_validate(options), self.bench.subject)
         self.counter = Counter([*self.bench.evaluators, self._loss])
         self.dense = self._flops(Policy())
@@ -215,13 +219,13 @@ def starts(layers: int, way: str) -> dict[str, list[float | None]]:
     }
 
 
-def walked(problem: Problem, way: str) -> list[dict[str, Any]]:
+def walked(problem: Problem, way: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Greedy's runs."""
-    meter = Meter(problem)
+    meter, least = Meter(problem, given.questions), given.least or problem.least
     runs = []
     for start, ratios in starts(meter.bench.num_layers, way).items():
         begun, before, points, policies = time.perf_counter(), meter.counter.answers, [], []
-        for policy, share in greedy(meter, ratios, problem.least):
+        for policy, share in greedy(meter, ratios, least):
             right = meter.accuracy(policy, "search")
             policies.append(policy)
             points.append({"share": share, "search": right, "answers": meter.counter.answers - before})
@@ -352,8 +356,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="default: 5, and 2 of smollm2")
     parser.add_argument("--search", type=int, help="questions of the search, where not all")
     parser.add_argument("--report", type=int, help="questions that are held out, where not all")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="that greedy's loss is measured on")
+    parser.add_argument("--least", type=float, help="share of the FLOPs that greedy goes down to")
+    parser.add_argument("--quick", action="store_true", help="short runs on digits, to try the script")
     parser.add_argument("--json", type=Path, help="keep the document there, and go on with the one that is there")
     given = parser.parse_args()
+    if given.quick:
+        vars(given).update(QUICK)
     ways = given.ways.split(";")
     if unknown := [way for way in ways if way not in (*GREEDY, *OURS)]:
         parser.error(f"no way is called {unknown[0]!r}; there are {'; '.join([*GREEDY, *OURS])}")
@@ -362,7 +371,7 @@ def main() -> None:
         for way in ways:
             if way in GREEDY:
                 if (way == "greedy" or problem.images) and not document.has(problem.name, way):
-                    document.add(walked(problem, way))
+                    document.add(walked(problem, way, given))
                 continue
             for trials in given.trials:
                 for seed in range(given.seeds or (2 if problem.name == "smollm2" else 5)):
