@@ -1,11 +1,12 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Metric, Options, Split
+from .base import Measurement, Metric, Options, Split
 from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
@@ -51,10 +52,31 @@ class AccuracyEvaluator(ExampleEvaluator):
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
-    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
-        from .accuracy_tasks import items_of
+    def rungs(
+        self,
+        handle: "PolicyHandle",
+        split: Split,
+        shares: tuple[float, ...],
+        known: Mapping[str, Measurement] = MappingProxyType({}),
+    ) -> Generator[dict[str, Measurement], None, None]:
+        """Measure a share of the examples after the other; `detail` has the accuracy of guessing as `floor`."""
+        for measured in super().rungs(handle, split, shares, known):
+            yield {
+                name: replace(entry, detail={**entry.detail, "floor": self._floor(split)})
+                for name, entry in measured.items()
+            }
 
-        self._answer(handle, tasks)
+    @cache  # noqa: B019 (an evaluator lives as long as its worker)
+    def _floor(self, split: Split) -> float:
+        from .accuracy_floor import floor_of
+
+        return floor_of(self._tasks(split))
+
+    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
+        from .accuracy_tasks import answer, items_of, seed_all
+
+        seed_all(self._examples.seed)
+        answer(list(tasks.values()), self._model)
         found = {name: items_of(task, *self._metrics[part[0]][name]) for name, task in tasks.items()}
         return {(name, doc): item for name, items in found.items() for doc, item in items.items()}
 
@@ -63,29 +85,7 @@ class AccuracyEvaluator(ExampleEvaluator):
 
         return aggregated(self._tasks(split)[name], *self._metrics[split][name], items)
 
-    def _answer(self, handle: "PolicyHandle", tasks: "Tasks") -> None:
-        from .accuracy_tasks import answer, seed_all
-        from .memo import remembered_features
-
-        self._model.handle = handle
-        seed_all(self._examples.seed)
-        try:
-            with remembered_features(handle.model, self._memo), cheap_collection():
-                answer(list(tasks.values()), self._model)
-        finally:
-            self._model.handle = None
-
     def _can_part(self, split: Split) -> bool:
         from .rungs import by_example
 
         return all(by_example(task, *self._metrics[split][name]) for name, task in self._tasks(split).items())
-
-
-@contextmanager
-def cheap_collection() -> Iterator[None]:
-    """Spare the garbage collector what lives anyway: lm-eval calls it after every batch, at some 100 ms each."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

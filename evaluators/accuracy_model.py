@@ -5,6 +5,7 @@ model is noted, and log-likelihoods are given for prompts with images too.
 """
 
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class TextModel(HFLM):
         self.forward_seconds = 0.0
         self.rolling = False
         self.ends: dict[tuple[int, ...], int] = {}
+        self._running: tuple[Any, ...] | None = None
+        self._known: dict[tuple[int, ...], tuple[list[Instance], list[LogLikelihood]]] = {}
         super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
@@ -71,6 +74,22 @@ class TextModel(HFLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         key = ("_encode_pair", context, continuation)
         return self.memo.get(key, lambda: HFLM._encode_pair(self, context, continuation))
+
+    def log_likelihoods(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """`loglikelihood`, which is remembered as long as the same policy is on the model.
+
+        All requests of a call together, not one by one: other batches would round otherwise.
+        """
+        if self.handle is None:
+            return self.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        running = weakref.ref(self.handle), self.handle.steps()
+        if running != self._running:
+            self._running, self._known = running, {}
+        key = tuple(map(id, requests))
+        if key not in self._known:
+            # The requests are kept too, or others could get the same ids.
+            self._known[key] = requests, self.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._known[key][1]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Sum of the log-probabilities of each text, all of which is prompt."""

@@ -11,10 +11,11 @@ import io
 import logging
 import math
 import random
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ class Score:
         value: The aggregated metric.
         stderr: Its standard error, where there is a closed form.
         items: The metric of each document, in order.
+        divergences: How far the policy is from the dense model on each document, where that was measured beside.
     """
 
     metric: str
     value: float
     stderr: float | None
     items: list[Any]
+    divergences: list[float] = field(default_factory=list)
 
 
 @contextmanager
@@ -224,7 +227,8 @@ def answer(tasks: Sequence[Task], model: TextModel) -> None:
             request.resps, request.filtered_resps = [], {}
             by_kind[request.request_type].extend([request] * request.repeats)
     for kind, requests in by_kind.items():
-        for request, response in zip(requests, getattr(model, kind)(requests, disable_tqdm=True), strict=True):
+        run = model.log_likelihoods if kind == "loglikelihood" else getattr(model, kind)
+        for request, response in zip(requests, run(requests, disable_tqdm=True), strict=True):
             request.resps.append(response)
     for task in tasks:
         task.apply_filters()
@@ -258,3 +262,9 @@ def aggregated(task: Task, metric: str, chosen: str, items: Sequence[Any]) -> Sc
         raise EvaluatorError(f"the metric {metric} of task {task.task_name} is no accuracy", [found], hint)
     stderr = STDERR[aggregate](items) if aggregate in STDERR and len(items) > 1 else None
     return Score(f"{metric},{chosen}", value, None if stderr is None else float(stderr), list(items))
+
+
+def mean_score(metric: str, items: Sequence[float], divergences: Sequence[float] = ()) -> Score:
+    """The figure of a task that is a plain mean over its documents."""
+    stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
+    return Score(metric, statistics.fmean(items), stderr, list(items), list(divergences))

@@ -1,7 +1,7 @@
 """The answers whose tokens are predicted: those that a task scores, and the dense model's own where it generates."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -104,18 +104,24 @@ def scored(request: Request, model: TextModel) -> Iterator[Row]:
     if request.request_type == "loglikelihood_rolling":
         yield from whole_text(model.tok_encode(request.args[0]), model)
         return
-    context, continuation = request.args[:2]
+    context, continuation, *more = request.args
+    prompt, answer = continued(context, continuation, more[0]["visual"] if more else None, model)
+    if answer:
+        yield Row(prompt, answer[:-1])
+
+
+def continued(
+    context: str, continuation: str, images: Sequence[Any] | None, model: TextModel
+) -> tuple[Prompt, tuple[int, ...]]:
+    """A prompt and the token ids of what follows it, as lm-eval cuts them into tokens."""
     if context:
         before, answer = model._encode_pair(context, continuation)
     else:
         before, answer = [model.prefix_token_id], model.tok_encode(continuation, add_special_tokens=False)
-    if len(request.args) > 2:
+    if images is not None:
         # Spaces at the end of the prompt belong to the answer.
-        prompt = Prompt(tuple(before), context.rstrip(), tuple(request.args[2]["visual"]))
-    else:
-        prompt = Prompt(tuple(before[-max(1, model.max_length + 1 - len(answer)) :]))
-    if answer:
-        yield Row(prompt, tuple(answer[:-1]))
+        return Prompt(tuple(before), context.rstrip(), tuple(images)), tuple(answer)
+    return Prompt(tuple(before[-max(1, model.max_length + 1 - len(answer)) :])), tuple(answer)
 
 
 def whole_text(ids: list[int], model: TextModel) -> Iterator[Row]:

@@ -63,6 +63,12 @@ class Measurement:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def floor(self) -> float:
+        """What guessing measures, of an accuracy whose task tells; else 0."""
+        found: float = self.detail.get("floor", 0.0)
+        return found
+
+    @property
     def is_part(self) -> bool:
         """True of a figure of some of the examples only."""
         return "places" in self.detail
@@ -155,6 +161,7 @@ class Revisits(Evaluator, Protocol):
 
 BUILT_IN = {
     "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "answer_loss": "skipsearch.evaluators.answer_loss:AnswerLossEvaluator",
     "divergence": "skipsearch.evaluators.divergence:DivergenceEvaluator",
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
     "latency": "skipsearch.evaluators.latency:LatencyEvaluator",

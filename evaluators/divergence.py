@@ -15,14 +15,16 @@ from .base import Metric, Options, Split
 from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..policies.apply import PolicyHandle
     from .accuracy_splits import Tasks
     from .accuracy_tasks import Score
     from .answers import Answers, Row
     from .rungs import Example
     from .subject import Subject
+
+
+# The dense model's so many likeliest tokens are told apart at each place.
+TOP_K = 1024
 
 
 class DivergenceOptions(ExampleOptions):
@@ -34,7 +36,7 @@ class DivergenceOptions(ExampleOptions):
             outcomes never increases a divergence (data-processing inequality).
     """
 
-    top_k: int = Field(default=1024, ge=1)
+    top_k: int = Field(default=TOP_K, ge=1)
 
 
 class DivergenceEvaluator(ExampleEvaluator):
@@ -64,28 +66,20 @@ class DivergenceEvaluator(ExampleEvaluator):
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         """The mean divergence of each example's answer tokens, in nats."""
-        from .memo import remembered_features
-
-        self._model.handle = handle
-        try:
-            with remembered_features(handle.model, self._memo):
-                answers = self._answers_of(handle, tasks, part)
-                by_example: list[list[float]] = [[] for _ in answers.examples]
-                for number, rows in enumerate(answers.batches):
-                    for row, found in zip(rows, self._places(handle, rows, (*part, number)), strict=True):
-                        for example in row.examples:
-                            by_example[example] += found
-        finally:
-            self._model.handle = None
+        answers = self._answers_of(handle, tasks, part)
+        by_example: list[list[float]] = [[] for _ in answers.examples]
+        for number, rows in enumerate(answers.batches):
+            for row, found in zip(rows, self._places(handle, rows, (*part, number)), strict=True):
+                for example in row.examples:
+                    by_example[example] += found
         # An answer without tokens is none that a policy could change.
         means = [statistics.fmean(found or [0.0]) for found in by_example]
         return dict(zip(answers.examples, means, strict=True))
 
     def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        from .accuracy_tasks import Score
+        from .accuracy_tasks import mean_score
 
-        stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
-        return Score("divergence", statistics.fmean(items), stderr, list(items))
+        return mean_score("divergence", items)
 
     def _answers_of(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "Answers":
         """The answers to some examples, which the dense model gives on first use."""
@@ -98,17 +92,8 @@ class DivergenceEvaluator(ExampleEvaluator):
 
     def _places(self, handle: "PolicyHandle", rows: list["Row"], batch: Hashable) -> list[list[float]]:
         """The divergence at each place of each row, in nats."""
-        from .predictions import divergence, merged, predicted
+        from .predictions import dense_predictions, divergence, merged, predicted
 
-        tokens, dense = self._memo.get(batch, lambda: self._dense(handle, rows, batch))
+        tokens, dense = self._memo.get(batch, lambda: dense_predictions(handle, rows, self._model, batch, self._top_k))
         found = divergence(dense, merged(predicted(rows, self._model, batch), tokens))
         return [places.tolist() for places in found.split([row.back + len(row.fed) for row in rows])]
-
-    def _dense(self, handle: "PolicyHandle", rows: list["Row"], batch: Hashable) -> tuple["Tensor | None", "Tensor"]:
-        """Which tokens are told apart at each place, and what the dense model predicts there."""
-        from .predictions import likeliest, merged, predicted
-
-        with handle.dense():
-            found = predicted(rows, self._model, batch)
-        tokens = likeliest(found, self._top_k)
-        return tokens, merged(found, tokens)

@@ -4,10 +4,12 @@ Examples that guide a search and examples that are reported are never the same: 
 the search takes the first documents and the report those after them.
 """
 
+import gc
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -101,28 +103,12 @@ class ExampleEvaluator(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
 
     def __init__(self, options: ExampleOptions, subject: "Subject") -> None:
-        from ..policies.prefix import PrefixStates
-        from .accuracy_model import live_model
-        from .accuracy_splits import divide
-        from .accuracy_tasks import load_tasks, quiet, refuse_unusable
-        from .memo import Memo
+        from .loaded_examples import LoadedExamples
 
         self._examples = options
-        self._memo = Memo(options.memory_bytes)
-        self._states = PrefixStates(options.states_bytes)
-        self._split: Split = "search"
-        with quiet():
-            self._model = live_model(subject, options.batch_size, self._memo, self._states)
-        # Both splits are loaded at once: what is wrong with the report should show before the search, not after.
-        names = {split: options.tasks_of(split) for split in ("search", "report")}
-        search = load_tasks(names["search"], options.num_fewshot, options.seed)
-        is_same = names["report"] == names["search"]
-        report = search if is_same else load_tasks(names["report"], options.num_fewshot, options.seed)
-        self._loaded: dict[str, Tasks] = {"search": search, "report": report}
-        for task in (task for tasks in self._loaded.values() for task in tasks.values()):
-            refuse_unusable(task, subject.is_multimodal)
-        self._windows = divide(search, report, options.search.limit, options.report.limit)
-        self._ready: dict[str, Tasks] = {}
+        self._live = LoadedExamples.of(options, subject)
+        self._memo, self._states, self._model = self._live.memo, self._live.states, self._live.model
+        self._loaded, self._windows = self._live.loaded, self._live.windows
         self._rungs: dict[tuple[Split, tuple[float, ...]], list[Rung]] = {}
 
     def refuse_overlap(self, other: "ExampleEvaluator") -> None:
@@ -137,6 +123,10 @@ class ExampleEvaluator(ABC):
         names = [next(iter(kind.metrics)) for kind in (self, other)]
         hint = f"what {names[0]} searches with {names[1]} reports: give both the same tasks and limits"
         refuse_common_examples(self._loaded["search"], other._loaded["report"], windows, hint)
+
+    def examples(self, split: Split) -> int:
+        """How many examples a split has."""
+        return sum(map(len, self._windows[split].values()))
 
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
@@ -174,27 +164,37 @@ class ExampleEvaluator(ABC):
     ) -> Generator[dict[str, Measurement], None, None]:
         """Measure on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
         (metric,) = self.metrics
-        self._begin(split, known.get(metric))
-        found = self._found(split, known.get(metric))
+        before = known.get(metric)
+        self._live.begin(split)
+        found = self._found(split, before)
+        layers = {"asked": 0, "run": 0, **(before.detail.get("layers", {}) if before else {})}
+        seconds = 0.0
         for number, rung in enumerate(self._drawn(split, shares)):
             if len(rung.places) <= len(found):
                 continue
-            found |= self._scored(handle, rung.new, (split, shares, number))
+            # Counted from here: another evaluator may use the same model between two rungs.
+            self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
+            with self._answering(handle):
+                found |= self._scored(handle, rung.new, (split, shares, number))
+            seconds += self._model.forward_seconds
+            layers = {"asked": layers["asked"] + self._states.asked, "run": layers["run"] + self._states.run}
             scores = {
                 name: self._score(split, name, [found[example] for example in examples if example in found])
                 for name, examples in rung.known.items()
             }
-            layers = {"asked": self._states.asked, "run": self._states.run}
-            yield {metric: rung.told(summary(scores, self._model.forward_seconds, layers))}
+            yield {metric: rung.told(summary(scores, seconds, layers))}
 
-    def _begin(self, split: Split, known: Measurement | None) -> None:
-        """Count the time anew, and the layers from where they stood; batches of another split do not come again."""
-        self._model.forward_seconds = 0.0
-        before = known.detail.get("layers", {}) if known else {}
-        self._states.asked, self._states.run = before.get("asked", 0), before.get("run", 0)
-        if split != self._split:
-            self._states.forget()
-        self._split = split
+    @contextmanager
+    def _answering(self, handle: "PolicyHandle") -> Iterator[None]:
+        """Let the model answer under a policy, image features remembered."""
+        from .memo import remembered_features
+
+        self._model.handle = handle
+        try:
+            with remembered_features(handle.model, self._memo), cheap_collection():
+                yield
+        finally:
+            self._model.handle = None
 
     @abstractmethod
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
@@ -206,25 +206,21 @@ class ExampleEvaluator(ABC):
 
     def _found(self, split: Split, known: Measurement | None) -> "dict[Example, Any]":
         """What each example scored that was measured before; nothing where that was not kept."""
+        return self._kept(split, known, "per_example")
+
+    def _kept(self, split: Split, known: Measurement | None, name: str) -> "dict[Example, Any]":
+        """Something that was kept of each example that was measured before."""
         from .rungs import numbered
 
         if known is None:
             return {}
-        scores = dict(zip(known.detail.get("places", []), known.detail.get("per_example", []), strict=False))
+        scores = dict(zip(known.detail.get("places", []), known.detail.get(name, []), strict=False))
         numbers = numbered(self._tasks(split))
         return {example: scores[number] for example, number in numbers.items() if number in scores}
 
     def _tasks(self, split: str) -> "Tasks":
-        """The tasks of a split with their requests, which are built on first use."""
-        from .accuracy_tasks import with_requests
-
-        options, windows = self._examples, self._windows[split]
-        if split not in self._ready:
-            self._ready[split] = {
-                name: with_requests(task, windows[name], self._model, options.apply_chat_template, options.seed)
-                for name, task in self._loaded[split].items()
-            }
-        return self._ready[split]
+        """The tasks of a split with their requests."""
+        return self._live.tasks(split)
 
     def _drawn(self, split: Split, shares: tuple[float, ...]) -> "list[Rung]":
         """The rungs of a split, which are drawn on first use; a single one where the examples must stay together."""
@@ -253,6 +249,10 @@ def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mappi
         for name, score in scores.items()
     }
     detail: dict[str, Any] = {"tasks": tasks, "forward_seconds": forward_seconds}
+    divergences = [score.divergences for score in scores.values() if score.divergences]
+    if divergences:
+        detail["divergence"] = statistics.fmean(map(statistics.fmean, divergences))
+        detail["divergences"] = [item for items in divergences for item in items]
     if layers["asked"]:
         detail["layers"] = dict(layers)
     try:
@@ -261,3 +261,13 @@ def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mappi
         # Metrics such as f1 keep pairs for their aggregation, which has no value of one example.
         detail["per_example"] = []
     return Measurement(sum(values) / len(values), len(items), stderr=stderr, detail=detail)
+
+
+@contextmanager
+def cheap_collection() -> Iterator[None]:
+    """Spare the garbage collector what lives anyway: lm-eval calls it after every batch, at some 100 ms each."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

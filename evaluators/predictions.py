@@ -6,6 +6,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from ..policies.apply import PolicyHandle
 from .accuracy_model import TextModel, with_answers
 from .answers import Row, encoded
 
@@ -40,6 +41,27 @@ def predicted(rows: list[Row], model: TextModel, batch: Hashable) -> Tensor:
     column = {place: index for index, place in enumerate(columns)} if partly else {place: place for place in columns}
     index = torch.tensor([(number, column[place]) for number, place in places], device=logits.device)
     return logits[index[:, 0], index[:, 1]].float().log_softmax(dim=-1)
+
+
+def dense_predictions(
+    handle: PolicyHandle, rows: list[Row], model: TextModel, batch: Hashable, top_k: int
+) -> tuple[Tensor | None, Tensor]:
+    """Which tokens are told apart at each place of some rows, and what the dense model predicts there.
+
+    Args:
+        handle: The policy, which is lifted for the forward.
+        rows: The rows.
+        model: The model.
+        batch: Names the rows.
+        top_k: So many of the likeliest tokens are told apart.
+
+    Returns:
+        As `likeliest`, and as `merged`.
+    """
+    with handle.dense():
+        found = predicted(rows, model, batch)
+    tokens = likeliest(found, top_k)
+    return tokens, merged(found, tokens)
 
 
 def likeliest(log_probabilities: Tensor, count: int) -> Tensor | None:

@@ -16,6 +16,9 @@ from .base import Measurement
 # Of fewer examples a part fills no batch, and hardly ever tells enough.
 FEWEST = 64
 
+# What has an entry an example in the detail of a measurement.
+SCORES = ("per_example", "divergences")
+
 Example = tuple[str, Hashable]  # a task's name and the document's id
 
 
@@ -36,19 +39,21 @@ class Rung:
     total: int
 
     def told(self, measured: Measurement) -> Measurement:
-        """What was measured on these examples; of a part, `per_example` stands in the order drawn.
+        """What was measured on these examples; of a part, what has an entry an example stands in the order drawn.
 
         `detail` then has the `places` of the examples too, and how many there are in all (`total`).
         """
         if len(self.places) == self.total:
             return measured
-        scores = measured.detail["per_example"]
-        # A task may give no metric for some documents, and then nobody knows whose these are.
-        known = dict(zip(sorted(self.places), scores, strict=True)) if len(scores) == len(self.places) else {}
-        drawn = [known[place] for place in self.places] if known else []
-        return replace(
-            measured, detail={**measured.detail, "per_example": drawn, "places": self.places, "total": self.total}
-        )
+        drawn = {name: self._drawn(measured.detail[name]) for name in SCORES if name in measured.detail}
+        return replace(measured, detail={**measured.detail, **drawn, "places": self.places, "total": self.total})
+
+    def _drawn(self, scores: Sequence[float]) -> list[float]:
+        """Scores in the order drawn; none where a task gave none to some documents: then whose are they?"""
+        if len(scores) != len(self.places):
+            return []
+        known = dict(zip(sorted(self.places), scores, strict=True))
+        return [known[place] for place in self.places]
 
 
 def draw(tasks: Tasks, shares: Sequence[float], least: int, seed: int) -> list[Rung]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from .loaded_examples import LoadedExamples
 
 # torch and transformers are imported where they are used: reading a space that names a model stays light.
 
@@ -63,6 +66,7 @@ class Subject:
         is_multimodal: True where it takes images.
         prompts: Some real inputs (CPU tensors by argument name, batch 1), of median length first; empty where no
             evaluator with examples is at work.
+        examples: What evaluators have loaded for it, by their options; it lives as long as they do.
     """
 
     model: "PreTrainedModel"
@@ -71,6 +75,7 @@ class Subject:
     spec: ModelSpec
     is_multimodal: bool
     prompts: list[dict[str, "Tensor"]] = field(default_factory=list)
+    examples: "WeakValueDictionary[str, LoadedExamples]" = field(default_factory=WeakValueDictionary)
 
 
 def load_subject(spec: ModelSpec) -> Subject:

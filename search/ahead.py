@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from .progress import CONFIRMING, PROMOTING
 from .record import TrialRecord
 from .space import Space
-from .standing import Known, examples, looking_best, standing
+from .standing import ENOUGH, Known, examples, is_paused, looking_best, standing
 from .timing import AGAIN, ROUNDS
 
 
-def promotions(record: TrialRecord) -> int:
-    """How often a trial that was set aside would go on until it has answered every example."""
-    total = max(int(entry.detail.get("total", entry.n)) for entry in record.estimates.values())
-    return max(1, math.ceil(math.log2(total / max(1, examples(record)))))
+def promotions(record: TrialRecord, total: int) -> int:
+    """How often a paused trial would go on until it has answered all of so many examples."""
+    done = examples(record)
+    return max(1, math.ceil(math.log2(total / (done or ENOUGH))) + (not done))
 
 
 def ahead(
@@ -34,9 +34,10 @@ def ahead(
         if record.shared_from is None and (point := standing(record, known, space)) is not None
     ]
     best = looking_best(stands, space) | {records[0].number}
-    waiting = [record for record, _ in stands if record.number in best and record.estimates and not record.dropped]
+    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=ENOUGH)
+    waiting = [record for record, _ in stands if record.number in best and is_paused(record, known)]
     return {
-        PROMOTING: sum(map(promotions, waiting)),
+        PROMOTING: sum(promotions(record, total) for record in waiting),
         **({CONFIRMING: len(best)} if is_confirmed else {}),
         **({AGAIN: ROUNDS * len(best)} if is_timed else {}),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,12 @@ class Alternatives:
     Args:
         values: For each variable its choices, what dense does first. Equal values of different variables are taken
             to be alike.
+        layers: For each variable, the number of its layer, ascending; variables of one layer share its cost. None where
+            each is a layer by itself.
     """
 
-    def __init__(self, values: Sequence[Sequence[Hashable]]) -> None:
+    def __init__(self, values: Sequence[Sequence[Hashable]], layers: Sequence[int] | None = None) -> None:
+        self.layers = np.arange(len(values)) if layers is None else np.unique(layers, return_inverse=True)[1]
         self.sizes = np.array([len(choices) for choices in values])
         self.width = int(self.sizes.max())
         kinds = {value: number for number, value in enumerate(dict.fromkeys(v for c in values for v in c))}
@@ -52,7 +56,7 @@ class Alternatives:
     @cached_property
     def shared(self) -> Floats:
         """(features, factors): reasons why several choices do as they do, independent of each other."""
-        near = np.exp(-np.abs(np.subtract.outer(np.arange(self.count), np.arange(self.count))) / REACH)
+        near = np.exp(-np.abs(np.subtract.outer(self.layers, self.layers)) / REACH)
         kinds = np.equal.outer(self.kind, np.unique(self.kind)).astype(float)
         by_variable = self.membership @ np.linalg.cholesky(VARIABLE * np.eye(self.count) + NEAR * near)
         return np.hstack([by_variable, np.sqrt(KIND) * kinds])
@@ -80,9 +84,46 @@ class Alternatives:
         table[self.variable, self.code] = by_feature
         return table
 
-    def total(self, table: Floats, codes: Codes) -> Floats:
-        """The sum of a table's figures over the variables of each policy."""
-        return table[np.arange(self.count), codes].sum(1)
+    @cached_property
+    def combinations(self) -> list[Codes]:
+        """By layer (combinations, its variables): everything that its variables may choose together, dense first."""
+        parts = (self.sizes[self.layers == layer] for layer in range(self.layers[-1] + 1))
+        return [np.array([*product(*map(range, sizes))], np.int16) for sizes in parts]
+
+    @cached_property
+    def _radix(self) -> NDArray[np.int64]:
+        """(variables, layers): the codes of a policy times this are the numbers of its combinations."""
+        radix = np.zeros((self.count, self.layers[-1] + 1), np.int64)
+        for variable in reversed(range(self.count)):
+            layer = self.layers[variable]
+            after = (self.layers == layer) & (np.arange(self.count) > variable)
+            radix[variable, layer] = np.prod(self.sizes[after])
+        return radix
+
+    def combined(self, codes: Codes) -> NDArray[np.int64]:
+        """(policies, layers): the number of each layer's combination."""
+        return codes @ self._radix
+
+    def separate(self, combined: NDArray[np.int16]) -> Codes:
+        """The codes of policies from the numbers of their layers' combinations."""
+        parts = [options[combined[:, layer]] for layer, options in enumerate(self.combinations)]
+        return np.hstack(parts).astype(np.int16)
+
+    def by_combination(self, table: Floats) -> Floats:
+        """(layers, combinations): sums of a (variables, width) table; infinite where there is no combination."""
+        found = np.full((len(self.combinations), max(map(len, self.combinations))), np.inf)
+        for layer, options in enumerate(self.combinations):
+            variables = np.flatnonzero(self.layers == layer)
+            found[layer, : len(options)] = table[variables, options].sum(1)
+        return found
+
+    @cached_property
+    def joint(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """Pairs of features that two variables of one layer may have together: the two, and the kind of the pair."""
+        same = np.equal.outer(self.layers[self.variable], self.layers[self.variable])
+        one, other = np.nonzero(np.triu(same & ~np.equal.outer(self.variable, self.variable), 1))
+        kinds = np.unique(np.stack([self.kind[one], self.kind[other]]), axis=1, return_inverse=True)[1]
+        return one, other, np.ravel(kinds)
 
     def random(self, draw: np.random.Generator, rates: Floats) -> Codes:
         """Policies of which each variable differs from dense at a rate of its own: one policy a rate."""

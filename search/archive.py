@@ -70,7 +70,7 @@ def under(record: StudyRecord, bounds: Sequence[Bound]) -> StudyRecord:
 
 def violations(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) -> dict[str, float]:
     """By metric, how far a trial lies beyond the bound that it breaks most; infinity where it was not measured."""
-    found: dict[str, float] = {}
+    found = {name: excess for name, excess in trial.violations.items() if name == "floor"}
     for bound in bounds:
         found[bound.metric] = max(found.get(bound.metric, -math.inf), excess(record, trial, bound))
     return found
@@ -81,7 +81,7 @@ def excess(record: StudyRecord, trial: TrialRecord, bound: Bound) -> float:
     entry, dense = trial.search.get(bound.metric), record.dense.search[bound.metric]
     if entry is None:
         return math.inf
-    return bound.constraint.excess(objective_value(bound.metric, entry, dense), dense.value)
+    return bound.constraint.excess(objective_value(bound.metric, entry, dense), dense.value, dense.floor)
 
 
 def best(record: StudyRecord) -> TrialRecord | None:
@@ -136,7 +136,7 @@ def figures(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) ->
     for bound in bounds:
         unit, dense = unit_of(bound.metric), record.dense.search[bound.metric]
         value = objective_value(bound.metric, trial.search[bound.metric], dense)
-        limit = bound.constraint.factor * dense.value + bound.constraint.offset
+        limit = bound.constraint.limit(dense.value, dense.floor)
         sign = ">=" if bound.constraint.at_least else "<="
         parts.append(f"{bound.metric} {amount(value, unit)} (asked: {sign} {amount(limit, unit)})")
     return ", ".join(parts)

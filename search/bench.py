@@ -5,15 +5,17 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
 from ..evaluators.examples import ExampleEvaluator
-from ..policies.errors import SkipsearchError
+from ..policies.errors import EvaluatorError, SkipsearchError
 from ..policies.policy import Policy
 from .front import objective_value
+from .guide import ANSWER_LOSS, DIVERGENCE, EXAMPLES, FEWEST, QUALITY
 from .modelled import ExpectedTime, at_best, with_times
 from .outcome import Outcome
 from .preview import Preview, look
@@ -54,8 +56,30 @@ class Bench:
         made = [kind(kind.options.model_validate(options), self.subject) for kind, options in kinds]
         for one, other in permutations((kind for kind in made if isinstance(kind, ExampleEvaluator)), 2):
             one.refuse_overlap(other)
+        self.guide = self._guide(made)
+        made += [self.guide] if self.guide is not None and self.guide.name not in space.evaluate else []
         self.evaluators: list[Evaluator] = sorted(made, key=lambda evaluator: evaluator.cost)
         self._metrics = {name: metric for evaluator in made for name, metric in evaluator.metrics.items()}
+
+    def _guide(self, made: Sequence[Evaluator]) -> Evaluator | None:
+        """What measures the loss that guides the search: of the right answers, or else from the dense model's own.
+
+        Raises:
+            EvaluatorError: it cannot be set up.
+        """
+        accuracy = next((one for one in made if one.name == QUALITY and isinstance(one, ExampleEvaluator)), None)
+        if not self.space.may_be_guided or accuracy is None or accuracy.examples("search") < FEWEST:
+            return None
+        options = self.space.guide_options()
+        for name in (ANSWER_LOSS, DIVERGENCE):
+            known = next((one for one in made if one.name == name), None)
+            kind = evaluator_class(name)
+            try:
+                return known or kind(kind.options.model_validate(options[name]), self.subject)
+            except EvaluatorError:
+                if name == DIVERGENCE:
+                    raise
+        return None
 
     def measure(
         self,
@@ -128,6 +152,8 @@ class Bench:
             return evaluator.visit(handle), None
         if split != "search" or not isinstance(evaluator, ExamplesFirst):
             return evaluator.measure(handle, split), None
+        if evaluator is self.guide and evaluator.name not in self.space.evaluate:
+            return self._guided(evaluator, handle), None
         # Those who do not race have the same shares all the same: other batches could round otherwise.
         measured: dict[str, Measurement] = {}
         before = {name: entry for name, entry in known.items() if entry.is_part}
@@ -139,6 +165,16 @@ class Bench:
                 if until is not None and all(entry.n >= until for entry in measured.values()):
                     break
         return measured, None
+
+    def _guided(self, evaluator: ExamplesFirst, handle: "PolicyHandle") -> dict[str, Measurement]:
+        """The loss that guides, on the first few dozen examples: that is all that is asked of it."""
+        with closing(evaluator.rungs(handle, "search", shares(self.space.search.racing))) as rungs:
+            found = next(one for one in rungs if all(not part.is_part or part.n >= EXAMPLES for part in one.values()))
+        kept = ("places", "total", "per_example", "divergences")
+        return {
+            name: replace(entry, detail={key: value for key, value in entry.detail.items() if key not in kept})
+            for name, entry in found.items()
+        }
 
     def preview(self) -> Preview:
         """What the rules that the search begins with need to know of the dense model.
@@ -162,7 +198,10 @@ class Bench:
     def _breaks(self, found: Mapping[str, Measurement], dense: Mapping[str, Measurement]) -> bool:
         bounds = self.space.constraints.items()
         return any(
-            bound.excess(objective_value(name, at_best(found[name], bound), dense[name]), dense[name].value) > 0
+            bound.excess(
+                objective_value(name, at_best(found[name], bound), dense[name]), dense[name].value, dense[name].floor
+            )
+            > 0
             for name, bound in bounds
             if name in found and name in dense
         )
@@ -174,6 +213,7 @@ class Bench:
         device = self.subject.model.device
         return {
             "num_layers": self.num_layers,
+            "guide": None if self.guide is None else self.guide.name,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),

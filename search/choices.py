@@ -14,6 +14,7 @@ from ..policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 OWN_KEYS = ("attention", "ffn", "wiring")
+KEYS = (*OWN_KEYS, "norm", "token_ratio", "phase", "tokens")
 
 T = TypeVar("T")
 Options: TypeAlias = T | Annotated[list[T], Field(min_length=1)]
@@ -27,7 +28,7 @@ def options(value: Any) -> list[Any]:
 
 def is_default(value: Any) -> bool:
     """True for what a key that came later says by default: it is not written, so that older studies stay themselves."""
-    return value in (None, "own", "both", "all", [])
+    return value in (None, "own", "both", "all", "run", "sequential", [])
 
 
 def choice_name(value: Any) -> Any:
@@ -103,23 +104,73 @@ def layer_range(value: Any) -> Any:
     return value
 
 
+def combined(base: LayerChoice, values: Iterable[tuple[str, Any]]) -> LayerChoice:
+    """A choice with the values of some keys, which it does not set itself, in canonical form."""
+    return base.model_copy(update=dict(values)).canonical()
+
+
+Given = Field(exclude_if=is_default)
+
+# One choice, or a mapping that stands for several.
+Entry: TypeAlias = Annotated[Name | Combination, BeforeValidator(choice_name)]
+
+
 class LayerRule(Part):
-    """What may happen in a range of layers.
+    """What may happen in a range of layers: a list of choices, keys that the search sets by themselves, or both.
+
+    Each key with a list is a variable of its own: the rule stands for the product of `choices` and of all lists.
 
     Attributes:
         range: `5`, `2-31` (both ends included), `2-last` or `all`.
-        choices: Names, or mappings such as `{token_ratio: [0.75, 0.5]}` or `{choice: skip_ffn, phase: decode}`.
+        choices: Names, or mappings such as `{token_ratio: [0.75, 0.5]}` or `{choice: skip_ffn, phase: decode}`;
+            `keep` alone where a key is given and this is not.
+        attention: `run`, `skip`, or the list of both.
+        ffn: `run`, `skip`, or the list of both.
+        wiring: `sequential`, `parallel`, or the list of both.
+        norm: `own`, `shared`, or the list of both.
+        token_ratio: Shares of the image tokens; 1 stands for all of them.
+        phase: When what the layer leaves out is left out.
+        tokens: For which tokens it is left out.
     """
 
     range: Annotated[
         Annotated[int, Field(ge=0, le=LAST_LAYER)] | Annotated[str, Field(pattern=RANGE)],
         BeforeValidator(layer_range),
     ] = "all"
-    choices: Annotated[list[Annotated[Name | Combination, BeforeValidator(choice_name)]], Field(min_length=1)]
+    choices: Annotated[list[Annotated[Name | Combination, BeforeValidator(choice_name)]], Field(min_length=1)] = [
+        "keep"
+    ]
+    attention: Annotated[Options[Literal["run", "skip"]], Given] = "run"
+    ffn: Annotated[Options[Literal["run", "skip"]], Given] = "run"
+    wiring: Annotated[Options[Literal["sequential", "parallel"]], Given] = "sequential"
+    norm: Annotated[Options[Literal["own", "shared"]], Given] = "own"
+    token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, Given] = None
+    phase: Annotated[Options[Literal["both", "prefill", "decode"]], Given] = "both"
+    tokens: Annotated[Options[Literal["all", "image", "text"]], Given] = "all"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set & {"choices", *KEYS}:
+            raise ValueError("found no choices, expected `choices: [...]` or keys such as `ffn: [run, skip]`")
+        if self.choices != ["keep"]:
+            listed = expanded(self.choices)
+            twice = [key for key in self._given() if any(getattr(one, key) != getattr(KEEP, key) for one in listed)]
+            if twice:
+                raise ValueError(f"found {' and '.join(twice)} in choices and as a key, expected one or the other")
+        return self
+
+    def _given(self) -> list[str]:
+        return [key for key in KEYS if not is_default(getattr(self, key))]
+
+    def keys(self) -> dict[str, list[Any]]:
+        """The values of each key that is given, in the order of `KEYS`."""
+        return {key: options(getattr(self, key)) for key in self._given()}
 
     def expanded(self) -> list[LayerChoice]:
         """Every choice once, in the order of the file."""
-        return expanded(self.choices)
+        bases, keys = expanded(self.choices), self.keys()
+        made = (combined(base, zip(keys, values, strict=True)) for base in bases for values in product(*keys.values()))
+        return list(dict.fromkeys(made)) if keys else bases
 
     def span(self, num_layers: int) -> tuple[int, int]:
         """First and last layer."""

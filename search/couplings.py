@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, RootMode
 
 from ..policies.choice import KEEP, LAST_LAYER, LayerChoice, Part
 from ..policies.policy import Policy
-from .choices import Combination, Name, Options, choice_name, expanded
+from .choices import Entry, Options, expanded
 
 Layer: TypeAlias = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 Group: TypeAlias = Annotated[list[Layer], Field(min_length=2)]
@@ -19,7 +19,6 @@ def as_list(value: Any) -> Any:
 
 
 # One choice or a list of them, each as in a rule of `layers`.
-Entry: TypeAlias = Annotated[Name | Combination, BeforeValidator(choice_name)]
 Choices: TypeAlias = Annotated[
     list[Entry], BeforeValidator(as_list, json_schema_input_type=Options[Entry]), Field(min_length=1)
 ]

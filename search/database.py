@@ -25,6 +25,7 @@ from .space import Space
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
 PATIENCE = 60.0
+CERTAIN = 1.645  # standard errors above guessing that are no luck, of 20 policies that guess 19 are below
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
 
@@ -104,17 +105,18 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
     """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
     attrs = trial.user_attrs
     policy = Policy.model_validate(json.loads(attrs["policy"]))
+    measured = measurements_from(attrs.get("measurements"))
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
     return TrialRecord(
         number=trial.number,
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
         policy=policy,
-        search=measurements_from(attrs.get("measurements")),
+        search=measured,
         report={
             **measurements_from(study_attrs.get(f"times:{attrs['fingerprint']}")),
             **measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         },
-        violations=dict(trial.constraints),
+        violations={**trial.constraints, **no_better_than_guessing(policy, measured)},
         failure=attrs.get("failure"),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
@@ -124,7 +126,19 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
         predicted=tuple(attrs.get("predicted", ())),
+        is_probe=attrs.get("probe", False),
     )
+
+
+def no_better_than_guessing(policy: Policy, measured: Mapping[str, Measurement]) -> dict[str, float]:
+    """How far an accuracy that was measured in full lies below what tells it from guessing, by `floor`.
+
+    The test is one-sided, at 95 %. The dense model is spared: everything is compared with it.
+    """
+    entry = measured.get("accuracy")
+    if entry is None or entry.is_part or policy.is_dense or not entry.floor:
+        return {}
+    return {"floor": entry.floor + CERTAIN * (entry.stderr or 0.0) - entry.value}
 
 
 def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -200,7 +214,7 @@ class Ledger:
 
     def _spent(self) -> list[FrozenTrial]:
         self._follow()
-        return [trial for trial in self._ended.values() if "continues" not in trial.user_attrs]
+        return [trial for trial in self._ended.values() if trial.user_attrs.keys().isdisjoint({"continues", "probe"})]
 
     def measured(self) -> int:
         """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""

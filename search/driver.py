@@ -1,6 +1,7 @@
 """The driver: gives proposed policies to workers, stage by stage, and tells the study what came of it."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,8 @@ from .affinity import steps
 from .ahead import ahead
 from .front import front_trials
 from .outcome import Outcome
-from .progress import CONFIRMING, PROMOTING, PROPOSING, Progress
+from .probing import Probing
+from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
 from .record import TrialRecord
@@ -29,6 +31,7 @@ class Trial:
         stages: Names of evaluators, one list a stage; those of the first are running or next.
         until: How many examples it answers for now; None for all.
         outcome: What the stages before measured.
+        is_probe: True where it only finds the path to begin with.
         begun: When it began.
     """
 
@@ -36,6 +39,7 @@ class Trial:
     stages: list[list[str]]
     until: int | None
     outcome: Outcome = Outcome()
+    is_probe: bool = False
     begun: datetime = field(default_factory=datetime.now)
 
 
@@ -53,7 +57,9 @@ class Driver:
         self.pool = pool
         self.progress = progress
         self.proposals = Proposals(study)
-        self._kinds = {name: evaluator_class(name) for name in study.space.evaluate}
+        guide = [study.guide.evaluator] if study.guide else []
+        self._kinds = {name: evaluator_class(name) for name in dict.fromkeys([*study.space.evaluate, *guide])}
+        self.probing = Probing(study, pool.size)
         racing = study.space.search.racing
         self._racing = racing != "none"
         learns = study.space.search.sampler == "auto"
@@ -82,20 +88,30 @@ class Driver:
             self._finish(*self.pool.next())
         return self.proposals.reason
 
-    def _stages(self) -> list[list[str]]:
+    def _stages(self, names: Sequence[str]) -> list[list[str]]:
         """Everything at once, or what needs the device for itself in a stage of its own.
 
         A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
         a margin, which would have to be learnt first; and a worker alone takes the same order.
         """
-        wanted = {name: kind for name, kind in self._kinds.items() if name not in self.study.left_out}
-        alone = [name for name, kind in wanted.items() if self.pool.shares_device and kind.exclusive]
+        names = [name for name in names if name not in self.study.left_out]
+        alone = [name for name in names if self.pool.shares_device and self._kinds[name].exclusive]
         if self._racing and alone:
-            last = [name for name, kind in wanted.items() if kind.splits]
-            stages = [[name for name in wanted if name not in last], last]
+            last = [name for name in names if self._kinds[name].splits]
+            stages = [[name for name in names if name not in last], last]
         else:
-            stages = [[name for name in wanted if name not in alone], alone]
+            stages = [[name for name in names if name not in alone], alone]
         return [stage for stage in stages if stage]
+
+    def _first(self, proposal: Proposal, is_probe: bool = False) -> Trial:
+        """A policy that is measured for the first time: by the guide alone and what is cheap, where a guide is."""
+        guide = self.study.guide
+        if guide is None or proposal.policy.is_dense:
+            whole = self._patience is None or proposal.policy.is_dense
+            return Trial(proposal, self._stages([*self._kinds]), None if whole else ENOUGH)
+        kinds = self._kinds.items()
+        names = [name for name, kind in kinds if name == guide.evaluator or not (kind.splits or kind.exclusive)]
+        return Trial(proposal, [names], None, is_probe=is_probe)
 
     def _is_alone(self, trial: Trial) -> bool:
         return self.pool.shares_device and any(self._kinds[name].exclusive for name in trial.stages[0])
@@ -119,21 +135,27 @@ class Driver:
                 return
 
     def _next(self) -> Trial | None:
-        """A trial that was set aside and is to answer more, or else a new one."""
-        # Nobody was due when what an interruption cut short was asked for.
+        """A probe, a paused trial that is to answer more, or else a new one."""
+        if not self.probing.is_over and self.study.dense_measurements() is not None:
+            probe = self.probing.next()
+            if probe is not None:
+                return self._first(probe, is_probe=True)
+            if not self.probing.is_over:
+                return None
+            self.study.queue_starts()
+        # What an interruption cut short was asked for before any trial was promoted.
         record = None if self.study.interrupted else self._due()
         proposal = self.proposals.next() if record is None else None
         if proposal is not None:
-            whole = self._patience is None or proposal.policy.is_dense
-            return Trial(proposal, self._stages(), None if whole else ENOUGH)
-        # That there is nothing new may have come out just now, and then nobody waits any longer.
+            return self._first(proposal)
+        # That there is nothing new may have come out just now, and then no trial waits any longer.
         record = record or self._due()
         if record is None:
             return None
         self._going_on.add(record.number)
-        names = [name for name, kind in self._kinds.items() if kind.metrics.keys() & record.estimates.keys()]
+        names = [name for name, kind in self._kinds.items() if not kind.metrics.keys() <= record.search.keys()]
         before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
-        return Trial(record, [names], 2 * examples(record), before)
+        return Trial(record, self._stages(names), 2 * examples(record) or ENOUGH, before)
 
     def _due(self) -> TrialRecord | None:
         if self.study.dense_measurements() is None:
@@ -148,7 +170,8 @@ class Driver:
 
     def _start(self, trial: Trial) -> None:
         policy, dense = trial.subject.policy, self.study.dense_measurements()
-        self.progress.phase(PROMOTING if isinstance(trial.subject, TrialRecord) else PROPOSING)
+        promoted = isinstance(trial.subject, TrialRecord)
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if promoted else PROPOSING)
         rivals = None
         if dense and self._racing:
             # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
@@ -171,7 +194,11 @@ class Driver:
             return
         if outcome.failure:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
-        if isinstance(trial.subject, TrialRecord):
+        if trial.is_probe and isinstance(trial.subject, Proposal):
+            self.study.tell(trial.subject, trial.outcome)
+            self.probing.finish(trial.subject)
+            self.progress.advance(PROBING)
+        elif isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
             self.progress.advance(PROMOTING)
             self.study.go_on(trial.subject, trial.outcome, trial.begun)
@@ -186,13 +213,13 @@ class Driver:
         if self.progress.is_read and self.study.dense_measurements() is not None:
             splits, timed = any(kind.splits for kind in self._kinds.values()), self.timing.is_needed
             steps = ahead(records, self.study.known_in_full(), self.study.space, splits, timed)
-            for name, left in steps.items():
+            for name, left in {PROBING: self.probing.left, **steps}.items():
                 self.progress.expect_more(name, left)
         self.progress.update(records, self.study.measured())
 
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
-        names = [name for name, kind in self._kinds.items() if kind.splits]
+        names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
         records = self.study.final_records()
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]

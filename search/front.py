@@ -111,15 +111,18 @@ def first_cost(objectives: Mapping[str, Direction]) -> str | None:
 
 
 def reference_point(
-    dense: Mapping[str, float], objectives: Mapping[str, Direction], metrics: Mapping[str, Metric]
+    dense: Mapping[str, Measurement], objectives: Mapping[str, Direction], metrics: Mapping[str, Metric]
 ) -> dict[str, float]:
     """The corner that the hypervolume is counted from; it depends on the dense model alone, never on the trials.
 
-    Worst possible for a fraction (0 where maximised, 1 where minimised) and for other maximised figures (0); 1 nat for
-    a divergence; the dense figure for a cost, so that only what is cheaper than dense counts.
+    What guessing gives for an accuracy; worst possible for another fraction (0 where maximised, 1 where minimised) and
+    for other maximised figures (0); 1 nat for a divergence; the dense figure for a cost, so that only what is cheaper
+    than dense counts.
     """
     found = {name: worst(metrics[name], direction) for name, direction in objectives.items()}
-    return {name: dense[name] if value is None else value for name, value in found.items()}
+    return {
+        name: dense[name].value if value is None else max(value, dense[name].floor) for name, value in found.items()
+    }
 
 
 def worst(metric: Metric, direction: Direction) -> float | None:

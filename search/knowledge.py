@@ -10,6 +10,7 @@ from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
 from .dominance import non_dominated
 from .gain import Gain, budgets
+from .quality import Quality
 from .sums import Sum
 from .surrogate import FEWEST, Surrogate
 
@@ -23,6 +24,7 @@ CURIOUS = 0.05
 # A loss beyond those that count says that a policy is too bad, and little about why: where too much is left out at once
 # choices do what they do nowhere else. So it is taken to stray by such a share of how far beyond it lies.
 DOUBT = 0.3
+COLUMNS = ("codes", "losses", "costs", "excess", "errors")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class History:
         errors: (n,): standard error where the loss is an estimate, of a policy that was given up or set aside on few
             examples; else 0.
         pending: (m, variables): policies that are being measured.
+        scores: (n,): where the loss only guides, what counts instead, minimised; NaN where it was not measured. None
+            where the loss itself counts.
+        score_errors: (n,): standard errors of these.
+        scored: (n,): how many policies were known when the score was told.
     """
 
     codes: Codes
@@ -45,28 +51,42 @@ class History:
     excess: Floats
     errors: Floats
     pending: Codes
+    scores: Floats | None = None
+    score_errors: Floats | None = None
+    scored: NDArray[np.int64] | None = None
 
     @property
     def measured(self) -> NDArray[np.bool_]:
-        """(n,): where every objective was measured."""
-        return np.isfinite(self.losses) & np.isfinite(self.costs).all(1)
-
-    @property
-    def feasible(self) -> NDArray[np.bool_]:
-        """(n,): where a policy may be on the front."""
-        return self.measured & ~(self.excess > 0).any(1)
+        """(n,): where every objective was measured; where the loss only guides, a cost may come later."""
+        whole = np.isfinite(self.costs).all(1) if self.scores is None else True
+        return np.isfinite(self.losses) & whole
 
     def first(self, count: int) -> "History":
         """The policies that finished first."""
-        begun = {name: getattr(self, name)[:count] for name in ("codes", "losses", "costs", "excess", "errors")}
+        begun = {name: getattr(self, name)[:count] for name in COLUMNS}
+        if self.scores is not None and self.scored is not None and self.score_errors is not None:
+            told = self.scored[:count] <= count
+            begun["scores"] = np.where(told, self.scores[:count], np.nan)
+            begun["score_errors"], begun["scored"] = self.score_errors[:count], self.scored[:count]
         return replace(self, **begun)
+
+    def quality(self, worst: float) -> Quality | None:
+        """What losses are expected to score; None where the loss itself counts.
+
+        Args:
+            worst: The score of guessing.
+        """
+        if self.scores is None or self.score_errors is None:
+            return None
+        both = np.isfinite(self.scores) & np.isfinite(self.losses)
+        seen = self.losses[np.isfinite(self.losses)]
+        return Quality.fit(self.losses[both], self.scores[both], self.score_errors[both], worst, seen)
 
     def continues(self, other: "History") -> bool:
         """True where the other is how this one began."""
         start = self.first(len(other.codes))
         return all(
-            np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes")
-            for name in ("codes", "losses", "costs", "excess", "errors")
+            np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes") for name in COLUMNS
         )
 
 
@@ -110,15 +130,16 @@ class Epoch:
         tables: By cost what each choice adds, where it is known beforehand.
         reference: See `Memory`.
         parts: Of the strategy: whether the surrogate has `pairs`, some of them by themselves (`sparse`).
+        guessing: The score of guessing, where the loss only guides.
 
     Attributes:
-        corner: The loss, and each cost, beyond which nothing counts.
+        corner: The loss, or the score where the loss only guides, and each cost, beyond which nothing counts.
         worst: The largest loss above dense's that counts.
     """
 
     def __init__(
         self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], reference: Floats | None,
-        parts: Collection[str],
+        parts: Collection[str], guessing: float = np.inf,
     ) -> None:  # fmt: skip
         codes, measured = history.codes, history.measured
         dense = np.flatnonzero(measured & ~codes.any(1))
@@ -128,10 +149,8 @@ class Epoch:
             Sum(alternatives, codes, figures, tables.get(number)) for number, figures in enumerate(history.costs.T)
         ]
         self.bounds = [Bound(alternatives, history, losses, excess) for excess in history.excess.T]
-        self.axes = [cost.table / max(np.ptp(cost.table, axis=1).sum(), 1e-300) for cost in self.costs]
-        self.axes += [
-            bound.sum.table / max(np.ptp(bound.sum.table, axis=1).sum(), 1e-300) for bound in self.bounds if bound.sum
-        ]
+        sums = [*self.costs, *(bound.sum for bound in self.bounds if bound.sum)]
+        self.axes = [figure.axis for figure in sums]
         losses = self.losses(history)
         chosen = np.flatnonzero(np.isfinite(losses))
         most = max(KNOWN // 2, KNOWN - len(codes) // EPOCHS)  # The others come until the next epoch.
@@ -145,9 +164,11 @@ class Epoch:
         self.corner = np.r_[history.losses[early].max(), [cost.dense for cost in self.costs]]
         if reference is not None:
             self.corner = np.where(np.isnan(reference), self.corner, reference)
-        self.worst = min(self.corner[0] - self.dense_loss, *(bound.most for bound in self.bounds), np.inf)
-        saved = sum((-axis for axis in self.axes), np.zeros((alternatives.count, alternatives.width)))
-        by_feature = np.abs(saved[alternatives.variable, alternatives.code])
+        quality = history.quality(guessing)
+        beyond = self.corner[0] if quality is None else quality.inverse(float(self.corner[0]))
+        self.worst = min(beyond - self.dense_loss, *(bound.most for bound in self.bounds), np.inf)
+        shares = (figure.alone() / max(np.ptp(figure.alone()), 1e-300) for figure in sums)
+        by_feature = np.abs(sum(shares, np.zeros(len(alternatives.variable))))
         largest = by_feature.max() or 1.0
         whole = int(np.count_nonzero(history.errors[chosen] == 0))
         self.surrogate = Surrogate(
@@ -177,10 +198,14 @@ class Knowledge:
         epoch: What was learned from the history as a whole.
         surrogate: Of the losses, with all that was measured.
         history: What was measured, and what is being measured.
+        quality: What losses are expected to score, where they only guide.
     """
 
-    def __init__(self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History) -> None:
-        self._alternatives, self._epoch = alternatives, epoch
+    def __init__(
+        self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History,
+        quality: Quality | None = None,
+    ) -> None:  # fmt: skip
+        self._alternatives, self._epoch, self._quality = alternatives, epoch, quality
         self.surrogate = surrogate.with_pending(history.pending)
         relative = history.losses - epoch.dense_loss
         # Of many estimates the best were lucky; what all others say of these policies makes up for it.
@@ -188,21 +213,35 @@ class Knowledge:
         if rough.any():
             relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
         held = np.all([bound.holds(relative) | ~rough for bound in epoch.bounds], axis=0)
-        inside = history.feasible & held & (relative <= epoch.corner[0] - epoch.dense_loss)
-        inside &= (history.costs <= epoch.corner[1:]).all(1)
-        figures = np.c_[relative, history.costs][inside]
-        codes = history.codes[inside]
+        # A cost that was not measured yet is what it is expected to be.
+        costs = np.where(np.isfinite(history.costs), history.costs, self._costs(history.codes))
+        counted, worst = self._counted(relative, history), epoch.corner[0]
+        worst = worst if quality is not None else worst - epoch.dense_loss
+        inside = np.isfinite(history.losses) & ~(history.excess > 0).any(1) & held & (counted <= worst)
+        inside &= (costs <= epoch.corner[1:]).all(1)
+        figures, codes = np.c_[counted, costs][inside], history.codes[inside]
         kept = non_dominated(figures)
-        self.front, self._front_losses = codes[kept], figures[kept, 0]
-        lowest = np.array([cost.dense + cost.table.min(1).sum() for cost in epoch.costs])
-        losses = surrogate.link.inverse(self.surrogate.awaited)
+        self.front = codes[kept]
+        awaited = self._counts(surrogate.link.inverse(self.surrogate.awaited))
         self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(epoch.worst))))
+        lowest = np.array([cost.least for cost in epoch.costs])
         self._gain = Gain(
             budgets(lowest, epoch.corner[1:], alternatives.count),
-            np.r_[self._front_losses, losses],
+            np.r_[figures[kept, 0], awaited],
             np.vstack([figures[kept, 1:], self._costs(history.pending)]),
-            epoch.worst,
+            worst,
         )
+
+    def _counts(self, relative: Floats) -> Floats:
+        """What losses above dense's count as: the score that is expected of them, or themselves."""
+        return relative if self._quality is None else self._quality(relative + self._epoch.dense_loss)
+
+    def _counted(self, relative: Floats, history: History) -> Floats:
+        """The same of what was measured, with what was measured of the scores themselves."""
+        if self._quality is None or history.scores is None or history.score_errors is None:
+            return relative
+        losses = relative + self._epoch.dense_loss
+        return self._quality.posterior(losses, history.scores, history.score_errors)[0]
 
     def _costs(self, codes: Codes) -> Floats:
         sums = [cost(codes) for cost in self._epoch.costs]
@@ -221,25 +260,26 @@ class Knowledge:
         """
         space, axes = self._alternatives, self._epoch.axes
         weights = draw.dirichlet(np.ones(len(axes))) if axes else np.zeros(0)
-        costs = sum((weight * axis for weight, axis in zip(weights, axes, strict=True)), np.zeros(space.exists.shape))
-        losses = space.table(self.surrogate.added(around[None])[0])
-        return additive_front(losses, costs)
+        losses = space.by_combination(space.table(self.surrogate.added(around[None])[0]))
+        costs = sum((weight * axis for weight, axis in zip(weights, axes, strict=True)), np.zeros(losses.shape))
+        return space.separate(additive_front(losses, costs))
 
     def expected_gain(self, codes: Codes) -> Floats:
         """What policies are expected to add."""
         means, deviations = self.surrogate.predict(codes)
         # How far the mean is expected to move once the policy is measured: little where measurements stray much.
         told = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
-        chance = self._chance(codes)
+        chance, link = self._chance(codes), self.surrogate.link
+
+        def loss(drawn: Floats) -> Floats:
+            return self._counts(link.inverse(drawn))
 
         def allowed(losses: Floats) -> Floats:
-            held = [bound.holds(losses) for bound in self._epoch.bounds]
+            held = [bound.holds(losses) for bound in self._epoch.bounds if bound.sum is None]
             return chance * np.all(held, axis=0) if held else chance
 
         curious = np.minimum(CURIOSITY * told, self._curious)
-        return self._gain.expected(
-            means, deviations + curious, self._costs(codes), self.surrogate.link.inverse, allowed
-        )
+        return self._gain.expected(means, deviations + curious, self._costs(codes), loss, allowed)
 
 
 class Memory:
@@ -250,12 +290,14 @@ class Memory:
         reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
         tables: See `Epoch`.
         parts: See `Epoch`; with `refit` it is learned from more policies than there are choices.
+        guessing: The score of guessing, where the loss only guides.
     """
 
     def __init__(
         self, alternatives: Alternatives, reference: Floats | None, tables: Mapping[int, Floats],
-        parts: Collection[str],
+        parts: Collection[str], guessing: float = np.inf,
     ) -> None:  # fmt: skip
+        self._guessing = guessing
         self._alternatives, self._reference, self._tables, self._parts = alternatives, reference, tables, parts
         self._most = None if "refit" in parts else len(alternatives.variable)
         self._learned: tuple[History, Epoch, Surrogate, int] | None = None
@@ -263,7 +305,7 @@ class Memory:
     def of(self, history: History) -> Knowledge:
         """What is known from a history."""
         epoch, surrogate = self._learn(history.first(self._most) if self._most else history)
-        return Knowledge(self._alternatives, epoch, surrogate, history)
+        return Knowledge(self._alternatives, epoch, surrogate, history, history.quality(self._guessing))
 
     def _learn(self, history: History) -> tuple[Epoch, Surrogate]:
         count = len(history.codes)
@@ -274,7 +316,7 @@ class Memory:
             known, epoch, surrogate, _ = self._learned
         else:
             known = history.first(begun)
-            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._parts)
+            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._parts, self._guessing)
             surrogate = epoch.surrogate
         new = np.arange(count) >= len(known.codes)
         losses = epoch.losses(history)

@@ -17,7 +17,7 @@ from .record import StudyRecord, TrialRecord
 from .space import Space
 from .standing import Known
 from .strategy import double_moves, single_moves
-from .sums import fit_costs
+from .sums import Sum
 from .surrogate import FEWEST, Surrogate
 
 LEAST = 20  # policies below which nothing is expected of others; those that answered few examples count
@@ -93,17 +93,15 @@ class Archive:
         self.codes: Codes = np.array([code for code, _, _ in rows], np.int16)
         self.figures: Floats = np.array([figures for _, figures, _ in rows], float)
         self.errors: Floats = np.array([error for _, _, error in rows], float)
-        self._alternatives = Alternatives([*self._labels.values()])
+        layers = [parameters.layers[name] for name in self._labels]
+        self._alternatives = Alternatives([*self._labels.values()], layers)
 
     def _code(self, trial: TrialRecord) -> list[int] | None:
         """The number of each layer's or group's choice; None for what no choices of the layers come to."""
         if trial.state != "complete" or trial.shared_from is not None:
             return None
-        given = {name: trial.policy.choice(int(name.removeprefix("layer_"))).label for name in self._labels}
-        if any(label not in self._labels[name] for name, label in given.items()):
-            return None
-        same = self._parameters.policy(given).fingerprint == trial.policy.fingerprint
-        return [self._labels[name].index(label) for name, label in given.items()] if same else None
+        given = self._parameters.spelled(trial.policy)
+        return None if given is None else [known.index(given[name]) for name, known in self._labels.items()]
 
     def unseen(self, code: Sequence[int]) -> Policy | None:
         """The policy of a code; None where it was tried, or the space forbids it."""
@@ -120,29 +118,25 @@ class Archive:
         space = self._alternatives
         dense = self.figures[np.flatnonzero(~self.codes.any(1))[0]]
         losses = sign * (self.figures[:, 0] - dense[0])
-        sums = [fit_costs(space, self.codes, figures) for figures in (self.figures - dense)[:, 1:].T]
-        saved = sum(
-            (np.abs(by_choice) / (np.abs(by_choice).max() or 1.0) for by_choice, _ in sums), np.zeros(len(space.kind))
-        )
+        sums = [Sum(space, self.codes, figures) for figures in self.figures[:, 1:].T]
+        changes = [np.abs(figure.alone()) for figure in sums]
+        saved = sum((change / (change.max() or 1.0) for change in changes), np.zeros(len(space.kind)))
         weights, whole = saved + 0.2 * (saved.max() or 1.0), int(np.count_nonzero(self.errors == 0))
         surrogate = Surrogate(space, weights, self.codes, losses, self.errors, sparse=whole >= FEWEST)
-        tables = [space.table(by_choice, 0.0) for by_choice, _ in sums]
-        codes = self._candidates(surrogate, tables, losses)
+        codes = self._candidates(surrogate, [figure.axis for figure in sums], losses)
         mean, deviation = surrogate.predict(codes)
         middle = surrogate.link.inverse(mean)
-        expected = [dense[0] + sign * middle] + [
-            dense[place] + space.total(table, codes) for place, table in enumerate(tables, start=1)
-        ]
-        spread = [surrogate.link.inverse(mean + deviation) - middle] + [np.full(len(codes), error) for _, error in sums]
+        expected = [dense[0] + sign * middle, *(figure(codes) for figure in sums)]
+        spread = [surrogate.link.inverse(mean + deviation) - middle]
+        spread += [np.full(len(codes), figure.error) for figure in sums]
         return codes, np.array(expected).T, np.array(spread).T
 
-    def _candidates(self, surrogate: Surrogate, tables: Sequence[Floats], losses: Floats) -> Codes:
+    def _candidates(self, surrogate: Surrogate, axes: Sequence[Floats], losses: Floats) -> Codes:
         """The additive front of every weighing, the best that were measured, and what is near to both."""
         space, draw = self._alternatives, np.random.default_rng(0)
-        alone = space.table(surrogate.alone())
-        axes = [table / (np.ptp(table, axis=1).sum() or 1.0) for table in tables]
+        alone = space.by_combination(space.table(surrogate.alone()))
         weights = draw.dirichlet(np.ones(len(axes)), size=WEIGHINGS) if axes else ()
-        fronts = [additive_front(alone, np.tensordot(weight, axes, 1)) for weight in weights]
+        fronts = [space.separate(additive_front(alone, np.tensordot(weight, axes, 1))) for weight in weights]
         parents = np.concatenate([*fronts, self.codes[np.argsort(losses, kind="stable")[:PARENTS]]])
         nearby = [
             single_moves(space, parents[:: max(1, len(parents) // PARENTS)]),
@@ -159,7 +153,8 @@ def figure(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> 
 def keeps(record: StudyRecord, bound: Bound, value: float, spread: float) -> bool:
     """True where an expected figure keeps a bound even if it is a little worse."""
     worse = value - CAUTION * spread if bound.constraint.at_least else value + CAUTION * spread
-    return bound.constraint.excess(worse, record.dense.search[bound.metric].value) <= 0
+    dense = record.dense.search[bound.metric]
+    return bound.constraint.excess(worse, dense.value, dense.floor) <= 0
 
 
 def marked(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:

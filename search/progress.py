@@ -19,7 +19,7 @@ from .phases import Phases
 from .record import TrialRecord
 
 LOADING, PREPARING = "loading the model", "preparing the study"
-PROPOSING, PROMOTING, CONFIRMING = "proposing", "promoting", "confirming"
+PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
 EACH = 10  # steps of a phase from one line in a log to the next
 
 

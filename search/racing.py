@@ -146,7 +146,8 @@ class Race:
             yield doubt(f"worse than trial {rival.number} in {name}", beside, lambda *both: worse_by(direction, *both))
         bound = self._space.constraints.get(name)
         if bound is not None and bound.at_least == (direction == "maximize"):
-            yield doubt(f"{name} is not {bound.text}", dense, bound.excess)
+            floor = self._dense[name].floor
+            yield doubt(f"{name} is not {bound.text}", dense, lambda own, other: bound.excess(own, other, floor))
 
     def _strongest(self, name: str, known: Mapping[str, Measurement]) -> Rival | None:
         """The best in one objective of those that are nowhere worse in the others.

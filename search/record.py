@@ -136,6 +136,7 @@ class TrialRecord:
         shared_from: The trial that measured the same policy before, where this one shares its measurements.
         continues: The trial that was set aside on few examples, where this one goes on with it.
         rule: What rules it is, as `name: setting`, where the search started from it.
+        is_probe: True where the budget of trials does not count it: it was measured to find the path to begin with.
     """
 
     number: int
@@ -150,6 +151,7 @@ class TrialRecord:
     shared_from: int | None = None
     continues: int | None = None
     rule: str | None = None
+    is_probe: bool = False
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     predicted: tuple[str, ...] = ()

@@ -88,8 +88,7 @@ def read_record(folder: Path) -> StudyRecord:
     front = front_trials(trials, space.objectives)
     objectives = space.objectives
     metrics = known_metrics(space)
-    values = {name: entry.value for name, entry in trials[0].search.items()}
-    reference = reference_point(values, objectives, metrics)
+    reference = reference_point(trials[0].search, objectives, metrics)
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
     record = StudyRecord(

@@ -53,7 +53,7 @@ def run_study(
             with only_writer(folder):
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
-                    lambda: noted(pool, progress),
+                    lambda: noted(pool, progress), described[0]["guide"],
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 search_and_confirm(study, pool, progress, folder)

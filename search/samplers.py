@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial
 
 from ..evaluators.base import evaluator_class
 from ..policies.policy import Policy
-from .front import worst
 from .parameters import Parameters
 from .skipsampler import SkipSampler
 from .space import Space
@@ -26,24 +25,32 @@ def population(trials: int) -> int:
 
 
 def own_sampler(
-    space: Space, parameters: Parameters, estimate: Callable[[FrozenTrial], Estimated | None]
+    space: Space,
+    parameters: Parameters,
+    estimate: Callable[[FrozenTrial], Estimated | None],
+    reference: Callable[[], list[float | None]],
+    guessing: Callable[[], float] | None = None,
 ) -> SkipSampler:
     """Our sampler for a space, which reads from the study what others would keep to themselves.
 
     Args:
         space: The space.
         parameters: What may be drawn.
-        estimate: What a trial that was given up or set aside on few examples is expected to measure.
+        estimate: What a trial that was paused on few examples is expected to measure; of a guided search, what
+            any trial is told as.
+        reference: Gives the point from which the hypervolume counts.
+        guessing: Gives the accuracy of guessing, where a loss guides the search.
     """
     return SkipSampler(
         parameters.labels(),
         expensive=expensive(space),
         identity=lambda labels: what_it_computes(parameters.policy(labels)),
         allowed=(lambda labels: parameters.allows(parameters.policy(labels))) if space.forbid else None,
-        # The corner of every report: what counts there is what is searched for.
-        reference=[worst(space.metrics()[name], direction) for name, direction in space.objectives.items()],
+        reference=reference,
         search_space=parameters.distributions,
         estimate=estimate,
+        layers=parameters.layers,
+        guessing=guessing,
         seed=space.search.seed,
     )
 

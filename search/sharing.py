@@ -19,17 +19,17 @@ def shared(evaluate: Mapping[str, Any]) -> dict[str, Any]:
     whole = evaluate.get("accuracy")
     if not isinstance(whole, Mapping):
         return dict(evaluate)
-    given = {key: value for key, value in whole.items() if key in ExampleOptions.model_fields}
-    return {name: with_those(name, options, given) for name, options in evaluate.items()}
+    return {name: with_those(name, options, whole) for name, options in evaluate.items()}
 
 
 def with_those(name: str, options: Any, given: Mapping[str, Any]) -> Any:
     """The options of one evaluator, with those given where it has the same and leaves them out."""
     if not isinstance(options, Mapping | None) or not on_examples(name):
         return options
-    own = dict(options or {})
+    own, known = dict(options or {}), evaluator_class(name).options.model_fields
     names_its_own = any(key in own for key in WHICH)
-    return {key: value for key, value in given.items() if not (names_its_own and key in WHICH)} | own
+    usable = {key: value for key, value in given.items() if key in known}
+    return {key: value for key, value in usable.items() if not (names_its_own and key in WHICH)} | own
 
 
 def on_examples(name: str) -> bool:

@@ -53,13 +53,18 @@ class SkipSampler(BaseSampler):
         tied: Groups of parameters that always have the same choice.
         prior_costs: By objective, parameter and choice, what the choice adds to the objective, where that is known
             before any trial; choices left out add nothing.
-        reference: The point from which the hypervolume counts, in the objectives' own units. Where it, or an entry of
-            it, is None, costs count below those of dense, the expensive objective down to the worst of the first
-            trials.
+        reference: The point from which the hypervolume counts, in the objectives' own units, or a function that gives
+            it when the first trials are measured. Where it, or an entry of it, is None, costs count below those of
+            dense, the expensive objective down to the worst of the first trials.
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
         estimate: What is expected of a pruned trial, one that was given up or set aside until later ones are known, as
             `view.Estimated` or a tuple of its entries. A later trial of the same parameters replaces it.
+        layers: By parameter, the number of the layer that it belongs to; parameters of one layer have their costs
+            together. Those that are not named are layers of their own.
+        guessing: For a search that is guided by a graded loss instead of the expensive objective: gives the expensive
+            objective when guessing. `estimate` is then asked of every finished trial, gives the loss, signed as the
+            objective is, in the objective's place, and the objective itself as `score` where it was measured.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -78,9 +83,11 @@ class SkipSampler(BaseSampler):
         allowed: Callable[[Params], bool] | None = None,
         tied: Sequence[Sequence[str]] = (),
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
-        reference: Sequence[float | None] | None = None,
+        reference: Sequence[float | None] | Callable[[], Sequence[float | None]] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
         estimate: Callable[[FrozenTrial], tuple[Any, ...] | None] | None = None,
+        layers: Mapping[str, int] | None = None,
+        guessing: Callable[[], float] | None = None,
         seed: int = 0,
         parts: Collection[str] = PARTS,
     ) -> None:
@@ -92,6 +99,7 @@ class SkipSampler(BaseSampler):
         self._reference = reference
         self._space = dict(search_space or {})
         self._estimate = estimate
+        self._layers, self._guessing = dict(layers or {}), guessing
         self._seed = seed
         self._parts = parts
         self._view: tuple[str, View] | None = None
@@ -140,8 +148,10 @@ class SkipSampler(BaseSampler):
             if self._neutral[name] not in kind.choices:
                 raise ValueError(f"{self._neutral[name]!r} is none of the choices of {name}: {kind.choices}")
         choices = {name: kind.choices for name, kind in space.items() if isinstance(kind, CategoricalDistribution)}
+        reference = self._reference() if callable(self._reference) else self._reference
         return View(
             Meaning(choices, self._neutral, self._tied, self._identity, self._allowed),
             [1.0 if direction.name == "MINIMIZE" else -1.0 for direction in study.directions],
-            self._expensive, self._prior_costs, self._reference, self._parts, self._estimate,
+            self._expensive, self._prior_costs, reference, self._parts, self._estimate, self._layers,
+            None if self._guessing is None else self._guessing(),
         )  # fmt: skip

@@ -17,13 +17,14 @@ from ..policies.wording import nearest, short
 from .choices import LayerRule, SelectionOptions, is_default
 from .content import by_content
 from .couplings import Every, Group, Rule, Together
+from .guide import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
 from .sharing import shared
 
 SCHEMA: Final = "skipsearch/space/v1"
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
-BOUND = rf"(>=|<=)\s*(?:{NUMBER}\s*\*\s*dense|{NUMBER}|dense\s*(?:([+-])\s*{NUMBER})?)"
+BOUND = rf"(>=|<=)\s*(?:{NUMBER}\s*\*\s*(dense|kept)|{NUMBER}|dense\s*(?:([+-])\s*{NUMBER})?)"
 OPTIONAL = ("search", "workers", "constraints")
 
 STARTS = ("schedules", *SOURCES)  # the settings of the space's own schedules, and published rules
@@ -43,19 +44,23 @@ StartName = Annotated[str, BeforeValidator(start_name), Field(json_schema_extra=
 
 
 class Constraint(Part):
-    """A bound on a measured metric, as `>= 0.9 * dense`, `<= 12.5` or `>= dense - 0.02`.
+    """A bound on a measured metric, as `>= 0.9 * dense`, `<= 12.5`, `>= dense - 0.02` or `>= 0.9 * kept`.
+
+    What is kept of dense is counted from what guessing gives: a share of 0.9 is floor + 0.9 * (dense - floor).
 
     Attributes:
         text: As written.
         at_least: True for `>=`.
         factor: What the dense figure is multiplied by; 0 where the bound does not mention it.
         offset: What is added.
+        above_floor: True where the factor is a share of what dense has beyond guessing.
     """
 
     text: str
     at_least: bool
     factor: float
     offset: float
+    above_floor: bool = False
 
     @classmethod
     def parse(cls, text: Any) -> Self:
@@ -65,22 +70,31 @@ class Constraint(Part):
             ValueError: it is not of one of the three forms.
         """
         match = re.fullmatch(BOUND, text.strip()) if isinstance(text, str) else None
-        sign, factor, plain, direction, shift = match.groups() if match else ("", "inf", "", "", "")
+        sign, factor, of, plain, direction, shift = match.groups() if match else ("", "inf", "", "", "", "")
         offset = float(plain) if plain else float(shift or 0) * (-1 if direction == "-" else 1)
         times = float(factor) if factor else float(not plain)
         if not (math.isfinite(times) and math.isfinite(offset)):
-            known = "'>= 0.9 * dense', '>= dense - 0.02' or '<= 12.5'"
+            known = "'>= 0.9 * dense', '>= 0.9 * kept', '>= dense - 0.02' or '<= 12.5'"
             raise ValueError(f"found {short(text)}, expected a bound such as {known}")
-        return cls(text=text.strip(), at_least=sign == ">=", factor=times, offset=offset)
+        return cls(text=text.strip(), at_least=sign == ">=", factor=times, offset=offset, above_floor=of == "kept")
 
     @model_serializer
     def _as_written(self) -> str:
         return self.text
 
-    def excess(self, value: float, dense: float) -> float:
+    def limit(self, dense: float, floor: float = 0.0) -> float:
+        """The figure that may just be reached.
+
+        Args:
+            dense: The dense model's.
+            floor: That of guessing.
+        """
+        return self.factor * dense + self.offset + ((1 - self.factor) * floor if self.above_floor else 0.0)
+
+    def excess(self, value: float, dense: float, floor: float = 0.0) -> float:
         """How far a value lies beyond the bound; 0 or less where it holds."""
-        bound = self.factor * dense + self.offset
-        return bound - value if self.at_least else value - bound
+        beyond = value - self.limit(dense, floor)
+        return -beyond if self.at_least else beyond
 
 
 def as_constraint(value: Any) -> Any:
@@ -134,6 +148,8 @@ class Search(Part):
         max_failures: Stop after so many failed trials in a row.
         stop: What else ends the search.
         racing: When a candidate is given up on few examples; `none` measures everyone on all of them.
+        guide: `auto` lets the loss of the right answers, or the divergence from dense where no right answers are known,
+            guide the search to where accuracy is worth measuring; `none` searches by accuracy alone.
     """
 
     trials: Count = 200
@@ -143,6 +159,7 @@ class Search(Part):
     max_failures: Count = 10
     stop: Stop = Stop()
     racing: Racing | Literal["none"] = Racing()
+    guide: Annotated[Literal["auto", "none"], Field(exclude_if=lambda value: value == "auto")] = "auto"
 
     @property
     def rules(self) -> list[str]:
@@ -219,13 +236,36 @@ class Space(Part):
         """Every metric that will be measured."""
         return {name: metric for key in self.evaluate for name, metric in evaluator_class(key).metrics.items()}
 
+    @property
+    def may_be_guided(self) -> bool:
+        """True where a loss may guide the search; whether the tasks have enough examples is known when they are loaded.
+
+        It takes a sampler that learns from it, and a race, for a policy is paused before its accuracy is measured.
+        """
+        search = self.search
+        ours = search.guide == "auto" and search.sampler == "auto" and search.racing != "none"
+        usual = self.objectives.get(QUALITY) == "maximize" and QUALITY in self.evaluate
+        return ours and usual and ANSWER_LOSS not in self.evaluate and self.workers.runner == "actors"
+
+    def guide_options(self) -> dict[str, Any]:
+        """The options of an evaluator that guides: the examples and prompts of accuracy."""
+        return {name: shared({QUALITY: self.evaluate[QUALITY], name: {}})[name] for name in (ANSWER_LOSS, DIVERGENCE)}
+
     def domains(self, num_layers: int) -> list[list[LayerChoice]]:
         """What may happen in each layer, first to last; a layer without a rule is kept.
 
         Raises:
             SpaceError: a rule, a group or what is forbidden reaches beyond the last layer.
         """
-        domains = [[KEEP] for _ in range(num_layers)]
+        rules = self.rules(num_layers)
+        return [[KEEP] if rule is None else rule.expanded() for rule in rules]
+
+    def rules(self, num_layers: int) -> list[LayerRule | None]:
+        """The rule of each layer, first to last; None for a layer that is kept.
+
+        Raises:
+            SpaceError: see `domains`.
+        """
         for where, last in self._reaches(num_layers).items():
             if last >= num_layers:
                 raise SpaceError(
@@ -233,11 +273,11 @@ class Space(Part):
                     [f"{where}, model {self.model.id}"],
                     "use `last` for the last layer, as in `range: 2-last`" if where.startswith("range") else None,
                 )
+        found: list[LayerRule | None] = [None] * num_layers
         for rule in self.layers:
             first, last = rule.span(num_layers)
-            for index in range(first, last + 1):
-                domains[index] = rule.expanded()
-        return domains
+            found[first : last + 1] = [rule] * (last + 1 - first)
+        return found
 
     def _reaches(self, num_layers: int) -> dict[str, int]:
         """By what speaks of layers, the highest that it names."""

@@ -8,7 +8,7 @@ left who is expected to add anything to the front that is worth the answers.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from ..evaluators.base import Measurement
 from .front import Point, objective_point, objective_value, pareto, reference_point
 from .gain import Gain, budgets
+from .guide import QUALITY, Guide
+from .quality import Quality
 from .racing import weights_of
 from .record import TrialRecord
 from .samplers import expensive
@@ -40,15 +42,28 @@ class Known:
     Attributes:
         dense: What the dense model measured.
         scores: By metric, (policies, examples): the score of each example.
+        guide: What guides the search; None where nothing does.
+        quality: How accuracy depends on the guide's loss.
+        rates: By cost that is not measured at first, how it follows one that is: that one's name, and the part of what
+            that one saves which this one saves too.
     """
 
     dense: Mapping[str, Measurement]
     scores: Mapping[str, Floats]
+    guide: Guide | None = None
+    quality: Quality | None = None
+    rates: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     _told: dict[tuple[int, str, int], Measurement] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, records: Sequence[TrialRecord]) -> "Known":
-        """Read it from trials, of which the first is dense."""
+    def of(cls, records: Sequence[TrialRecord], guide: Guide | None = None, space: Space | None = None) -> "Known":
+        """Read it from trials, of which the first is dense.
+
+        Args:
+            records: The trials.
+            guide: What guides the search.
+            space: The search space, where it is guided.
+        """
         dense = records[0].search
         scores = {}
         for name, entry in dense.items():
@@ -56,7 +71,9 @@ class Known:
             whole = [each for each in found if each and len(each) == len(entry.detail.get("per_example", ()))]
             if whole:
                 scores[name] = np.array(whole, float)
-        return cls(dense, scores)
+        if guide is None or space is None:
+            return cls(dense, scores)
+        return cls(dense, scores, guide, guide.quality(records, dense), rates(records, space.objectives))
 
     def expected(self, record: TrialRecord) -> dict[str, Measurement]:
         """A trial's figures; those of some examples as they would be on all of them, as far as that can be told."""
@@ -66,7 +83,23 @@ class Known:
             if key not in self._told:
                 self._told[key] = self.levelled(name, part)
             rough[name] = self._told[key]
+        if self.guide is not None and self.quality is not None and QUALITY not in record.search:
+            rough |= self._guided(record, rough.get(QUALITY))
         return {**rough, **record.search}
+
+    def _guided(self, record: TrialRecord, part: Measurement | None) -> dict[str, Measurement]:
+        """The accuracy that the loss lets expect, and few answers where there are any; and costs to be measured yet."""
+        loss = self.guide.loss(record.search) if self.guide else None
+        if loss is None or self.quality is None:
+            return {}
+        score, error = (math.nan, 1.0) if part is None else (-part.value, part.stderr or 0.0)
+        mean, deviation = self.quality.posterior(np.array([loss]), np.array([score]), np.array([error]))
+        found = {QUALITY: Measurement(-float(mean[0]), part.n if part else 0, stderr=float(deviation[0]))}
+        for name, (other, rate) in self.rates.items():
+            if name not in record.search and other in record.search:
+                share = 1 - record.search[other].value / self.dense[other].value
+                found[name] = Measurement(self.dense[name].value * (1 - rate * share))
+        return found
 
     def levelled(self, name: str, part: Measurement) -> Measurement:
         """A figure of some examples as it is expected to be on all of them, with the standard error of that.
@@ -96,6 +129,23 @@ class Known:
         return found
 
 
+def rates(records: Sequence[TrialRecord], objectives: Iterable[str]) -> dict[str, tuple[str, float]]:
+    """How each cost that some trials lack follows the first that all have: the part of its saving, by least squares."""
+    dense, paused = records[0].search, [record for record in records if QUALITY not in record.search]
+    costs = [name for name in objectives if name != QUALITY and dense[name].value]
+    whole = [name for name in costs if all(name in record.search for record in paused)]
+    found = {}
+    for name in costs:
+        if name in whole or not whole:
+            continue
+        both = [record.search for record in records if {name, whole[0]} <= record.search.keys()]
+        ours = np.array([1 - objective_value(name, one[name], dense[name]) / dense[name].value for one in both])
+        theirs = np.array([1 - one[whole[0]].value / dense[whole[0]].value for one in both])
+        # One policy that saves as much of the one as of the other is taken as seen.
+        found[name] = whole[0], float((ours @ theirs + 1) / (theirs @ theirs + 1))
+    return found
+
+
 def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
     """A trial's objectives as far as they can be told; None where it is out, or says nothing of one of them."""
     if record.state != "complete" or record.dropped is not None or any(over > 0 for over in record.violations.values()):
@@ -106,7 +156,8 @@ def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
         # The chance that an objective is better than it looks counts elsewhere: see `worth`.
         rough = name in record.estimates and name not in space.objectives
         doubt = CLEAR * (found[name].stderr or 0.0) if rough else 0.0
-        if bound.excess(objective_value(name, found[name], dense[name]), dense[name].value) > doubt:
+        value = objective_value(name, found[name], dense[name])
+        if bound.excess(value, dense[name].value, dense[name].floor) > doubt:
             return None
     return objective_point(found, dense, space.objectives)
 
@@ -126,12 +177,12 @@ def due(
         going_on: The numbers of those that are answering more, and count as if they had answered everything.
     """
     records = [record for record in records if record.shared_from is None]
-    if not any(record.estimates and not record.dropped and record.number not in going_on for record in records):
+    if not any(is_paused(record, known) and record.number not in going_on for record in records):
         return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
     gains = {number: gain / WORTH for number, gain in worth(stands, known, space, going_on).items()}
     if patience:
-        old = records[: int((len(records) - 1) / patience) + 1]
+        old = [*records[: int((len(records) - 1) / patience) + 1], *(one for one in records if one.is_probe)]
         may = {record.number for record in old} & looking_best(stands, space)
         gains = {number: gain for number, gain in gains.items() if number in may}
     else:
@@ -153,24 +204,31 @@ def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Coll
 
     It is a share of that front's hypervolume, and holds the chance that they are better than they look: see `Gain`.
     """
-    aside = np.array([bool(record.estimates) and record.number not in going_on for record, _ in stands], bool)
+    aside = np.array([is_paused(record, known) and record.number not in going_on for record, _ in stands], bool)
     if not aside.any():
         return {}
     place = expensive(space)
     name = list(space.objectives)[place]
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in space.objectives.values()])
-    levels = {metric: entry.value for metric, entry in known.dense.items()}
-    corner = signs * [*reference_point(levels, space.objectives, space.metrics()).values()]
+    corner = signs * [*reference_point(known.dense, space.objectives, space.metrics()).values()]
     points = signs * np.array([point for _, point in stands])
     losses, costs = points[:, place], np.delete(points, place, 1)
     limits = budgets(costs.min(0), np.delete(corner, place), FINE)
     front = Gain(limits, losses[~aside], costs[~aside], corner[place])
     waiting = [record for (record, _), waits in zip(stands, aside, strict=True) if waits]
-    errors = [known.expected(record)[name].stderr if name in record.estimates else 0.0 for record in waiting]
+    errors = [known.expected(record)[name].stderr if name not in record.search else 0.0 for record in waiting]
     found = front.expected(losses[aside], np.array(errors), costs[aside], lambda loss: loss, np.ones_like)
     return {record.number: float(gain) / front.volume for record, gain in zip(waiting, found, strict=True)}
 
 
+def is_paused(record: TrialRecord, known: Known) -> bool:
+    """True for a trial that may answer more: some examples only, or none yet where a loss guides the search."""
+    if record.state != "complete" or record.dropped is not None or record.breaks_a_bound:
+        return False
+    unscored = known.guide is not None and QUALITY not in record.search and known.guide.loss(record.search) is not None
+    return bool(record.estimates) or unscored
+
+
 def examples(record: TrialRecord) -> int:
-    """How many examples a trial that was set aside has answered."""
-    return min(entry.n for entry in record.estimates.values())
+    """How many examples a paused trial has answered; 0 before its first ones."""
+    return min((entry.n for entry in record.estimates.values()), default=0)

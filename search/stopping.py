@@ -28,12 +28,11 @@ class Stopping:
 
     def follow(self, record: TrialRecord) -> None:
         """Take note of a trial that has ended or is set aside; the first that is complete is dense."""
-        if record.shared_from is not None:
+        if record.shared_from is not None or record.is_probe:
             return
         objectives = self._space.objectives
         if self._growing is None and record.state == "complete":
-            values = {name: entry.value for name, entry in record.search.items()}
-            reference = reference_point(values, objectives, known_metrics(self._space))
+            reference = reference_point(record.search, objectives, known_metrics(self._space))
             self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
             self._known = Known.of([record])
         if self._growing is not None and self._known is not None:

@@ -36,16 +36,17 @@ class Strategy:
         reference: The loss, and each cost, beyond which nothing counts, minimised; None for what the data suggest.
         cost_tables: For each cost what each choice adds, (variables, width), where it is known beforehand.
         parts: Which parts of the strategy are used, of `PARTS`; and `sensitivity`.
+        guessing: What counts when guessing, minimised, where the loss only guides.
     """
 
     def __init__(
         self, alternatives: Alternatives, reference: Floats | None = None,
-        cost_tables: Mapping[int, Floats] | None = None, parts: Collection[str] = PARTS,
+        cost_tables: Mapping[int, Floats] | None = None, parts: Collection[str] = PARTS, guessing: float = np.inf,
     ) -> None:  # fmt: skip
         self._space = alternatives
         self.parts = frozenset(parts)
         self._size = WORK // (4 * len(alternatives.variable))
-        self._memory = Memory(alternatives, reference, cost_tables or {}, self.parts)
+        self._memory = Memory(alternatives, reference, cost_tables or {}, self.parts, guessing)
 
     def propose(self, history: History, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         """What to measure next, the best first; dense for ever when there is nothing else.

@@ -5,10 +5,11 @@ resumes from them, and everything else in the study's folder can be made from th
 """
 
 import json
+import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,25 +20,31 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ..evaluators.base import Measurement
+from ..evaluators.base import Measurement, evaluator_class
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .database import Ledger, measurements_text, storage, trial_record
-from .front import objective_value
+from .front import objective_value, worst
+from .greedy import Probe
+from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric
 from .modelled import ExpectedTime, ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
+from .skipsampler import SkipSampler
 from .space import Space
 from .stand_ins import StandIn, left_out, timers
 from .standing import Known
-from .starts import starts
+from .starts import saved, starts
 from .study_times import NOISE, STAND_INS, machine_times
 from .view import Estimated
 from .writethrough import WriteThrough
 
+GUIDE = "guide"  # where a study keeps which figure guides it
+CHOSEN = "guide_chosen"  # and that two figures were compared
+QUEUED = "starts"  # and the rules that wait for the probes
 REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
@@ -89,6 +96,8 @@ class SearchStudy(Ledger):
         model_id: What to call the model; its id in the space where none is given.
         preview: Finds out what some rules to begin with need to know of the model, as `Bench.preview` does; it is asked
             once in a study, and only where such a rule is named.
+        guide: The evaluator whose loss guides the search, as `Bench.guide`; None searches by accuracy alone. A study
+            that is resumed keeps its own.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
@@ -97,14 +106,13 @@ class SearchStudy(Ledger):
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None,
+        preview: Callable[[], Preview] | None = None, guide: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
-        self._own = own_sampler(space, self.parameters, self._estimate) if space.search.sampler == "auto" else None
         self.check_free(path, resume)
         self.study = self._opened(path, name)
         self._check_same(path)
@@ -113,18 +121,26 @@ class SearchStudy(Ledger):
             known = previewed(self.study.user_attrs, self.space.search.rules, self.parameters.domains, preview)
             optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
             self.study = self._opened(path, name)
-            self._begin(known)
+            self._begin(known, guide)
+        metric = self.study.user_attrs.get(GUIDE)
+        self.guide = Guide(metric) if metric else None
+        self._own = self._sampler() if space.search.sampler == "auto" else None
         super().__init__(self.study)
+        self._version = 0
         self.timers = timers(space)
         self.times = machine_times(self.study.user_attrs, space, num_layers)
         self._told: dict[str, TrialRecord] = {}
+        self._failed: set[str] = set()
         self._known: Known | None = None
         for record in self.records():
             if record.state == "complete":
                 self._told.setdefault(record.policy.fingerprint, record)
+            elif record.state == "failed":
+                self._failed.add(record.policy.fingerprint)
         self.study.set_user_attr("space", self.space.model_dump(mode="json", by_alias=True))
         self.end(None)
         self._interrupted: deque[FrozenTrial] = deque()
+        self._probing: dict[str, FrozenTrial] = {}
         self._finish_interrupted()
 
     @staticmethod
@@ -167,8 +183,12 @@ class SearchStudy(Ledger):
                 "resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
             )  # fmt: skip
 
-    def _begin(self, preview: Preview) -> None:
-        """Note what the study is about, and queue the dense model, which is trial 0, and the rules."""
+    def _begin(self, preview: Preview, guide: str | None) -> None:
+        """Note what the study is about, and queue the dense model, which is trial 0, and the rules.
+
+        A guided search has its greedy path in the place of rules that look at nothing but a layer's place.
+        """
+        self.study.set_user_attr(GUIDE, guide)
         self.study.set_user_attr("facts", self._facts())
         if preview.forwards:
             self.study.set_user_attr(PREVIEW, preview.plain())
@@ -178,8 +198,24 @@ class SearchStudy(Ledger):
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
         self.study.enqueue_trial(self.parameters.labels())
-        for start in starts(self.parameters, self.space.search.rules, min(population(budget), budget) - 1, preview):
-            self.study.enqueue_trial(dict(start.labels), user_attrs={"rule": start.rule})
+        rules = self.space.search.rules
+        if guide is not None and self.space.search.start == "rules":
+            rules = []
+        begun = starts(self.parameters, rules, min(population(budget), budget) - 1, preview)
+        queued = [{"labels": dict(start.labels), "rule": start.rule} for start in begun]
+        if guide is None:
+            self._queue(queued)
+        else:
+            self.study.set_user_attr(QUEUED, queued)
+
+    def _queue(self, starts: Iterable[Mapping[str, Any]]) -> None:
+        for start in starts:
+            self.study.enqueue_trial(start["labels"], user_attrs={"rule": start["rule"]})
+
+    def queue_starts(self) -> None:
+        """Queue the rules that a guided search begins with besides its path, once, when the probes are done."""
+        self._queue(self.study.user_attrs.get(QUEUED) or ())
+        self.study.set_user_attr(QUEUED, None)
 
     def _finish_interrupted(self) -> None:
         """Tell what was measured when the driver died; what was not is asked for again, under its own number."""
@@ -188,6 +224,8 @@ class SearchStudy(Ledger):
                 record = trial_record(trial)
                 told = self.told(record.policy, record.search)
                 self._tell(Trial(self.study, trial._trial_id), told, record.failure, trial.constraints)
+            elif "probe" in trial.user_attrs:
+                self._probing[trial.user_attrs.get("fingerprint", "")] = trial
             else:
                 self._interrupted.append(trial)
 
@@ -199,6 +237,7 @@ class SearchStudy(Ledger):
     def ask(self) -> Proposal | None:
         """The next policy to measure, noted as running; None where the space forbids what the sampler proposed."""
         search = self.space.search
+        self._with_times()
         begun = self._interrupted.popleft() if self._interrupted else None
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         following = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
@@ -222,10 +261,114 @@ class SearchStudy(Ledger):
         self._storage.write(trial._trial_id)
         return Proposal(trial, policy)
 
+    def ask_probe(self, labels: Mapping[str, str], rule: str) -> Proposal:
+        """Note a policy as running that is measured by the guide alone, outside of the budget.
+
+        Args:
+            labels: By parameter.
+            rule: What it belongs to, as `name: setting`.
+        """
+        policy = self.parameters.policy(labels)
+        begun = self._probing.pop(policy.fingerprint, None)
+        if begun is not None:
+            return Proposal(Trial(self.study, begun._trial_id), policy)
+        self.study.enqueue_trial(self.parameters.labels(labels), user_attrs={"rule": rule, "probe": True})
+        proposal = self.ask()
+        assert proposal is not None  # What the space forbids is no probe.
+        return proposal
+
+    def is_known(self, fingerprint: str) -> bool:
+        """True for a policy that was measured, by the guide at least, or that failed."""
+        return fingerprint in self._told or fingerprint in self._failed
+
+    def probed(self, labels: Mapping[str, str]) -> Probe | None:
+        """What a policy measured by the guide, and the cost that it saves; None where it was not measured."""
+        record = self._told.get(self.parameters.policy(labels).fingerprint)
+        loss = None if record is None or self.guide is None else self.guide.loss(record.search)
+        if record is None or loss is None:
+            return None
+        name = self._probed_cost()
+        cost = record.search[name].value if name else -saved(record.policy.choices(self.num_layers))
+        return Probe(loss, cost)
+
+    def _probed_cost(self) -> str | None:
+        """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
+        kinds = [evaluator_class(name) for name in self.space.evaluate]
+        counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
+        wanted = (*self.space.objectives, "prefill_flops", "decode_flops")
+        return next((name for name in wanted if name in counted), None)
+
+    def guessing_loss(self) -> float:
+        """The guide's loss of guessing, beyond which a policy is no use; infinite where the tasks do not tell."""
+        dense = self.dense_measurements()
+        entry = dense.get(self.guide.evaluator) if dense and self.guide else None
+        known = entry is not None and entry.floor > entry.value
+        return entry.floor if entry is not None and known else math.inf
+
+    def _sampler(self) -> SkipSampler:
+        guided = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
+        told = self._estimate if self.guide is None else self._guided
+        return own_sampler(self.space, self.parameters, told, self._reference, guided)
+
+    def _dense(self) -> Mapping[str, Measurement]:
+        """What the dense model measured, of a search that has begun."""
+        dense = self.dense_measurements()
+        assert dense is not None  # Nothing is proposed before.
+        return dense
+
+    def _reference(self) -> list[float | None]:
+        """Where the sampler's hypervolume begins: the corner of every report, dense for costs.
+
+        A guided search begins at the bound on accuracy, or where half of what dense has beyond guessing is kept.
+        """
+        metrics, dense = self.space.metrics(), self._dense()
+        found = {name: worst(metrics[name], direction) for name, direction in self.space.objectives.items()}
+        found |= {name: max(value, dense[name].floor) for name, value in found.items() if value is not None}
+        if self.guide is not None:
+            entry, bound = dense[QUALITY], self.space.constraints.get(QUALITY)
+            half = (entry.value + entry.floor) / 2
+            found[QUALITY] = half if bound is None else max(bound.limit(entry.value, entry.floor), entry.floor)
+        return [*found.values()]
+
+    def _guided(self, trial: FrozenTrial) -> Estimated | None:
+        """What the sampler is told of a trial of a guided search: the loss, the costs, and accuracy where measured."""
+        record, dense = self.times.smoothed(self.read(trial)), self._dense()
+        loss = self.guide.loss(record.search) if self.guide else None
+        if loss is None:
+            return None
+        values = [
+            -loss if name == QUALITY
+            else objective_value(name, record.search[name], dense.get(name)) if name in record.search
+            else math.nan
+            for name in self.space.objectives
+        ]  # fmt: skip
+        bounded = {name: excess for name, excess in self.violations(record.search).items() if name != QUALITY}
+        scored = record.search.get(QUALITY)
+        if scored is None:
+            return Estimated(values, 0.0, bounded)
+        return Estimated(values, 0.0, bounded, scored.value, scored.stderr or 0.0)
+
+    def _choose_metric(self) -> None:
+        """Choose between the two figures of the right answers, when enough policies have their accuracy."""
+        if self.guide is None or self.guide.evaluator != ANSWER_LOSS or CHOSEN in self.study.user_attrs:
+            return
+        both = [record for record in self._told.values() if {QUALITY, ANSWER_LOSS} <= record.search.keys()]
+        if len(both) < DECIDED_BY:
+            return
+        metric = better_metric(both)
+        self.study.set_user_attr(CHOSEN, metric)
+        if metric != self.guide.metric:
+            self.study.set_user_attr(GUIDE, metric)
+            self.guide, self._known = Guide(metric), None
+            self._own = self._sampler()
+
     def _estimate(self, trial: FrozenTrial) -> Estimated | None:
-        """What a trial that answered few examples is expected to measure, its luck with these taken off."""
+        """What a trial that answered few examples is expected to measure, and one in full where times are smoothed."""
         dense, objectives = self.dense_measurements(), list(self.space.objectives)
         record = self.times.smoothed(self.read(trial))
+        if dense is not None and record.in_full and all(name in record.search for name in objectives):
+            modelled = any(isinstance(record.search[name], ModelledTime) for name in objectives)
+            return Estimated(self.values(record.search), 0.0) if modelled else None
         if dense is None or not record.estimates:
             return None
         found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
@@ -238,7 +381,8 @@ class SearchStudy(Ledger):
     def known_in_full(self) -> Known:
         """Who has answered all examples, dense first."""
         if self._known is None:
-            self._known = Known.of(sorted(self._told.values(), key=lambda record: record.number))
+            records = sorted(self._told.values(), key=lambda record: record.number)
+            self._known = Known.of(records, self.guide, self.space)
         return self._known
 
     def _tells(self, record: TrialRecord) -> None:
@@ -246,6 +390,7 @@ class SearchStudy(Ledger):
         self._told[record.policy.fingerprint] = record
         if not record.estimates:
             self._known = None
+        self._choose_metric()
 
     def enqueue_random(self, known: Container[str]) -> bool:
         """Queue a policy drawn at random, for a sampler that repeats itself.
@@ -289,7 +434,7 @@ class SearchStudy(Ledger):
         outcome = replace(outcome, measurements=self.told(record.policy, outcome.measurements))
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
-            key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule") if key in first.user_attrs
+            key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
         }
         state = self._state(outcome.measurements, outcome.failure, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
@@ -317,10 +462,11 @@ class SearchStudy(Ledger):
                 trial.set_constraint(name, excess)
         state = self._state(measurements, failure, trial.user_attrs.keys().isdisjoint({"dropped", "estimates"}))
         self.study.tell(trial, self.values(measurements) if state == TrialState.COMPLETE else None, state)
-        if failure is None:
-            record = self.record(trial.number)
-            if record.policy.fingerprint not in self._told:
-                self._tells(record)
+        record = self.record(trial.number)
+        if failure is not None:
+            self._failed.add(record.policy.fingerprint)
+        elif record.policy.fingerprint not in self._told:
+            self._tells(record)
 
     def _state(self, measurements: Mapping[str, Measurement], failure: str | None, in_full: bool) -> TrialState:
         """What a trial is to Optuna: stopped early, where something was not measured, or not on all examples."""
@@ -340,6 +486,12 @@ class SearchStudy(Ledger):
     def final_records(self) -> list[TrialRecord]:
         """The trials with times that are smoothed by all that was measured, as the report has them."""
         return self.times.of(super().records(), whole=True)
+
+    def _with_times(self) -> None:
+        """Let the sampler read all trials anew when a model of times was fitted anew: those of old trials change."""
+        self.times.follow(super().records())
+        if self._own is not None and self.times.version != self._version:
+            self._own, self._version = self._sampler(), self.times.version
 
     def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
         """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
@@ -390,7 +542,9 @@ class SearchStudy(Ledger):
         """How far each bounded metric that was measured lies beyond its bound."""
         dense = self.dense_measurements() or measurements
         return {
-            name: bound.excess(objective_value(name, measurements[name], dense[name]), dense[name].value)
+            name: bound.excess(
+                objective_value(name, measurements[name], dense[name]), dense[name].value, dense[name].floor
+            )
             for name, bound in self.space.constraints.items()
             if name in measurements and name in dense
         }

@@ -152,7 +152,7 @@ class Times:
         dense = self._dense
         bounds = {name: bound for name, bound in self._bounds.items() if isinstance(search.get(name), ModelledTime)}
         excess = {
-            name: bound.excess(objective_value(name, search[name], dense[name]), dense[name].value)
+            name: bound.excess(objective_value(name, search[name], dense[name]), dense[name].value, dense[name].floor)
             for name, bound in bounds.items()
         }
         return replace(record, search=search, violations={**record.violations, **excess})

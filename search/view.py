@@ -3,6 +3,7 @@
 It holds nothing that the trials do not say: rows are kept because reading two thousand trials anew takes long.
 """
 
+import math
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,11 +36,15 @@ class Estimated(NamedTuple):
         values: Its objectives.
         error: Standard error of the expensive one; 0 where that was measured.
         constraints: How far those constraints are expected to be broken that the trial itself does not tell.
+        score: Where the expensive value only guides, what counts instead, in the objective's unit; NaN if not measured.
+        score_error: Standard error of the score.
     """
 
     values: Sequence[float]
     error: float
     constraints: Mapping[str, float] = MappingProxyType({})
+    score: float = math.nan
+    score_error: float = 0.0
 
 
 class Meaning:
@@ -118,6 +123,9 @@ class Row:
     error: float
     expected: bool
     failed: bool
+    score: float
+    score_error: float
+    scored: int = 0
 
     @property
     def names(self) -> set[str]:
@@ -135,27 +143,35 @@ class View:
         prior_costs: By objective, parameter and choice, what is known beforehand.
         reference: In the objectives' own units; None for what the first trials suggest.
         parts: Of the strategy.
-        estimate: What is expected of a pruned trial.
+        estimate: What is expected of a pruned trial; where the expensive value only guides, what any trial is told as.
+            Of a complete trial None leaves what it was told.
+        layers: By parameter, its layer; those that are not named are layers of their own.
+        guessing: The expensive objective when guessing, where the value told in its place only guides; else None.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
         parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
+        layers: Mapping[str, int], guessing: float | None,
     ) -> None:  # fmt: skip
         self._meaning = meaning
         self._estimate = estimate
+        self._guided = guessing is not None
         # The expensive objective comes first.
         self._order = [expensive, *(number for number in range(len(signs)) if number != expensive)]
         self._signs = np.array(signs)[self._order]
-        self._alternatives = Alternatives(meaning.values)
+        beyond = len(meaning.variables) + max(layers.values(), default=0)
+        places = [layers.get(group[0], beyond + number) for number, group in enumerate(meaning.variables)]
+        self._alternatives = Alternatives(meaning.values, places)
         corner = None if reference is None else np.array(reference, float)[self._order] * self._signs
         tables = {
             number: self._signs[number + 1] * self._table(prior_costs[objective])
             for number, objective in enumerate(self._order[1:])
             if objective in prior_costs
         }
-        self._strategy = Strategy(self._alternatives, corner, tables, parts)
+        worst = np.inf if guessing is None else float(self._signs[0] * guessing)
+        self._strategy = Strategy(self._alternatives, corner, tables, parts, worst)
         self._seen = 0
         self._open: list[int] = []
         self._ended: list[When] = []
@@ -231,20 +247,25 @@ class View:
             rows = [self._rows[ended] for _, ended in self._ended]
             self._names = sorted(set().union(*(row.names for row in rows)))
             self._history = self._empty()
-            self._measured([row for row in rows if not row.expected or self._newest[row.key] == row.when])
+            told = (row for row in rows if not row.expected or self._newest[row.key] == row.when)
+            self._measured(merged(rows) if self._guided else [*told])
 
     def _row(self, trial: Any) -> Row:
         key, code = self._told(trial.params)
         state, when = trial.state.name, (trial.datetime_complete, trial.number)
-        expected = self._estimate(trial) if state == "PRUNED" and self._estimate is not None else None
+        asked = state in ("PRUNED", "COMPLETE")
+        expected = self._estimate(trial) if asked and self._estimate is not None else None
         if expected is not None:
             found = Estimated(*expected)
         else:
-            found = Estimated(trial.values if state == "COMPLETE" else [np.nan] * len(self._order), 0.0)
+            told = state == "COMPLETE" and not self._guided
+            found = Estimated(trial.values if told else [np.nan] * len(self._order), 0.0)
         values = self._signs * np.array(found.values, float)[self._order]
         return Row(
-            when, key, None if state == "FAIL" else code, tuple(values), {**found.constraints, **trial.constraints},
-            found.error, expected is not None, state == "FAIL",
+            when, key, None if state == "FAIL" else code, tuple(values),
+            dict(found.constraints) if self._guided else {**found.constraints, **trial.constraints},
+            found.error, expected is not None and not self._guided and state == "PRUNED", state == "FAIL",
+            float(self._signs[0] * found.score), found.score_error, len(self._newest) + 1,
         )  # fmt: skip
 
     def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
@@ -286,7 +307,8 @@ class View:
     def _empty(self) -> History:
         nothing = np.zeros((0, self._alternatives.count), np.int16)
         costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
-        return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing)
+        scores = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) if self._guided else (None, None, None)
+        return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing, *scores)
 
     def _measured(self, rows: Sequence[Row]) -> None:
         """What finished next."""
@@ -303,3 +325,37 @@ class View:
             excess=np.vstack([known.excess, excess.reshape(len(used), len(self._names))]),
             errors=np.r_[known.errors, [row.error for row in used]],
         )
+        if known.scores is not None and known.score_errors is not None and known.scored is not None:
+            self._history = replace(
+                self._history,
+                scores=np.r_[known.scores, [row.score for row in used]],
+                score_errors=np.r_[known.score_errors, [row.score_error for row in used]],
+                scored=np.r_[known.scored, [row.scored for row in used]],
+            )
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Each policy once, where it came first, with what its later trials told: a score, a cost that was measured later.
+
+    Args:
+        rows: Of all trials, in the order in which they finished.
+    """
+    found: dict[Hashable, Row] = {}
+    for row in rows:
+        if row.code is None:
+            continue
+        first = found.get(row.key)
+        if first is None:
+            found[row.key] = replace(row, scored=len(found) + 1)
+            continue
+        values = tuple(old if math.isfinite(old) else new for old, new in zip(first.values, row.values, strict=True))
+        told = math.isfinite(row.score)
+        found[row.key] = replace(
+            first,
+            values=values,
+            constraints={**first.constraints, **row.constraints},
+            score=row.score if told else first.score,
+            score_error=row.score_error if told else first.score_error,
+            scored=len(found) if told else first.scored,
+        )
+    return list(found.values())

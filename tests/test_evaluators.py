@@ -42,6 +42,7 @@ def made(name, kind, subjects):
     examples = {"tasks": [str(subjects.tasks[kind])], "search": {"limit": 4}}
     options = {
         "accuracy": examples,
+        "answer_loss": examples,
         "divergence": examples,
         "latency": {"new_tokens": 3, "repeats": 2, "warmup": 1},
     }
@@ -165,7 +166,7 @@ def install(monkeypatch, *values, package=None):
 def test_an_installed_evaluator_is_found(monkeypatch):
     install(monkeypatch, f"{__name__}:Energy")
     assert evaluator_class("energy").metrics["energy_j"].unit == "joule"
-    assert available() == ("accuracy", "divergence", "energy", "flops", "latency", "memory")
+    assert available() == ("accuracy", "answer_loss", "divergence", "energy", "flops", "latency", "memory")
 
 
 def refusal(name):
@@ -178,7 +179,7 @@ def test_an_unknown_evaluator_is_told():
     assert refusal("latancy").splitlines() == [
         "there is no evaluator 'latancy'",
         "  the nearest known one is 'latency'",
-        "hint: available: accuracy, divergence, flops, latency, memory",
+        "hint: available: accuracy, answer_loss, divergence, flops, latency, memory",
     ]
 
 

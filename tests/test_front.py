@@ -121,8 +121,10 @@ def test_reference_point_follows_the_dense_model() -> None:
         "prefill_flops": Metric("flops", MIN, ""),
     }
     objectives: dict[str, Direction] = {"accuracy": MAX, "error": MIN, "prefill_flops": MIN}
-    dense = {"accuracy": 0.9, "error": 0.1, "prefill_flops": 8e12}
+    dense = {name: Measurement(value) for name, value in (("accuracy", 0.9), ("error", 0.1), ("prefill_flops", 8e12))}
     assert reference_point(dense, objectives, metrics) == {"accuracy": 0.0, "error": 1.0, "prefill_flops": 8e12}
+    told = dense | {"accuracy": Measurement(0.9, detail={"floor": 0.25})}
+    assert reference_point(told, objectives, metrics)["accuracy"] == 0.25
 
 
 def trial(number: int, accuracy: float, flops: float, excess: float = -1.0) -> TrialRecord:

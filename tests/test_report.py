@@ -111,8 +111,7 @@ def refronted(record: StudyRecord, confirm: bool = True) -> StudyRecord:
     """The record with front, reference, hypervolume and confirmation made from its trials."""
     directions = list(record.objectives.values())
     front = front_trials(record.trials, record.objectives)
-    dense = {name: entry.value for name, entry in record.dense.search.items()}
-    reference = reference_point(dense, record.objectives, record.metrics)
+    reference = reference_point(record.dense.search, record.objectives, record.metrics)
     points = feasible_points(record.trials, record.objectives)
     finished = [point for point, trial in zip(points, record.trials, strict=True) if trial.state != "running"]
     curve = history(finished, directions, list(reference.values()))

@@ -26,6 +26,10 @@ def test_all_that_is_left_out_is_accuracys(options):
     assert found == {key: value for key, value in ACCURACY.items() if key != "metric"}
 
 
+def test_what_accuracy_has_beyond_the_examples_is_taken_where_it_is_known():
+    assert shared({"accuracy": ACCURACY, "answer_loss": None})["answer_loss"] == ACCURACY
+
+
 def test_who_names_any_examples_names_all_of_them():
     found = shared({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})["divergence"]
     assert found == {"tasks": ["c"], "batch_size": 9, "apply_chat_template": True}

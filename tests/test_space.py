@@ -179,6 +179,7 @@ OTHER = [
     "search.seed=1",
     "search.sampler=tpe",
     "search.start=none",
+    "search.guide=none",
     "model.id=other/model",
     "model.dtype=float16",
     "model.revision=abc",

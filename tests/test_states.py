@@ -10,6 +10,7 @@ import tiny
 from skipsearch.evaluators import rungs
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy_model import live_model
+from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.evaluators.memo import Memo
 from skipsearch.policies.apply import apply_policy
@@ -17,7 +18,11 @@ from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.policies.prefix import PrefixStates
 
-KINDS = {"divergence": (DivergenceEvaluator, DivergenceOptions), "accuracy": (AccuracyEvaluator, AccuracyOptions)}
+KINDS = {
+    "divergence": (DivergenceEvaluator, DivergenceOptions),
+    "answer_loss": (AnswerLossEvaluator, AnswerLossOptions),
+    "accuracy": (AccuracyEvaluator, AccuracyOptions),
+}
 CHOICES = [
     LayerChoice(),
     NAMED["skip_ffn"],
@@ -31,6 +36,8 @@ CASES = [
     ("divergence", "llama", "text_mc", "each_layer"),
     ("divergence", "llava", "image_gen", "each_layer"),
     ("divergence", "llava", "image_mc", "once"),
+    ("answer_loss", "llava", "image_mc", "each_layer"),
+    ("answer_loss", "llava", "image_gen", "once"),
     ("accuracy", "llama", "text_mc", "each_layer"),
     ("accuracy", "llava", "image_mc", "each_layer"),
     ("accuracy", "llava", "image_mc", "once"),

@@ -1,0 +1,81 @@
+"""What guides a search: a graded loss of the right answers, measured before any accuracy.
+
+Accuracy on a few hundred examples moves in coarse steps, so that single moves look alike; the loss of the right answers
+tells them apart, for one teacher-forced pass over a few dozen examples. Accuracy decides all the same: it is measured
+where the loss lets a place on the front be expected.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from ..evaluators.base import Measurement
+from .agreement import kendall
+from .quality import Quality
+
+if TYPE_CHECKING:
+    from .record import TrialRecord
+
+QUALITY: Final = "accuracy"  # what the guide stands for
+ANSWER_LOSS: Final = "answer_loss"
+DIVERGENCE: Final = "divergence"
+ANSWER_DIVERGENCE: Final = "answer_divergence"  # of the same answers, as a detail of their loss
+EXAMPLES: Final = 48  # that the guide is measured on
+FEWEST: Final = 64  # examples of the search split below which there is no guide
+DECIDED_BY: Final = 12  # policies with their accuracy that choose between two metrics
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Which figure guides.
+
+    Attributes:
+        metric: `answer_loss`, `answer_divergence` or `divergence`.
+    """
+
+    metric: str
+
+    @property
+    def evaluator(self) -> str:
+        """The evaluator that measures it."""
+        return DIVERGENCE if self.metric == DIVERGENCE else ANSWER_LOSS
+
+    def loss(self, measured: Mapping[str, Measurement]) -> float | None:
+        """The figure among measurements; None where it was not measured."""
+        entry = measured.get(self.evaluator)
+        if entry is None:
+            return None
+        return float(entry.detail["divergence"]) if self.metric == ANSWER_DIVERGENCE else entry.value
+
+    def quality(self, records: Sequence["TrialRecord"], dense: Mapping[str, Measurement]) -> Quality | None:
+        """How accuracy depends on the loss, from all trials that have both; None where no loss is known.
+
+        Args:
+            records: Trials.
+            dense: What the dense model measured.
+        """
+        pairs = [(loss, record) for record in records if (loss := self.loss(record.search)) is not None]
+        if not pairs:
+            return None
+        scored = [(loss, record.search[QUALITY]) for loss, record in pairs if QUALITY in record.search]
+        losses = np.array([loss for loss, _ in scored])
+        scores = np.array([-entry.value for _, entry in scored])
+        errors = np.array([entry.stderr or 0.0 for _, entry in scored])
+        return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
+
+
+def better_metric(records: Sequence["TrialRecord"]) -> str:
+    """Which of the two figures of the right answers ranks accuracy better, by Kendall's tau-b; of equal ones the loss.
+
+    Args:
+        records: Trials with both figures and with their accuracy.
+    """
+    accuracies = np.array([record.search[QUALITY].value for record in records])
+    found = {}
+    for metric in (ANSWER_LOSS, ANSWER_DIVERGENCE):
+        losses = np.array([Guide(metric).loss(record.search) for record in records], float)
+        told = kendall(-losses, accuracies)
+        found[metric] = -1.0 if told is None else told.value
+    return max(found, key=lambda metric: found[metric])
