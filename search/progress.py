@@ -51,11 +51,11 @@ class Progress:
         self._state = ""
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[state]}"),  # Last, since a narrow terminal cuts what is last.
             console=self.console,
             disable=not self.console.is_terminal,
         )
