@@ -12,6 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from ..evaluators.base import Direction
 from .front import feasible_points, first_cost, front_trials
@@ -55,7 +56,9 @@ class Progress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[state]}"),  # Last, since a narrow terminal cuts what is last.
+            # A narrow terminal cuts this column alone.
+            TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            expand=True,
             console=self.console,
             disable=not self.console.is_terminal,
         )
