@@ -474,7 +474,7 @@ class SearchStudy(TimedLedger):
 
     def _with_times(self) -> None:
         """Let the sampler read all trials anew when a model of times was fitted anew: those of old trials change."""
-        self.times.follow(self.raw_records())
+        self.follow_times()
         if self._own is not None and self.times.version != self._version:
             self._own, self._version = self._sampler(), self.times.version
 

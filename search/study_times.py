@@ -58,14 +58,20 @@ class TimedLedger(Ledger):
         self._space = space
         self.timers = timers(space)
         self.times = machine_times(study.user_attrs, space, num_layers)
+        self._followed: tuple[int, int] | None = None
 
-    def raw_records(self) -> list[TrialRecord]:
-        """Every trial that was asked for, by number, as it was measured."""
-        return super().records()
+    def follow_times(self) -> list[TrialRecord]:
+        """Fit what has to be fitted anew, where a trial was asked for or has finished since; all trials as measured."""
+        records = super().records()
+        state = len(self._seen), len(self._open)
+        if state != self._followed:
+            self.times.follow(records)
+            self._followed = state
+        return records
 
     def records(self) -> list[TrialRecord]:
         """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
-        return self.times.of(self.raw_records())
+        return [self.times.smoothed(record) for record in self.follow_times()]
 
     def record(self, number: int) -> TrialRecord:
         """A trial that was asked for, its times smoothed, by its number."""
@@ -73,16 +79,17 @@ class TimedLedger(Ledger):
 
     def final_records(self) -> list[TrialRecord]:
         """The trials with times that are smoothed by all that was measured, as the report has them."""
-        return self.times.of(self.raw_records(), whole=True)
+        self._followed = None
+        return self.times.of(super().records(), whole=True)
 
     def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
         """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
-        self.times.follow(self.raw_records())
+        self.follow_times()
         return self.times.told(policy, measurements) if measurements else measurements
 
     def expected_times(self, policy: Policy) -> dict[str, ExpectedTime]:
         """What is expected of a policy's times, for a worker that is to judge it."""
-        self.times.follow(self.raw_records())
+        self.follow_times()
         return self.times.expected(policy)
 
     @property
