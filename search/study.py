@@ -37,7 +37,7 @@ from .skipsampler import SkipSampler
 from .space import Space
 from .standing import Known
 from .starts import saved, starts
-from .study_times import TimedLedger
+from .study_times import TimedLedger, stand_ins_of
 from .view import Estimated
 from .writethrough import WriteThrough
 
@@ -125,7 +125,7 @@ class SearchStudy(TimedLedger):
         self.guide = Guide(metric) if metric else None
         self._own = self._sampler() if space.search.sampler == "auto" else None
         super().__init__(self.study, space, num_layers)
-        self._version = 0
+        self._version = 0, 0
         self._told: dict[str, TrialRecord] = {}
         self._failed: set[str] = set()
         self._known: Known | None = None
@@ -305,7 +305,9 @@ class SearchStudy(TimedLedger):
     def _sampler(self) -> SkipSampler:
         guided = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
         told = self._estimate if self.guide is None else self._guided
-        return own_sampler(self.space, self.parameters, told, self._reference, guided)
+        known = {one.metric for one in stand_ins_of(self.study.user_attrs) if one.cost in self.space.objectives}
+        ignored = [place for place, name in enumerate(self.space.objectives) if name in known]
+        return own_sampler(self.space, self.parameters, told, self._reference, guided, ignored)
 
     def _dense(self) -> Mapping[str, Measurement]:
         """What the dense model measured, of a search that has begun."""
@@ -475,8 +477,9 @@ class SearchStudy(TimedLedger):
     def _with_times(self) -> None:
         """Let the sampler read all trials anew when a model of times was fitted anew: those of old trials change."""
         self.follow_times()
-        if self._own is not None and self.times.version != self._version:
-            self._own, self._version = self._sampler(), self.times.version
+        version = self.times.version, len(self.times.stand_ins)
+        if self._own is not None and version != self._version:
+            self._own, self._version = self._sampler(), version
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""

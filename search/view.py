@@ -147,19 +147,21 @@ class View:
             Of a complete trial None leaves what it was told.
         layers: By parameter, its layer; those that are not named are layers of their own.
         guessing: The expensive objective when guessing, where the value told in its place only guides; else None.
+        ignored: Places of objectives that are no concern.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
         parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
-        layers: Mapping[str, int], guessing: float | None,
+        layers: Mapping[str, int], guessing: float | None, ignored: Collection[int] = (),
     ) -> None:  # fmt: skip
         self._meaning = meaning
         self._estimate = estimate
         self._guided = guessing is not None
         # The expensive objective comes first.
-        self._order = [expensive, *(number for number in range(len(signs)) if number != expensive)]
+        self._order = [expensive, *(one for one in range(len(signs)) if one != expensive and one not in ignored)]
+        self._objectives = len(signs)
         self._signs = np.array(signs)[self._order]
         beyond = len(meaning.variables) + max(layers.values(), default=0)
         places = [layers.get(group[0], beyond + number) for number, group in enumerate(meaning.variables)]
@@ -259,7 +261,7 @@ class View:
             found = Estimated(*expected)
         else:
             told = state == "COMPLETE" and not self._guided
-            found = Estimated(trial.values if told else [np.nan] * len(self._order), 0.0)
+            found = Estimated(trial.values if told else [np.nan] * self._objectives, 0.0)
         values = self._signs * np.array(found.values, float)[self._order]
         return Row(
             when, key, None if state == "FAIL" else code, tuple(values),
