@@ -40,7 +40,7 @@ def ahead(
         if record.shared_from is None and (point := standing(record, known, space)) is not None
     ]
     best = looking_best(stands, space) | {records[0].number}
-    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=0)
+    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=ENOUGH)
     waiting = [record for record, _ in stands if record.number in best and is_paused(record, known)]
     return {
         PROMOTING: sum(promotions(record, total) for record in waiting),

@@ -44,8 +44,8 @@ class Probing:
 
     @property
     def left(self) -> int:
-        """How many probes may still come, at most."""
-        return 0 if self.is_over else max(0, self._most - len(self._asked))
+        """How many probes are to come at most."""
+        return 0 if self.is_over else max(0, self._most - len(self._asked)) + len(self._running)
 
     def next(self) -> Proposal | None:
         """A policy to probe; None while others must be measured first, and when there are no more."""

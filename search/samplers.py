@@ -5,7 +5,7 @@ study, so a search that was killed goes on with the proposals it would have made
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
@@ -30,6 +30,7 @@ def own_sampler(
     estimate: Callable[[FrozenTrial], Estimated | None],
     reference: Callable[[], list[float | None]],
     guessing: Callable[[], float] | None = None,
+    ignored: Collection[int] = (),
 ) -> SkipSampler:
     """Our sampler for a space, which reads from the study what others would keep to themselves.
 
@@ -40,6 +41,7 @@ def own_sampler(
             any trial is told as.
         reference: Gives the point from which the hypervolume counts.
         guessing: Gives the accuracy of guessing, where a loss guides the search.
+        ignored: Places of objectives that another one tells.
     """
     return SkipSampler(
         parameters.labels(),
@@ -51,6 +53,7 @@ def own_sampler(
         estimate=estimate,
         layers=parameters.layers,
         guessing=guessing,
+        ignored=ignored,
         seed=space.search.seed,
     )
 

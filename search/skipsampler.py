@@ -65,6 +65,7 @@ class SkipSampler(BaseSampler):
         guessing: For a search that is guided by a graded loss instead of the expensive objective: gives the expensive
             objective when guessing. `estimate` is then asked of every finished trial, gives the loss, signed as the
             objective is, in the objective's place, and the objective itself as `score` where it was measured.
+        ignored: Places of objectives that say what another one says; no policy is proposed for their sake.
         seed: Of everything that is random.
         parts: Which candidates and what learning are used, for ablations; `sensitivity` may be added, which measures
             single choices first, the most promising ones before others.
@@ -88,6 +89,7 @@ class SkipSampler(BaseSampler):
         estimate: Callable[[FrozenTrial], tuple[Any, ...] | None] | None = None,
         layers: Mapping[str, int] | None = None,
         guessing: Callable[[], float] | None = None,
+        ignored: Collection[int] = (),
         seed: int = 0,
         parts: Collection[str] = PARTS,
     ) -> None:
@@ -101,6 +103,7 @@ class SkipSampler(BaseSampler):
         self._estimate = estimate
         self._layers, self._guessing = dict(layers or {}), guessing
         self._seed = seed
+        self._ignored = ignored
         self._parts = parts
         self._view: tuple[str, View] | None = None
         self._lock = threading.Lock()
@@ -153,5 +156,5 @@ class SkipSampler(BaseSampler):
             Meaning(choices, self._neutral, self._tied, self._identity, self._allowed),
             [1.0 if direction.name == "MINIMIZE" else -1.0 for direction in study.directions],
             self._expensive, self._prior_costs, reference, self._parts, self._estimate, self._layers,
-            None if self._guessing is None else self._guessing(),
+            None if self._guessing is None else self._guessing(), self._ignored,
         )  # fmt: skip

@@ -4,6 +4,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..evaluators.base import evaluator_class
 from .layermap import phrase, unit_of
 from .modelled import ModelledTime, is_time
@@ -74,15 +76,26 @@ def stand_ins(
 
 
 def stand_in(records: Sequence[TrialRecord], time: str, cost: str) -> StandIn:
-    """How well a cost tells a time, by what was measured and not by what was smoothed."""
+    """How well a cost tells a time: by smoothed times, if what was measured says the same but for its noise.
+
+    Noise takes from a correlation (Spearman 1904, attenuation): what was measured cannot come to more than the root of
+    its share that is no noise.
+    """
     from scipy.stats import spearmanr
 
     both = [(one.search[time], one.search[cost].value) for one in records if counts(one) and measured(one, time, cost)]
-    ratios = [entry.value / (entry.dense or math.nan) for entry, _ in both]
-    values = [value for _, value in both]
-    if len(both) < LEAST or len({*ratios}) < 2 or len({*values}) < 2:
+    values = np.array([value for _, value in both])
+    raw = np.array([entry.value / (entry.dense or math.nan) for entry, _ in both])
+    told = [
+        (entry.estimate.ratio if isinstance(entry, ModelledTime) else one)
+        for (entry, _), one in zip(both, raw, strict=True)
+    ]
+    smoothed = np.array(told)
+    if len(both) < LEAST or min(np.ptp(raw), np.ptp(smoothed), np.ptp(values)) <= 0:
         return StandIn(time, cost, 0.0, len(both))
-    return StandIn(time, cost, float(spearmanr(ratios, values).statistic), len(both))
+    known = math.sqrt(max(0.0, 1 - float(np.var(raw - smoothed) / np.var(raw))))
+    found, seen = (float(spearmanr(times, values).statistic) for times in (smoothed, raw))
+    return StandIn(time, cost, found if seen > ALIKE * known else min(found, seen), len(both))
 
 
 def measured(record: TrialRecord, time: str, cost: str) -> bool:

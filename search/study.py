@@ -9,8 +9,8 @@ import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -24,11 +24,11 @@ from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .content import Digests
-from .database import Ledger, measurements_text, setback_key, storage, trial_record
+from .database import measurements_text, setback_key, storage, trial_record
 from .front import objective_value
 from .greedy import Probe
 from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probed_cost
-from .modelled import ExpectedTime, ModelledTime, at_best, plain
+from .modelled import ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
 from .preview import PREVIEW, Preview, previewed
@@ -36,10 +36,9 @@ from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler
 from .space import Space
-from .stand_ins import StandIn, left_out, timers
 from .standing import Known
 from .starts import saved, starts
-from .study_times import NOISE, STAND_INS, machine_times
+from .study_times import TimedLedger, stand_ins_of
 from .telling import corner, told_by_loss
 from .view import Estimated
 from .writethrough import WriteThrough
@@ -92,7 +91,7 @@ class Proposal:
         return rule
 
 
-class SearchStudy(Ledger):
+class SearchStudy(TimedLedger):
     """Asks Optuna for policies and tells it what they measured.
 
     Args:
@@ -135,9 +134,8 @@ class SearchStudy(Ledger):
         metric = self.study.user_attrs.get(GUIDE)
         self.guide = Guide(metric) if metric else None
         self._own = self._sampler() if space.search.sampler == "auto" else None
-        super().__init__(self.study)
-        self.timers = timers(space)
-        self.times = machine_times(self.study.user_attrs, space, num_layers)
+        super().__init__(self.study, space, num_layers)
+        self._version = 0, 0
         self._told: dict[str, TrialRecord] = {}
         self._failed: set[str] = set()
         self._known: Known | None = None
@@ -253,6 +251,7 @@ class SearchStudy(Ledger):
     def ask(self) -> Proposal | None:
         """The next policy to measure, noted as running; None where the space forbids what the sampler proposed."""
         search = self.space.search
+        self._with_times()
         begun = self._interrupted.popleft() if self._interrupted else None
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         following = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
@@ -313,8 +312,10 @@ class SearchStudy(Ledger):
     def _sampler(self) -> SkipSampler:
         guessing = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
         told = self._estimate if self.guide is None else self._guided
+        known = {one.metric for one in stand_ins_of(self.study.user_attrs) if one.cost in self.space.objectives}
+        ignored = [place for place, name in enumerate(self.space.objectives) if name in known]
         return own_sampler(
-            self.space, self.parameters, told, lambda: corner(self.space, self._dense(), self.guide), guessing
+            self.space, self.parameters, told, lambda: corner(self.space, self._dense(), self.guide), guessing, ignored
         )
 
     def _dense(self) -> Mapping[str, Measurement]:
@@ -342,9 +343,12 @@ class SearchStudy(Ledger):
             self._own = self._sampler()
 
     def _estimate(self, trial: FrozenTrial) -> Estimated | None:
-        """What a trial that answered few examples is expected to measure, its luck with these taken off."""
+        """What a trial that answered few examples is expected to measure, and one in full where times are smoothed."""
         dense, objectives = self.dense_measurements(), list(self.space.objectives)
         record = self.times.smoothed(self.read(trial))
+        if dense is not None and record.in_full and all(name in record.search for name in objectives):
+            modelled = any(isinstance(record.search[name], ModelledTime) for name in objectives)
+            return Estimated(self.values(record.search), 0.0) if modelled else None
         if dense is None or not record.estimates:
             return None
         found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
@@ -468,57 +472,12 @@ class SearchStudy(Ledger):
         whole = in_full and all(name in measurements for name in self.space.objectives)
         return TrialState.COMPLETE if whole else TrialState.PRUNED
 
-    def records(self) -> list[TrialRecord]:
-        """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
-        return self.times.of(super().records())
-
-    def record(self, number: int) -> TrialRecord:
-        """A trial that was asked for, its times smoothed, by its number."""
-        return self.times.smoothed(super().record(number))
-
-    def final_records(self) -> list[TrialRecord]:
-        """The trials with times that are smoothed by all that was measured, as the report has them."""
-        return self.times.of(super().records(), whole=True)
-
-    def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
-        """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
-        self.times.follow(super().records())
-        return self.times.told(policy, measurements) if measurements else measurements
-
-    def expected_times(self, policy: Policy) -> dict[str, ExpectedTime]:
-        """What is expected of a policy's times, for a worker that is to judge it."""
-        self.times.follow(super().records())
-        return self.times.expected(policy)
-
-    @property
-    def left_out(self) -> set[str]:
-        """The evaluators that further trials do without."""
-        return left_out(self.space, self.timers, self.times.stand_ins)
-
-    @property
-    def noise_is_known(self) -> bool:
-        """True where dense was timed against itself."""
-        return NOISE in self.study.user_attrs
-
-    def keep_noise(self, found: Mapping[str, Sequence[Measurement]]) -> None:
-        """Keep what dense took beside itself, by metric."""
-        self.study.set_user_attr(
-            NOISE, json.dumps({name: [plain(one) for one in all_] for name, all_ in found.items()})
-        )
-        self.times.null = dict(found)
-
-    def keep_stand_in(self, found: StandIn) -> None:
-        """Keep that a time is not measured any more."""
-        self.study.set_user_attr(STAND_INS, [*self.study.user_attrs.get(STAND_INS, []), asdict(found)])
-        self.times.stand_ins.append(found.metric)
-
-    def keep_times(self, policy: Policy, found: Mapping[str, Measurement]) -> None:
-        """Keep what a policy took when it was timed again."""
-        self.study.set_user_attr(f"times:{policy.fingerprint}", measurements_text(found))
-
-    def is_timed(self, policy: Policy) -> bool:
-        """True where a policy was timed again."""
-        return f"times:{policy.fingerprint}" in self.study.user_attrs
+    def _with_times(self) -> None:
+        """Let the sampler read all trials anew when a model of times was fitted anew: those of old trials change."""
+        self.follow_times()
+        version = self.times.version, len(self.times.stand_ins)
+        if self._own is not None and version != self._version:
+            self._own, self._version = self._sampler(), version
 
     def values(self, measurements: Mapping[str, Measurement]) -> list[float]:
         """The objectives of a trial, latencies corrected for the drift of the machine."""

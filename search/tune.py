@@ -10,6 +10,7 @@ tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, r
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from ..policies.policy import Policy
 from .bench import Bench
 from .database import measurements_from
 from .outcome import Outcome
-from .progress import Progress
+from .progress import PROPOSING, Progress
 from .proposals import Proposals
 from .space import Space
 from .study import Proposal, SearchStudy
+from .timing import Timing
 from .workers import STRIKES, Pool
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
@@ -46,13 +48,16 @@ class StudySearcher(Searcher):
     Args:
         study: The study, which stays the only truth about the search.
         progress: Who tells the user; None keeps it silent.
+        after: Called after each trial.
     """
 
-    def __init__(self, study: SearchStudy, progress: Progress | None = None) -> None:
+    def __init__(
+        self, study: SearchStudy, progress: Progress | None = None, after: Callable[[], None] = lambda: None
+    ) -> None:
         first, direction = next(iter(study.space.objectives.items()))
         super().__init__(metric=first, mode="max" if direction == "maximize" else "min")
         self.study = study
-        self.progress = progress
+        self.progress, self.after = progress, after
         self.proposals = Proposals(study)
         self._running: dict[str, Proposal] = {}
         self._lost = 0
@@ -70,7 +75,12 @@ class StudySearcher(Searcher):
         self._running[trial_id] = proposal
         dense = self.study.dense_measurements() or {}
         plain = {name: asdict(measurement) for name, measurement in dense.items()}
-        return {"policy": proposal.policy.document(), "dense": json.dumps(plain)}
+        return {
+            "policy": proposal.policy.document(),
+            "dense": json.dumps(plain),
+            "names": [name for name in self.study.space.evaluate if name not in self.study.left_out],
+            "times": self.study.expected_times(proposal.policy),
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study what came of it; a trial whose process was lost has no result."""
@@ -80,6 +90,7 @@ class StudySearcher(Searcher):
             self.proposals.finish(proposal, outcome_of(result))
         else:
             self._leave(proposal)
+        self.after()
         if self.progress is not None:
             self.progress.update(self.study.records(), self.study.measured())
 
@@ -98,7 +109,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its searcher on disk, which never searches and so has nothing to show."""
-        return {**self.__dict__, "progress": None}
+        return {**self.__dict__, "progress": None, "after": None}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: all state lives in the study."""
@@ -124,8 +135,8 @@ class PolicyTrainable(tune.Trainable):
         """Measure the policy of the configuration."""
         if self.bench is None:
             return {"outcome": Outcome(failure=self.failure), "done": True}
-        policy, names = Policy.model_validate(self.config["policy"]), list(self.bench.space.evaluate)
-        outcome = self.bench.measure(policy, names, dense=measurements_from(self.config["dense"]) or None)
+        policy, dense = Policy.model_validate(self.config["policy"]), measurements_from(self.config["dense"]) or None
+        outcome = self.bench.measure(policy, self.config["names"], dense=dense, times=self.config["times"])
         if outcome.fault == "machine":
             raise RuntimeError(outcome.failure)  # Tune tears the process down, and tries it once more in another one.
         values = {name: entry.value for name, entry in outcome.measurements.items()}
@@ -161,7 +172,10 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress
     """
     space = study.space
     pool.release()
-    searcher = StudySearcher(study, progress)
+    after = (lambda: None) if progress is None else Timing(study, pool, progress).look
+    searcher = StudySearcher(study, progress, after)
+    if progress is not None:
+        progress.phase(PROPOSING)
     alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
     gpus = {"gpu": pool.gpus} if pool.gpus else {}
     trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)

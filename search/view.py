@@ -144,21 +144,24 @@ class View:
         reference: In the objectives' own units; None for what the first trials suggest.
         parts: Of the strategy.
         estimate: What is expected of a pruned trial; where the expensive value only guides, what any trial is told as.
+            Of a complete trial None leaves what it was told.
         layers: By parameter, its layer; those that are not named are layers of their own.
         guessing: The expensive objective when guessing, where the value told in its place only guides; else None.
+        ignored: Places of objectives that are no concern.
     """
 
     def __init__(
         self, meaning: Meaning, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
         parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
-        layers: Mapping[str, int], guessing: float | None,
+        layers: Mapping[str, int], guessing: float | None, ignored: Collection[int] = (),
     ) -> None:  # fmt: skip
         self._meaning = meaning
         self._estimate = estimate
         self._guided = guessing is not None
         # The expensive objective comes first.
-        self._order = [expensive, *(number for number in range(len(signs)) if number != expensive)]
+        self._order = [expensive, *(one for one in range(len(signs)) if one != expensive and one not in ignored)]
+        self._objectives = len(signs)
         self._signs = np.array(signs)[self._order]
         beyond = len(meaning.variables) + max(layers.values(), default=0)
         places = [layers.get(group[0], beyond + number) for number, group in enumerate(meaning.variables)]
@@ -252,18 +255,18 @@ class View:
     def _row(self, trial: Any) -> Row:
         key, code = self._told(trial.params)
         state, when = trial.state.name, (trial.datetime_complete, trial.number)
-        asked = state == "PRUNED" or (self._guided and state == "COMPLETE")
+        asked = state in ("PRUNED", "COMPLETE")
         expected = self._estimate(trial) if asked and self._estimate is not None else None
         if expected is not None:
             found = Estimated(*expected)
         else:
             told = state == "COMPLETE" and not self._guided
-            found = Estimated(trial.values if told else [np.nan] * len(self._order), 0.0)
+            found = Estimated(trial.values if told else [np.nan] * self._objectives, 0.0)
         values = self._signs * np.array(found.values, float)[self._order]
         return Row(
             when, key, None if state == "FAIL" else code, tuple(values),
             dict(found.constraints) if self._guided else {**found.constraints, **trial.constraints},
-            found.error, expected is not None and not self._guided, state == "FAIL",
+            found.error, expected is not None and not self._guided and state == "PRUNED", state == "FAIL",
             float(self._signs[0] * found.score), found.score_error, len(self._newest) + 1,
         )  # fmt: skip
 

@@ -127,6 +127,19 @@ def test_a_search_that_goes_on_does_not_count_what_was_done_before() -> None:
         assert shown(progress) == "proposing 9/10 | 9/10 | left 0:00:05"
 
 
+def test_a_narrow_terminal_shows_counts_and_time_left() -> None:
+    text, clock = io.StringIO(), Clock()
+    progress = Progress(80, OBJECTIVES, console=Console(file=text, force_terminal=True, width=80), clock=clock)
+    with progress:
+        progress.phase("timing the front again", 147)
+        clock.now += 4
+        progress.update(trials(20), 20)
+        progress.advance()
+        progress._bar.refresh()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    assert "timing the front again 1/147" in plain and " 21/227 " in plain and "left 0:13:44" in plain
+
+
 def test_silence_is_silent() -> None:
     text = io.StringIO()
     progress = Progress(3, OBJECTIVES, shown=False, console=Console(file=text))

@@ -229,14 +229,15 @@ def test_a_time_that_flops_do_not_tell_is_measured_to_the_end(noisy) -> None:
     assert driver.study.times.stand_ins == [] and not any(one.predicted for one in driver.study.records())
 
 
-def test_a_search_that_was_killed_ends_as_if_it_had_not_been(path, tmp_path, alike) -> None:
-    whole, _, _ = alike
-    for killed in (3, 9, 14):
+@pytest.mark.parametrize(("sampler", "alike", "kills"), [("random", 1.0, (3, 8)), ("auto", 0.0, (12, 8))])
+def test_a_search_that_was_killed_ends_as_if_it_had_not_been(path, tmp_path, sampler, alike, kills) -> None:
+    given = {"search__trials": 22, "search__sampler": sampler, "confirm": False}
+    whole = search(path, tmp_path / "whole", Bench(0.02, alike), **given)
+    folder = tmp_path / "cut"
+    for killed in kills:
         with pytest.raises(KeyboardInterrupt):
-            search(
-                path, tmp_path, Bench(0.02, killed=killed), resume=(tmp_path / "study.db").exists(), search__trials=40
-            )
-    rest = search(path, tmp_path, Bench(0.02), resume=True, search__trials=40)
+            search(path, folder, Bench(0.02, alike, killed), resume=(folder / "study.db").exists(), **given)
+    rest = search(path, folder, Bench(0.02, alike), resume=True, **given)
     mine, theirs = ([(one.policy, one.predicted) for one in driver.study.records()] for driver in (rest, whole))
     assert mine == theirs
     assert [one.values for one in rest.study.study.trials] == [one.values for one in whole.study.study.trials]
