@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 NAME ?= digits
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test soak lint clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Kills, dead nodes, signals and ten minutes of fuzzing.
+soak: setup
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz
 
 lint: setup
 	$(BIN)/ruff check .

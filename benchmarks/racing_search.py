@@ -22,6 +22,7 @@ from skipsearch.search.front import front_trials, hypervolume
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
 from skipsearch.search.reading import load_space
+from skipsearch.search.record import TrialRecord
 from skipsearch.search.space import Space
 from skipsearch.search.study import SearchStudy
 
@@ -40,6 +41,7 @@ def changes(trials: int, search: int, report: int) -> dict[str, str]:
         "evaluate": f"{{accuracy: {{{', '.join(tasks)}, batch_size: 50}}, flops: }}",
         "objectives": "{accuracy: maximize, prefill_flops: minimize}",
         "constraints": "{}",
+        "search.guide": "none",
         "search.trials": str(trials),
     }
 
@@ -72,26 +74,40 @@ class Alone:
         """Take a job."""
         self._jobs.append(job)
 
-    def next(self) -> tuple[Any, Outcome]:
+    def hire(self) -> None:
+        """It is there already."""
+
+    def release(self) -> None:
+        """It stops nothing."""
+
+    def next(self, until: float | None = None) -> tuple[Any, Outcome]:
         """Do it."""
         job = self._jobs.pop()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
         outcome = self._bench.measure(job.policy, job.names, job.split, **given)
         if job.split == "report":
             self.confirmed[job.policy.fingerprint] = outcome.measurements["accuracy"].value
         return job, outcome
 
 
-def searched(space: Space, bench: Bench) -> dict[str, Any]:
-    """One search, and its front on held-out questions."""
-    bench.space = space
-    pool: Any = Alone(bench)
+def trials_of(space: Space, bench: Bench, pool: Any) -> dict[int, TrialRecord]:
+    """Search, confirm the front, and return all trials by number."""
+    guide = bench.guide.name if bench.guide else None
     with tempfile.TemporaryDirectory() as folder:
-        study = SearchStudy(Path(folder) / "study.db", "race", space, bench.num_layers, preview=bench.preview)
+        study = SearchStudy(
+            Path(folder) / "study.db", "race", space, bench.num_layers, preview=bench.preview, guide=guide
+        )
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
         driver.search()
         driver.confirm()
-        records = {record.number: record for record in study.records()}
+        return {record.number: record for record in study.records()}
+
+
+def searched(space: Space, bench: Bench) -> dict[str, Any]:
+    """One search, and its front on held-out questions."""
+    bench.space = space
+    pool = Alone(bench)
+    records = trials_of(space, bench, pool)
     dense, front = records[0], front_trials([*records.values()], space.objectives)
     levels = pool.confirmed[dense.policy.fingerprint], dense.search["prefill_flops"].value
     points = [

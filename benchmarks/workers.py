@@ -73,7 +73,7 @@ class Sleepers:
         self.spans.append((begin, begin + seconds))
         threading.Timer(seconds, self._done.put, [(job, seconds)]).start()
 
-    def next(self) -> tuple[Any, Outcome]:
+    def next(self, until: float | None = None) -> tuple[Any, Outcome]:
         """Wait for a worker to wake up."""
         job, seconds = self._done.get()
         self.busy -= 1

@@ -1,13 +1,12 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Measurement, Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part, with_floor
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
@@ -61,16 +60,13 @@ class AccuracyEvaluator(ExampleEvaluator):
     ) -> Generator[dict[str, Measurement], None, None]:
         """Measure a share of the examples after the other; `detail` has the accuracy of guessing as `floor`."""
         for measured in super().rungs(handle, split, shares, known):
-            yield {
-                name: replace(entry, detail={**entry.detail, "floor": self._floor(split)})
-                for name, entry in measured.items()
-            }
+            yield with_floor(measured, self._floor(split))
 
     @cache  # noqa: B019 (an evaluator lives as long as its worker)
     def _floor(self, split: Split) -> float:
-        from .accuracy_floor import floor_of
+        from .accuracy_floor import guessing_accuracy
 
-        return floor_of(self._tasks(split))
+        return guessing_accuracy(self._tasks(split))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .accuracy_tasks import answer, items_of, seed_all

@@ -1,48 +1,68 @@
-"""The accuracy of guessing: what a task gives to answers that do not look at the question."""
+"""What guessing comes to: the accuracy and the loss of answers that do not look at the question."""
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm_eval.api.task import Task
+from .gold import Task, gold_choices, gold_texts, has_answers, has_choices
 
 
-def floor_of(tasks: Mapping[str, Task]) -> float:
+def guessing_accuracy(tasks: Mapping[str, Task]) -> float:
     """The better of guessing among the choices and of always giving the commonest answer; the mean over tasks.
 
-    A task whose right answers are not known, or are no words, counts as 0.
+    A task whose right answers are not known counts as 0.
 
     Args:
         tasks: By name, with their requests.
     """
-    return statistics.fmean(guessing(task) for task in tasks.values()) if tasks else 0.0
+    return statistics.fmean(by_guessing(task) for task in tasks.values()) if tasks else 0.0
 
 
-def guessing(task: Task) -> float:
+def by_guessing(task: Task) -> float:
     """The same of one task, on the documents that its requests are about."""
-    docs = list({request.doc_id: request.doc for request in task.instances}.values())
-    chances, answers = [], Counter[str]()
-    for doc in docs:
-        choices, right = right_answers(task, doc)
-        if not right:
+    answers = right_answers(task)
+    if not answers:
+        return 0.0
+    # Of several right answers each counts: any of them may be the commonest.
+    commonest = max(Counter(text for _, right in answers for text in {*right}).values())
+    chance = statistics.fmean(len(right) / count if count else 0.0 for count, right in answers)
+    return max(chance, commonest / len(answers))
+
+
+def guessing_loss(tasks: Mapping[str, Task], tokens: Callable[[str], int]) -> float:
+    """The loss of guessing, in nats, the mean over tasks: 0 where the right answers of one are not known.
+
+    Among choices it is the logarithm of their number; of answers in words it is their entropy, a token of theirs.
+
+    Args:
+        tasks: By name, with their requests.
+        tokens: How many tokens a text has.
+    """
+    found = []
+    for task in tasks.values():
+        answers = right_answers(task)
+        if not answers:
             return 0.0
-        chances.append(len(right) / len(choices) if choices else 0.0)
-        # Of several right answers each counts: any of them may be the commonest.
-        answers.update({*right})
-    return max(statistics.fmean(chances), max(answers.values()) / len(docs)) if docs else 0.0
+        if has_choices(task):
+            found.append(statistics.fmean(math.log(count / len(right)) for count, right in answers))
+            continue
+        counts = Counter(right[0] for _, right in answers)
+        entropy = -sum(count / len(answers) * math.log(count / len(answers)) for count in counts.values())
+        found.append(entropy / max(statistics.fmean(tokens(right[0]) for _, right in answers), 1.0))
+    return statistics.fmean(found) if found else 0.0
 
 
-def right_answers(task: Task, doc: Any) -> tuple[Sequence[str], list[str]]:
-    """The choices of a document, none where it has to be answered freely, and its right answers in words."""
-    try:
-        target = task.doc_to_target(doc)
-        choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError):
-        return [], []
-    right = target if isinstance(target, list) else [target]
-    places = [one for one in right if isinstance(one, int) and not isinstance(one, bool)]
-    if choices:
-        words = [str(choices[place]) for place in places if 0 <= place < len(choices)]
-        return choices, words or [str(one) for one in right if one in choices]
-    return [], [str(one).strip() for one in right if isinstance(one, str | int | float)]
+def right_answers(task: Task) -> list[tuple[int, list[str]]]:
+    """Of each document how many choices there are, 0 where it is answered freely, and its right answers in words.
+
+    Nothing where the task does not say which answers are right, or scores a text as a whole.
+    """
+    if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until") or not has_answers(task):
+        return []
+    documents: dict[Any, Any] = {request.doc_id: request.doc for request in task.instances}
+    if not has_choices(task):
+        return [(0, [text.strip() for text in gold_texts(task, document)]) for document in documents.values()]
+    listed = [(task.doc_to_choice(document), gold_choices(task, document)) for document in documents.values()]
+    return [(len(choices), [str(choices[place]) for place in right]) for choices, right in listed]

@@ -31,6 +31,7 @@ from lm_eval.tasks import TaskManager
 
 from ..policies.errors import EvaluatorError
 from .accuracy_model import TextModel
+from .task_mistakes import OF_DATA, check_targets, mistake
 
 PREFERRED = ("exact_match", "acc", "acc_norm")
 # The others need a bootstrap, which lm-eval runs in a pool of processes; a worker has no cores for that.
@@ -106,7 +107,7 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
                 if task.get_config("num_fewshot") is None or num_fewshot is not None:
                     keep = task.get_config("num_fewshot") == 0
                     task.set_config(key="num_fewshot", value=0 if keep else num_fewshot or 0)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, yaml.YAMLError, jinja2.TemplateError) as cause:
+        except (*OF_DATA, RuntimeError, yaml.YAMLError, jinja2.TemplateError) as cause:
             raise load_failure(names, cause) from cause
         except datasets.exceptions.DatasetsError as cause:
             raise load_failure(names, cause) from cause
@@ -116,6 +117,8 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
 def load_failure(names: Sequence[str], cause: BaseException) -> EvaluatorError:
     """Say why tasks did not load."""
     lines = f"{type(cause).__name__}: {cause}".strip().splitlines()[:4]
+    if isinstance(cause, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError):
+        lines.append("lm-eval tries a task on document 0 when it loads it: see whether there is one, and what it holds")
     hint = "check the task's YAML, its dataset, the network and HF_DATASETS_OFFLINE"
     return EvaluatorError(f"cannot load the tasks {', '.join(names)}", lines, hint)
 
@@ -156,12 +159,31 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
     """A copy of a task that holds the requests of some documents.
 
     Raises:
-        EvaluatorError: the prompts cannot be built.
+        TaskError: the prompt of a document cannot be built.
     """
     task = copy.copy(task)
-    docs = task.eval_docs
-    # Only these documents are read and, where they have images, decoded; ids stay those of the whole data.
-    task.doc_iterator = lambda **_: iter([(index, docs[index]) for index in window])
+    docs, at_work = task.eval_docs, list(window[:1])
+    places: dict[int, tuple[int, Any]] = {}  # by identity; the document is kept, so that no other one has the same
+
+    def documents(**_: Any) -> Iterator[tuple[int, Any]]:
+        """Only these are read and, where they have images, decoded; ids stay those of the whole data."""
+        for index in window:
+            at_work[0] = index
+            doc = docs[index]
+            places[id(doc)] = index, doc
+            yield index, doc
+
+    def noting(build: Callable[..., Any]) -> Callable[..., Any]:
+        """Take note of which document a prompt is built from."""
+
+        def built(doc: Any, *args: Any, **kwargs: Any) -> Any:
+            at_work[0] = places[id(doc)][0] if id(doc) in places else at_work[0]
+            return build(doc, *args, **kwargs)
+
+        return built
+
+    task.doc_iterator = documents
+    task.fewshot_context, task.construct_requests = noting(task.fewshot_context), noting(task.construct_requests)
     # Templates are compiled anew at each use, which would be half of a trial's time with a small model.
     for name in ("doc_to_target", "doc_to_choice"):
         if hasattr(task, name):
@@ -175,9 +197,10 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
                 chat_template=model.apply_chat_template if apply_chat_template else None,
                 tokenizer_name=model.tokenizer_name if apply_chat_template else "",
             )
-        except (ValueError, KeyError, TypeError, jinja2.TemplateError) as cause:
-            details = [f"{type(cause).__name__}: {cause}"]
-            raise EvaluatorError(f"cannot build the prompts of task {task.task_name}", details) from cause
+        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
+            doing = "the prompt of a document cannot be built"
+            raise mistake(str(task.task_name), at_work[0], doing, cause) from cause
+    check_targets(task)
     return task
 
 
@@ -235,14 +258,23 @@ def answer(tasks: Sequence[Task], model: TextModel) -> None:
 
 
 def items_of(task: Task, metric: str, chosen: str) -> dict[Any, Any]:
-    """What each document scores by the answers that a task's requests hold; one without a score is left out."""
+    """What each document scores by the answers that a task's requests hold; one without a score is left out.
+
+    Raises:
+        TaskError: the answer to a document cannot be scored.
+    """
     by_doc: dict[Any, list[Instance]] = defaultdict(list)
     for request in task.instances:
         by_doc[request.doc_id].append(request)
     items = {}
     for doc, requests in by_doc.items():
         requests.sort(key=lambda request: request.idx)
-        results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
+        try:
+            results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
+        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
+            given = [request.filtered_resps[chosen] for request in requests]
+            doing = "the answer to a document cannot be scored"
+            raise mistake(str(task.task_name), doc, doing, cause, given) from cause
         if metric in results:
             items[doc] = results[metric]
     return items

@@ -6,12 +6,14 @@ Where a task has choices, the log-likelihoods are those that accuracy compares.
 
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Measurement, Metric, Options, Split
 from .divergence import TOP_K
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part, with_floor
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
@@ -69,6 +71,23 @@ class AnswerLossEvaluator(ExampleEvaluator):
         self._dense_choices: dict[Part, dict[int, float]] = {}
         # What costs are measured on is the same prompt with and without this evaluator.
         subject.prompts = subject.prompts or self.example_prompts(EXAMPLE_PROMPTS)
+
+    def rungs(
+        self,
+        handle: "PolicyHandle",
+        split: Split,
+        shares: tuple[float, ...],
+        known: Mapping[str, Measurement] = MappingProxyType({}),
+    ) -> Generator[dict[str, Measurement], None, None]:
+        """Measure a share of the examples after the other; `detail` has the loss of guessing as `floor`."""
+        for measured in super().rungs(handle, split, shares, known):
+            yield with_floor(measured, self._floor(split))
+
+    @cache  # noqa: B019 (an evaluator lives as long as its worker)
+    def _floor(self, split: Split) -> float:
+        from .accuracy_floor import guessing_loss
+
+        return guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .gold import has_choices

@@ -1,5 +1,6 @@
 """What every evaluator is: options, metrics with unit and direction, and one method that measures a patched model."""
 
+import functools
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,10 @@ GROUP = "skipsearch.evaluators"
 
 Split = Literal["search", "report"]
 Direction = Literal["maximize", "minimize"]
+Kind = Literal["time", "count", "bytes", "fraction", "nats", "other"]
+KINDS: Mapping[str, Kind] = {
+    "ms": "time", "s": "time", "flops": "count", "bytes": "bytes", "fraction": "fraction", "nats": "nats"
+}  # fmt: skip
 
 
 class Options(BaseModel):
@@ -31,15 +36,26 @@ class Options(BaseModel):
 class Metric:
     """A number that an evaluator measures.
 
+    Reports format a figure, compare it with dense and correct it for the drift of the machine by what is declared here,
+    and never by the metric's name.
+
     Attributes:
-        unit: `fraction`, `nats`, `flops`, `ms` or `bytes`.
+        unit: `fraction`, `nats`, `flops`, `ms`, `bytes`, or any other, which is printed as it stands.
         direction: Which way is better.
         text: One sentence that says exactly what is counted.
+        declared: The kind, where the unit does not tell it. A `time` that was measured interleaved with dense
+            (`Measurement.dense`) is compared by its ratio to that.
     """
 
     unit: str
     direction: Direction
     text: str
+    declared: Kind | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What is measured: as declared, or as the unit tells."""
+        return self.declared or KINDS.get(self.unit, "other")
 
 
 @dataclass(frozen=True)
@@ -192,6 +208,24 @@ def evaluator_class(name: str) -> type[Evaluator]:
         hint = "uninstall one of the packages, or rename its entry point"
         raise EvaluatorError(f"the evaluator '{name}' exists {len(found)} times", origins, hint)
     return loaded(*found.values())
+
+
+@functools.cache
+def declared() -> Mapping[str, Metric]:
+    """Every metric that an evaluator which can be loaded declares."""
+    found: dict[str, Metric] = {}
+    for name in available():
+        try:
+            found |= evaluator_class(name).metrics
+        except EvaluatorError:
+            continue
+    return found
+
+
+def metric_of(name: str) -> Metric | None:
+    """What was declared of a metric; None where nobody here measures it. Policies call some `search_…` as well."""
+    known = declared()
+    return known.get(name) or known.get(name.removeprefix("search_"))
 
 
 def origin(entry: EntryPoint) -> str:

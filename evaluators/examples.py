@@ -9,7 +9,8 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -130,6 +131,16 @@ class ExampleEvaluator(ABC):
 
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
+        with self._told(self._tasks("search"), None):
+            return self._prompts(count)
+
+    def _told(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
+        """A mistake of a task is told with its document."""
+        from .task_mistakes import told_by_document
+
+        return told_by_document(tasks, self._model, handle)
+
+    def _prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         first = {(name, r.doc_id): r for name, task in self._tasks("search").items() for r in reversed(task.instances)}
         lengths = [(len(self._model.tok_encode(request.args[0])), request) for request in reversed(first.values())]
         usable = [(length, request) for length, request in lengths if length]
@@ -174,7 +185,7 @@ class ExampleEvaluator(ABC):
                 continue
             # Counted from here: another evaluator may use the same model between two rungs.
             self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
-            with self._answering(handle):
+            with self._answering(handle), self._told(rung.new, handle):
                 found |= self._scored(handle, rung.new, (split, shares, number))
             seconds += self._model.forward_seconds
             layers = {"asked": layers["asked"] + self._states.asked, "run": layers["run"] + self._states.run}
@@ -271,3 +282,8 @@ def cheap_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def with_floor(measured: Mapping[str, Measurement], floor: float) -> dict[str, Measurement]:
+    """Measurements that know what guessing comes to."""
+    return {name: replace(entry, detail={**entry.detail, "floor": floor}) for name, entry in measured.items()}

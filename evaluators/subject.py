@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -35,6 +35,7 @@ class ModelSpec(BaseModel):
         device: Such as `cpu` or `cuda:1`; `auto` is the first GPU where there is one.
         attn_implementation: Such as `sdpa` or `eager`; None leaves it to transformers.
         trust_remote_code: Run code that comes with the model.
+        weights: `any` takes pickles too, which can run code when they are read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,9 @@ class ModelSpec(BaseModel):
     device: str = Field(default="auto", pattern=DEVICE)
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     trust_remote_code: bool = False
+    weights: Annotated[Literal["safetensors", "any"], Field(exclude_if=lambda kind: kind == "safetensors")] = (
+        "safetensors"
+    )
 
     @field_validator("device", mode="before")
     @classmethod
@@ -113,10 +117,13 @@ def _load(spec: ModelSpec) -> Subject:
     config = AutoConfig.from_pretrained(name, **shared)
     is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-    options = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+    options: dict[str, Any] = (
+        {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+    )
     device = _device(spec)
     # The processor first: it fails in a second where the weights take minutes.
     processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
+    options |= {"use_safetensors": True} if spec.weights == "safetensors" else {}
     model: Any = kind.from_pretrained(name, config=config, dtype=spec.dtype, **options, **shared)
     model.to(device).eval().requires_grad_(False)
     return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)

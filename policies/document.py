@@ -9,18 +9,19 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import DocumentError
 from .wording import MAPPING, Key, dotted, expectation, explain, in_yaml, short
+from .yamltext import MAX_DEPTH, TAG, TooMuch, composed, misread
 
 MAX_BYTES = 1 << 18
-MAX_VALUES = 100_000
-MAX_DEPTH = 40
+MAX_VALUES = 100_000  # with what aliases stand for
+MAX_LIST, MAX_KEYS = 1000, 10_000
 MAX_PROBLEMS = 50
+MAX_MISTAKES = 2500  # that are looked at
 
 Position = tuple[int, int]
 KeyPath = tuple[Key, ...]
 Problem = tuple[Position, str]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-TAG = "tag:yaml.org,2002:"
 AS_TEXT = {f"{TAG}{name}" for name in ("str", "timestamp", "value", "merge")}
 PLAIN: dict[type[yaml.Node], set[str]] = {
     yaml.MappingNode: {f"{TAG}map"},
@@ -151,7 +152,8 @@ class Document:
         another member found that kind right and looked into it; the others are told together.
         """
         entries: list[tuple[KeyPath, dict[str, Any]]] = [
-            (self._known((*base, *entry["loc"])), dict(entry)) for entry in cause.errors(include_url=False)
+            (self._known((*base, *entry["loc"])), dict(entry))
+            for entry in cause.errors(include_url=False)[:MAX_MISTAKES]
         ]
         entered = {path[:depth] for path, _ in entries for depth in range(len(path))}
         entered |= {path for path, entry in entries if expectation(entry) is None}
@@ -196,7 +198,10 @@ class Document:
 
     def _mapping(self, text: str) -> dict[Key, Any]:
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = composed(text)
+        except TooMuch as cause:
+            position = (cause.mark.line + 1, cause.mark.column + 1)
+            raise self.failure([self._at(position, cause.reason)]) from None
         except yaml.MarkedYAMLError as cause:
             mark = cause.problem_mark or cause.context_mark
             position = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -204,8 +209,6 @@ class Document:
         except yaml.reader.ReaderError as cause:
             found = f"found the character #x{cause.character:04x}, which YAML does not allow"
             raise self.failure([self._at(line_and_column(text[: cause.position]), found)]) from None
-        except RecursionError:
-            raise self.failure([self._at((1, 1), f"nested too deeply, expected at most {MAX_DEPTH} levels")]) from None
         except (yaml.YAMLError, ValueError, OverflowError) as cause:
             raise self.failure([self._at((1, 1), f"not YAML: {cause}")]) from None
         if not isinstance(node, yaml.MappingNode):
@@ -226,6 +229,9 @@ class Document:
         if node.tag not in PLAIN[type(node)]:
             self._refuse(path, f"found the tag {node.tag.replace(TAG, '!!')}, expected plain values")
             return None
+        most = MAX_KEYS if isinstance(node, yaml.MappingNode) else MAX_LIST
+        if not isinstance(node, yaml.ScalarNode) and len(node.value) > most:
+            raise self.failure([self.problem(path, f"found {len(node.value)} entries, expected at most {most}")])
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, path))
         if isinstance(node, yaml.SequenceNode):
@@ -237,8 +243,11 @@ class Document:
         for key_node, value_node in node.value:
             position = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             plain = isinstance(key_node, yaml.ScalarNode) and key_node.tag in PLAIN[yaml.ScalarNode]
-            key = self._scalar(key_node, path) if plain else None
-            if key_node.tag == f"{TAG}merge":
+            reason = misread(key_node.tag, key_node.value) if plain else None
+            key = self._scalar(key_node, path) if plain and reason is None else None
+            if reason is not None:
+                self._problems.append(self._at(position, f"found {short(key_node.value)} as a key, {reason}"))
+            elif key_node.tag == f"{TAG}merge":
                 self._problems.append(self._at(position, "merge keys (<<) are not read; write the keys out"))
             elif isinstance(key, bool) or not isinstance(key, str | int):
                 found = short(key_node.value) if plain else "a list, mapping or tag"
@@ -254,6 +263,10 @@ class Document:
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag in AS_TEXT:
             return node.value
+        reason = misread(node.tag, node.value)
+        if reason is not None:
+            self._refuse(path, f"found {short(node.value)}, {reason}")
+            return None
         try:
             return yaml.SafeLoader.yaml_constructors[node.tag](self._loader, node)
         except (yaml.YAMLError, ValueError, KeyError, OverflowError):

@@ -7,6 +7,7 @@ SkipsearchError
 │       └── PolicyMismatch   a sound policy, but not for this model
 ├── ModelError           a model that cannot be loaded, or has no layers we can wrap
 ├── EvaluatorError       an evaluator that is unknown, misconfigured or cannot measure
+│   └── TaskError            a task's own mistake, which no policy would mend
 ├── StudyError           a study that cannot be opened, resumed or reported
 ├── RunError             a search that began and cannot go on
 └── UsageError           a command line that asks for what does not exist
@@ -63,6 +64,10 @@ class ModelError(SkipsearchError):
 
 class EvaluatorError(SkipsearchError):
     """An evaluator is unknown, misconfigured or cannot measure."""
+
+
+class TaskError(EvaluatorError):
+    """A task has a mistake: in its data, its prompts or its functions."""
 
 
 class StudyError(SkipsearchError):

@@ -14,6 +14,7 @@ from .choice import KEEP, LAST_LAYER, LayerChoice, Part
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .schedules import Schedule
+from .wording import visible
 
 SCHEMA: Final = "skipsearch/policy/v1"
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
@@ -246,7 +247,10 @@ class Policy(Part):
 
     def to_yaml(self) -> str:
         """The text of the policy file: one line a layer."""
-        return yaml.safe_dump(self.document(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+        options: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 120}
+        text: str = yaml.safe_dump(self.document(), **options, allow_unicode=True)
+        # What a reader could not see is written as its number.
+        return text if visible(text) == text else yaml.safe_dump(self.document(), **options)
 
     def save(self, path: str | Path) -> None:
         """Write the policy file."""

@@ -3,12 +3,18 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
 Key = str | int
+
+# Control characters but line feed and tab; marks of direction, isolates, and other characters that take no room.
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
 
 WHOLE, NUMBER, TEXT, LOGICAL = "a whole number", "a number", "text", "true or false"
 MAPPING, LIST = "a mapping of keys to values", "a list"
@@ -110,6 +116,14 @@ def explain(model: type[BaseModel], entry: dict[str, Any]) -> str:
         known = fields_at(model, entry["loc"][:-1])
         return f"unknown key; {nearest(str(entry['loc'][-1]), known)}" if known else "unknown key"
     return str(entry.get("ctx", {}).get("error", entry["msg"]))
+
+
+def visible(text: str) -> str:
+    """A text whose control characters and marks of writing direction are written out, so that it looks as it is.
+
+    A terminal obeys the former, and the latter make a name look like another one.
+    """
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def short(value: Any) -> str:

@@ -11,9 +11,15 @@ from .timing import AGAIN, ROUNDS
 
 
 def promotions(record: TrialRecord, total: int) -> int:
-    """How often a paused trial would go on until it has answered all of so many examples."""
-    done = examples(record)
-    return max(1, math.ceil(math.log2(total / (done or ENOUGH))) + (not done))
+    """How often a paused trial would go on until it has answered every example.
+
+    Args:
+        record: The trial.
+        total: How many examples there are.
+    """
+    answered = examples(record)
+    first = 0 if answered else 1
+    return max(1, first + math.ceil(math.log2(max(total, 1) / (answered or ENOUGH))))
 
 
 def ahead(
@@ -34,7 +40,7 @@ def ahead(
         if record.shared_from is None and (point := standing(record, known, space)) is not None
     ]
     best = looking_best(stands, space) | {records[0].number}
-    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=ENOUGH)
+    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=0)
     waiting = [record for record, _ in stands if record.number in best and is_paused(record, known)]
     return {
         PROMOTING: sum(promotions(record, total) for record in waiting),

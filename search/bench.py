@@ -1,9 +1,10 @@
 """The measuring bench: one loaded model, its evaluators, and policies that come and go on it."""
 
+import gc
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import permutations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
 from ..evaluators.examples import ExampleEvaluator
-from ..policies.errors import EvaluatorError, SkipsearchError
+from ..policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ..policies.policy import Policy
+from .failures import Fault, fault_of
 from .front import objective_value
 from .guide import ANSWER_LOSS, DIVERGENCE, EXAMPLES, FEWEST, QUALITY
 from .modelled import ExpectedTime, at_best, with_times
@@ -33,13 +35,16 @@ class Bench:
     Args:
         space: The search space.
         threads: Threads that torch may use; None leaves that to torch.
+        doing: Called with the name of each evaluator before it measures, and with '' before a policy is applied.
 
     Raises:
         ModelError: the model cannot be loaded.
         EvaluatorError: an evaluator cannot be set up.
     """
 
-    def __init__(self, space: Space, threads: int | None = None) -> None:
+    def __init__(
+        self, space: Space, threads: int | None = None, doing: Callable[[str], None] = lambda name: None
+    ) -> None:
         import torch
 
         from ..evaluators.subject import load_subject
@@ -47,7 +52,7 @@ class Bench:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.space = space
+        self.space, self._doing = space, doing
         self.subject: Subject = load_subject(space.model)
         self.num_layers = len(decoder_layers(self.subject.model))
         kinds = [(evaluator_class(name), options) for name, options in space.evaluate.items()]
@@ -106,20 +111,27 @@ class Bench:
 
         Returns:
             What was measured. Whatever goes wrong becomes the outcome's failure, so that one bad policy costs no other.
+
+        Raises:
+            TaskError: a task has a mistake, which no other policy would mend.
         """
         found: dict[str, Measurement] = {}
         seconds: dict[str, float] = {}
         started = time.perf_counter()
         failure = dropped = None
+        fault: Fault = "policy"
+        trace: str | None = None
         estimates: dict[str, Measurement] = {}
         race = Race(self.space, self._metrics, dense, rivals) if dense and rivals is not None else None
         try:
+            self._doing("")
             with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
                 for evaluator in (one for one in self.evaluators if one.name in names):
                     judged = with_times({**known, **found}, times)
                     if dropped or (dense and self._breaks(with_times(found, times), dense)):
                         break
+                    self._doing(evaluator.name)
                     begin = time.perf_counter()
                     measured, dropped = self._raced(evaluator, handle, split, race, judged, until)
                     seconds[evaluator.name] = time.perf_counter() - begin
@@ -127,16 +139,29 @@ class Bench:
                     estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
             seconds["forward"] = clock[0]
             failure = not_finite({**found, **estimates})
+        except TaskError:
+            raise
         except SkipsearchError as cause:
-            failure = "; ".join([cause.what, *cause.details])
+            failure, fault = "; ".join([cause.what, *cause.details]), fault_of(cause)
         except Exception as cause:
             # The worker boundary: any fault of one policy is that trial's result, told in one line, kept in full.
-            traceback.print_exc()
-            failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
+            said = str(cause).strip().splitlines()
+            failure, fault = f"{type(cause).__name__}: {said[0] if said else ''}", fault_of(cause)
+            trace = traceback.format_exc()
         seconds["total"] = time.perf_counter() - started
         if failure:
-            return Outcome(seconds=seconds, failure=failure)
+            if fault == "memory":
+                self._give_memory_back()
+            return Outcome(seconds=seconds, failure=failure, fault=fault, traceback=trace)
         return Outcome(found, seconds, dropped=dropped, estimates=estimates)
+
+    def _give_memory_back(self) -> None:
+        """Return what torch holds for later to the device, which was too small for the last policy."""
+        import torch
+
+        gc.collect()
+        if self.subject.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _raced(
         self,
@@ -214,6 +239,7 @@ class Bench:
         return {
             "num_layers": self.num_layers,
             "guide": None if self.guide is None else self.guide.name,
+            "commit": getattr(self.subject.model.config, "_commit_hash", None),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),

@@ -1,6 +1,7 @@
 """The command `skipsearch`. Stdout is the result, stderr the log; user's mistakes show no traceback."""
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -12,8 +13,10 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..policies.errors import RunError, SkipsearchError, UsageError
+from ..policies.wording import visible
 
 RESULTS = Path("results")
+TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # what `eval` lets the study of a policy do
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -38,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.filename is None:
-            raise
-        print_error(RunError(f"{error.filename}: {error.strerror}"))
+        where = error.filename if error.filename is not None else "a file of this run"
+        hint = "free some space, then do it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        print_error(RunError(f"{where}: {error.strerror or error}", hint=hint))
         return FAILED
 
 
@@ -56,7 +59,7 @@ def carried_out(arguments: list[str]) -> int:
 
 def print_error(error: SkipsearchError) -> None:
     """Lay out an error: what, where and found against expected, what to do."""
-    print(f"error: {error}", file=sys.stderr)
+    print(visible(f"error: {error}"), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=["search", "report"], default="report",
                           help="the examples to measure accuracy on (default: report)")  # fmt: skip
     add_set(evaluate)
+    add_trust(evaluate)
 
     report = verb("report", report_verb, "write a study's policies, table and report anew from its database")
     report.add_argument("study", metavar="STUDY", help="a folder, or a name under --out")
@@ -110,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
                         help="print the best policy under a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
     report.add_argument("--unmeasured", action="store_true",
                         help="with these, print what is expected to be better than any measured")  # fmt: skip
+    report.add_argument("--salvage", action="store_true",
+                        help="write what is whole of a damaged study to a new one beside it")  # fmt: skip
     add_out(report)
 
     ls = verb("ls", ls_verb, "list the shipped spaces and the studies here")
@@ -128,7 +134,14 @@ def add_run_flags(run: argparse.ArgumentParser) -> None:
     run.add_argument("--seed", metavar="N", help="the same as --set search.seed=N")
     run.add_argument("--sampler", metavar="NAME", help="the same as --set search.sampler=NAME")
     run.add_argument("--address", help="of a Ray cluster; the same as --set workers.address=ADDRESS")
+    add_trust(run)
     run.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def add_trust(made: argparse.ArgumentParser) -> None:
+    """The flag that lets a task of one's own run its functions."""
+    made.add_argument("--trust-task-code", action="store_true",
+                      help="run the functions that task files of one's own name (!function)")  # fmt: skip
 
 
 def add_set(made: argparse.ArgumentParser) -> None:
@@ -159,22 +172,26 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 def run_verb(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .reading import load_space
+    from .signals import interruptible
+    from .trust import refuse_untrusted
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
     given = {key: value for key, value in flags.items() if value is not None}
     loaded = load_space(options.space, overrides(options.overrides) | given)
+    refuse_untrusted(loaded.space, options, {**given, **overrides(options.overrides)})
     name = options.name or loaded.name
     folder = study_folder(options.out, name)
-    from .run import run_study
-    from .summary import print_summary, summary_data
+    with interruptible():
+        try:
+            from .run import run_study
+            from .summary import print_summary, summary_data
 
-    try:
-        record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
-    except KeyboardInterrupt:
-        again = shlex.join(options.command if options.resume else [*options.command, "--resume"])
-        print(f"\ninterrupted; finished trials are kept in {folder}\nhint: go on with `{again}`", file=sys.stderr)
-        return INTERRUPTED
+            record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
+        except KeyboardInterrupt as stopped:
+            again = shlex.join(options.command if options.resume else [*options.command, "--resume"])
+            print(f"\ninterrupted; finished trials are kept in {folder}\nhint: go on with `{again}`", file=sys.stderr)
+            return int(getattr(stopped, "exit_code", INTERRUPTED))
     if options.json:
         print(json.dumps(summary_data(record, folder)))
     else:
@@ -188,7 +205,7 @@ def study_folder(out: Path, name: str) -> Path:
     Raises:
         UsageError: no folder can have that name, or a file stands in its way.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
     folder = out / name
     for above in (folder, *folder.parents):
@@ -212,7 +229,7 @@ def validate_verb(options: argparse.Namespace) -> int:
         else:
             problems[file] = []
             if not options.json:
-                print(f"ok: {file} is a {kind}")
+                print(visible(f"ok: {file} is a {kind}"))
     if options.json:
         print(json.dumps(problems))
     return WRONG_INPUT if any(problems.values()) else DONE
@@ -240,6 +257,9 @@ def eval_verb(options: argparse.Namespace) -> int:
 
     policy = Policy.load(options.policy)
     space = evaluation_space(options)
+    from .trust import refuse_untrusted
+
+    refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
     from .bench import Bench
     from .summary import print_evaluation
@@ -263,7 +283,7 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 
     if options.space:
         return load_space(options.space, overrides(options.overrides)).space
-    if options.overrides:
+    if {*options.overrides} - TRUSTED:
         raise UsageError("--set changes a space, and none is given", hint="name the space with --space")
     database = options.policy.resolve().parent.parent / DATABASE
     if not database.exists():
@@ -286,6 +306,11 @@ def report_verb(options: argparse.Namespace) -> int:
             "--unmeasured goes with --pick or --constraint",
             hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'",
         )
+    if options.salvage:
+        from .salvage import salvage
+
+        folder, whole, every = salvage(folder)
+        print(f"{whole} of {every} trials are whole; they are in {folder}", file=sys.stderr)
     if options.constraints or options.picks:
         print_selection(select(folder, options.constraints, options.picks), options.json, options.unmeasured)
         return DONE
@@ -312,7 +337,7 @@ def ls_verb(options: argparse.Namespace) -> int:
         print(f"  {name:<12} {model}")
     print("studies")
     for folder, state in studies.items():
-        print(f"  {folder:<24} {state}")
+        print(visible(f"  {folder:<24} {state}"))
     if not studies:
         print(f"  none under {options.out}")
     return DONE

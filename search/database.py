@@ -18,6 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
+from ..policies.wording import visible
+from .damage import hint_for, refuse_damage, tables
 from .record import TrialRecord
 from .samplers import quiet
 from .space import Space
@@ -26,6 +28,7 @@ DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
 PATIENCE = 60.0
 CERTAIN = 1.645  # standard errors above guessing that are no luck, of 20 policies that guess 19 are below
+UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
 
@@ -51,16 +54,58 @@ def writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def reading(path: Path) -> sqlite3.Connection:
+    """A connection to read by."""
+    # In somebody else's folder SQLite cannot put the lock of a reader beside the file, and where none is, needs none.
+    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=PATIENCE)
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a database that is damaged, or that is none of Optuna's; one without tables was not begun yet.
+
+    Raises:
+        StudyError: with what is damaged.
+    """
+    with closing(copy_of(path)) as memory:
+        if tables(memory):
+            refuse_damage(memory, path)
+
+
+def copy_of(path: Path) -> sqlite3.Connection:
+    """The database as it stands, in memory.
+
+    Raises:
+        StudyError: it cannot be read, or another program holds it.
+    """
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    try:
+        with closing(reading(path)) as file:
+            # Python's copying waits for ever for who holds the file; a transaction of our own waits so long only.
+            file.execute("BEGIN")
+            file.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            file.backup(memory)
+    except sqlite3.Error as cause:
+        if "locked" in str(cause) or "busy" in str(cause):
+            hint = "close the program that holds it: a viewer, a copy or backup that runs, or one that hangs"
+            found = f"{cause}, for {PATIENCE:g} s"
+            raise StudyError(f"another program holds {path}", [found], hint) from None
+        what = "is not a study's database" if "not a database" in str(cause) else "is damaged"
+        raise StudyError(f"{path} {what}", [str(cause)], hint_for(path)) from None
+    return memory
+
+
 def copied(path: Path) -> optuna.storages.RDBStorage:
     """The database of a study as it stands, in memory.
 
     Optuna makes tables where it misses some, also to read: a search that begins at that moment would find them made.
+
+    Raises:
+        StudyError: it is damaged, is no study's, or another program holds it.
     """
-    memory = sqlite3.connect(":memory:", check_same_thread=False)
-    # In somebody else's folder SQLite cannot put the lock of a reader beside the file, and where none is, needs none.
-    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=PATIENCE)) as file:
-        file.backup(memory)
+    memory = copy_of(path)
+    if tables(memory):
+        refuse_damage(memory, path)
     return stored(lambda: memory, sqlalchemy.pool.StaticPool)
 
 
@@ -90,6 +135,16 @@ def space_of(path: Path) -> Space:
     return Space.model_validate(open_study(path).user_attrs["space"])
 
 
+def commit_of(path: Path) -> str | None:
+    """The commit of the model on the hub that a study began with; None of a local one, or before it began."""
+    with closing(copy_of(path)) as memory:
+        if "study_user_attributes" not in tables(memory):
+            return None
+        found = memory.execute("SELECT value_json FROM study_user_attributes WHERE key = 'facts'").fetchone()
+    commit: str | None = json.loads(found[0]).get("commit") if found else None
+    return commit
+
+
 def progress_of(path: Path) -> str:
     """How far a study is, in a few words."""
     try:
@@ -117,7 +172,7 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
             **measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         },
         violations={**trial.constraints, **no_better_than_guessing(policy, measured)},
-        failure=attrs.get("failure"),
+        failure=shown(attrs.get("failure")),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
         seconds=attrs.get("seconds", {}),
@@ -125,8 +180,10 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         shared_from=attrs.get("shared_from"),
         continues=attrs.get("continues"),
         rule=attrs.get("rule"),
-        predicted=tuple(attrs.get("predicted", ())),
         is_probe=attrs.get("probe", False),
+        predicted=tuple(attrs.get("predicted", ())),
+        traceback=shown(attrs.get("traceback")),
+        setbacks=tuple(entry["failure"] for entry in json.loads(study_attrs.get(setback_key(trial.number), "[]"))),
     )
 
 
@@ -141,11 +198,23 @@ def no_better_than_guessing(policy: Policy, measured: Mapping[str, Measurement])
     return {"floor": entry.floor + CERTAIN * (entry.stderr or 0.0) - entry.value}
 
 
+def shown(text: str | None) -> str | None:
+    """What an exception said, which may hold anything, as it can be shown."""
+    return None if text is None else visible(text)
+
+
+def setback_key(number: int) -> str:
+    """Where a study keeps how a trial failed that was to answer more; the trial itself stays as it was."""
+    return f"setbacks:{number}"
+
+
 def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Each trial once, by its first number: one that was set aside and gone on with as it stands by now."""
     found: dict[int, TrialRecord] = {}
     for record in records:
         first = record.number if record.continues is None else record.continues
+        if first != record.number and record.state == "failed":
+            continue  # What the trial had measured before counts as ever.
         found[first] = record if first == record.number else replace(record, number=first)
     return list(found.values())
 
@@ -221,8 +290,9 @@ class Ledger:
         return len(self._spent())
 
     def ended(self) -> list[TrialRecord]:
-        """The trials of the budget that is spent, in the order in which they ended."""
-        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._spent())
+        """Trials that ended by themselves, and each time that one answered more, in the order in which they ended."""
+        self._follow()
+        numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._ended.values())
         return [self.record(number) for _, number in numbered]
 
     def spent_seconds(self) -> float:

@@ -1,5 +1,6 @@
 """The driver: gives proposed policies to workers, stage by stage, and tells the study what came of it."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from ..evaluators.base import evaluator_class
 from .affinity import steps
 from .ahead import ahead
 from .front import front_trials
+from .limits import Limits
 from .outcome import Outcome
 from .probing import Probing
 from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
@@ -20,6 +22,8 @@ from .standing import ENOUGH, due, examples
 from .study import Proposal, SearchStudy
 from .timing import Timing
 from .workers import Job, Pool
+
+SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
 
 
 @dataclass
@@ -64,7 +68,9 @@ class Driver:
         self._racing = racing != "none"
         learns = study.space.search.sampler == "auto"
         self._patience = racing.patience if racing != "none" and racing.patience != "none" and learns else None
+        self._limits = Limits(study.space, study.dense_seconds())
         self._going_on: set[int] = set()
+        self._left: set[int] = set()
         self._alone: deque[Trial] = deque()
         self._waiting: deque[Trial] = deque()
         self._draining = False
@@ -81,11 +87,17 @@ class Driver:
         """
         self.progress.phase(PROPOSING)
         self._show()
+        stopping = self.proposals.stopping
         while True:
             self._fill()
-            if not self.pool.busy:
+            if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
                 break
-            self._finish(*self.pool.next())
+            found = self.pool.next(stopping.ends)
+            if found is not None:
+                self._finish(*found)
+        if self.pool.busy:
+            self.progress.note(f"time is up for {self.pool.busy} trials that still ran; `--resume` measures them")
+            self.pool.release()
         return self.proposals.reason
 
     def _stages(self, names: Sequence[str]) -> list[list[str]]:
@@ -94,13 +106,13 @@ class Driver:
         A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
         a margin, which would have to be learnt first; and a worker alone takes the same order.
         """
-        names = [name for name in names if name not in self.study.left_out]
-        alone = [name for name in names if self.pool.shares_device and self._kinds[name].exclusive]
+        wanted = [name for name in names if name not in self.study.left_out]
+        alone = [name for name in wanted if self.pool.shares_device and self._kinds[name].exclusive]
         if self._racing and alone:
-            last = [name for name in names if self._kinds[name].splits]
-            stages = [[name for name in names if name not in last], last]
+            last = [name for name in wanted if self._kinds[name].splits]
+            stages = [[name for name in wanted if name not in last], last]
         else:
-            stages = [[name for name in names if name not in alone], alone]
+            stages = [[name for name in wanted if name not in alone], alone]
         return [stage for stage in stages if stage]
 
     def _first(self, proposal: Proposal, is_probe: bool = False) -> Trial:
@@ -158,11 +170,16 @@ class Driver:
         return Trial(record, self._stages(names), 2 * examples(record) or ENOUGH, before)
 
     def _due(self) -> TrialRecord | None:
-        if self.study.dense_measurements() is None:
+        if self.study.dense_measurements() is None or self.proposals.stopping.is_late:
             return None
         # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
         patience = self._patience if self._patience and self.proposals.may_ask else 0
-        return due(self.study.records(), self.study.known_in_full(), self.study.space, patience, self._going_on)
+        records = [record for record in self.study.records() if self._may_go_on(record)]
+        return due(records, self.study.known_in_full(), self.study.space, patience, self._going_on)
+
+    def _may_go_on(self, record: TrialRecord) -> bool:
+        """False for a trial that failed again, or was left, when it was to answer more."""
+        return record.number not in self._left and self.study.setbacks(record.number) < SETBACKS
 
     def _enter(self, trial: Trial) -> None:
         """Let a trial wait for its next stage."""
@@ -170,8 +187,8 @@ class Driver:
 
     def _start(self, trial: Trial) -> None:
         policy, dense = trial.subject.policy, self.study.dense_measurements()
-        promoted = isinstance(trial.subject, TrialRecord)
-        self.progress.phase(PROBING if trial.is_probe else PROMOTING if promoted else PROPOSING)
+        is_promoted = isinstance(trial.subject, TrialRecord)
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promoted else PROPOSING)
         rivals = None
         if dense and self._racing:
             # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
@@ -181,10 +198,16 @@ class Driver:
         known = {**trial.outcome.estimates, **trial.outcome.measurements}
         given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
         given["times"] = self.study.expected_times(policy)
+        given["seconds"] = self._limits.of("search", policy)
         self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial: Trial = job.tag
+        if outcome.fault == "machine":
+            self._leave(trial, outcome.failure or "")
+            return
+        if trial.subject.policy.is_dense:
+            self._limits.learn("search", outcome)
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
@@ -201,11 +224,17 @@ class Driver:
         elif isinstance(trial.subject, TrialRecord):
             self._going_on.discard(trial.subject.number)
             self.progress.advance(PROMOTING)
-            self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            continued = self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            if continued is not None:
+                self.proposals.stopping.follow(continued)
+            self.proposals.count(trial.outcome)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
         self.timing.look()
         self._show()
+        if self.study.space.search.stop.minutes is not None:
+            runs = len(front_trials(self.study.records(), self.study.space.objectives)) + 1
+            self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
 
     def _show(self) -> None:
         """Show how far the search is, and what it still has to do."""
@@ -217,6 +246,17 @@ class Driver:
                 self.progress.expect_more(name, left)
         self.progress.update(records, self.study.measured())
 
+    def _leave(self, trial: Trial, reason: str) -> None:
+        """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
+        self.progress.note(f"trial {trial.subject.number} is left for a `--resume`: {reason}")
+        self._left.add(trial.subject.number)
+        if isinstance(trial.subject, TrialRecord):
+            self._going_on.discard(trial.subject.number)
+        elif trial.is_probe:
+            self.probing.leave(trial.subject)
+        else:
+            self.proposals.leave(trial.subject, reason)
+
     def confirm(self) -> None:
         """Measure the front and the dense model on examples that the search never saw."""
         names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
@@ -224,16 +264,33 @@ class Driver:
         chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
-        waiting = deque(sorted(unconfirmed, key=lambda record: steps(record.policy, self.study.num_layers)))
+        # Dense goes first, for what it takes tells how long the others will.
+        waiting = deque(sorted(unconfirmed, key=self._in_order))
+        ends = self.proposals.stopping.ends
+        if waiting and time.monotonic() < ends:
+            self.pool.hire()
         self.progress.phase(CONFIRMING, len(waiting) if names else 0)
-        while names and (waiting or self.pool.busy):
+        while names and (waiting or self.pool.busy) and time.monotonic() < ends:
             while waiting and self.pool.has_idle:
                 record = waiting.popleft()
-                self.pool.submit(Job(record.policy, names, split="report", tag=record))
-            job, outcome = self.pool.next()
+                limit = self._limits.of("report", record.policy)
+                self.pool.submit(Job(record.policy, names, split="report", tag=record, seconds=limit))
+            found = self.pool.next(ends)
+            if found is None:
+                continue
+            job, outcome = found
+            if job.policy.is_dense:
+                self._limits.learn("report", outcome)
             if outcome.failure:
                 self.progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
             else:
                 self.study.confirm(job.policy.fingerprint, outcome.measurements)
             self.progress.advance()
+        if names and (waiting or self.pool.busy):
+            left = len(waiting) + self.pool.busy
+            self.progress.note(f"time is up for {left} policies to be confirmed; a `--resume` with more time does it")
+            return
         self.timing.measure_again([record for record in records if record.number in chosen])
+
+    def _in_order(self, record: TrialRecord) -> tuple[bool, list[tuple[str, str]]]:
+        return not record.policy.is_dense, steps(record.policy, self.study.num_layers)

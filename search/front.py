@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..evaluators.base import Direction, Measurement, Metric, Split
+from ..evaluators.base import Direction, Measurement, Metric, Split, metric_of
 from .dominance import non_dominated
 from .layermap import unit_of
 from .modelled import DENSE, ModelledTime
@@ -39,13 +39,14 @@ def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -
 def objective_value(name: str, measurement: Measurement, dense_measurement: Measurement | None) -> float:
     """The figure the search compares.
 
-    A latency is compared by its ratio to the dense latency that was measured interleaved with it, in units of the
+    A time is compared by its ratio to the dense one that was measured interleaved with it, in units of the
     baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Where a model of all
     times has smoothed that ratio, its figure counts. Others are compared raw.
     """
     if isinstance(measurement, ModelledTime) and dense_measurement is not None:
         return measurement.estimate.ratio * dense_measurement.value
-    if not name.endswith("_ms") or not measurement.dense:
+    metric = metric_of(name)
+    if metric is None or metric.kind != "time" or not measurement.dense:
         return measurement.value
     if dense_measurement is None or measurement == dense_measurement:
         return measurement.value

@@ -37,6 +37,8 @@ def lazy_greedy(
 ) -> Generator[list[Labels], list[Probed], None]:
     """Walk one path; each step yields policies to probe and is sent what they measured, None for one that failed.
 
+    A removal that fails, or saves nothing, is not tried again on this path.
+
     Args:
         start: The policy to begin with.
         deletions: From a policy, what each further removal comes to.
@@ -45,9 +47,9 @@ def lazy_greedy(
         width: How many policies may be probed at the same time.
     """
     (here,) = yield [start]
-    state = start
+    state, refused = start, set[Move]()
     while here is not None and here.loss < worst:
-        options = dict(deletions(state))
+        options = {move: labels for move, labels in deletions(state).items() if move not in refused}
         fresh: dict[Move, Probe] = {}
         chosen: Move | None = None
         while options and chosen is None:
@@ -62,6 +64,7 @@ def lazy_greedy(
             found = yield [options[move] for move in wanted]
             for move, probe in zip(wanted, found, strict=True):
                 if probe is None or probe.cost >= here.cost:
+                    refused.add(move)
                     del options[move]
                 else:
                     stale[move] = (probe.loss - here.loss) / (here.cost - probe.cost)

@@ -5,18 +5,20 @@ tells them apart, for one teacher-forced pass over a few dozen examples. Accurac
 where the loss lets a place on the front be expected.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ..evaluators.base import Measurement
-from .agreement import kendall
+from ..evaluators.base import Measurement, evaluator_class
 from .quality import Quality
+from .rank_correlation import kendall
 
 if TYPE_CHECKING:
     from .record import TrialRecord
+    from .space import Constraint, Space
 
 QUALITY: Final = "accuracy"  # what the guide stands for
 ANSWER_LOSS: Final = "answer_loss"
@@ -49,6 +51,15 @@ class Guide:
             return None
         return float(entry.detail["divergence"]) if self.metric == ANSWER_DIVERGENCE else entry.value
 
+    def guessing(self, dense: Mapping[str, Measurement]) -> float:
+        """The loss of guessing; infinite where the tasks do not tell it, or dense is no better.
+
+        Args:
+            dense: What the dense model measured.
+        """
+        entry = dense.get(self.evaluator)
+        return entry.floor if entry is not None and entry.floor > entry.value else math.inf
+
     def quality(self, records: Sequence["TrialRecord"], dense: Mapping[str, Measurement]) -> Quality | None:
         """How accuracy depends on the loss, from all trials that have both; None where no loss is known.
 
@@ -64,6 +75,25 @@ class Guide:
         scores = np.array([-entry.value for _, entry in scored])
         errors = np.array([entry.stderr or 0.0 for _, entry in scored])
         return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
+
+
+def probed_cost(space: "Space") -> str | None:
+    """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
+    kinds = [evaluator_class(name) for name in space.evaluate]
+    counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
+    wanted = (*space.objectives, "prefill_flops", "decode_flops")
+    return next((name for name in wanted if name in counted), None)
+
+
+def least_of_use(dense: Measurement, bound: "Constraint | None") -> float:
+    """The accuracy at which a guided search ends: its bound, or half of what dense has beyond guessing.
+
+    Args:
+        dense: The dense model's accuracy.
+        bound: On accuracy; None where there is none.
+    """
+    half = (dense.value + dense.floor) / 2
+    return half if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
 
 
 def better_metric(records: Sequence["TrialRecord"]) -> str:

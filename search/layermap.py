@@ -9,8 +9,10 @@ from itertools import groupby
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ..evaluators.base import metric_of
 from ..policies.choice import LayerChoice
 from ..policies.policy import Measured, Policy
+from ..policies.wording import visible
 
 # Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
 COLOURS = {
@@ -101,11 +103,9 @@ def describe(policy: Policy) -> list[str]:
 
 
 def unit_of(metric: str) -> str:
-    """The unit a metric's name ends with; a name without one is a fraction, but for the divergence."""
-    suffix = metric.rsplit("_", 1)[-1]
-    if suffix == "divergence":
-        return "nats"
-    return suffix if suffix in ("flops", "ms", "bytes", "nats") else "fraction"
+    """The unit that a metric's evaluator declares; of one whose evaluator is not installed, none is known."""
+    found = metric_of(metric)
+    return found.unit if found is not None else ""
 
 
 def phrase(metric: str) -> str:
@@ -126,7 +126,7 @@ def amount(value: float, unit: str) -> str:
         scales = SI if unit == "flops" else BINARY
         scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
         return f"{_three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
-    return f"{_three_digits(value)} {unit}"
+    return f"{_three_digits(value)} {unit}".rstrip()
 
 
 def with_error(value: float, stderr: float | None, unit: str) -> str:
@@ -172,9 +172,9 @@ class LayerMap:
 
     def _header(self) -> Iterator[Text]:
         model, origin = self.policy.model, self.policy.provenance
-        yield Text(model.id or "any model", style="bold")
+        yield Text(visible(model.id or "any model"), style="bold")
         facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
-        facts += [f"study {origin.study}"] if origin.study is not None else []
+        facts += [visible(f"study {origin.study}")] if origin.study is not None else []
         facts += [f"trial {origin.trial}"] if origin.trial is not None else []
         yield Text("  " + " · ".join(facts), style="dim")
 
@@ -265,7 +265,7 @@ def _figure_row(name: str, entry: Measured) -> list[str]:
     basis = "predicted " if entry.n == 0 else f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
     value = entry.value if entry.modelled is None else entry.modelled
     change = "" if entry.dense is None else against(value, entry.dense, unit)
-    return ["  " + name, with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
+    return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
 
 
 def _three_digits(value: float) -> str:

@@ -27,6 +27,16 @@ PARENTS = 32
 MUTANTS = 2000
 
 
+def cannot_tell(record: StudyRecord, space: Space) -> str | None:
+    """Why nothing can be expected of policies that were not measured; None where something may be."""
+    parameters = Parameters(space, record.num_layers)
+    names = [*parameters.distributions]
+    if not names or not all(name.startswith("layer_") for name in names):
+        return "the space leaves more to choose than layers (schedules, or how tokens are ranked)"
+    found = len(Archive(record, parameters, [next(iter(record.objectives))]).codes)
+    return f"found {found} policies of use, expected at least {LEAST}" if found < LEAST else None
+
+
 def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy | None:
     """The policy not measured in full of which most is expected in the first objective.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..evaluators.base import Measurement
+from .failures import Fault
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Outcome:
         dropped: Why it was given up on few examples; None where it was not.
         estimates: Figures of those few examples, by metric.
         worker: Who measured it.
+        fault: Whose failure it is; a machine's says nothing of the policy.
+        traceback: Of the exception that it failed with, where there was one.
     """
 
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
@@ -25,10 +28,15 @@ class Outcome:
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     worker: str | None = None
+    fault: Fault = "policy"
+    traceback: str | None = None
 
     def then(self, later: "Outcome") -> "Outcome":
         """This stage of a trial and the next, as one."""
         parts = {*self.seconds, *later.seconds}
         seconds = {part: self.seconds.get(part, 0.0) + later.seconds.get(part, 0.0) for part in sorted(parts)}
-        measurements = {} if later.failure else {**self.measurements, **later.measurements}
-        return replace(later, measurements=measurements, seconds=seconds, worker=self.worker or later.worker)
+        worker = self.worker or later.worker
+        if later.failure:
+            return replace(later, measurements={}, seconds=seconds, worker=worker)
+        measurements = {**self.measurements, **later.measurements}
+        return replace(later, measurements=measurements, seconds=seconds, worker=worker)

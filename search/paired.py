@@ -76,14 +76,18 @@ def chance(one: Measurement | None, other: Measurement | None, seed: int = 0) ->
 def difference(one: Measurement | None, other: Measurement | None) -> Estimate | None:
     """By how much one figure is larger than the other, with the bootstrap's interval where both keep their examples.
 
-    Both are resampled alike, within each task; where the other has only a part of the examples, on that part.
+    Both are resampled alike, within each task, and it is the mean over tasks, as the figures are; where the other has
+    only a part of the examples, on that part.
     """
     if one is None or other is None:
         return None
     ours, theirs, sizes, places = examples(one), examples(other), task_sizes(one), other.detail.get("places")
     if places is not None:
-        theirs, sizes = np.asarray(other.detail["per_example"], dtype=float), [len(places)]
-        ours = ours[places] if ours is not None and len(theirs) == len(places) else None
+        theirs = np.asarray(other.detail["per_example"], dtype=float)
+        task_of = np.searchsorted(np.cumsum(sizes), places, side="right")
+        order, sizes = np.argsort(task_of, kind="stable"), [int(count) for count in np.bincount(task_of) if count]
+        both = ours is not None and len(theirs) == len(places)
+        ours, theirs = (ours[np.asarray(places)[order]], theirs[order]) if ours is not None and both else (None, None)
     elif task_sizes(other) != sizes:
         theirs = None
     if ours is None or theirs is None:

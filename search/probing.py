@@ -16,7 +16,7 @@ from .parameters import Parameters
 from .study import Proposal, SearchStudy
 
 PER_TRIAL = 2  # probes for each trial of the budget, at most
-SCHEDULES = 24  # token schedules that are looked at, at most
+FAR = 0.6  # of the way from the loss of dense to that of guessing, a path ends
 PATHS = 3  # token schedules that a path begins with
 
 Steps = Generator[list[Labels], list[Probed], None]
@@ -39,12 +39,8 @@ class Probing:
         self._most = PER_TRIAL * study.space.search.trials
         self._running: set[str] = set()
         self._asked: set[str] = set()
+        self._left_out: set[str] = set()
         self.is_over = study.guide is None or study.space.search.start == "none"
-
-    @property
-    def is_waiting(self) -> bool:
-        """True while probes are being measured whose figures decide which come next."""
-        return bool(self._running)
 
     @property
     def left(self) -> int:
@@ -58,7 +54,7 @@ class Probing:
                 labels = self._wanted.popleft()
                 fingerprint = self._study.parameters.policy(labels).fingerprint
                 self._asked.add(fingerprint)
-                if self._study.is_known(fingerprint):
+                if self._study.is_known(fingerprint) or fingerprint in self._left_out:
                     continue
                 if len(self._asked) > self._most:
                     self.is_over = True
@@ -74,6 +70,11 @@ class Probing:
         """Note that a probe was measured, or failed."""
         self._running.discard(proposal.policy.fingerprint)
 
+    def leave(self, proposal: Proposal) -> None:
+        """Do without a probe that the machine could not measure; the next start of the search measures it."""
+        self._running.discard(proposal.policy.fingerprint)
+        self._left_out.add(proposal.policy.fingerprint)
+
     def _advance(self) -> None:
         """Tell the walk what its last policies measured, and take the next ones."""
         try:
@@ -87,22 +88,28 @@ class Probing:
         self._wanted = deque(self._batch if not self.is_over else ())
 
     def _walk(self) -> Steps:
+        """All that can be skipped, token schedules, then paths: from the best schedule, from dense, from the others."""
         parameters, stale = self._study.parameters, dict[Move, float]()
-        dense = parameters.labels()
         self._rule = "greedy: all that can be skipped"
         (empty,) = yield [emptiest(parameters)]
-        worst = min(self._study.guessing_loss(), math.inf if empty is None else empty.loss)
-        self._rule = "greedy: from dense"
-        yield from lazy_greedy(dense, parameters.deletions, stale, worst, self._width)
-        schedules = dict(list(token_schedules(parameters).items())[:SCHEDULES])
-        if not schedules:
-            return
+        worst = self._worst(empty)
+        schedules = token_schedules(parameters)
         self._rule = "token schedules: image tokens alone"
-        found = yield [*schedules.values()]
+        found = (yield [*schedules.values()]) if schedules else []
         known = {name: probe for name, probe in zip(schedules, found, strict=True) if probe and probe.loss < worst}
-        for name in evenly(known, PATHS):
+        starts = {name: schedules[name] for name in evenly(known, PATHS)[::-1]}
+        order = [*[*starts][:1], "dense", *[*starts][1:]]
+        for name in order:
             self._rule = f"greedy: from {name}"
-            yield from lazy_greedy(schedules[name], parameters.deletions, stale, worst, self._width)
+            start = starts.get(name, parameters.labels())
+            yield from lazy_greedy(start, parameters.deletions, stale, worst, self._width)
+
+    def _worst(self, empty: Probed) -> float:
+        """The loss at which a path ends: well on the way from dense to guessing."""
+        guessing = min(self._study.guessing_loss(), math.inf if empty is None else empty.loss)
+        dense = self._study.probed(self._study.parameters.labels())
+        least = 0.0 if dense is None else dense.loss
+        return least + FAR * (guessing - least)
 
 
 def emptiest(parameters: Parameters) -> Labels:

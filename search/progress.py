@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from ..evaluators.base import Direction
+from ..policies.wording import visible
 from .front import feasible_points, first_cost, front_trials
 from .phases import Phases
 from .record import TrialRecord
@@ -81,7 +82,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say something in passing."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Go on with a phase.

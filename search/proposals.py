@@ -16,6 +16,9 @@ class Proposals:
 
     Args:
         study: The study.
+
+    Attributes:
+        stopping: When the search has had enough.
     """
 
     def __init__(self, study: SearchStudy) -> None:
@@ -25,9 +28,9 @@ class Proposals:
         self._failures = 0
         self._failed: dict[str, Proposal] = {}
         self._exhausted = False
-        self._stopping = Stopping(study.space, study.spent_seconds())
+        self.stopping = Stopping(study.space, study.spent_seconds())
         for record in study.ended():
-            self._stopping.follow(record)
+            self.stopping.follow(record)
 
     @property
     def may_ask(self) -> bool:
@@ -44,7 +47,7 @@ class Proposals:
         trials = self.study.space.search.trials
         if self.study.measured() + under_way >= trials:
             return f"all {trials} trials are measured (search.trials)"
-        return self._stopping.reason()
+        return self.stopping.reason()
 
     def next(self) -> Proposal | None:
         """A policy to measure; None while there is none."""
@@ -80,15 +83,33 @@ class Proposals:
         """
         self._under_way.discard(proposal.policy.fingerprint)
         self.study.tell(proposal, outcome)
-        self._stopping.follow(self.study.record(proposal.number))
+        self.stopping.follow(self.study.record(proposal.number))
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
             self.study.tell(twin, outcome, shared_from=proposal.number)
-        self._failures = self._failures + 1 if outcome.failure else 0
         if outcome.failure:
             self._failed[proposal.policy.fingerprint] = proposal
         if outcome.failure and proposal.policy.is_dense:
             hint = "mend the cause and go on with `--resume`"
             raise RunError("the dense model could not be measured", [outcome.failure], hint)
+        self.count(outcome)
+
+    def leave(self, proposal: Proposal, reason: str) -> None:
+        """Leave a policy that could not be measured, through no fault of its own, for the next start of the search.
+
+        Raises:
+            RunError: it is the dense model's, which everything else is compared with.
+        """
+        if proposal.policy.is_dense:
+            hint = "mend the machine and go on with `--resume`"
+            raise RunError("the dense model could not be measured", [reason], hint)
+
+    def count(self, outcome: Outcome) -> None:
+        """Count failures in a row.
+
+        Raises:
+            RunError: they are too many.
+        """
+        self._failures = self._failures + 1 if outcome.failure else 0
         if self._failures >= self.study.space.search.max_failures:
             hint = "mend the cause and go on with `--resume`, or raise `search.max_failures`"
             raise RunError(f"{self._failures} trials in a row failed", [f"the last: {outcome.failure}"], hint)

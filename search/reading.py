@@ -1,10 +1,12 @@
 """Reading a space: from its file and the command line, with every mistake at once and every path made absolute."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..evaluators.base import Direction, Metric, available, evaluator_class
 from ..policies.choice import KEEP, LAST_LAYER, LayerChoice
@@ -15,8 +17,10 @@ from ..policies.policy import Policy
 from ..policies.wording import Key, dotted, nearest, short
 from .choices import expanded
 from .couplings import Run, forbids_dense
-from .sharing import shared
+from .sharing import MOST, shared
 from .space import SCHEMA, LoadedSpace, Space
+
+MAX_CHOICES = 10_000  # of all rules of a space together
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"
 
@@ -71,6 +75,9 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         text += f"\n# --set {key}={' '.join(value.splitlines())}"
     document.require_schema(SCHEMA)
     space, problems = document.checked(Space)
+    if space is not None and (most := size_of(space.layers) + size_of(space.forbid)) > MAX_CHOICES:
+        found = f"the lists stand for {most} choices, expected at most {MAX_CHOICES}"
+        raise document.failure([document.problem(("layers",), found)])
     problems += [*evaluator_problems(document), *metric_problems(document)]
     if space is not None:
         problems += [*rule_problems(document, space), *coupling_problems(document, space)]
@@ -78,6 +85,17 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
     if space is None or problems:
         raise document.failure(problems)
     return LoadedSpace(space=absolute(space, path.parent), name=path.stem, text=text, model_id=space.model.id)
+
+
+def size_of(value: Any) -> int:
+    """How many choices something in a space stands for: entries of a list add, keys of a mapping multiply."""
+    if isinstance(value, list):
+        return sum(map(size_of, value))
+    if isinstance(value, dict):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, BaseModel):
+        return prod(size_of(getattr(value, name)) for name in type(value).model_fields)
+    return 1
 
 
 def override(document: Document, key: str, value: str) -> None:
@@ -114,18 +132,21 @@ def override(document: Document, key: str, value: str) -> None:
 def rule_problems(document: Document, space: Space) -> list[Problem]:
     """What is wrong with the layers' rules, told without knowing how many layers the model has."""
     problems = []
-    spans: dict[int, tuple[int, int]] = {}
+    spans: list[tuple[int, int, int]] = []  # of the rules that do not overlap, by their first layer
     for number, rule in enumerate(space.layers):
         path = ("layers", number, "range")
         first, last = rule.span(LAST_LAYER + 1)
         if last < first:
             problems.append(document.problem(path, f"found {rule.range}, expected the lower layer first"))
             continue
-        clash = next((earlier for earlier, span in spans.items() if first <= span[1] and span[0] <= last), None)
+        place = bisect_right(spans, (first, last, number))
+        clash = next(
+            (span[2] for span in spans[max(0, place - 1) : place + 1] if first <= span[1] and span[0] <= last), None
+        )
         if clash is not None:
             found = f"{rule.range} overlaps layers[{clash}].range, {space.layers[clash].range}"
             problems.append(document.problem(path, found))
-        spans[number] = (first, last)
+        spans.insert(place, (first, last, number))
     for number, rule in enumerate(space.layers):
         if KEEP not in rule.expanded():
             found = "keep is missing; the dense model is trial 0 of every study, so every layer can be kept"
@@ -137,10 +158,12 @@ def rule_problems(document: Document, space: Space) -> list[Problem]:
 
 def coupling_problems(document: Document, space: Space) -> list[Problem]:
     """Tied layers that cannot choose as one, and rules of `forbid` that cannot be meant."""
+    choices = [rule.expanded() for rule in space.layers]
+    spans = sorted((*rule.span(LAST_LAYER + 1), number) for number, rule in enumerate(space.layers))
 
     def offered(layer: int) -> list[LayerChoice]:
-        spans = ((rule, rule.span(LAST_LAYER + 1)) for rule in space.layers)
-        return next((rule.expanded() for rule, (first, last) in spans if first <= layer <= last), [KEEP])
+        place = bisect_right(spans, (layer, LAST_LAYER + 1, len(spans))) - 1
+        return choices[spans[place][2]] if place >= 0 and layer <= spans[place][1] else [KEEP]
 
     problems = []
     seen: dict[int, int] = {}
@@ -153,7 +176,7 @@ def coupling_problems(document: Document, space: Space) -> list[Problem]:
                 found = f"layer {layer} has other choices than layer {group[0]}, expected the same"
                 problems.append(document.problem(("tied", number, place), found))
             seen[layer] = number
-    anywhere = [choice for rule in space.layers for choice in rule.expanded()]
+    anywhere = list(dict.fromkeys(choice for found in choices for choice in found))
     for number, forbidden in enumerate(space.forbid):
         if forbids_dense(forbidden):
             found = "keep is forbidden; the dense model is trial 0 of every study, so every layer can be kept"
@@ -174,7 +197,9 @@ def evaluator_problems(document: Document) -> list[Problem]:
     """Evaluators that do not exist, and options they do not have."""
     problems: list[Problem] = []
     evaluate = document.data.get("evaluate")
-    for name, options in shared(evaluate).items() if isinstance(evaluate, dict) else ():
+    if not isinstance(evaluate, dict) or len(evaluate) > MOST:
+        return problems  # The space's own validation says so.
+    for name, options in shared(evaluate).items():
         if not isinstance(name, str) or not isinstance(options, dict | None):
             continue  # The space's own validation says so.
         try:

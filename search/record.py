@@ -129,6 +129,8 @@ class TrialRecord:
         violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
         failure: Why it failed, in one line.
         dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
+        traceback: Of the exception that it failed with.
+        setbacks: Why it failed each time that it was to answer more; what it had measured before is kept.
         estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
         predicted: Times that were not measured, since another cost tells them: see `StandIn`.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
@@ -155,6 +157,8 @@ class TrialRecord:
     dropped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     predicted: tuple[str, ...] = ()
+    traceback: str | None = None
+    setbacks: tuple[str, ...] = ()
 
     @property
     def rules(self) -> dict[str, str]:
@@ -198,6 +202,7 @@ class StudyRecord:
         summary: What the run measured of itself, such as seconds a trial against seconds of its forward passes.
         ended: Why the search ended; None where it was interrupted.
         verdict: What the search was worth, as far as that can be told.
+        guide: Which figure guided the search; None where accuracy did alone.
         clocks: By time, how it was measured.
     """
 
@@ -216,6 +221,7 @@ class StudyRecord:
     summary: Mapping[str, float] = field(default_factory=dict)
     ended: str | None = None
     verdict: Verdict = Verdict()
+    guide: str | None = None
     clocks: Mapping[str, Clock] = field(default_factory=dict)
 
     @property

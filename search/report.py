@@ -15,6 +15,7 @@ from .compared import judged_by
 from .figures import begun_with, dots, hypervolume_figure, plane_figure, planes, save_front
 from .layermap import describe, phrase
 from .record import StudyRecord, TrialRecord
+from .report_failures import failures_section
 from .report_map import map_section
 from .report_page import (
     headline,
@@ -70,7 +71,7 @@ def page(record: StudyRecord) -> str:
         hypervolume=_div(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
         verdict="".join(f"<p>{escape(line)}</p>" for line in verdict_lines(record)),
-        measured=measured_section(record),
+        measured=measured_section(record) + failures_section(record),
         space=escape(record.space_text),
     )
 

@@ -297,6 +297,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             entries |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+            for number, entry in enumerate(value, 1):
+                entries |= _flat(entry, f"{prefix}{key} {number}.")
         else:
             entries[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return entries

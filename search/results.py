@@ -1,5 +1,7 @@
 """The study's folder: what is derived from the database, and can be made again from it at any time."""
 
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -12,8 +14,9 @@ from typing import Any
 
 from .. import __version__
 from ..evaluators.base import Measurement, Metric, Split, evaluator_class
-from ..policies.errors import EvaluatorError, StudyError
+from ..policies.errors import EvaluatorError, PolicyError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
+from ..policies.wording import visible
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
@@ -29,6 +32,7 @@ from .verdict import judged
 SPACE = "space.yaml"
 ENVIRONMENT = "environment.json"
 POLICIES = "policies"
+WRITTEN = ".written.json"
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
@@ -44,6 +48,7 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
         "packages": {name: package_version(name) for name in PACKAGES},
         "model": model_id,
         "revision": space.model.revision,
+        "commit": workers[0].get("commit"),
         "seed": space.search.seed,
         "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
         "nodes": len({worker["node"] for worker in workers}),
@@ -84,7 +89,11 @@ def read_record(folder: Path) -> StudyRecord:
         raise StudyError(f"{folder} has no dense trial yet", hint="go on with the search: `skipsearch run … --resume`")
     space = Space.model_validate(attrs["space"])
     times = machine_times(attrs, space, attrs["facts"]["num_layers"])
-    trials = tuple(times.of(trials[first:], whole=True))
+    everything = tuple(times.of(trials[first:], whole=True))
+    # A probe whose accuracy was never asked for only led to others.
+    trials = tuple(
+        trial for trial in everything if not trial.is_probe or "accuracy" in {*trial.search, *trial.estimates}
+    )
     front = front_trials(trials, space.objectives)
     objectives = space.objectives
     metrics = known_metrics(space)
@@ -92,8 +101,8 @@ def read_record(folder: Path) -> StudyRecord:
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])
     record = StudyRecord(
-        name=study.study_name,
-        model_id=attrs["model_id"],
+        name=visible(study.study_name),
+        model_id=visible(attrs["model_id"]),
         num_layers=attrs["facts"]["num_layers"],
         objectives=objectives,
         constraints={name: bound.text for name, bound in space.constraints.items()},
@@ -104,8 +113,9 @@ def read_record(folder: Path) -> StudyRecord:
         reference=reference,
         space_text=read_text(folder / SPACE),
         environment=read_environment(folder / ENVIRONMENT),
-        summary=summary(trials) | looked(attrs),
+        summary=summary(everything) | looked(attrs),
         ended=attrs.get("ended"),
+        guide=attrs.get("guide"),
         clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
     )
     return judged(record)
@@ -114,7 +124,7 @@ def read_record(folder: Path) -> StudyRecord:
 def read_text(path: Path) -> str:
     """A file of the study's folder; empty where it is gone, since only the database cannot be done without."""
     try:
-        return path.read_text(encoding="utf-8")
+        return visible(path.read_text(encoding="utf-8", errors="backslashreplace"))
     except OSError:
         return ""
 
@@ -153,12 +163,14 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
         return {}
     total = sum(trial.seconds["total"] for trial in own) / len(own)
     forward = sum(trial.seconds["forward"] for trial in own) / len(own)
+    probes = sum(trial.is_probe for trial in own)
     answered = [entry for trial in own for entry in (*trial.search.values(), *trial.estimates.values())]
     layers = Counter[str]()
     for entry in answered:
         layers.update(entry.detail.get("layers", {}))
     return {
-        "trials": len(own),
+        "trials": len(own) - probes,
+        **({"probes": probes} if probes else {}),
         "seconds_per_trial": total,
         "forward_seconds_per_trial": forward,
         "overhead": total / forward - 1 if forward else 0.0,
@@ -189,12 +201,47 @@ def write_folder(folder: Path) -> StudyRecord:
 
 
 def write_policies(record: StudyRecord, folder: Path) -> None:
-    """One file for each policy of the front, by falling cost; files of an older front are removed."""
+    """One file for each policy of the front, by falling cost; files of an older front are removed.
+
+    A file that was not written here, or was changed since, is kept, under another name where it stands in the way.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    written = written_before(folder)
     for old in folder.glob("pareto-*.yaml"):
-        old.unlink()
+        if is_ours(old, record, written):
+            old.unlink()
+        elif old.name in policy_files(record).values():
+            old.rename(free_name(old))
+    found = {}
     for number, file in policy_files(record).items():
         exported(record, record.trial(number)).save(folder / file)
+        found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / WRITTEN).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def written_before(folder: Path) -> dict[str, str]:
+    """By name, the digest of each file that was written here last; empty where that is not known."""
+    try:
+        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def is_ours(file: Path, record: StudyRecord, written: Mapping[str, str]) -> bool:
+    """True for a file that was written here and that nobody has changed since."""
+    if file.name in written:
+        return hashlib.sha256(file.read_bytes()).hexdigest() == written[file.name]
+    try:  # An older release kept no list.
+        policy = Policy.load(file)
+    except PolicyError:
+        return False
+    return not written and policy.provenance.study == record.name and policy.to_yaml() == file.read_text("utf-8")
+
+
+def free_name(file: Path) -> Path:
+    """A name for a file of somebody else's that stands where one of ours goes."""
+    names = (file.with_name(f"{file.stem}.kept-{number}.yaml") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
@@ -228,8 +275,14 @@ def measured(entry: Measurement, dense: Measurement | None, split: Split | None)
 
 
 def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:
-    """Write the run's own input and, for the first run of a study, its environment, before anything is measured."""
+    """Write the run's own input and its environment, before anything is measured.
+
+    The environment is that in which the study began; each further start is listed in it with what differs.
+    """
     (folder / SPACE).write_text(text, encoding="utf-8")
     # One that is there without a study is of a study that was removed.
-    if not (resume and (folder / ENVIRONMENT).exists()):
-        (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    first = read_environment(folder / ENVIRONMENT) if resume else {}
+    if first:
+        again = {key: value for key, value in facts.items() if key == "started" or first.get(key) != value}
+        facts = first | {"resumed": [*first.get("resumed", []), again]}
+    (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,20 +1,23 @@
 """One search from its space to its folder of results."""
 
+import os
+import shutil
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ..policies.errors import StudyError
-from .database import DATABASE
+from ..policies.errors import RunError, StudyError
+from .database import DATABASE, UNWRITABLE, check_whole, commit_of
 from .record import StudyRecord
-from .results import environment, start_folder, write_folder
-from .space import LoadedSpace
+from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
+from .signals import Stopped, interruptible
+from .space import LoadedSpace, Space
+
+FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 
 if TYPE_CHECKING:
     from .preview import Preview
@@ -40,26 +43,101 @@ def run_study(
     """
     from .progress import PREPARING, Progress
     from .study import SearchStudy
-    from .workers import Pool
 
     space = loaded.space
-    SearchStudy.check_free(folder / DATABASE, resume)
-    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible():
-        pool = Pool(space)
+    check_folder(folder, resume)
+    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as heed:
+        pool = started(pinned(space, folder / DATABASE) if resume else space, heed)
         try:
             described = pool.describe()
             progress.phase(PREPARING)
+            commit = the_commit(described)
             space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
             with only_writer(folder):
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
-                    lambda: noted(pool, progress), described[0]["guide"],
+                    lambda: noted(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
-                search_and_confirm(study, pool, progress, folder)
+                with kept_in(folder):
+                    search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()
     return write_folder(folder)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """See before minutes of loading that a study can be written, or gone on with.
+
+    Raises:
+        StudyError: it exists, or does not, or is damaged; or the folder cannot be written to, or another search does.
+    """
+    from .study import SearchStudy
+
+    SearchStudy.check_free(folder / DATABASE, resume)
+    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        hint = "give another folder with `--out`, or the right to write to this one"
+        raise StudyError(f"no file can be written to {above}", [f"expected to, for {folder}"], hint)
+    free = shutil.disk_usage(above).free
+    if free < FREE_BYTES:
+        found = f"found {free >> 20} MiB free, expected {FREE_BYTES >> 20} MiB"
+        raise StudyError(
+            f"the disk of {above} is full", [found], "free some space, or give another folder with `--out`"
+        )
+    if resume:
+        with only_writer(folder):
+            check_whole(folder / DATABASE)
+        read_environment(folder / ENVIRONMENT)
+
+
+def pinned(space: Space, database: Path) -> Space:
+    """The space with the commit of its model that a study began with, so that a branch may move on meanwhile."""
+    commit = commit_of(database)
+    if commit is None:
+        return space
+    return space.model_copy(update={"model": space.model.model_copy(update={"revision": commit})})
+
+
+def the_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
+    """The commit of the model on the hub that all workers have loaded; None of a local one.
+
+    Raises:
+        RunError: they have loaded different ones.
+    """
+    found = {worker.get("commit"): worker["node"] for worker in described}
+    if len(found) > 1:
+        lines = [f"node {node}: commit {commit}" for commit, node in found.items()]
+        hint = "name the commit with `--set model.revision=…`"
+        raise RunError("the workers have loaded different commits of the model", lines, hint)
+    return next(iter(found))
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Tell in one line that the database cannot be written any more; what was written is kept.
+
+    Raises:
+        RunError: the disk is full, or the file is held or gone.
+    """
+    try:
+        yield
+    except UNWRITABLE as cause:
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        hint = "free some space where the disk is full, close what holds the file, and go on with `--resume`"
+        raise RunError(f"{folder / DATABASE} cannot be written", [reason], hint) from None
+
+
+def started(space: Space, heed: Callable[[], None]) -> "Pool":
+    """Start the workers. Ray takes over the handling of signals while it starts, and stops with an exit."""
+    from .workers import Pool
+
+    try:
+        return Pool(space)
+    except SystemExit:
+        raise Stopped(signal.SIGTERM) from None
+    finally:
+        heed()
 
 
 def noted(pool: "Pool", progress: "Progress") -> "Preview":
@@ -103,23 +181,3 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the search, and a batch system's request to stop as well.
-
-    Both are set here, since a shell starts what runs in the background with interrupts ignored.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Elsewhere the caller's program handles its signals.
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .archive import Bound, best, bounds_of, none_keeps, parsed, under, untold_lines
 from .database import DATABASE, space_of
-from .offer import offer
+from .offer import cannot_tell, offer
 from .record import StudyRecord, TrialRecord
 from .results import exported, read_record
 from .summary import front_table, row
@@ -28,12 +28,14 @@ class Selection:
         pick: The best trial under a budget, where one was given.
         unmeasured: A policy that was not measured in full and is expected to be better than the best that was and keeps
             the bounds, in the first objective; None where there is none.
+        untold: Why that cannot be told; None where it can.
     """
 
     record: StudyRecord
     bounds: Sequence[Bound]
     pick: TrialRecord | None = None
     unmeasured: Policy | None = None
+    untold: str | None = None
 
     @property
     def trials(self) -> list[TrialRecord]:
@@ -56,8 +58,10 @@ def select(folder: Path, constraints: Sequence[str], picks: Sequence[str]) -> Se
     record = read_record(folder)
     bounds = bounds_of(record, parsed(constraints, "--constraint", record), parsed(picks, "--pick", record))
     found = under(record, bounds)
-    offered = offer(found, space_of(folder / DATABASE), bounds)
-    return Selection(found, bounds, best(found) if picks else None, offered)
+    space = space_of(folder / DATABASE)
+    return Selection(
+        found, bounds, best(found) if picks else None, offer(found, space, bounds), cannot_tell(found, space)
+    )
 
 
 def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> None:
@@ -67,6 +71,9 @@ def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> No
         StudyError: no measured policy keeps the bounds; or an unmeasured one is asked for, and nothing is expected.
     """
     record, offered = selection.record, selection.unmeasured
+    if unmeasured and offered is None and selection.untold is not None:
+        hint = "leave out `--unmeasured`, or go on with the search under more `--trials`"
+        raise StudyError("it cannot be told whether an unmeasured policy is better", [selection.untold], hint)
     if unmeasured and offered is None:
         raise StudyError("no unmeasured policy is expected to be better", hint="leave out `--unmeasured`")
     if not record.front and not unmeasured:

@@ -7,6 +7,7 @@ from ..evaluators.base import evaluator_class
 from ..evaluators.examples import ExampleOptions
 from ..policies.errors import EvaluatorError
 
+MOST = 64  # evaluators of a space
 WHICH = ("tasks", "search", "report")  # together they say which examples: they are taken all three or not at all
 
 
@@ -17,7 +18,7 @@ def shared(evaluate: Mapping[str, Any]) -> dict[str, Any]:
         evaluate: Options by evaluator, as they are written; not checked yet.
     """
     whole = evaluate.get("accuracy")
-    if not isinstance(whole, Mapping):
+    if not isinstance(whole, Mapping) or len(evaluate) > MOST:
         return dict(evaluate)
     return {name: with_those(name, options, whole) for name, options in evaluate.items()}
 

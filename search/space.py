@@ -15,12 +15,12 @@ from ..policies.choice import KEEP, LayerChoice, Part
 from ..policies.errors import SpaceError
 from ..policies.wording import nearest, short
 from .choices import LayerRule, SelectionOptions, is_default
-from .content import by_content
+from .content import Digests, by_content
 from .couplings import Every, Group, Rule, Together
 from .guide import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
-from .sharing import shared
+from .sharing import MOST, shared
 
 SCHEMA: Final = "skipsearch/space/v1"
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
@@ -112,7 +112,8 @@ class Stop(Part):
         stagnation: Stop when the hypervolume has not grown in so many measured trials, counted from the first policy
             that improves on dense.
         gain: What counts as growth: a larger share of the hypervolume before those trials than this.
-        minutes: Begin no trial after so much time, that of a search which is resumed included.
+        minutes: End the search, the confirmation of its front included, after so much time, that of a search which is
+            resumed included. No trial begins when the time is left that the front and the report take.
     """
 
     stagnation: Count | None = None
@@ -176,6 +177,8 @@ class Workers(Part):
         gpus: GPUs of each worker.
         cpus: Cores of each worker, which is also its number of threads.
         address: A Ray cluster; none starts a local one.
+        timeout: Seconds that a worker may take for a policy; a trial that takes longer fails. `auto` is a minute and
+            twenty times what the dense model took, which itself may take six hours.
         runner: Ray actors under one driver, or Ray Tune.
     """
 
@@ -183,6 +186,7 @@ class Workers(Part):
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     cpus: Count = 1
     address: str | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     runner: Literal["actors", "tune"] = "actors"
 
 
@@ -212,7 +216,7 @@ class Space(Part):
     tied: Annotated[list[Group] | Every, Field(exclude_if=is_default)] = []
     forbid: Annotated[list[Rule], Field(exclude_if=is_default)] = []
     token_selection: SelectionOptions = SelectionOptions()
-    evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=MOST)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
     constraints: dict[str, Annotated[Constraint, BeforeValidator(as_constraint), AS_TEXT]] = {}
     search: Search = Search()
@@ -301,14 +305,16 @@ class Space(Part):
         alone = {*range(num_layers)} - {layer for group in tied for layer in group}
         return sorted([*tied, *((layer,) for layer in alone)])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, digests: Digests | None = None) -> str:
         """Equal for spaces whose trials can stand in one study: all but when search and trials end, and the workers.
 
-        Local models and tasks count by what they contain, wherever they lie.
+        Local models and tasks count by what they contain, to the last byte, wherever they lie.
         """
         ends = {"trials", "max_failures", "stop", "racing"}
         data = self.model_dump(mode="json", exclude={"workers": True, "search": ends})
-        return hashlib.sha256(json.dumps(by_content(data), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(by_content(data, digests or Digests()), sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
 
 
 class LoadedSpace(Part):

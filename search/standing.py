@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Measurement
-from .front import Point, objective_point, objective_value, pareto, reference_point
+from .front import Point, first_cost, objective_point, objective_value, pareto, reference_point
 from .gain import Gain, budgets
-from .guide import QUALITY, Guide
+from .guide import QUALITY, Guide, least_of_use
 from .quality import Quality
 from .racing import weights_of
 from .record import TrialRecord
@@ -27,8 +27,10 @@ from .space import Space
 
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for
+WORTH_WHEN_GUIDED = 0.0005  # the same where a loss has told already which few may be on the front
 WORTH_OF_RULES = 0.005  # the same of the front of the rules, which is only compared with
 CLEAR = 2.0  # standard errors by which a bound must look broken
+WIDE = 0.1  # of the cost of dense: no gap of the front is wider where there are policies
 FINE = 100  # a cost is told apart in some hundreds of steps
 
 Floats = NDArray[np.float64]
@@ -180,7 +182,8 @@ def due(
     if not any(is_paused(record, known) and record.number not in going_on for record in records):
         return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
-    gains = {number: gain / WORTH for number, gain in worth(stands, known, space, going_on).items()}
+    enough = WORTH if known.guide is None else WORTH_WHEN_GUIDED
+    gains = {number: gain / enough for number, gain in worth(stands, known, space, going_on).items()}
     if patience:
         old = [*records[: int((len(records) - 1) / patience) + 1], *(one for one in records if one.is_probe)]
         may = {record.number for record in old} & looking_best(stands, space)
@@ -190,7 +193,33 @@ def due(
         for number, gain in worth(rules, known, space, going_on).items():
             gains[number] = max(gains[number], gain / WORTH_OF_RULES)
     best = max(gains, key=lambda number: (gains[number], -number), default=None)
-    return next((record for record in records if record.number == best and gains[record.number] > 1), None)
+    if best is None or gains[best] <= 1:
+        best = None if patience else gap_filler(stands, known, space, gains)
+    return next((record for record in records if record.number == best), None)
+
+
+def gap_filler(stands: Sequence[Standing], known: Known, space: Space, waiting: Collection[int]) -> int | None:
+    """The number of a paused trial that looks like a member of the front, in the middle of a wide gap in its costs.
+
+    Args:
+        stands: Trials that may be on the front, with their points.
+        known: Which trials have answered all examples.
+        space: The search space.
+        waiting: The numbers of those that are paused.
+    """
+    cost = first_cost(space.objectives)
+    if cost is None or not known.dense[cost].value:
+        return None
+    place, unit = list(space.objectives).index(cost), known.dense[cost].value
+    shares = {record.number: point[place] / unit for record, point in stands}
+    best = looking_best(stands, space)
+    front = sorted(shares[number] for number in best if number not in waiting)
+    gaps = [(low, high) for low, high in zip(front, front[1:], strict=False) if high - low > WIDE]
+    for low, high in sorted(gaps, key=lambda gap: gap[0] - gap[1]):
+        inside = [number for number in best & {*waiting} if low < shares[number] < high]
+        if inside:
+            return min(inside, key=lambda number: (abs(shares[number] - (low + high) / 2), number))
+    return None
 
 
 def looking_best(stands: Sequence[Standing], space: Space) -> set[int]:
@@ -210,7 +239,10 @@ def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Coll
     place = expensive(space)
     name = list(space.objectives)[place]
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in space.objectives.values()])
-    corner = signs * [*reference_point(known.dense, space.objectives, space.metrics()).values()]
+    reference = reference_point(known.dense, space.objectives, space.metrics())
+    if known.guide is not None:
+        reference[QUALITY] = least_of_use(known.dense[QUALITY], space.constraints.get(QUALITY))
+    corner = signs * [*reference.values()]
     points = signs * np.array([point for _, point in stands])
     losses, costs = points[:, place], np.delete(points, place, 1)
     limits = budgets(costs.min(0), np.delete(corner, place), FINE)

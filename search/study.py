@@ -20,13 +20,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ..evaluators.base import Measurement, evaluator_class
+from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
-from .database import measurements_text, storage, trial_record
-from .front import objective_value, worst
+from .content import Digests
+from .database import measurements_text, setback_key, storage, trial_record
+from .front import objective_value
 from .greedy import Probe
-from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric
+from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probed_cost
 from .modelled import ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
@@ -38,12 +39,14 @@ from .space import Space
 from .standing import Known
 from .starts import saved, starts
 from .study_times import TimedLedger, stand_ins_of
+from .telling import corner, told_by_loss
 from .view import Estimated
 from .writethrough import WriteThrough
 
 GUIDE = "guide"  # where a study keeps which figure guides it
 CHOSEN = "guide_chosen"  # and that two figures were compared
 QUEUED = "starts"  # and the rules that wait for the probes
+DIGESTS = "digests.json"  # beside the study: what large files of weights contain
 REPEATS = 1000  # random policies that are all known, after which a space is taken to have no other
 
 
@@ -54,7 +57,12 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
         {name: plain(entry) for name, entry in entries.items() if name not in predicted}
         for entries in (outcome.measurements, outcome.estimates)
     )
-    notes = {"failure": outcome.failure, "dropped": outcome.dropped, "worker": outcome.worker}
+    notes = {
+        "failure": outcome.failure,
+        "dropped": outcome.dropped,
+        "worker": outcome.worker,
+        "traceback": outcome.traceback,
+    }
     return {
         "measurements": json.dumps(measured),
         **({"estimates": json.dumps(rough)} if rough else {}),
@@ -97,6 +105,7 @@ class SearchStudy(TimedLedger):
             once in a study, and only where such a rule is named.
         guide: The evaluator whose loss guides the search, as `Bench.guide`; None searches by accuracy alone. A study
             that is resumed keeps its own.
+        commit: Of the model on the hub, where it comes from there.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
@@ -105,10 +114,11 @@ class SearchStudy(TimedLedger):
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None, guide: str | None = None,
+        preview: Callable[[], Preview] | None = None, guide: str | None = None, commit: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
+        self._commit, self._digests = commit, Digests(path.with_name(DIGESTS))
         self.model_id = model_id or space.model.id
         self.num_layers = num_layers
         self.parameters = Parameters(space, num_layers)
@@ -168,11 +178,18 @@ class SearchStudy(TimedLedger):
         return bool(self.study.get_trials(deepcopy=False, states=states))
 
     def _facts(self) -> dict[str, Any]:
-        return {"fingerprint": self.space.fingerprint(), "num_layers": self.num_layers}
+        commit = {} if self._commit is None else {"commit": self._commit}
+        return {"fingerprint": self.space.fingerprint(self._digests), "num_layers": self.num_layers, **commit}
 
     def _check_same(self, path: Path) -> None:
         facts, known = self._facts(), self.study.user_attrs.get("facts")
-        if known is not None and known != facts:
+        if known is not None and known.get("commit", self._commit) != self._commit:
+            raise StudyError(
+                "the study was made for another model",
+                [f"{path}: commit {known['commit']} of {self.model_id}", f"the model now: commit {self._commit}"],
+                "the hub or the cache gives another commit than the study's; load that one, or begin a new study",
+            )
+        if known is not None and any(known[key] != facts[key] for key in ("fingerprint", "num_layers")):
             raise StudyError(
                 "the study was made for another space, model or task",
                 [f"{path}: fingerprint {known['fingerprint']} with {known['num_layers']} layers",
@@ -284,68 +301,32 @@ class SearchStudy(TimedLedger):
         loss = None if record is None or self.guide is None else self.guide.loss(record.search)
         if record is None or loss is None:
             return None
-        name = self._probed_cost()
+        name = probed_cost(self.space)
         cost = record.search[name].value if name else -saved(record.policy.choices(self.num_layers))
         return Probe(loss, cost)
 
-    def _probed_cost(self) -> str | None:
-        """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
-        kinds = [evaluator_class(name) for name in self.space.evaluate]
-        counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
-        wanted = (*self.space.objectives, "prefill_flops", "decode_flops")
-        return next((name for name in wanted if name in counted), None)
-
     def guessing_loss(self) -> float:
         """The guide's loss of guessing, beyond which a policy is no use; infinite where the tasks do not tell."""
-        dense = self.dense_measurements()
-        entry = dense.get(self.guide.evaluator) if dense and self.guide else None
-        known = entry is not None and entry.floor > entry.value
-        return entry.floor if entry is not None and known else math.inf
+        return math.inf if self.guide is None else self.guide.guessing(self._dense())
 
     def _sampler(self) -> SkipSampler:
-        guided = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
+        guessing = None if self.guide is None else (lambda: self._dense()[QUALITY].floor)
         told = self._estimate if self.guide is None else self._guided
         known = {one.metric for one in stand_ins_of(self.study.user_attrs) if one.cost in self.space.objectives}
         ignored = [place for place, name in enumerate(self.space.objectives) if name in known]
-        return own_sampler(self.space, self.parameters, told, self._reference, guided, ignored)
+        return own_sampler(
+            self.space, self.parameters, told, lambda: corner(self.space, self._dense(), self.guide), guessing, ignored
+        )
 
     def _dense(self) -> Mapping[str, Measurement]:
         """What the dense model measured, of a search that has begun."""
-        dense = self.dense_measurements()
-        assert dense is not None  # Nothing is proposed before.
-        return dense
-
-    def _reference(self) -> list[float | None]:
-        """Where the sampler's hypervolume begins: the corner of every report, dense for costs.
-
-        A guided search begins at the bound on accuracy, or where half of what dense has beyond guessing is kept.
-        """
-        metrics, dense = self.space.metrics(), self._dense()
-        found = {name: worst(metrics[name], direction) for name, direction in self.space.objectives.items()}
-        found |= {name: max(value, dense[name].floor) for name, value in found.items() if value is not None}
-        if self.guide is not None:
-            entry, bound = dense[QUALITY], self.space.constraints.get(QUALITY)
-            half = (entry.value + entry.floor) / 2
-            found[QUALITY] = half if bound is None else max(bound.limit(entry.value, entry.floor), entry.floor)
-        return [*found.values()]
+        return self.dense_measurements() or {}
 
     def _guided(self, trial: FrozenTrial) -> Estimated | None:
-        """What the sampler is told of a trial of a guided search: the loss, the costs, and accuracy where measured."""
-        record, dense = self.times.smoothed(self.read(trial)), self._dense()
-        loss = self.guide.loss(record.search) if self.guide else None
-        if loss is None:
-            return None
-        values = [
-            -loss if name == QUALITY
-            else objective_value(name, record.search[name], dense.get(name)) if name in record.search
-            else math.nan
-            for name in self.space.objectives
-        ]  # fmt: skip
-        bounded = {name: excess for name, excess in self.violations(record.search).items() if name != QUALITY}
-        scored = record.search.get(QUALITY)
-        if scored is None:
-            return Estimated(values, 0.0, bounded)
-        return Estimated(values, 0.0, bounded, scored.value, scored.stderr or 0.0)
+        """What the sampler is told of a trial of a guided search."""
+        record = self.times.smoothed(self.read(trial))
+        broken = self.violations(record.search)
+        return None if self.guide is None else told_by_loss(record, self.guide, self.space, self._dense(), broken)
 
     def _choose_metric(self) -> None:
         """Choose between the two figures of the right answers, when enough policies have their accuracy."""
@@ -422,20 +403,27 @@ class SearchStudy(TimedLedger):
             trial.set_user_attr(key, value)
         self._tell(trial, outcome.measurements, outcome.failure)
 
-    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> None:
+    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> TrialRecord | None:
         """Keep what a trial that was set aside has measured by now, in one piece, as a trial that continues it.
 
         Args:
             record: The trial.
-            outcome: What it measured, before and since.
+            outcome: What it measured, before and since. Where it failed, the trial stays as it was, and the reason is
+                kept beside it.
             begun: When it went on.
+
+        Returns:
+            The trial that continues it; None where it failed.
         """
+        if outcome.failure is not None:
+            self._keep_setback(record.number, outcome)
+            return None
         outcome = replace(outcome, measurements=self.told(record.policy, outcome.measurements))
         first = self.frozen(record.number)
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
         }
-        state = self._state(outcome.measurements, outcome.failure, outcome.dropped is None and not outcome.estimates)
+        state = self._state(outcome.measurements, None, outcome.dropped is None and not outcome.estimates)
         trial = create_trial(
             state=state,
             values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
@@ -446,8 +434,18 @@ class SearchStudy(TimedLedger):
         )
         trial.datetime_start = begun
         self.study.add_trial(trial)
-        if outcome.failure is None:
-            self._tells(replace(self.record(-1), number=record.number))
+        continued = self.record(-1)
+        self._tells(replace(continued, number=record.number))
+        return continued
+
+    def _keep_setback(self, number: int, outcome: Outcome) -> None:
+        kept = json.loads(self.study.user_attrs.get(setback_key(number), "[]"))
+        kept.append({"failure": outcome.failure, "traceback": outcome.traceback, "seconds": dict(outcome.seconds)})
+        self.study.set_user_attr(setback_key(number), json.dumps(kept))
+
+    def setbacks(self, number: int) -> int:
+        """How often a trial failed when it was to answer more."""
+        return len(json.loads(self.study.user_attrs.get(setback_key(number), "[]")))
 
     def _tell(
         self,
@@ -507,6 +505,11 @@ class SearchStudy(TimedLedger):
         """What the dense model measured; None before trial 0 is finished."""
         first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
         return first.search if first else None
+
+    def dense_seconds(self) -> float | None:
+        """How long the dense model's trial took; None before it is finished."""
+        first = next((r for r in self._told.values() if r.policy.is_dense and r.state == "complete"), None)
+        return first.seconds.get("total") if first else None
 
     @property
     def size(self) -> int:

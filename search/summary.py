@@ -92,6 +92,8 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
     if not rows:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
+    if any(entry.floor for entry in record.dense.search.values()):
+        reference += "; accuracy counts from guessing"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
     for line in (*verdict_lines(record), tie_line(record), curse_line(record), *time_lines(record)):
         if line:
@@ -151,9 +153,10 @@ def cost_line(record: StudyRecord) -> str:
     measured = sum(counts(trial) and trial.state == "complete" for trial in record.trials)
     few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
+    probes = f" after {cost['probes']} probes" if "probes" in cost else ""
     race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""
     return (
-        f"{measured} trials measured, {shared} duplicates answered from them, {failed} failed; "
+        f"{measured} trials measured{probes}, {shared} duplicates answered from them, {failed} failed; "
         f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
         f"passes (everything else adds {cost['overhead']:.0%}){race}"
     )

@@ -109,7 +109,9 @@ class Timing:
         while waiting or self.pool.busy:
             while waiting and self.pool.has_idle and not (self.pool.shares_device and self.pool.busy):
                 self.pool.submit(waiting.popleft())
-            yield self.pool.next()
+            found = self.pool.next()
+            if found is not None:
+                yield found
 
 
 def merged(visits: Sequence[Measurement]) -> Measurement:

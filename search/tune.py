@@ -26,7 +26,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from ..evaluators.base import Measurement, evaluator_class
-from ..policies.errors import SkipsearchError
+from ..policies.errors import RunError, SkipsearchError
 from ..policies.policy import Policy
 from .bench import Bench
 from .database import measurements_from
@@ -36,7 +36,7 @@ from .proposals import Proposals
 from .space import Space
 from .study import Proposal, SearchStudy
 from .timing import Timing
-from .workers import Pool
+from .workers import STRIKES, Pool
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
 SLACK = 4
@@ -60,6 +60,7 @@ class StudySearcher(Searcher):
         self.progress, self.after = progress, after
         self.proposals = Proposals(study)
         self._running: dict[str, Proposal] = {}
+        self._lost = 0
 
     @property
     def samples(self) -> int:
@@ -84,11 +85,27 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study what came of it; a trial whose process was lost has no result."""
         proposal = self._running.pop(trial_id)
-        lost = Outcome(failure="its process was lost")
-        self.proposals.finish(proposal, outcome_of(result) if result and not error else lost)
+        if result and not error:
+            self._lost = 0
+            self.proposals.finish(proposal, outcome_of(result))
+        else:
+            self._leave(proposal)
         self.after()
         if self.progress is not None:
             self.progress.update(self.study.records(), self.study.measured())
+
+    def _leave(self, proposal: Proposal) -> None:
+        """Leave a policy whose process was lost twice for the next start: that is no fault of the policy's.
+
+        Raises:
+            RunError: too many were lost in a row.
+        """
+        reason = "its process was lost, or its device is broken"
+        self.proposals.leave(proposal, reason)
+        self._lost += 1
+        if self._lost >= STRIKES:
+            hint = "see Ray's own log for the reason, mend the machine and go on with `--resume`"
+            raise RunError("no healthy worker is left", [f"{self._lost} trials in a row: {reason}"], hint)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its searcher on disk, which never searches and so has nothing to show."""
@@ -120,6 +137,8 @@ class PolicyTrainable(tune.Trainable):
             return {"outcome": Outcome(failure=self.failure), "done": True}
         policy, dense = Policy.model_validate(self.config["policy"]), measurements_from(self.config["dense"]) or None
         outcome = self.bench.measure(policy, self.config["names"], dense=dense, times=self.config["times"])
+        if outcome.fault == "machine":
+            raise RuntimeError(outcome.failure)  # Tune tears the process down, and tries it once more in another one.
         values = {name: entry.value for name, entry in outcome.measurements.items()}
         return {**values, "outcome": outcome, "done": True}
 

@@ -1,45 +1,61 @@
-"""Ray actors that each hold one loaded model; policies go out, measurements come back."""
+"""Ray actors that each hold one loaded model; policies go out, measurements come back.
+
+What the machine does wrong is mended here: a worker that dies, or whose device is broken, is started anew, and its job
+goes to another one. A worker that fails so several times in a row is given up.
+"""
 
 import os
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from ..evaluators.base import Measurement, Split
-from ..policies.errors import RunError, SkipsearchError, StudyError
+from ..policies.errors import RunError, SkipsearchError, TaskError
 from ..policies.policy import Policy
 from .affinity import RECENT, Steps, nearest, steps
 from .bench import Bench
+from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ray
+from .failures import fault_of
+from .limits import DENSE_SECONDS
 from .modelled import ExpectedTime
 from .outcome import Outcome
 from .preview import Preview
 from .racing import Rival
-from .space import Space, Workers
+from .space import Space
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.
-START_SECONDS = 1800
-# So often, within a minute, a job is sent to a worker that Ray is about to start again, before it counts as lost.
-REFUSALS = 300
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+START_SECONDS = 1800.0
+STRIKES = 3  # faults of the machine in a row, after which a worker is given up
+LOSSES = 4  # workers that are lost over one policy, after which it is left for the next start of the search
+ROOM_SECONDS = 60.0  # until a cluster that lost a node is taken not to get another one
+LOOK_SECONDS = 0.5  # from one look at what runs to the next
+NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
 
 
 class Worker:
-    """Measures policies on one model, which it loads when it is first needed, again after Ray restarted it."""
+    """Measures policies on one model, which it loads when it is first needed."""
 
     def __init__(self, space: dict[str, Any], threads: int | None) -> None:
         self._space = Space.model_validate(space)
         self._threads = threads
         self._bench: Bench | None = None
+        self._key = ray.get_runtime_context().get_actor_id() or ""
 
     def _loaded(self) -> Bench:
         if self._bench is None:
-            self._bench = Bench(self._space, self._threads)
+            self._bench = Bench(self._space, self._threads, self._note)
         return self._bench
+
+    def _note(self, evaluator: str) -> None:
+        """Leave word of what runs, for the message in case that this process does not come back from it."""
+        _internal_kv_put(self._key, evaluator, namespace=NOTES)
 
     def describe(self) -> dict[str, Any]:
         """Load the model, and say what it is and where."""
@@ -67,9 +83,11 @@ class Job:
         known: What was measured of the policy before, on all or on some of the examples.
         until: How many examples are enough for now; None measures all.
         times: What is expected of its times, by metric.
+        seconds: How long it may take; None sets no limit.
         tag: Whatever the driver wants to know it by.
-        attempts: Workers that were lost over it.
-        refusals: How often it was sent to a worker that was not there again yet.
+        losses: Workers that were lost over it.
+        small: How often its device was too small.
+        avoid: The worker that was lost over it last.
     """
 
     policy: Policy
@@ -80,12 +98,41 @@ class Job:
     known: Mapping[str, Measurement] = field(default_factory=dict)
     until: int | None = None
     times: Mapping[str, ExpectedTime] = field(default_factory=dict)
+    seconds: float | None = None
     tag: Any = None
-    attempts: int = 0
-    refusals: int = 0
+    losses: int = 0
+    small: int = 0
+    avoid: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
+class Seat:
+    """The place of one worker, which has one process after the other.
+
+    Attributes:
+        index: Its number.
+        actor: The process; None where the worker was given up.
+        since: When it began to load its model, or its job.
+        struck: Over which policies, and loads of the model, the machine failed since it last measured something.
+        reason: The last of them.
+        measured: The policies that it measured lately.
+        described: Its model and device.
+    """
+
+    index: int
+    actor: Any = None
+    since: float = 0.0
+    struck: set[str] = field(default_factory=set)
+    reason: str = ""
+    measured: deque[Steps] = field(default_factory=lambda: deque(maxlen=RECENT))
+    described: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def strikes(self) -> int:
+        """How often in a row the machine failed."""
+        return len(self.struck)
+
+
 class Pool:
     """The workers of a search.
 
@@ -97,70 +144,82 @@ class Pool:
         StudyError: the cluster cannot be reached, or has no room for a worker.
     """
 
-    space: Space
-    seconds: float = START_SECONDS
-    _idle: list[int] = field(default_factory=list)
-    _num_layers: int = 0
-    _measured: dict[int, deque[Steps]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
-    _running: dict[Any, tuple[int, Job]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.owns_cluster = start_ray(self.space.workers)
-        self.size, self.gpus = shape(self.space.workers)
+    def __init__(self, space: Space, seconds: float = START_SECONDS) -> None:
+        self.space, self.seconds = space, seconds
+        self.owns_cluster = start_ray(space.workers)
+        self.size, self.gpus = shape(space.workers)
         # One model on each GPU has the device for itself; on cores and shared GPUs they disturb each other's clock.
         self.shares_device = self.size > 1 and self.gpus < 1
-        self.threads = None if self.gpus else self.space.workers.cpus
-        self.hire()
+        self.threads = None if self.gpus else space.workers.cpus
+        self._num_layers = 0
+        self._seats = [Seat(index) for index in range(self.size)]
+        self._loading: dict[Any, Seat] = {}
+        self._idle: deque[Seat] = deque()
+        self._running: dict[Any, tuple[Seat, Job]] = {}
+        self._again: deque[Job] = deque()
 
     def hire(self) -> None:
-        """Start the workers; each loads its model when it is first needed."""
-        options = {"num_cpus": self.space.workers.cpus, "num_gpus": self.gpus, "max_restarts": -1}
-        make = ray.remote(Worker).options(**options)
-        plain = self.space.model_dump(by_alias=True)
-        self._actors: list[Any] = [make.remote(plain, self.threads) for _ in range(self.size)]
-        self._idle = list(range(self.size))
+        """Start a process for each worker that has none; each loads its model."""
+        for seat in self._seats:
+            if seat.actor is None and seat.strikes < STRIKES:
+                self._start(seat)
+
+    def _start(self, seat: Seat) -> None:
+        # Ray would start a process anew by itself, and wait for ever where no node is left that has room for it.
+        options = {"num_cpus": self.space.workers.cpus, "num_gpus": self.gpus, "max_restarts": 0}
+        seat.actor = ray.remote(Worker).options(**options).remote(self.space.model_dump(by_alias=True), self.threads)
+        seat.since, seat.measured = time.monotonic(), deque(maxlen=RECENT)
+        self._loading[seat.actor.describe.remote()] = seat
 
     def release(self) -> None:
         """Stop the workers, so that their devices are free."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors, self._idle = [], []
+        for seat in self._seats:
+            self._stop(seat)
+        self._loading, self._running = {}, {}
+        self._idle.clear()
+        self._again.clear()
+
+    def _stop(self, seat: Seat) -> None:
+        if seat.actor is not None:
+            with suppress(RayError, RuntimeError, ValueError):  # The process, or all of Ray, may be gone already.
+                ray.kill(seat.actor)
+            seat.actor = None
 
     def describe(self) -> list[dict[str, Any]]:
-        """Load the model in every worker.
+        """Load the model in every worker; one that is lost meanwhile may come later.
 
         Raises:
             SkipsearchError: it cannot be loaded, or its evaluators cannot be set up.
-            RunError: a worker died, or took too long.
+            RunError: no worker comes up.
         """
-        asked = [actor.describe.remote() for actor in self._actors]
-        found = list(self._answers(asked, "loaded the model", self.seconds))
-        self._num_layers = found[0]["num_layers"]
-        return found
+        self.hire()
+        while any(seat.strikes == 0 for seat in self._loading.values()) or not self._idle:
+            self._look()
+        self._num_layers = self._idle[0].described["num_layers"]
+        return [seat.described for seat in sorted(self._idle, key=lambda seat: seat.index)]
 
     def preview(self) -> Preview:
         """See the dense model for the rules to begin with, on one worker.
 
         Raises:
             SkipsearchError: what they need cannot be found out.
-            RunError: the worker died.
+            RunError: no worker is left that could.
         """
-        found: Preview = self._answers(self._actors[0].preview.remote(), "looked at the dense model")
-        return found
+        while True:
+            while not self._idle:
+                self._look()
+            seat = self._idle.popleft()
+            try:
+                found: Preview = ray.get(seat.actor.preview.remote(), timeout=DENSE_SECONDS)
+            except RayTaskError as cause:
+                raise self._reason(cause) from None
+            except RayError as cause:
+                self._strike(seat, f"looked at the dense model: {first_line(cause)}")
+                continue
+            self._idle.appendleft(seat)
+            return found
 
-    def _answers(self, asked: Any, doing: str, seconds: float | None = None) -> Any:
-        try:
-            return ray.get(asked, timeout=seconds)
-        except RayTaskError as cause:
-            raise self._reason(cause) from None
-        except GetTimeoutError:
-            hint = "see whether the cluster is busy with other work: `ray status`; or lower `workers.count`"
-            raise RunError(f"not every worker had {doing} after {seconds:.0f} s", hint=hint) from None
-        except RayError as cause:
-            hint = "a worker needs the memory of one model: lower `workers.count`, or take a smaller dtype"
-            raise RunError(f"a worker died while it {doing}", [first_line(cause)], hint) from None
-
-    def _reason(self, cause: RayTaskError) -> Exception:
+    def _reason(self, cause: RayTaskError) -> SkipsearchError:
         inner = cause.cause
         return inner if isinstance(inner, SkipsearchError) else RunError("a worker failed", [first_line(inner)])
 
@@ -171,140 +230,193 @@ class Pool:
 
     @property
     def busy(self) -> int:
-        """How many jobs are running."""
-        return len(self._running)
+        """How many jobs are running, or wait to be sent to another worker."""
+        return len(self._running) + len(self._again)
 
     def submit(self, job: Job) -> None:
         """Give a job to a worker that is idle."""
         wanted = steps(job.policy, self._num_layers)
-        place = nearest(wanted, [self._measured[index] for index in self._idle])
-        self._measured[self._idle[place]].append(wanted)
-        self._send(self._idle.pop(place), job)
+        place = nearest(wanted, [seat.measured for seat in self._idle])
+        seat = self._idle[place]
+        del self._idle[place]
+        seat.measured.append(wanted)
+        self._send(seat, job)
 
-    def _send(self, index: int, job: Job) -> None:
+    def _send(self, seat: Seat, job: Job) -> None:
         given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
-        reference = self._actors[index].measure.remote(job.policy.document(), list(job.names), job.split, **given)
-        self._running[reference] = (index, job)
+        reference = seat.actor.measure.remote(job.policy.document(), list(job.names), job.split, **given)
+        seat.since = time.monotonic()
+        self._running[reference] = (seat, job)
 
-    def next(self) -> tuple[Job, Outcome]:
-        """Wait for a job to finish. A job whose worker is lost is tried once more, and then fails with the reason."""
-        while True:
-            done, _ = ray.wait(list(self._running), num_returns=1, timeout=0.5)
-            if not done:
+    def next(self, until: float | None = None) -> tuple[Job, Outcome] | None:
+        """Wait for a job to finish.
+
+        A job whose worker is lost, or whose worker says that its machine is at fault, goes to another one.
+
+        Args:
+            until: The time, by the monotonic clock, at which the wait ends.
+
+        Returns:
+            The job and what came of it, a fault of the machine only after it was tried several times; None where a
+            worker has come up that has nothing to do, and when the wait is over.
+
+        Raises:
+            RunError: no worker is left that works.
+            TaskError: a task has a mistake, which no other policy would mend.
+        """
+        while until is None or time.monotonic() < until:
+            self._send_again()
+            waiting = len(self._idle)
+            found = self._look()
+            if found is not None:
+                return found
+            if len(self._idle) > waiting:
+                return None
+        return None
+
+    def _send_again(self, before_others: bool = False) -> None:
+        """Send jobs whose worker was lost to others.
+
+        Where there is no other worker, and where a second one was lost, new jobs go first: what they come to tells
+        whether the policy or the machine is to blame. A job that lost several runs alone.
+        """
+        for _ in range(len(self._again)):
+            job = self._again.popleft()
+            others = [seat for seat in self._seats if seat.actor is not None and seat.index != job.avoid]
+            able = [seat for seat in self._idle if seat in others or not others]
+            waits = (before_others and (job.losses > 1 or not others)) or (job.losses > 1 and self._running)
+            if not able or waits:
+                self._again.append(job)
                 continue
-            index, job = self._running.pop(done[0])
-            try:
-                outcome = ray.get(done[0])
-            except RayTaskError as cause:
-                outcome = Outcome(failure=first_line(self._reason(cause)))
-            except RayError as cause:  # Died, was killed for its memory, or its answer was lost.
-                if is_refused(cause) and job.refusals < REFUSALS:
-                    job.refusals += 1
-                    time.sleep(60 / REFUSALS)
-                    self._send(index, job)
-                    continue
-                job.attempts += 1
-                if job.attempts < 2:
-                    self._send(index, job)
-                    continue
-                outcome = Outcome(failure=f"its worker was lost twice: {first_line(cause)}")
-            self._idle.append(index)  # Behind those that wait longer: not all that runs alone runs on the first.
-            return job, replace(outcome, worker=f"worker-{index}")
+            self._idle.remove(able[0])
+            self._send(able[0], job)
+
+    def _look(self) -> tuple[Job, Outcome] | None:
+        """See what has happened: a worker that has come up, a job that is over, something that died or hangs."""
+        if dead := dead_daemons():
+            hint = "see whether the machine is short of memory; go on with `--resume`"
+            raise RunError("Ray has died on this machine", [f"its process {name} has ended" for name in dead], hint)
+        asked = [*self._loading, *self._running]
+        done = ray.wait(asked, num_returns=1, timeout=LOOK_SECONDS)[0] if asked else []
+        for reference in done:
+            if reference not in self._running:
+                self._arrived(reference)
+                continue
+            return self._answered(reference)
+        self._check_loading()
+        overdue = [one for one, (seat, job) in self._running.items() if job.seconds and age(seat) > job.seconds]
+        return self._hangs(overdue[0]) if overdue else None
+
+    def _arrived(self, reference: Any) -> None:
+        """A worker has loaded its model, or could not."""
+        seat = self._loading.pop(reference)
+        try:
+            seat.described = ray.get(reference)
+        except RayTaskError as cause:
+            error = cause.cause
+            if fault_of(error) != "machine":
+                raise self._reason(cause) from None
+            self._strike(seat, f"could not load the model: {first_line(error)}")
+        except RayError as cause:
+            self._strike(seat, f"ended while it loaded the model: {first_line(cause)}")
+        else:
+            self._idle.append(seat)
+            self._send_again(before_others=True)
+
+    def _answered(self, reference: Any) -> tuple[Job, Outcome] | None:
+        """A job is over: done, to be done again, or given up."""
+        seat, job = self._running.pop(reference)
+        try:
+            outcome: Outcome = ray.get(reference)
+        except RayTaskError as cause:
+            if isinstance(cause.cause, TaskError):
+                raise cause.cause from None
+            outcome = Outcome(failure=first_line(self._reason(cause)), traceback=str(cause))
+        except RayError:  # Died, was killed for its memory, or its answer was lost.
+            return self._lost(seat, job, f"its process ended {self._doing(seat)}")
+        if outcome.fault == "machine":
+            return self._lost(seat, job, outcome.failure or "")
+        self._idle.append(seat)  # Behind those that wait longer: not all that runs alone runs on the first.
+        if outcome.fault == "memory" and not job.small:
+            job.small, job.avoid = 1, seat.index
+            self._again.append(job)
+            self._send_again(before_others=True)
+            return None
+        seat.struck = set()
+        self._send_again(before_others=True)
+        return job, replace(outcome, worker=f"worker-{seat.index}")
+
+    def _doing(self, seat: Seat) -> str:
+        """What a worker last said that it does."""
+        try:
+            name = _internal_kv_get(seat.actor._actor_id.hex(), namespace=NOTES)
+        except (RayError, RuntimeError):
+            name = None
+        return f"while the evaluator '{name.decode()}' measured" if name else "while it applied a policy"
+
+    def _lost(self, seat: Seat, job: Job, reason: str) -> tuple[Job, Outcome] | None:
+        self._strike(seat, reason, job.policy.fingerprint)
+        job.losses, job.avoid = job.losses + 1, seat.index
+        if job.losses < LOSSES:
+            self._again.append(job)
+            return None
+        text = f"{job.losses} workers were lost over it, the last: {reason}"
+        return job, Outcome(failure=text, fault="machine", worker=f"worker-{seat.index}")
+
+    def _hangs(self, reference: Any) -> tuple[Job, Outcome]:
+        """End a job that takes too long; its worker can only be replaced."""
+        seat, job = self._running.pop(reference)
+        changed = ", ".join(f"{index}: {choice.label}" for index, choice in job.policy.canonical().layers.items())
+        text = (
+            f"no answer for {job.seconds:.0f} s (workers.timeout) {self._doing(seat)} the policy {changed or 'dense'}"
+        )
+        self._stop(seat)
+        self._start(seat)
+        return job, Outcome(failure=text, seconds={"total": age(seat)}, worker=f"worker-{seat.index}")
+
+    def _strike(self, seat: Seat, reason: str, policy: str | None = None) -> None:
+        """The machine is at fault: another process takes the worker's place, unless that has not helped before.
+
+        One policy counts once, however often: it may be that it alone cannot be measured.
+        """
+        seat.struck.add(policy or f"load {len(seat.struck)}")
+        seat.reason = reason
+        self._stop(seat)
+        if seat.strikes < STRIKES:
+            self._start(seat)
+        self._check_any()
+
+    def _check_loading(self) -> None:
+        """Give up workers that do not come up, and those for which no node has room any more."""
+        slow = {one: seat for one, seat in self._loading.items() if age(seat) > self.seconds}
+        for reference, seat in slow.items():
+            del self._loading[reference]
+            seat.struck |= {f"slow {number}" for number in range(STRIKES)}
+            self._strike(seat, f"had not loaded the model after {self.seconds:.0f} s")
+        working = bool(self._idle or self._running)
+        pending = [seat for seat in self._loading.values() if age(seat) > ROOM_SECONDS]
+        if not working and len(pending) == len(self._loading) and not places(self.space.workers.cpus, self.gpus):
+            for seat in pending:
+                seat.reason = seat.reason or "its node is gone"
+            raise self._none_left("no node has room for a worker any more")
+
+    def _check_any(self) -> None:
+        if all(seat.actor is None for seat in self._seats):
+            raise self._none_left("each failed several times in a row")
+
+    def _none_left(self, why: str) -> RunError:
+        told = [f"worker-{seat.index}: {seat.reason}" for seat in self._seats if seat.reason]
+        hint = "mend the machine (`nvidia-smi`, `ray status`, memory; a worker needs that of one model), or lower "
+        hint += "`workers.count`; then go on with `--resume`: the policies that ran are measured again"
+        return RunError(f"no healthy worker is left: {why}", told, hint)
 
     def close(self) -> None:
         """Stop the workers, and the cluster if it was started here."""
         self.release()
         if self.owns_cluster:
-            ray.shutdown()
+            stop_ray()
 
 
-def is_refused(cause: RayError) -> bool:
-    """Whether nothing was run of a job, because Ray has yet to start the worker again that was lost."""
-    return isinstance(cause, ActorUnavailableError) and "actor is restarting" in str(cause)
-
-
-def start_ray(workers: Workers) -> bool:
-    """Connect to a cluster, or start a local one; True where it was started here.
-
-    Raises:
-        StudyError: there is no cluster at the address.
-        RunError: none starts on this machine.
-    """
-    if ray.is_initialized():
-        return False
-    address = workers.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        start_local()
-        return True
-    try:
-        ray.init(address=address, **QUIET)
-    except (ConnectionError, RuntimeError, ValueError) as cause:
-        hint = "start one with `ray start --head`, or leave out `workers.address` to use this machine alone"
-        raise StudyError(f"no Ray cluster answers at {address}", [first_line(cause)], hint) from None
-    return True
-
-
-def start_local(tries: int = 3, **options: Any) -> None:
-    """Start a cluster of this machine alone. Ray gives its daemons half a minute; a busy machine may need more tries.
-
-    Raises:
-        RunError: it does not start.
-    """
-    # A cluster of one user on one machine, for the time of one search, needs no token.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Ray runs workers at a low priority, and what they time would be of whatever else runs.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    for left in reversed(range(tries)):
-        try:
-            ray.init(address="local", include_dashboard=False, **QUIET, **options)
-            return
-        except Exception as cause:  # Ray has no narrower one for daemons that are late.
-            ray.shutdown()
-            if not left:
-                hint = "see whether the machine is short of processors or memory, and what Ray says in /tmp/ray"
-                raise RunError("Ray does not start on this machine", [first_line(cause)], hint) from None
-
-
-def shape(workers: Workers) -> tuple[int, float]:
-    """How many workers, and how many GPUs each.
-
-    Raises:
-        StudyError: not one worker fits into the cluster.
-    """
-    have = available()
-    gpus = (1.0 if have["GPU"] else 0.0) if workers.gpus == "auto" else workers.gpus
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = sum(room(node, workers.cpus, gpus) for node in nodes)
-    wanted = 1 if workers.count == "auto" else workers.count
-    if fits < wanted:
-        raise StudyError(
-            f"the cluster has no room for {wanted} worker{'s' if wanted > 1 else ''}",
-            [
-                f"each needs {workers.cpus} CPU and {gpus:g} GPU",
-                f"the cluster has {have['CPU']:g} CPU and {have['GPU']:g} GPU",
-            ],
-            "lower `workers.count`, `workers.cpus` or `workers.gpus`",
-        )
-    return (fits if workers.count == "auto" else workers.count), gpus
-
-
-def room(node: dict[str, float], cpus: int, gpus: float) -> int:
-    """How many workers fit on one node."""
-    by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) / gpus)) if gpus else by_cpu
-
-
-def available(patience: float = 10.0) -> dict[str, float]:
-    """CPUs and GPUs of the cluster; a fresh cluster takes a moment to count them."""
-    deadline = time.monotonic() + patience
-    while True:
-        have = ray.cluster_resources()
-        if have.get("CPU") or time.monotonic() > deadline:
-            return {"CPU": have.get("CPU", 0.0), "GPU": have.get("GPU", 0.0)}
-        time.sleep(0.1)
-
-
-def first_line(cause: BaseException) -> str:
-    """The first line of an exception that says something."""
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+def age(seat: Seat) -> float:
+    """Seconds since a worker began what it does."""
+    return time.monotonic() - seat.since

@@ -48,7 +48,7 @@ YAML = {
     ),
     "alias of itself": ("a: &a [*a]\n", ["1:4  nested too deeply, expected at most 40 levels"]),
     "deep": (f"a: {'[' * 60}{']' * 60}\n", ["1:44  nested too deeply, expected at most 40 levels"]),
-    "very deep": (f"a: {'[' * 3000}\n", ["1:1  nested too deeply, expected at most 40 levels"]),
+    "very deep": (f"a: {'[' * 3000}\n", ["1:44  nested too deeply, expected at most 40 levels"]),
     "no schema": ("layers: {}\n", [f"1:1  schema: the key is missing, {EITHER}"], BEGIN),
     "later schema": ("schema: skipsearch/space/v2\n", [f"1:1  schema: found 'skipsearch/space/v2', {EITHER}"]),
     "schema of a kind": ("schema: {a: 1}\n", [f'1:1  schema: found {{"a": 1}}, {EITHER}']),
@@ -65,12 +65,17 @@ POLICIES = {
     "binary": ("model: {id: !!binary aGk=}", ["2:9  model.id: found the tag !!binary, expected plain values"]),
     "not of its tag": ("model: {id: !!bool a}", ["2:9  model.id: found 'a', which cannot be read as !!bool"]),
     "endless number": (f"model: {{num_layers: {'9' * 5000}}}", [f"2:9  model.num_layers: found '{'9' * 56}..., "
-                                                                "which cannot be read as !!int"]),
+                                                                "a number of over 20 digits, expected a smaller one"]),
+    "octal": ("layers: {010: {ffn: skip}}", ["2:10  found '010' as a key, which YAML reads as a number in base 8; "
+                                             "write 10 where that is meant"]),
+    "base 60": ("model: {num_layers: 1:30}", ["2:9  model.num_layers: found '1:30', which YAML reads as a number in "
+                                              "base 60; write '1-30' for a range, or a decimal number"]),
     "merge key": ("layers: {1: {<<: {ffn: skip}}}", ["2:14  merge keys (<<) are not read; write the keys out"]),
     "layer twice": ("layers:\n  3: {ffn: skip}\n  3: {ffn: run}",
                     ["4:3  layers[3]: the key stands here a second time"]),
     "layer twice, once in hexadecimal": ("layers: {3: {}, 0x3: {}}",
-                                         ["2:17  layers[3]: the key stands here a second time"]),
+                                         ["2:17  found '0x3' as a key, which YAML reads as a number in base 16; "
+                                          "write a decimal number"]),
     "layer twice, once in quotes": ("layers: {3: {}, '3': {}}", ["2:17  layers.3: the key stands here a second time"]),
     "half a layer": ("layers: {1.5: {}}", ["2:10  found '1.5' as a key, expected a name or a whole number"]),
     "list as a key": ("layers: {[1]: {}}", ["2:10  found a list, mapping or tag as a key, "
@@ -148,7 +153,8 @@ SPACES = {
     "model as text": ("{id: m}", "m", [f"2:1  model: found 'm', {MAPPING}"]),
     "model without an id": ("{id: m}", "{name: m}", [
         "2:1  model.id: the key is missing",
-        "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, revision, trust_remote_code"]),
+        "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, revision, trust_remote_code, "
+        "weights"]),
     "empty id": ("{id: m}", "{id: ''}", ["2:9  model.id: found '', expected a hub id or the path of a folder"]),
     "number as id": ("{id: m}", "{id: 5}", ["2:9  model.id: found 5, expected text"]),
     "unknown dtype": ("{id: m}", "{id: m, dtype: fp16}",

@@ -85,10 +85,13 @@ class Here:
     has_idle = property(lambda self: not self.jobs)
     busy = property(lambda self: len(self.jobs))
 
+    def hire(self):
+        pass
+
     def submit(self, job):
         self.jobs.append(job)
 
-    def next(self):
+    def next(self, until=None):
         job = self.jobs.popleft()
         return job, self.bench.measure(job.policy, job.names, job.split, times=job.times)
 

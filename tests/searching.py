@@ -1,15 +1,22 @@
-"""A space over a tiny random LLaVA, for tests that search."""
+"""Spaces over tiny random models, for tests that search, and a pool without Ray."""
 
+import json
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import ray
 
 import tiny
+from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.policies.apply import apply_policy
+from skipsearch.policies.policy import Policy
+from skipsearch.search.cluster import start_local
 from skipsearch.search.reading import load_space
 from skipsearch.search.space import LoadedSpace
-from skipsearch.search.workers import start_local
 
 SPACE = """
 schema: skipsearch/space/v1
@@ -50,3 +57,74 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+EXAMPLES, LAYERS = 96, 4
+
+LIKELY = """
+schema: skipsearch/space/v1
+model: {id: ./llama, device: cpu}
+layers:
+  - {range: all, choices: [keep, skip_ffn, skip_attention, skip_layer, parallel]}
+evaluate:
+  accuracy: {tasks: [./likely.yaml], search: {limit: 96}, report: {limit: 8}}
+  flops:
+objectives: {accuracy: maximize, prefill_flops: minimize}
+search: {trials: 30, seed: 3, sampler: random}
+workers: {count: 1}
+"""
+
+
+def likely_space(folder: Path) -> Path:
+    """A space whose right answers are those of the dense model, so that policies differ."""
+    model = tiny.tiny_llama(folder)
+    tasks = tiny.text_tasks(folder, EXAMPLES + 8)
+    subject = load_subject(ModelSpec(id=str(model), device="cpu"))
+    options = AccuracyOptions(tasks=[str(tasks["text_mc"])], search={"limit": EXAMPLES + 7})
+    measured = AccuracyEvaluator(options, subject)
+    with apply_policy(subject.model, Policy()) as handle:
+        measured.measure(handle, "search")
+        measured.measure(handle, "report")
+    rows = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
+    for split in ("search", "report"):
+        for request in measured._tasks(split)["text_mc"].instances:
+            rows[request.doc_id].setdefault("found", []).append(request.resps[0][0])
+    for row in rows:
+        row["label"] = int(np.argmax(row.pop("found")))
+    (folder / "likely.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tiny.write_task(folder, "likely", folder / "likely.jsonl", **tiny.CHOICES)
+    (folder / "tiny.yaml").write_text(LIKELY)
+    return folder / "tiny.yaml"
+
+
+class Here:
+    """A pool without Ray: its workers take turns on one bench."""
+
+    def __init__(self, bench, size=1):
+        self.bench, self.size = bench, size
+        self.shares_device = size > 1
+        self.running, self.order, self.alone = deque(), [], True
+
+    @property
+    def has_idle(self):
+        return len(self.running) < self.size
+
+    @property
+    def busy(self):
+        return len(self.running)
+
+    def submit(self, job):
+        self.running.append(job)
+        self.order.append((job.tag.subject.number, tuple(job.names)))
+        self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
+
+    def release(self):
+        self.running.clear()
+
+    def hire(self):
+        pass
+
+    def next(self, until=None):
+        job = self.running.popleft()
+        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
+        return job, self.bench.measure(job.policy, job.names, job.split, **given)

@@ -244,7 +244,8 @@ def test_overlapping_examples(here, capsys):
     (here / "text_turned.yaml").write_text(f"{other}process_docs: !function turned.turned\n")
     tasks = "{search: {tasks: [./text_mc.yaml], limit: 20}, report: {tasks: [./text_turned.yaml], limit: 20}}"
     command = ["eval", "policy.yaml", "--space", "text.yaml", "--set", f"evaluate.accuracy={tasks}"]
-    assert refused(command, capsys) == [
+    assert refused(command, capsys)[1] == f"  {here / 'text_turned.yaml'}: turned.turned"
+    assert refused([*command, "--trust-task-code"], capsys) == [
         "error: tasks text_mc (search) and text_turned (report) overlap",
         "  found 16 examples in both, expected none",
         "hint: give the report data of its own, or the same `process_docs` as the search",

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from contract import policy_of
 from families import LAYERS, batch_of, built, run
 from skipsearch import apply_policy
 from skipsearch.policies.prefix import PrefixStates
+from skipsearch.search.bench import Bench
+from skipsearch.search.reading import load_space
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -73,6 +76,53 @@ def test_whole_searches_race_on_fewer_answers():
     assert full["answers"] == 6 * 100 and full["whole"] == 6
     assert raced["answers"] < full["answers"] and 1 <= raced["whole"] <= 6
     assert all(0 < run["held_out"] <= 1.1 and 1 <= run["front"] <= run["whole"] for run in (full, raced))
+
+
+@pytest.mark.soak
+def test_a_search_is_held_against_a_plain_greedy_at_equal_answers(monkeypatch):
+    document = figures_of("guided.py", "--quick")
+    walk, search = document["runs"]
+    points = walk["points"]
+    assert [point["share"] for point in points] == sorted({point["share"] for point in points}, reverse=True)
+    assert points[0]["share"] == 1 and points[-1]["share"] <= 0.9
+    # The loss of the start, of each of the 24 sublayers, and renewed ones, on 8 questions; each accuracy on 40.
+    assert points[0]["answers"] == 8 + 40 and points[1]["answers"] >= (1 + 24) * 8 + 2 * 40
+    assert all(point["answers"] % 8 == 0 for point in points)
+    assert search["answers"] > 40 and search["points"][0]["share"] == 1
+    (claim,) = document["claims"]
+    assert {row["share"] for row in claim["rows"]} >= {0.95, 1.0}
+
+    monkeypatch.syspath_prepend(FOLDER)
+    from guided import best_at
+
+    points = [{"share": 0.9, "search": 0.5, "answers": 10}, {"share": 0.4, "search": 0.6, "answers": 30}]
+    assert best_at(points, 0.95) == best_at(points, 0.4) == points[1]
+    assert best_at(points, 0.95, answers=20) == points[0] and best_at(points, 0.5, answers=20) is None
+
+
+@pytest.mark.soak
+def test_another_model_is_trained_with_tasks_and_a_space_of_its_own(tmp_path):
+    printed("rooms.py", tmp_path, "--share", "0.004")
+    space = load_space(str(tmp_path / "space.yaml")).space
+    bench = Bench(space, threads=1)
+    assert bench.num_layers == 10
+    splits = [bench.evaluators[-1]._tasks(split)[f"rooms_{split}"].instances for split in ("search", "report")]
+    pictures = [{request.doc["image"].tobytes() for request in requests} for requests in splits]
+    assert [len(found) for found in pictures] == [300, 600] and not pictures[0] & pictures[1]
+    for requests in splits:
+        assert Counter(request.doc["kind"] for request in requests).most_common(1)[0][1] == len(requests) / 5
+        assert not any("<unk>" in bench.subject.tokenizer.decode(ids_of(bench, request)) for request in requests)
+
+
+def ids_of(bench: Bench, request: Any) -> list[int]:
+    return bench.subject.tokenizer(f"{request.args[0]} {request.doc['answer']}")["input_ids"]
+
+
+def test_missing_data_is_told_before_anything_is_made(tmp_path):
+    command = [sys.executable, FOLDER / "smollm2.py", tmp_path / "made", "--data", tmp_path / "none.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "none.jsonl does not exist\nhint: " in done.stderr
+    assert not (tmp_path / "made").exists()
 
 
 def test_searches_are_compared_on_planted_spaces_a_decoder_and_the_digits(tmp_path, monkeypatch):

@@ -34,11 +34,13 @@ search: {trials: 7}
 HEAVY = ["torch", "transformers", "optuna", "ray", "lm_eval", "datasets", "plotly", "matplotlib"]
 FLAGS = {
     "run": ["SPACE", "--json", "--set KEY=VALUE", "--out FOLDER", "--name NAME", "--resume", "--trials N", "--seed N",
-            "--sampler NAME", "--address ADDRESS", "--quiet"],
+            "--sampler NAME", "--address ADDRESS", "--trust-task-code", "--quiet"],
     "validate": ["FILE", "--json"],
     "show": ["POLICY", "--json", "--num-layers N"],
-    "eval": ["POLICY", "--json", "--space SPACE", "--split {search,report}", "--set KEY=VALUE"],
-    "report": ["STUDY", "--json", "--out FOLDER", "--constraint BOUND", "--pick BOUND", "--unmeasured"],
+    "eval": ["POLICY", "--json", "--space SPACE", "--split {search,report}", "--set KEY=VALUE",
+             "--trust-task-code"],
+    "report": ["STUDY", "--json", "--out FOLDER", "--constraint BOUND", "--pick BOUND", "--unmeasured",
+               "--salvage"],
     "ls": ["--json", "--out FOLDER"],
 }  # fmt: skip
 

@@ -2,22 +2,23 @@
 
 import itertools
 import json
-from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from searching import EXAMPLES, LAYERS, Here, likely_space
 
 import tiny
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Measurement
-from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED
+from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
+from skipsearch.search.database import trial_record
 from skipsearch.search.driver import Driver
 from skipsearch.search.front import front_trials
 from skipsearch.search.outcome import Outcome
@@ -30,45 +31,10 @@ from skipsearch.search.space import Racing
 from skipsearch.search.standing import Known, due
 from skipsearch.search.study import SearchStudy
 
-EXAMPLES, LAYERS = 96, 4
-
-SPACE = """
-schema: skipsearch/space/v1
-model: {id: ./llama, device: cpu}
-layers:
-  - {range: all, choices: [keep, skip_ffn, skip_attention, skip_layer, parallel]}
-evaluate:
-  accuracy: {tasks: [./likely.yaml], search: {limit: 96}, report: {limit: 8}}
-  flops:
-objectives: {accuracy: maximize, prefill_flops: minimize}
-search: {trials: 30, seed: 3, sampler: random}
-workers: {count: 1}
-"""
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A space whose right answers are those of the dense model, so that policies differ."""
-    folder = tmp_path_factory.mktemp("space")
-    model = tiny.tiny_llama(folder)
-    tasks = tiny.text_tasks(folder, EXAMPLES + 8)
-    subject = load_subject(ModelSpec(id=str(model), device="cpu"))
-    measured = AccuracyEvaluator(
-        AccuracyOptions(tasks=[str(tasks["text_mc"])], search={"limit": EXAMPLES + 7}), subject
-    )
-    with apply_policy(subject.model, Policy()) as handle:
-        measured.measure(handle, "search")
-        measured.measure(handle, "report")
-    rows = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
-    for split in ("search", "report"):
-        for request in measured._tasks(split)["text_mc"].instances:
-            rows[request.doc_id].setdefault("found", []).append(request.resps[0][0])
-    for row in rows:
-        row["label"] = int(np.argmax(row.pop("found")))
-    (folder / "likely.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tiny.write_task(folder, "likely", folder / "likely.jsonl", **tiny.CHOICES)
-    (folder / "tiny.yaml").write_text(SPACE)
-    return folder / "tiny.yaml"
+    return likely_space(tmp_path_factory.mktemp("space"))
 
 
 def space_of(path, **overrides):
@@ -299,33 +265,6 @@ def test_a_small_split_is_measured_at_once(path, bench):
 # Whole searches
 
 
-class Here:
-    """A pool without Ray: its workers take turns on one bench."""
-
-    def __init__(self, bench, size=1):
-        self.bench, self.size = bench, size
-        self.shares_device = size > 1
-        self.running, self.order, self.alone = deque(), [], True
-
-    @property
-    def has_idle(self):
-        return len(self.running) < self.size
-
-    @property
-    def busy(self):
-        return len(self.running)
-
-    def submit(self, job):
-        self.running.append(job)
-        self.order.append((job.tag.subject.number, tuple(job.names)))
-        self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
-
-    def next(self):
-        job = self.running.popleft()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until}
-        return job, self.bench.measure(job.policy, job.names, job.split, **given)
-
-
 class Killed(Exception):
     pass
 
@@ -345,10 +284,27 @@ class Killer(Progress):
 class Dying(Here):
     """A pool whose driver is killed while its second job runs."""
 
-    def next(self):
+    def next(self, until=None):
         if len(self.order) == 2:
             raise Killed
-        return super().next()
+        return super().next(until)
+
+
+class Failing(Here):
+    """A pool in which trials fail that are to answer more: the first of them, so many times."""
+
+    times, fault = 1, "policy"
+
+    def next(self, until=None):
+        job = self.running[0]
+        chosen = getattr(type(self), "chosen", None)
+        promoted = isinstance(job.tag.subject, TrialRecord)
+        if promoted and self.times and chosen in (None, job.tag.subject.number):
+            type(self).chosen = job.tag.subject.number
+            type(self).times -= 1
+            self.running.popleft()
+            return job, Outcome(failure="accuracy is nan", fault=self.fault)
+        return super().next(until)
 
 
 def search(path, bench, folder, trials=None, resume=False, pool=Here, **overrides):
@@ -644,3 +600,49 @@ def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, benc
             continues = trial.user_attrs.get("continues")
             order.append((trial.number, continues, trial.params, trial.state, trial.values))
     assert orders[0] == orders[1] and any(continues is not None for _, continues, *_ in orders[1])
+
+
+@pytest.mark.parametrize("fault", ["policy", "machine"])
+def test_a_trial_that_fails_when_it_is_to_answer_more_keeps_what_it_had(path, bench, tmp_path, patient, fault):
+    """It is asked again at once; a machine's fault is not kept, and the trial waits for the next start."""
+
+    class Once(Failing):
+        pass
+
+    Once.fault = fault
+    found = search(path, bench, tmp_path, search__sampler="auto", pool=Once)
+    again = SearchStudy(tmp_path / "study.db", "tiny", found.study.space, LAYERS, resume=True)
+    for records in (found.records, again.records()):
+        mine = next(record for record in records if record.number == Once.chosen)
+        assert mine.state == "complete" and (mine.estimates or "accuracy" in mine.search)
+    assert again.setbacks(Once.chosen) == (1 if fault == "policy" else 0)
+    if fault == "policy":
+        assert [figures(record) for record in found.records] == [figures(record) for record in patient.records]
+    else:
+        rest = search(path, bench, tmp_path, resume=True, search__sampler="auto")
+        assert due(rest.records, rest.study.known_in_full(), rest.study.space, 0) is None
+
+
+def test_a_trial_that_fails_again_when_it_is_to_answer_more_is_not_asked_a_third_time(path, bench, tmp_path):
+    class Twice(Failing):
+        times = 9
+
+    found = search(path, bench, tmp_path, search__sampler="auto", pool=Twice)
+    assert Twice.times == 7 and found.study.setbacks(Twice.chosen) == 2
+    again = search(path, bench, tmp_path, resume=True, search__sampler="auto", pool=Twice)
+    assert Twice.times == 7
+    for one in (found, again):
+        mine = next(record for record in one.records if record.number == Twice.chosen)
+        assert mine.state == "complete" and mine.estimates and not mine.failure
+    attrs = again.study.study.user_attrs
+    assert trial_record(again.study.frozen(Twice.chosen), attrs).setbacks == ("accuracy is nan",) * 2
+
+
+def test_failures_of_trials_that_are_to_answer_more_count_like_others(path, bench, tmp_path):
+    class Always(Failing):
+        def next(self, until=None):
+            type(self).chosen, type(self).times = None, 1
+            return super().next(until)
+
+    with pytest.raises(RunError, match="2 trials in a row failed"):
+        search(path, bench, tmp_path, search__sampler="auto", search__max_failures=2, pool=Always)

@@ -108,6 +108,7 @@ def wrong():
         "space: near evaluator", "space: objective of another evaluator", "space: near objective",
         "space: constraint that nobody measures",
         # No plain data.
+        "policy: octal", "policy: base 60",
         "policy: python object", "policy: binary", "policy: not of its tag", "policy: endless number",
         "policy: list as a key",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.search.choices import LayerRule
+from skipsearch.search.parameters import Parameters
 from skipsearch.search.reading import load_space, shipped_spaces, space_path
 from skipsearch.search.space import Constraint, Space
 
@@ -341,3 +342,100 @@ def test_a_space_is_frozen(space):
     with pytest.raises(ValidationError):
         space.search.trials = 3
     assert isinstance(space.domains(1)[0][0], LayerChoice)
+
+
+# Keys of their own
+
+
+KEYS = {"attention": ["run", "skip"], "ffn": ["run", "skip"], "token_ratio": [1, 0.5, 0.25]}
+
+
+def test_a_rule_of_keys_stands_for_their_product():
+    (found,) = labels(space_of({"range": 0, **KEYS}), 1)
+    assert found == [
+        "keep", "token_ratio 0.5", "token_ratio 0.25", "skip_ffn", "skip_ffn + token_ratio 0.5",
+        "skip_ffn + token_ratio 0.25", "skip_attention", "skip_attention + token_ratio 0.5",
+        "skip_attention + token_ratio 0.25", "skip_layer",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        ({"ffn": ["run", "skip"], "phase": ["both", "decode"]}, 3),
+        ({"wiring": ["sequential", "parallel"], "norm": ["own", "shared"]}, 3),
+        ({"wiring": ["sequential", "parallel"], "ffn": ["run", "skip"]}, 3),
+        ({"attention": ["run", "skip"], "tokens": ["all", "image", "text"]}, 4),
+        ({"choices": ["keep", "parallel"], "token_ratio": [1, 0.5]}, 4),
+    ],
+)
+def test_combinations_that_compute_the_same_are_one(keys, count):
+    space = space_of({"range": "all", **keys})
+    assert Parameters(space, 1).size == len(space.domains(1)[0]) == count
+    assert len(Parameters(space, 6).domains) == 6
+
+
+def test_each_key_is_a_parameter_and_a_list_of_choices_stays_one():
+    keys = Parameters(space_of({"range": 1, **KEYS}), 2)
+    assert keys.options == {
+        "layer_01.attention": ["run", "skip_attention"],
+        "layer_01.ffn": ["run", "skip_ffn"],
+        "layer_01.token_ratio": ["token_ratio 1", "token_ratio 0.5", "token_ratio 0.25"],
+    }
+    listed = Parameters(space_of({"range": 1, "choices": ["keep", "skip_ffn"]}), 2)
+    assert listed.options == {"layer_01": ["keep", "skip_ffn"]}
+    beside = Parameters(space_of({"range": 1, "choices": ["keep", "parallel"], "ffn": ["run", "skip"]}), 2)
+    assert [*beside.options] == ["layer_01", "layer_01.ffn"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_keys_and_choices_of_layers_tell_each_other(seed):
+    draw, made = (
+        random.Random(seed),
+        Parameters(space_of({"range": "all", "wiring": ["sequential", "parallel"], **KEYS}), 4),
+    )
+    for _ in range(50):
+        policy = made.policy(made.random(draw))
+        assert made.policy(made.spelled(policy)) == policy
+    assert made.policy(made.labels()) == made.policy({}) and not made.policy({}).layers
+    assert (
+        made.spelled(made.policy({}).model_copy(update={"layers": {2: LayerChoice(ffn="skip", phase="decode")}}))
+        is None
+    )
+
+
+def test_tied_layers_take_all_keys_together():
+    space = space_of({"range": "all", **KEYS}).model_copy(update={"tied": [[0, 2]]})
+    made = Parameters(space, 3)
+    assert {name.split(".")[0] for name in made.options} == {"layer_00", "layer_01"}
+    policy = made.policy({"layer_00.ffn": "skip_ffn", "layer_00.token_ratio": "token_ratio 0.5"})
+    assert policy.layers[0] == policy.layers[2] == LayerChoice(ffn="skip", token_ratio=0.5) and 1 not in policy.layers
+
+
+def test_removals_of_sublayers_keep_what_else_a_layer_does_where_it_may():
+    made = Parameters(space_of({"range": "all", **KEYS}), 2)
+    begun = {"layer_00.token_ratio": "token_ratio 0.5", "layer_01.ffn": "skip_ffn"}
+    found = {move: made.policy(labels).layers for move, labels in made.deletions(begun).items()}
+    assert found.keys() == {(0, "attention"), (0, "ffn"), (1, "attention")}
+    assert found[0, "ffn"][0] == LayerChoice(ffn="skip", token_ratio=0.5)
+    assert found[1, "attention"][1] == NAMED["skip_layer"]
+    flat = Parameters(space_of({"range": "all", "choices": ["keep", "skip_ffn", {"token_ratio": 0.5}]}), 1)
+    (after,) = flat.deletions({"layer_00": "token_ratio 0.5"}).values()
+    assert after["layer_00"] == "skip_ffn"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("{range: all}", "found no choices, expected"),
+        ("{range: all, choices: [keep, skip_ffn], ffn: [run, skip]}", "found ffn in choices and as a key"),
+        ("{range: all, ffn: [run, skipp]}", "skip"),
+        ("{range: all, ffn: skip}", "keep is missing"),
+        ("{range: all, token_ratio: [0.5, 0.25]}", "keep is missing"),
+        ("{range: all, ffn: []}", "ffn"),
+    ],
+)
+def test_mistakes_in_keys_are_told(file, rule, said):
+    with pytest.raises(SpaceError) as caught:
+        load_space(str(file), {"layers.0": rule})
+    assert said in str(caught.value) and "layers" in str(caught.value)

@@ -1,5 +1,7 @@
 """What ends a search before its trials are spent: a front that grows no more, and time."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,12 +79,39 @@ def test_time_counts_what_was_spent_before_and_never_before_dense(path, monkeypa
     now = [1000.0]
     monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
     found = Stopping(searching.loaded(path, search__stop="{minutes: 2}").space, spent=90.0)
-    now[0] += 31
+    now[0] += 25
     assert found.reason() is None
     found.follow(record(0))
-    assert found.reason() == "2 minutes are over (search.stop.minutes)"
+    assert found.reason() == "2 minutes are over, less what the front and the report take (search.stop.minutes)"
     now[0] -= 2
     assert found.reason() is None
+
+
+def test_time_is_left_to_confirm_the_front_and_write_the_report(path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = Stopping(searching.loaded(path, search__stop="{minutes: 10}").space)
+    assert found.ends == math.inf
+    found.follow(record(0))
+    assert found.ends == 1000 + 600 - 30
+    found.confirm_seconds = 100.0
+    now[0] = found.ends - 101
+    assert not found.is_late
+    now[0] = found.ends - 100
+    assert found.is_late
+    found.confirm_seconds = 1e6
+    now[0] = found.ends - 181
+    assert not found.is_late
+
+
+def test_luck_on_few_examples_is_no_growth(path):
+    """A trial that was set aside counts as growth when it has answered all, and not for what it looks like before."""
+    part = {"accuracy": Measurement(0.9, 4, detail={"places": [0, 1, 2, 3]})}
+    lucky = [replace(record(number), search={"prefill_flops": Measurement(5.0)}, estimates=part) for number in (2, 3)]
+    begun = [record(0), record(1, 0.8, 9.0)]
+    assert followed(path, "{stagnation: 2}", begun + lucky)[-1] is not None
+    answered = record(4, 0.9, 5.0, continues=2)
+    assert followed(path, "{stagnation: 2}", [*begun, *lucky, answered])[-1] is None
 
 
 def test_trials_at_the_same_time_count_once():
@@ -104,7 +133,7 @@ def test_a_resumed_search_counts_the_time_of_its_trials(path, tmp_path):
     # All began within a moment, so they ran at the same time, for a minute.
     assert study.spent_seconds() == pytest.approx(60, abs=5)
     again = Proposals(open_study(path, tmp_path, resume=True, search__stop="{minutes: 0.9}"))
-    assert again.next() is None and again.reason == "0.9 minutes are over (search.stop.minutes)"
+    assert again.next() is None and again.reason.startswith("0.9 minutes are over")
     assert Proposals(open_study(path, tmp_path, resume=True, search__stop="{minutes: 9}")).next() is not None
 
 

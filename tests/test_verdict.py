@@ -11,7 +11,7 @@ from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
 from skipsearch.search.front import history
-from skipsearch.search.paired import chance, examples, mcnemar, resampled
+from skipsearch.search.paired import chance, difference, examples, mcnemar, resampled
 from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
 from skipsearch.search.standing import Known
@@ -386,3 +386,14 @@ def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path,
     assert verdict["outlook"]["trials"] == 100
     assert {entry["trial"] for entry in verdict["tied"]} <= {*policy_files(record)}
     assert verdict["mean_gap"] is not None
+
+
+def test_a_difference_on_a_part_of_the_examples_is_the_mean_over_tasks_too():
+    """One task has many examples, on which nothing differs, and one has few, on which everything does."""
+    ours, theirs = scored([1.0] * 60 + [1.0] * 20, [60, 20]), scored([1.0] * 60 + [0.0] * 20, [60, 20])
+    whole = difference(ours, theirs)
+    places = [70, 0, 1, 2, 79, 3, 4, 5, 6, 61]
+    part = replace(theirs, n=10, detail={"per_example": [theirs.detail["per_example"][p] for p in places],
+                                         "places": places, "total": 80})  # fmt: skip
+    assert whole.value == difference(ours, part).value == 0.5
+    assert difference(ours, part).low == difference(ours, part).high == 0.5

@@ -4,13 +4,14 @@ import pickle
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
 from skipsearch.search.database import storage
-from skipsearch.search.writethrough import WriteThrough
+from skipsearch.search.writethrough import NAMES, PARAMETERS, SYSTEM, USER, WriteThrough
 
 CHOICES = ("keep", "skip")
 KIND = {"layer": CategoricalDistribution(CHOICES)}
@@ -97,6 +98,22 @@ def test_a_trial_has_all_that_is_known_or_nothing_where_the_process_is_killed(st
     (found,) = written(database).trials
     assert found.params == trial.params and len(trial.params) == 2 and found.user_attrs == {"policy": "{}"}
     assert found.datetime_start == study.trials[0].datetime_start
+
+
+def test_the_tables_are_those_that_are_written_to(database):
+    """What is written past Optuna's own code has the columns and the keys that Optuna reads."""
+    looked = sqlalchemy.inspect(database.engine)
+    given = {PARAMETERS: {"param_value", "distribution_json"}, USER: {"value_json"}, SYSTEM: {"value_json"}}
+    for table, more in given.items():
+        columns = {column["name"] for column in looked.get_columns(table)}
+        own = {"trial_id", NAMES[table], *more}
+        assert own <= columns
+        needed = {column["name"] for column in looked.get_columns(table) if not column["nullable"]}
+        assert needed - own == {looked.get_pk_constraint(table)["constrained_columns"][0]}
+        assert {*looked.get_unique_constraints(table)[0]["column_names"]} == {"trial_id", NAMES[table]}
+    wanted = {"study_id", "number", "state", "datetime_start"}
+    assert wanted <= {column["name"] for column in looked.get_columns("trials")}
+    assert database._version_manager.get_current_version() == "v3.2.0.a"
 
 
 def test_a_copy_reads_the_database(study, database):

@@ -1,0 +1,280 @@
+"""A guided search: the greedy path, losses before accuracies, and what guessing comes to."""
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from searching import LAYERS, Here, likely_space
+
+from skipsearch.evaluators.base import Measurement
+from skipsearch.policies.policy import Policy
+from skipsearch.search.bench import Bench
+from skipsearch.search.database import no_better_than_guessing
+from skipsearch.search.driver import Driver
+from skipsearch.search.front import front_trials
+from skipsearch.search.greedy import Probe, evenly, lazy_greedy
+from skipsearch.search.guide import ANSWER_DIVERGENCE, ANSWER_LOSS, better_metric
+from skipsearch.search.progress import Progress
+from skipsearch.search.quality import Quality
+from skipsearch.search.reading import load_space
+from skipsearch.search.record import TrialRecord
+from skipsearch.search.space import Constraint
+from skipsearch.search.study import SearchStudy
+
+KEYS = "[{range: all, attention: [run, skip], ffn: [run, skip], wiring: [sequential, parallel]}]"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return likely_space(tmp_path_factory.mktemp("space"))
+
+
+def space_of(path, **overrides):
+    given = {"search__sampler": "auto", "search__trials": 14, "layers": KEYS, **overrides}
+    return load_space(str(path), {key.replace("__", "."): str(value) for key, value in given.items()}).space
+
+
+@pytest.fixture(scope="module")
+def bench(path):
+    return Bench(space_of(path), threads=1)
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(Here):
+    """A pool whose driver is killed when so many jobs were given out."""
+
+    jobs = math.inf
+
+    def next(self, until=None):
+        if len(self.order) > self.jobs:
+            raise Killed
+        return super().next(until)
+
+
+def search(path, bench, folder, jobs=math.inf, size=1, resume=False, **overrides):
+    space = space_of(path, **overrides)
+    bench.space = space
+    guide = bench.guide.name if bench.guide else None
+    study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume, guide=guide)
+    pool = Dying(bench, size)
+    pool.jobs = jobs
+    driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
+    driver.search()
+    return SimpleNamespace(study=study, records=study.records(), order=pool.order)
+
+
+@pytest.fixture(scope="module")
+def guided(path, bench, tmp_path_factory):
+    return search(path, bench, tmp_path_factory.mktemp("guided"))
+
+
+# The search
+
+
+def test_probes_come_first_and_are_no_trials_of_the_budget(guided):
+    dense, *others = guided.records
+    probes = [record for record in others if record.is_probe]
+    assert dense.policy.is_dense and dense.in_full and dense.search["answer_loss"].n >= 48
+    assert probes == others[: len(probes)] and 8 <= len(probes) <= 2 * 14
+    assert guided.study.measured() == 14 == 1 + len(others) - len(probes)
+    assert all("answer_loss" in record.search and "prefill_flops" in record.search for record in others)
+
+
+def test_the_path_begins_with_the_sublayer_that_loses_least_per_saved_flop(guided):
+    dense, *others = guided.records
+    singles = [one for one in others if len(one.policy.layers) == 1 and one.rule == "greedy: from dense"]
+    singles = [one for one in singles if not next(iter(one.policy.layers.values())).skips_layer]
+    assert len(singles) == 2 * LAYERS
+
+    def ratio(record):
+        lost = record.search["answer_loss"].value - dense.search["answer_loss"].value
+        return lost / (dense.search["prefill_flops"].value - record.search["prefill_flops"].value)
+
+    best = min(singles, key=ratio)
+    (layer, choice), = best.policy.layers.items()  # fmt: skip
+    second = others[1 + len(singles)]  # behind what skips everything, and all single sublayers
+    changed = second.policy.choice(layer)
+    assert all(getattr(changed, key) == "skip" for key in ("attention", "ffn") if getattr(choice, key) == "skip")
+    assert sum((one.attention, one.ffn).count("skip") for one in second.policy.layers.values()) == 2
+
+
+def test_accuracy_is_measured_where_the_loss_promises_something(guided):
+    measured = [record for record in guided.records if {"accuracy"} & {*record.search, *record.estimates}]
+    assert 3 <= len(measured) < len(guided.records)
+    front = front_trials(guided.records, guided.study.space.objectives)
+    by_number = {record.number: record for record in guided.records}
+    assert len(front) >= 3 and all(by_number[number].in_full for number in front)
+    # No policy whose loss and cost are both better than those of a front member was left unanswered.
+    for number in front:
+        member = by_number[number]
+        for record in guided.records:
+            both = all(
+                record.search[name].value < member.search[name].value for name in ("answer_loss", "prefill_flops")
+            )
+            assert not both or record in measured
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_killed_search_repeats_no_probe_and_no_trial(path, bench, tmp_path, guided, size):
+    for number, jobs in enumerate((1, 6, 9, 7)):
+        with pytest.raises(Killed):
+            search(path, bench, tmp_path, jobs, size, resume=number > 0)
+    rest = search(path, bench, tmp_path, size=size, resume=True)
+    counts = Counter(record.policy.fingerprint for record in rest.records if record.shared_from is None)
+    assert set(counts.values()) == {1}
+    if size == 1:
+        assert [record.policy for record in rest.records] == [record.policy for record in guided.records]
+        assert [figures(one) for one in rest.records] == [figures(one) for one in guided.records]
+
+
+def figures(record):
+    return {name: entry.value for name, entry in {**record.estimates, **record.search}.items()}
+
+
+def test_without_a_guide_accuracy_is_searched_as_before(path):
+    assert Bench(space_of(path, search__guide="none"), threads=1).guide is None
+    few = space_of(path, evaluate__accuracy__search__limit=63)
+    assert Bench(few, threads=1).guide is None
+    for key, value in (("sampler", "tpe"), ("racing", "none")):
+        assert not space_of(path, **{f"search__{key}": value}).may_be_guided
+    assert not space_of(path, workers__runner="tune").may_be_guided
+
+
+# Guessing
+
+
+def test_a_multiple_choice_task_counts_from_chance(bench, guided):
+    dense = guided.records[0].search
+    choices = [len(request.doc["choices"]) for request in bench.guide._tasks("search")["likely"].instances]
+    labels = Counter(request.doc["label"] for request in bench.guide._tasks("search")["likely"].instances)
+    assert len(labels) > 1
+    assert dense["accuracy"].floor >= np.mean([1 / count for count in choices]) - 1e-9
+    assert dense["answer_loss"].floor == pytest.approx(np.mean(np.log(choices)))
+
+
+@pytest.mark.parametrize(("value", "above"), [(0.30, False), (0.32, False), (0.35, True)])
+def test_what_is_not_told_from_guessing_is_no_member_of_a_front(value, above):
+    entry = Measurement(value, 200, stderr=0.05, detail={"floor": 0.25})
+    policy = Policy.model_validate({"schema": "skipsearch/policy/v1", "layers": {0: {"ffn": "skip"}}})
+    assert (no_better_than_guessing(policy, {"accuracy": entry})["floor"] < 0) == above
+    assert no_better_than_guessing(Policy(), {"accuracy": entry}) == {}
+
+
+def test_what_is_kept_counts_from_guessing():
+    bound = Constraint.parse(">= 0.9 * kept")
+    assert bound.limit(0.65, 0.25) == pytest.approx(0.25 + 0.9 * 0.4)
+    assert bound.excess(0.60, 0.65, 0.25) == pytest.approx(0.01)
+    assert Constraint.parse(">= 0.9 * dense").limit(0.65, 0.25) == pytest.approx(0.585)
+
+
+# Its parts
+
+
+def planted(seed, sublayers=10):
+    """Deletions of sublayers with their own losses and costs, and interactions between all pairs."""
+    draw = np.random.default_rng(seed)
+    losses, costs = draw.exponential(1, sublayers), draw.uniform(0.5, 2, sublayers)
+    pairs = draw.uniform(0, 0.3, (sublayers, sublayers))
+
+    def measured(labels):
+        gone = [place for place in range(sublayers) if labels[str(place)] == "skip"]
+        together = sum(pairs[one, other] for one in gone for other in gone if one < other)
+        return Probe(losses[gone].sum() + together, costs.sum() - costs[gone].sum())
+
+    def deletions(labels):
+        return {
+            (place, "ffn"): {**labels, str(place): "skip"} for place in range(sublayers) if labels[str(place)] != "skip"
+        }
+
+    return {str(place): "run" for place in range(sublayers)}, deletions, measured
+
+
+def walked(start, deletions, measured, worst, width=1):
+    """Every policy that was probed, and the largest batch."""
+    steps, probed, largest = lazy_greedy(start, deletions, {}, worst, width), [], 0
+    batch = next(steps)
+    try:
+        while True:
+            largest = max(largest, len(batch))
+            probed += batch
+            batch = steps.send([measured(labels) for labels in batch])
+    except StopIteration:
+        return probed, largest
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_lazy_path_is_that_of_a_full_greedy_where_removals_only_grow_worse(seed):
+    start, deletions, measured = planted(seed)
+    state, path, full = start, [], 1
+    while options := deletions(state):
+        here = measured(state)
+        full += len(options)
+        state = min(
+            options.values(),
+            key=lambda labels: (measured(labels).loss - here.loss) / (here.cost - measured(labels).cost),
+        )
+        path.append(state)
+    probed, largest = walked(start, deletions, measured, math.inf)
+    assert all(policy in probed for policy in path) and len(probed) < 0.8 * full and largest == 1
+    assert walked(start, deletions, measured, math.inf, width=3)[1] == 3
+
+
+def test_a_path_ends_at_the_loss_of_guessing_and_passes_over_what_fails():
+    start, deletions, measured = planted(0)
+    probed, _ = walked(start, deletions, measured, 1.0)
+    assert len(probed) < len(walked(start, deletions, measured, math.inf)[0])
+
+    def failing(labels):
+        return None if labels["3"] == "skip" else measured(labels)
+
+    kept, _ = walked(start, deletions, failing, math.inf)
+    assert sum(labels["3"] == "skip" for labels in kept) == 1
+
+
+def test_schedules_to_begin_with_are_non_dominated_and_spread():
+    points = {f"s{cost}": Probe(10.0 - cost, float(cost)) for cost in range(10)} | {"worse": Probe(9.5, 8.5)}
+    assert evenly(points, 3) == ["s9", "s5", "s0"] and evenly(points, 20)[0] == "s9"
+    assert "worse" not in evenly(points, 20)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_accuracy_is_learned_as_a_saturating_function_of_the_loss(seed):
+    draw = np.random.default_rng(seed)
+    losses = draw.uniform(0.0, 3.0, 60)
+    truth = 0.25 + 0.7 / (1 + np.exp((losses - 1.0) / 0.3))
+    scores = -(truth + draw.normal(0, 0.03, 60))
+    found = Quality.fit(losses, scores, np.full(60, 0.02), -0.25, np.r_[losses, 8.0])
+    grid = np.linspace(0, 3, 50)
+    expected = 0.25 + 0.7 / (1 + np.exp((grid - 1.0) / 0.3))
+    assert np.abs(-found(grid) - expected).max() < 0.06
+    assert (np.diff(found(grid)) >= 0).all() and (-found(grid) >= 0.25 - 1e-9).all()
+    assert found(np.array([found.inverse(-0.6)]))[0] == pytest.approx(-0.6, abs=1e-6)
+    assert 0.01 < found.spread < 0.05
+
+
+def test_what_was_answered_counts_more_the_more_it_is():
+    found = Quality(worst=-0.25, span=0.7, middle=1.0, width=0.3, spread=0.03, most=8.0)
+    loss, lucky = np.array([1.0]), np.array([-0.8])
+    means = [-found.posterior(loss, lucky, np.array([error]))[0][0] for error in (1.0, 0.05, 0.01)]
+    assert pytest.approx(means[0], abs=0.01) == 0.6 and means[0] < means[1] < means[2] < 0.8
+    unknown = found.posterior(loss, np.array([np.nan]), np.array([0.0]))
+    assert -unknown[0][0] == pytest.approx(0.6) and unknown[1][0] == pytest.approx(0.03)
+
+
+def test_the_figure_that_ranks_accuracy_better_goes_on():
+    def trial(number, loss, apart, accuracy):
+        measured = {
+            "answer_loss": Measurement(loss, detail={"divergence": apart}),
+            "accuracy": Measurement(accuracy, 100),
+        }
+        return TrialRecord(number, "complete", Policy(), measured)
+
+    rising = [trial(number, number, 10 - number, 1 - number / 20) for number in range(12)]
+    assert better_metric(rising) == ANSWER_LOSS
+    falling = [trial(number, 10 - number, number, 1 - number / 20) for number in range(12)]
+    assert better_metric(falling) == ANSWER_DIVERGENCE
