@@ -85,6 +85,9 @@ class Here:
     has_idle = property(lambda self: not self.jobs)
     busy = property(lambda self: len(self.jobs))
 
+    def hire(self):
+        pass
+
     def submit(self, job):
         self.jobs.append(job)
 
