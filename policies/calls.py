@@ -9,8 +9,8 @@ A policy computes the same however its model is called, or the call is refused b
 2. Where a prompt ends is known, not guessed from a length of one. `generate` says how long its prompt is, and forwards
    that bring it in pieces, with the guesses of another model, or anew at each step are read by that.
    `PolicyHandle.prompt_ends` says it for forwards that `generate` does not call. Without either, what goes into an
-   empty cache, or into none, is prompt, and a single token after it is answer. Several tokens after it may be either, so
-   they are refused under policies that treat an answer in another way.
+   empty cache, or into none, is prompt, and a single token after it is answer. Several tokens after it may be either,
+   so they are refused under policies that treat an answer in another way.
 3. A choice about image tokens ranks all images of a prompt together, so a prompt whose images come in several forwards
    of one `generate`, and several prompts packed into one row, are refused under it.
 4. The claim on a layer lies on the layer, whichever object holds it, and stays while `dense()` lifts the policy. A
