@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .calls import Calls, Needs
+from .calls import Calls
 from .choice import KEEP, LayerChoice
 from .errors import ModelError, PolicyError, PolicyMismatch
 from .layers import DecoderLayer, decoder_layers, layer_list
 from .outputs import Attentions
 from .policy import Policy, TokenSelection
+from .requests import Needs
 from .tokens import EVERYONE, Prompt, image_token_ids, scope
 from .wrap import WrappedLayer
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from .calls import Calls, refusal
+from .calls import Calls
 from .layers import DecoderLayer
+from .requests import refusal
 from .tokens import Whole
 from .wrap import WrappedLayer
 
