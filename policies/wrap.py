@@ -43,6 +43,7 @@ class WrappedLayer:
         plans: By the class of tokens, the plan of a forward whose tokens are all of that class.
         phased: True where an answer is treated in another way than the text of a prompt.
         needs_ids: True where image tokens are treated in another way than text.
+        slot: The number under which the layer stores in a cache.
         steady: The plan of every forward, where it is always the same; else None.
         calls: The forwards of the model, of which layers without a steady plan read theirs.
     """
@@ -66,6 +67,7 @@ class WrappedLayer:
         self.needs_ids = choice.token_ratio is not None or images_differ
         steady = not (self.needs_ids or self.phased or scored or selection.reselect == "once")
         self.steady = self.plans["text"] if steady else None
+        self.slot = layer.slot
         self.patch = Patch(layer.module)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,9 +88,10 @@ class WrappedLayer:
             arguments = narrow(self.layer, hidden, arguments, cache, attended)
         elif fed is Whole.ALL and beside is False:
             return self.dense(call, args, kwargs)
-        compose = partial(self.compose, arguments=arguments, plan=plan, call=call)
-        output = module._gradient_checkpointing_func(compose, hidden) if checkpoints else compose(hidden)
-        return self.layer.sublayers.returned(output)
+        if checkpoints:
+            compose = partial(self.compose, arguments=arguments, plan=plan, call=call)
+            return self.layer.sublayers.returned(module._gradient_checkpointing_func(compose, hidden))
+        return self.layer.sublayers.returned(self.compose(hidden, arguments, plan, call))
 
     def dense(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The untouched layer, watched where a later layer ranks its tokens by it."""
@@ -165,13 +168,13 @@ class WrappedLayer:
         if cache is None:
             return
         if not self.attends:
-            pass_all_by(cache, self.layer.slot, hidden.shape[1], hidden.device)
+            pass_all_by(cache, self.slot, hidden.shape[1], hidden.device)
         else:
-            partial_layer(cache, self.layer.slot).pass_by(hidden.shape[1])
+            partial_layer(cache, self.slot).pass_by(hidden.shape[1])
 
     def stores_part(self, cache: Cache | None) -> bool:
         """True where an earlier part of the sequence was cut for this layer."""
-        return cache is not None and isinstance(cache_layer(cache, self.layer.slot), PartialLayer)
+        return cache is not None and isinstance(cache_layer(cache, self.slot), PartialLayer)
 
     def plan(self, hidden: Tensor, call: Call | None) -> Plan:
         """Which tokens the layer processes in this forward, by their classes.
