@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .policies.apply import PolicyHandle, apply_policy
+    from .policies.apply import PolicyHandle, applied_policy, apply_policy
     from .policies.choice import LayerChoice
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
@@ -22,11 +22,21 @@ _HOME = {
     "PolicyHandle": ".policies.apply",
     "SkipsearchError": ".policies.errors",
     "Space": ".search.space",
+    "applied_policy": ".policies.apply",
     "apply_policy": ".policies.apply",
     "run_study": ".search.run",
 }
 
-__all__ = ["LayerChoice", "Policy", "PolicyHandle", "SkipsearchError", "Space", "apply_policy", "run_study"]
+__all__ = [
+    "LayerChoice",
+    "Policy",
+    "PolicyHandle",
+    "SkipsearchError",
+    "Space",
+    "applied_policy",
+    "apply_policy",
+    "run_study",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..policies.tokens import image_token_ids
 from .accuracy_model import TextModel
 from .accuracy_splits import Tasks
+from .prompts import generation_options
 from .rungs import Example, numbered
 
 T = TypeVar("T")
@@ -191,8 +192,7 @@ def greedy(prompts: list[Prompt], most: int, until: tuple[str, ...], model: Text
     inputs = encoded(prompts, model)
     ends = model.model.generation_config.eos_token_id
     ends = {model.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    config = GenerationConfig(
-        do_sample=False,
+    options = generation_options(
         max_new_tokens=most,
         eos_token_id=sorted(ends),
         pad_token_id=model.tokenizer.pad_token_id,
@@ -202,7 +202,7 @@ def greedy(prompts: list[Prompt], most: int, until: tuple[str, ...], model: Text
     start = inputs["input_ids"].shape[1]
     stop = Stop(until, model, start)
     with torch.no_grad(), model.timed():
-        out = model.model.generate(**inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([stop]))
+        out = model.model.generate(**inputs, **options, stopping_criteria=StoppingCriteriaList([stop]))
     return [
         next((tuple(row[:n]) for n in range(1, len(row)) if row[n - 1] in ends or stop.met(row[:n])), tuple(row))
         for row in out[:, start:].tolist()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..policies.errors import EvaluatorError
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, fixed_input, generate
+from .prompts import PromptOptions, described, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +55,11 @@ class FlopsEvaluator:
             found = f"found {len(decoder)} calls of the decoder for two tokens, expected 2"
             raise EvaluatorError(f"FLOPs of {type(handle.model).__name__} cannot be told apart by phase", [found])
         tokens = self._input["input_ids"].shape[1]
-        detail = {"prompt_tokens": tokens, **dict(zip(HEAD_PARTS, head, strict=False))}
+        detail = {
+            "prompt_tokens": tokens,
+            "prompt": described(self._subject, self._input),
+            **dict(zip(HEAD_PARTS, head, strict=False)),
+        }
         figures = {
             "vision_flops": total - sum(decoder) - sum(head),
             "prefill_flops": decoder[0],

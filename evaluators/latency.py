@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, fixed_input, generate
+from .prompts import PromptOptions, described, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +111,7 @@ class LatencyEvaluator:
             "batch_size": options.batch_size,
             "new_tokens": options.new_tokens,
             "prompt_tokens": self._input["input_ids"].shape[1],
+            "prompt": described(self._subject, self._input),
         }
         return {
             "ttft_ms": summary(policy.ttft, dense.ttft, detail),

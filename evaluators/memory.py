@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..policies.errors import EvaluatorError
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, fixed_input, generate
+from .prompts import PromptOptions, described, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,5 +49,8 @@ class MemoryEvaluator:
         if not hasattr(cache, "layers"):
             found = f"found {type(cache).__name__}, expected a cache with one entry a layer"
             raise EvaluatorError(f"the cache of {type(handle.model).__name__} cannot be read", [found])
-        detail = {"prompt_tokens": self._input["input_ids"].shape[1]}
+        detail = {
+            "prompt_tokens": self._input["input_ids"].shape[1],
+            "prompt": described(self._subject, self._input),
+        }
         return {"kv_cache_bytes": Measurement(float(kv_cache_bytes(cache)), detail=detail)}

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 # torch, numpy and PIL are imported where they are used: reading the options of a space stays light.
 
+# Pixels. No processor takes so long an edge, and with this usual one a Qwen-VL has as many image tokens as LLaVA-1.5.
+LONGEST_EDGE, USUAL_EDGE = 8192, 672
+
 
 class PromptOptions(Options):
     """Options of an evaluator that measures on one fixed prompt.
 
     Where accuracy is evaluated too, the prompt is the one of median length among its search examples. Else it is made
-    up: one random image of the processor's size, for a multimodal model, and random text.
+    up: one random image of a usual size for the processor, for a multimodal model, and random text. The measurement's
+    detail says which it was.
 
     Attributes:
         prompt_tokens: Text tokens of a made-up prompt.
@@ -63,16 +67,43 @@ def made_up_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> dic
     return prompt
 
 
+def described(subject: "Subject", inputs: "dict[str, Tensor]") -> str:
+    """What the costs are measured on, for the report."""
+    tokens = inputs["input_ids"].shape[1]
+    if subject.prompts:
+        return f"an example's prompt of {tokens} tokens, the median length"
+    if not subject.is_multimodal:
+        return f"a made-up prompt of {tokens} tokens"
+    height, width = picture_size(subject.processor.image_processor)
+    return f"a made-up prompt of {tokens} tokens with one random image of {width} x {height} pixels"
+
+
 def image_prompt(subject: "Subject", seed: int) -> dict[str, "Tensor"]:
     """One random image as the processor hands it to the model."""
     import numpy as np
     from PIL import Image
 
-    size = dict(getattr(subject.processor.image_processor, "size", None) or {})
-    edge = size.get("shortest_edge") or size.get("longest_edge") or 336
-    shape = (int(size.get("height") or edge), int(size.get("width") or edge), 3)
+    shape = (*picture_size(subject.processor.image_processor), 3)
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
     return dict(subject.processor(text=[image_placeholder(subject)], images=[image], return_tensors="pt"))
+
+
+def picture_size(image_processor: Any) -> tuple[int, int]:
+    """Height and width in pixels of a picture as a model usually gets it.
+
+    Processors of the Qwen-VL kind keep the least and the most number of pixels under the names of edges, and take any
+    size between.
+    """
+    size = dict(getattr(image_processor, "size", None) or {})
+    if size.get("height") and size.get("width"):
+        return int(size["height"]), int(size["width"])
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    known = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
+    if least and most and ("min_pixels" in known or most > LONGEST_EDGE):
+        edge = round(min(max(USUAL_EDGE**2, least), most) ** 0.5)
+    else:
+        edge = int(least or most or 336)
+    return edge, edge
 
 
 def image_placeholder(subject: "Subject") -> str:
@@ -90,21 +121,30 @@ def image_placeholder(subject: "Subject") -> str:
     return str(text or subject.tokenizer.decode([token_id]))
 
 
+def generation_options(**wanted: Any) -> dict[str, Any]:
+    """Every option of `generate`: those wanted, greedy decoding with a cache, and nothing saved with the model.
+
+    What is not given to `generate` comes from the model's generation_config.json, such as several answers, stop strings
+    or another way of decoding; None given by name counts as given.
+    """
+    from transformers import GenerationConfig
+
+    names = {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
+    plain = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+    return {**dict.fromkeys(names), **plain, **wanted}
+
+
 def generate(model: "PreTrainedModel", inputs: dict[str, "Tensor"], new_tokens: int, **options: Any) -> Any:
     """Generate exactly so many tokens, greedily and with a cache: one prefill, then a step for each further token."""
     import torch
-    from transformers import GenerationConfig
 
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-    )
+    wanted = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "eos_token_id": model.generation_config.eos_token_id,
+        "pad_token_id": 0,
+        "return_dict_in_generate": True,
+    }
     run: Any = model.generate
     with torch.no_grad():
-        return run(**inputs, generation_config=config, **options)
+        return run(**inputs, **generation_options(**wanted, **options))

@@ -1,7 +1,7 @@
 """The model that is measured, with what turns text and images into its input."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # torch and transformers are imported where they are used: reading a space that names a model stays light.
 
 
+LISTED = 20  # tensors that an error names
 DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$"
 
 
@@ -112,6 +113,8 @@ def _load(spec: ModelSpec) -> Subject:
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    from ..policies.layers import refuse_infinite
+
     name = str(Path(spec.id).expanduser()) if Path(spec.id).expanduser().is_dir() else spec.id
     shared: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision or "main"}
     config = AutoConfig.from_pretrained(name, **shared)
@@ -124,9 +127,46 @@ def _load(spec: ModelSpec) -> Subject:
     # The processor first: it fails in a second where the weights take minutes.
     processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
     options |= {"use_safetensors": True} if spec.weights == "safetensors" else {}
-    model: Any = kind.from_pretrained(name, config=config, dtype=spec.dtype, **options, **shared)
+    loaded: Any = kind.from_pretrained(
+        name,
+        config=config,
+        dtype=spec.dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # To list them all; nothing that was loaded so is used.
+        **options,
+        **shared,
+    )
+    model, loading = loaded
+    refuse_misfits(spec, loading)
     model.to(device).eval().requires_grad_(False)
+    refuse_infinite(model)
     return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)
+
+
+def refuse_misfits(spec: ModelSpec, loading: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not fit its configuration: what it lacks would be measured as random weights.
+
+    Args:
+        spec: The model.
+        loading: What transformers says of it; tied weights and those that a family may leave out are not among it.
+
+    Raises:
+        ModelError: listing the tensors.
+    """
+    misfits = {
+        "missing in the checkpoint": sorted(loading["missing_keys"]),
+        "in the checkpoint alone": sorted(loading["unexpected_keys"]),
+        "of another shape": [
+            f"{key} (found {list(found)}, expected {list(expected)})"
+            for key, found, expected in sorted(loading["mismatched_keys"])
+        ],
+    }
+    details = [f"{name}, {words}" for words, names in misfits.items() for name in names]
+    if details:
+        counts = ", ".join(f"{len(names)} tensors are {words}" for words, names in misfits.items() if names)
+        more = [f"and {len(details) - LISTED} more"] if len(details) > LISTED else []
+        hint = "take a checkpoint that was saved whole, with the config.json that belongs to it"
+        raise ModelError(f"model {spec.id} does not fit its weights: {counts}", details[:LISTED] + more, hint)
 
 
 def _device(spec: ModelSpec) -> "torch.device":

@@ -6,17 +6,21 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .calls import Calls
 from .choice import KEEP, LayerChoice
-from .errors import PolicyError, PolicyMismatch
-from .layers import DecoderLayer, decoder_layers
+from .errors import ModelError, PolicyError, PolicyMismatch
+from .layers import DecoderLayer, decoder_layers, layer_list
+from .outputs import Attentions
 from .policy import Policy, TokenSelection
+from .requests import Needs
 from .tokens import EVERYONE, Prompt, image_token_ids, scope
-from .wrap import Forward, WrappedLayer
+from .wrap import WrappedLayer
 
-MARK = "_skipsearch_policy"
+# The attribute of a layer that says whose it is.
+CLAIM = "_skipsearch_policy"
 
 
 class Step(NamedTuple):
@@ -42,57 +46,81 @@ class PolicyHandle:
     """A policy that is applied to a model; also a context manager that removes it on exit.
 
     Attributes:
-        model: The model, which computes what the policy leaves of it.
+        model: The transformers model, which computes what the policy leaves of it.
         policy: The policy, in canonical form.
-        prompt_ends: One past the place of each row's last prompt token in the padded input, shape (batch,). To be set
-            before a forward that scores a prompt and an answer together, so that the prompt alone selects image
-            tokens, and the answer is of the decode phase; None where the whole input is prompt.
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         self.model = model
         self.policy = policy.canonical()
-        self.prompt_ends: Tensor | None = None
-        self._shared = Forward()
-        self._wrapped = wrapped_layers(model, self.policy, self._shared)
-        self._needs_ids = any(wrapped.needs_ids for wrapped in self._wrapped)
-        self._image_ids = image_token_ids(model)
+        with torch.no_grad():
+            self._layers = decoder_layers(model)
+        self._wrapped = wrapped_layers(model, self.policy, self._layers)
+        needs = Needs(
+            phases=any(wrapped.phased for wrapped in self._wrapped),
+            images=any(wrapped.needs_ids for wrapped in self._wrapped),
+            ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
+        )
+        self._calls = Calls(model, image_token_ids(model), needs)
+        for wrapped in self._wrapped:
+            wrapped.calls = self._calls
+        self._attentions = Attentions(self._layers, self._wrapped, self._calls)
+        self._reads = any(wrapped.steady is None for wrapped in self._wrapped)
         self._hooks: list[Any] = []
-        self._removed = False
+        self._installed = False
+        for layer in self._layers:
+            vars(layer.module)[CLAIM] = self
         self._install()
+
+    @property
+    def prompt_ends(self) -> Tensor | None:
+        """One past the place of each row's last prompt token, shape (batch,); None where nothing is said.
+
+        Counted from the first token of the padded input, with those that a cache holds already. To be set before a
+        forward that scores a prompt and an answer together, so that the prompt alone selects image tokens, and the
+        answer is of the decode phase; and before forwards that bring a prompt in pieces. It holds in the thread that
+        set it, until it is set to None.
+        """
+        return self._calls.prompt_ends
+
+    @prompt_ends.setter
+    def prompt_ends(self, ends: Tensor | None) -> None:
+        self._calls.prompt_ends = ends
 
     def remove(self) -> None:
         """Give the model back as it was. Calling this twice does no harm."""
-        self._removed = True
         if self._installed:
             self._uninstall()
+        for layer in self._layers:
+            if vars(layer.module).get(CLAIM) is self:
+                del vars(layer.module)[CLAIM]
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Lift the policy for a while, to compare with the dense model."""
+        """Lift the policy for a while, to compare with the dense model; no other one can be applied meanwhile."""
         lifted = self._installed
         if lifted:
             self._uninstall()
         try:
             yield
         finally:
-            if lifted and not self._removed:
+            if lifted and applied_policy(self.model) is self:
                 self._install()
 
     @property
     def prompt(self) -> Prompt | None:
         """The tokens of the forward that is running; None outside one, and where all are of one class."""
-        return self._shared.prompt
+        call = self._calls.now
+        return None if call is None else call.prompt
 
     def steps(self) -> list[Step]:
         """What each layer does now: with the input and its prompt ends, all that the output of the last depends on."""
-        layers = decoder_layers(self.model)
         if not self._installed:
-            return [Step(KEEP) for _ in layers]
+            return [Step(KEEP) for _ in self._layers]
         scored = {wrapped.layer.index for wrapped in self._wrapped if wrapped.scored}
         return [
             Step(choice, None if choice.token_ratio is None else self.policy.token_selection, index in scored)
-            for index, choice in enumerate(self.policy.choices(len(layers)))
+            for index, choice in enumerate(self.policy.choices(len(self._layers)))
         ]
 
     def __enter__(self) -> Self:
@@ -103,37 +131,34 @@ class PolicyHandle:
     ) -> None:
         self.remove()
 
-    @property
-    def _installed(self) -> bool:
-        return vars(self.model).get(MARK) is self
-
     def _install(self) -> None:
+        self._installed = True
         for wrapped in self._wrapped:
             wrapped.patch.set(wrapped.run)
-        if any(wrapped.steady is None for wrapped in self._wrapped):
-            before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
-            after = self.model.register_forward_hook(self._leave, always_call=True)
-            self._hooks = [before, after]
-        vars(self.model)[MARK] = self
+        if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._reads:
+            # Before the call is forgotten.
+            self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
+        if self._reads:
+            self._hooks += self._calls.install()
 
     def _uninstall(self) -> None:
+        self._installed = False
         for wrapped in self._wrapped:
             wrapped.patch.undo()
+        if self._reads:
+            self._calls.uninstall()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        del vars(self.model)[MARK]
 
-    def _enter(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(input_ids, Tensor) and (self._needs_ids or self.prompt_ends is not None):
-            mask = kwargs.get("attention_mask")
-            self._shared.prompt = Prompt.read(input_ids, mask, self._image_ids, self.prompt_ends)
-            self._shared.known = True
 
-    def _leave(self, *_: Any) -> None:
-        self._shared.prompt = None
-        self._shared.known = False
+def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
+    """The handle of the policy that a model runs under, or a copy or pickle of such a model; None where there is none.
+
+    Also found through any other object that has the same layers.
+    """
+    claims = (vars(layer).get(CLAIM) for layer in layer_list(model))
+    return next((claim for claim in claims if claim is not None), None)
 
 
 def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
@@ -143,29 +168,54 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
     or keep the handle and call `remove()`; the model is then as it was, bit for bit.
 
     Args:
-        model: Any transformers model with a decoder that skipsearch can wrap.
+        model: Any transformers model with a decoder that skipsearch can wrap, or what wraps one, such as the result of
+            torch.compile or of PEFT; call it as before.
         policy: The policy.
 
     Returns:
         The handle.
 
     Raises:
-        PolicyError: the model already runs under a policy.
+        PolicyError: the model, or another one that has its layers, already runs under a policy.
         PolicyMismatch: the policy was made for another model.
-        ModelError: the model's layers cannot be wrapped; the message names the family.
+        ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
-    if MARK in vars(model):
+    inner = transformers_model(model)
+    if applied_policy(inner) is not None:
         raise PolicyError(
-            f"{type(model).__name__} already runs under a policy",
-            hint="remove that one first: call `remove()` on its handle, or leave its `with` block",
+            f"{type(inner).__name__} already runs under a policy",
+            ["one is applied to its layers, perhaps through another object that has them, or is lifted by `dense()`"],
+            "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
+            "`with` block",
         )
-    return PolicyHandle(model, policy)
+    return PolicyHandle(inner, policy)
 
 
-def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> list[WrappedLayer]:
+def transformers_model(model: Any) -> PreTrainedModel:
+    """The transformers model that an object is, or wraps.
+
+    Raises:
+        ModelError: there is none, or what wraps it runs copies of it.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise ModelError(
+            f"a policy cannot be applied to {type(model).__name__}",
+            [f"it runs copies of {type(model.module).__name__}, which share the original's layers"],
+            "apply the policy to `model.module`, and run one process a device",
+        )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    found = next((part for part in parts if isinstance(part, PreTrainedModel)), None)
+    if found is None:
+        raise ModelError(
+            "a policy is applied to a transformers model",
+            [f"found {type(model).__name__}, expected a PreTrainedModel or what wraps one"],
+            "load it first, such as with `AutoModelForCausalLM.from_pretrained`",
+        )
+    return found
+
+
+def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
     """Wrap the layers that differ from keep, and those whose attention ranks the tokens of a later one."""
-    with torch.no_grad():
-        layers = decoder_layers(model)
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
@@ -174,7 +224,7 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, shared: Forward) -> l
     scored = scored_layers(policy, layers)
     removed = first_removal(policy, choices)
     return [
-        WrappedLayer(layer, choice, policy.token_selection, layer.index in scored, shared)
+        WrappedLayer(layer, choice, policy.token_selection, layer.index in scored)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in scored or layer.index > removed
     ]

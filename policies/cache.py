@@ -4,6 +4,7 @@ transformers reads the length of the whole sequence, the positions and the mask'
 A layer that skips tokens therefore needs a cache that reports the full length and stores only what exists.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -140,12 +141,28 @@ class PartialLayer(DynamicLayer):
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: which tokens are stored differs by row."""
-        if tokens_to_remove:
-            raise ModelError(
-                "a cache filled under this policy cannot be cut back",
-                hint="use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
-            )
+        """Forget the last tokens, given as a negative number, whether they were stored or passed by.
+
+        Raises:
+            ModelError: rows stored different numbers of them, or a window forgot what comes back into it.
+        """
+        if tokens_to_remove == 0:
+            return
+        left = self.seen + tokens_to_remove
+        window = self.sliding_window if self.is_sliding else None
+        if tokens_to_remove > 0 or left < 0 or (window is not None and self.seen >= window):
+            raise uncroppable(tokens_to_remove)
+        if self.keys is not None and self.values is not None:
+            columns = self.columns(self.keys.shape[0], self.keys.device)
+            behind = columns >= left if self.valid is None else (columns >= left) & self.valid
+            dropped = {int(count) for count in behind.sum(dim=1)}
+            if len(dropped) > 1:
+                raise uncroppable(tokens_to_remove)
+            stored = columns.shape[1] - dropped.pop()
+            self._scattered = columns[:, :stored]
+            self.keys, self.values = self.keys[..., :stored, :], self.values[..., :stored, :]
+            self.valid = None if self.valid is None else self.valid[:, :stored]
+        self.seen = self._tail_start = left
 
     def _rows(self, pick: Any) -> None:
         for name in STORED:
@@ -216,6 +233,15 @@ class PassedStaticSlidingLayer(PassedStaticLayer, StaticSlidingWindowLayer):
     """The same of a layer with a sliding window."""
 
 
+def uncroppable(tokens_to_remove: int) -> ModelError:
+    """The error of a cache that cannot go back."""
+    return ModelError(
+        "a cache filled under this policy cannot be cut back",
+        [f"found {-tokens_to_remove} tokens to remove, which rows stored in different numbers or a window forgot"],
+        "use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
+    )
+
+
 def used_without_policy() -> ModelError:
     """The error of a cache layer that lacks what a dense layer would have stored."""
     return ModelError(
@@ -224,12 +250,17 @@ def used_without_policy() -> ModelError:
     )
 
 
-def find_cache(arguments: dict[str, Any]) -> Cache | None:
-    """The cache among the arguments of a layer; families call it differently."""
+def find_cache(arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache among the arguments of a layer or a model; families call it differently."""
     cache = arguments.get("past_key_values")
     if cache is None:
         cache = next((value for value in arguments.values() if isinstance(value, Cache)), None)
     return cache
+
+
+def seen(cache: Cache) -> int:
+    """Tokens that passed a cache; a static one has to be asked on its device."""
+    return int(cache.get_seq_length())
 
 
 def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
@@ -238,15 +269,6 @@ def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
         cache.layers.append(cache.layer_class_to_replicate())
     layer: Any = cache.layers[index]
     return layer
-
-
-def has_past(cache: Cache, index: int) -> bool:
-    """True where a layer has seen an earlier part of the sequence."""
-    layer: Any = cache_layer(cache, index)
-    if isinstance(layer, LinearAttentionCacheLayerMixin):
-        return any(layer.has_previous_state.values())
-    # The length of a static cache is on the device.
-    return bool(layer.is_initialized if isinstance(layer, StaticLayer) else layer.get_seq_length())
 
 
 def partial_layer(cache: Cache, index: int) -> PartialLayer:

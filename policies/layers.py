@@ -1,6 +1,6 @@
 """Finding the decoder layers of a model, and proving that we know what each of them computes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,7 @@ class DecoderLayer:
     """A decoder layer that can be wrapped.
 
     Attributes:
-        index: Its 0-based number, which is also its place in the cache.
+        index: Its 0-based place in the list of layers.
         module: The layer itself.
         sublayers: Its parts.
         parameters: The names of its forward's parameters, to name what is passed by position.
@@ -35,6 +35,12 @@ class DecoderLayer:
     def kind(self) -> Kind:
         """Self-attention with keys and values, a linear mixer, or attention to an image."""
         return self.sublayers.kind
+
+    @property
+    def slot(self) -> int:
+        """The number under which its attention stores in a cache: not its place where layers were taken out."""
+        number = getattr(self.sublayers.attention, "layer_idx", None)
+        return self.index if number is None else number
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,23 @@ def decoder_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
     layers = _proven.get(decoder)
     if layers is None or [layer.module for layer in layers] != modules:
         layers = _proven[decoder] = prove(model, modules)
+    check_slots(type(model).__name__, layers)
     return layers
+
+
+def check_slots(name: str, layers: Sequence[DecoderLayer]) -> None:
+    """Refuse layers of which two would store in one place, or none in the first, from which lengths are read.
+
+    Raises:
+        ModelError: with the numbers that the layers carry.
+    """
+    slots = [layer.slot for layer in layers]
+    if len(set(slots)) < len(slots) or slots[0] != 0:
+        raise ModelError(
+            f"the layers of {name} do not fit its cache",
+            [f"found the numbers {', '.join(map(str, slots))}, expected 0 first and no number twice"],
+            "number them anew: `layer.self_attn.layer_idx = place` for each layer in its place",
+        )
 
 
 def layer_list(model: PreTrainedModel) -> nn.ModuleList:
@@ -116,6 +138,7 @@ def prove(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[DecoderLaye
         raise ModelError(f"the layers of {name} cannot be checked", [reason], UNKNOWN) from cause
     layers = tuple(layer for layer in found if isinstance(layer, DecoderLayer))
     if len(layers) < len(modules):
+        check_finite(model, modules, calls)
         wrong = [index for index, layer in enumerate(found) if layer is None]
         raise ModelError(
             f"the layers of {name} compute something that their sublayers do not show",
@@ -123,6 +146,51 @@ def prove(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[DecoderLaye
             UNKNOWN,
         )
     return layers
+
+
+def check_finite(model: PreTrainedModel, modules: list[nn.Module], calls: dict[nn.Module, Call]) -> None:
+    """Refuse weights that are no numbers, and layers that compute none of a random input.
+
+    Raises:
+        ModelError: naming the weights, or the first such layer.
+    """
+    refuse_infinite(model)
+    outputs = [first(calls[module].output) if module in calls else None for module in modules]
+    wrong = (n for n, output in enumerate(outputs) if isinstance(output, Tensor) and not output.isfinite().all())
+    index = next(wrong, None)
+    if index is not None:
+        raise ModelError(
+            f"layer {index} of {type(model).__name__} computes numbers that are not finite",
+            [f"found NaN or infinity after it, on random input in {outputs[index].dtype}"],  # type: ignore[union-attr]
+            "load the model in a dtype of larger range, such as bfloat16 or float32",
+        )
+
+
+def refuse_infinite(model: nn.Module) -> None:
+    """Refuse a model with weights that are NaN or infinite.
+
+    Raises:
+        ModelError: naming them.
+    """
+    weights = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point())
+    wrong = [name for name, weight in weights if not is_finite(weight)]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} weights of {type(model).__name__} are not finite",
+            [f"{name} has NaN or infinite numbers" for name in wrong[:5]],
+            "the checkpoint is damaged, or it overflowed when it was converted; load another one",
+        )
+
+
+def is_finite(weight: Tensor) -> bool:
+    """True where no number of a tensor is NaN or infinite; without a copy of it."""
+    if weight.is_meta or not weight.numel():
+        return True
+    try:
+        ends = torch.stack(torch.aminmax(weight.detach()))
+    except RuntimeError:  # of a kind that torch does not compare, such as 8-bit floats
+        return True
+    return bool(ends.isfinite().all())
 
 
 def take_apart(name: str, index: int, module: nn.Module, calls: dict[nn.Module, Call]) -> DecoderLayer | None:

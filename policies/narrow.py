@@ -31,7 +31,7 @@ def narrow(
         ModelError: the attention takes other masks than ours, or the cache cannot hold rows of different lengths.
     """
     # A recurrence stores a state, not tokens.
-    stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.index)
+    stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.slot)
     chosen = tokens if isinstance(tokens, Selection) else None
     cut = dict(arguments)
     cut["attention_mask"] = mask_for(layer, arguments.get("attention_mask"), hidden, stored, chosen)

@@ -1,4 +1,4 @@
-"""The forward of a module, replaced in place and put back."""
+"""A method of a module, replaced in place and put back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,28 +7,40 @@ from torch import nn
 
 
 class Patch:
-    """What stands in place of a module's forward; the module tree, its names and its hooks stay.
+    """What stands in place of a module's method; the module tree, its names and its hooks stay.
+
+    Copies and pickles of a patched module stay patched, and call the copy's own method.
 
     Args:
         module: The module.
+        name: The method.
 
     Attributes:
-        original: Its forward as it is now.
+        original: The method as it was.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, name: str = "forward") -> None:
         self._module = module
         # accelerate keeps the forward that it wraps with its hooks under this name.
-        self._slot = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+        self._slot = "_old_forward" if name == "forward" and hasattr(module, "_hf_hook") else name
         self._was_set = self._slot in vars(module)
         self.original: Callable[..., Any] = getattr(module, self._slot)
 
-    def set(self, forward: Callable[..., Any]) -> None:
-        """Put a function in place of the forward."""
-        setattr(self._module, self._slot, forward)
+    def __getstate__(self) -> dict[str, Any]:
+        # A bound method is pickled by its name, under which the copy has the patch.
+        return {name: value for name, value in vars(self).items() if self._was_set or name != "original"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self._was_set:
+            self.original = getattr(type(self._module), self._slot).__get__(self._module)
+
+    def set(self, method: Callable[..., Any]) -> None:
+        """Put a function in place of the method."""
+        setattr(self._module, self._slot, method)
 
     def undo(self) -> None:
-        """Put the forward back."""
+        """Put the method back."""
         if self._was_set:
             self.set(self.original)
         else:

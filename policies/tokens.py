@@ -174,26 +174,21 @@ class Prompt:
     even: dict[tuple[float, Images], Images] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, input_ids: Tensor, mask: Any, ids: tuple[int, ...], ends: Tensor | None) -> "Prompt | None":
+    def read(cls, image: Tensor, mask: Any, ends: Tensor | int | None) -> "Prompt | None":
         """From the input of the model; None where every token is of one class.
 
         Args:
-            input_ids: Shape (batch, tokens).
+            image: Which tokens stand for image features, shape (batch, tokens).
             mask: The attention mask, where the input has one; of shape (batch, earlier + tokens) it tells padding.
-            ids: Tokens that stand for image features.
-            ends: One past each row's last prompt token, shape (batch,); None where the input is all prompt.
+            ends: One past each row's last prompt token, shape (batch,), or of all rows; None where all is prompt.
         """
-        tokens = input_ids.shape[1]
-        # One token is a decode step; a model may well generate the id of an image token, without an image.
-        if tokens == 1:
-            return None
-        image = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device, dtype=input_ids.dtype))
+        tokens = image.shape[1]
         # Masks of other shapes are for static caches, where padding is processed like text.
         padded = isinstance(mask, Tensor) and mask.dim() == 2
         real = mask[:, -tokens:].to(image.device).bool() if padded else torch.ones_like(image)
         places = torch.arange(tokens, device=image.device)
-        stop = torch.full_like(places[:1], tokens) if ends is None else ends.to(image.device)
-        in_prompt = real & (places[None] < stop[:, None])
+        stop = torch.as_tensor(tokens if ends is None else ends, device=image.device).reshape(-1, 1)
+        in_prompt = real & (places[None] < stop)
         masks = {"image": image & in_prompt, "text": in_prompt & ~image, "answer": real & ~in_prompt}
         last = (in_prompt * places).amax(dim=1)
         # All that is needed on the host, in one go.
@@ -273,6 +268,7 @@ class Prompt:
         inside = frozenset(name for name in present if name in classes)
         return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
+    @torch.no_grad()
     def look(self, seen: Attention, tokens: Selection | Whole) -> None:
         """Take the scores from a layer's attention; tokens that it left out keep the score they had."""
         self.ranked = [was or n > 0 for was, n in zip(self.ranked, self.processed.counts, strict=True)]

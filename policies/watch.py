@@ -1,6 +1,7 @@
 """Reading the attention that one query pays to every key, at no cost of eager attention."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_thread = threading.local()
 
 
 @dataclass
@@ -57,17 +60,25 @@ class Attention:
 
 @contextmanager
 def watched(module: nn.Module) -> Iterator[list[Attention]]:
-    """Record what the attention of one module is called with.
-
-    transformers looks its attention function up in one table at each call; for the time of this context the table
-    hands out a function that takes notes and then calls the real one. So it works with any implementation, at no cost.
-    """
+    """Record what the attention of one module is called with in this thread."""
     notes: list[Attention] = []
-    table: Any = ALL_ATTENTION_FUNCTIONS
-    original = table.get_interface
+    before = getattr(_thread, "watching", None)
+    _thread.watching = (module, notes)
+    try:
+        yield notes
+    finally:
+        _thread.watching = before
+
+
+def noting_interface(original: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """A look-up of attention functions that hands out, where a thread watches, one that takes notes before."""
 
     def get_interface(name: str, default: Any) -> Any:
         attend = original(name, default)
+        watching = getattr(_thread, "watching", None)
+        if watching is None:
+            return attend
+        module, notes = watching
 
         def noting(
             owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
@@ -80,8 +91,10 @@ def watched(module: nn.Module) -> Iterator[list[Attention]]:
 
         return noting
 
-    table.get_interface = get_interface
-    try:
-        yield notes
-    finally:
-        del table.get_interface
+    return get_interface
+
+
+# transformers looks its attention function up in one table at each call, so this works with any implementation. The
+# table is of the process, so it is changed once and for all: threads that took turns in changing it would lose notes.
+_table: Any = ALL_ATTENTION_FUNCTIONS
+_table.get_interface = noting_interface(_table.get_interface)

@@ -195,10 +195,12 @@ def measured_section(record: StudyRecord) -> str:
 
 
 def sample_counts(record: StudyRecord, name: str) -> str:
-    """How many examples or repeats stand behind a metric; empty for what is counted once."""
+    """How many examples or repeats stand behind a metric, and for costs the prompt."""
     if record.metrics[name].unit not in ON_EXAMPLES:
         entry = record.dense.search.get(name)
-        return f"{entry.n} repeats" if entry and entry.n > 1 else ""
+        repeats = f"{entry.n} repeats " if entry and entry.n > 1 else ""
+        prompt = entry.detail.get("prompt") if entry else None
+        return f"{repeats}on {prompt}" if prompt else repeats.strip()
     splits = (("search", record.dense.search), ("report", record.dense.report))
     return ", ".join(f"{split} split n = {one[name].n}" for split, one in splits if name in one)
 

@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser):
+    parser.addoption("--ways", type=Path, help="write what came of all ways of calling into this page")
     parser.addoption("--table", type=Path, help="write what the contract suite found into this page")
 
 

@@ -29,16 +29,18 @@ class Row:
     Attributes:
         score: The attention score of each image token, from the layers that gave one.
         gone: The image tokens that were removed for good.
+        answer: The places of answer tokens; all from `end` on where it is None.
     """
 
     ids: list[int]
     end: int
+    answer: tuple[int, ...] | None = None
     score: dict[int, float] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
 
     def kind(self, i: int) -> str:
         """The class of a token."""
-        if i >= self.end:
+        if i >= self.end if self.answer is None else i in self.answer:
             return "answer"
         return "image" if self.ids[i] == IMAGE else "text"
 
@@ -74,9 +76,16 @@ class Row:
             self.score |= {i: attention[attended.index(i)] for i in images}
 
 
-def reference(model: t.PreTrainedModel, family: Family, policy: Policy, inputs: dict[str, Tensor], end: int) -> Tensor:
+def reference(
+    model: t.PreTrainedModel,
+    family: Family,
+    policy: Policy,
+    inputs: dict[str, Tensor],
+    end: int,
+    answer: tuple[int, ...] | None = None,
+) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
-    row = Row(inputs["input_ids"][0].tolist(), end)
+    row = Row(inputs["input_ids"][0].tolist(), end, answer)
 
     def formula(number: int) -> Any:
         def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Any) -> Any:

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import tiny
 from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.flops import FlopsEvaluator
 from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions, quiet_machine
 from skipsearch.evaluators.memory import MemoryEvaluator
-from skipsearch.evaluators.prompts import PromptOptions, fixed_input, image_placeholder, made_up_prompt
+from skipsearch.evaluators.prompts import PromptOptions, fixed_input, image_placeholder, made_up_prompt, picture_size
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED, LayerChoice
@@ -146,6 +147,55 @@ def test_a_made_up_prompt_is_the_same_at_each_call(paths):
     batch = fixed_input(subject, batch_size=3, prompt_tokens=12)
     assert batch["pixel_values"].shape == (3, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
     assert batch["input_ids"].shape == (3, 12 + IMAGE_TOKENS)
+
+
+SIZES = [
+    ({"height": 30, "width": 20}, (30, 20)),
+    ({"shortest_edge": 336}, (336, 336)),
+    ({"longest_edge": 1456}, (1456, 1456)),
+    # Numbers of pixels, under the names of edges.
+    ({"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, (672, 672)),
+    ({"shortest_edge": 65536, "longest_edge": 16777216}, (672, 672)),
+    ({"shortest_edge": 1024 * 1024, "longest_edge": 16777216}, (1024, 1024)),
+    ({"shortest_edge": 16 * 16, "longest_edge": 100 * 100}, (100, 100)),
+    (None, (336, 336)),
+]
+
+
+@pytest.mark.parametrize(("size", "expected"), SIZES, ids=str)
+def test_a_made_up_picture_is_of_a_usual_size(size, expected):
+    assert picture_size(SimpleNamespace(size=size)) == expected
+
+
+def test_few_pixels_are_told_from_an_edge_by_the_kind_of_processor():
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 1024})
+    assert picture_size(processor) == (32, 32)
+
+
+SAVED = [
+    {"num_beams": 4, "num_return_sequences": 2},
+    {"stop_strings": ["w5"]},
+    {"prefill_chunk_size": 8},
+    {"prompt_lookup_num_tokens": 3},
+    {"do_sample": True, "top_k": 20, "guidance_scale": 2.0, "token_healing": True},
+    {"cache_implementation": "static", "use_cache": False, "max_length": 3, "repetition_penalty": 2.0},
+]
+
+
+@pytest.mark.parametrize("saved", SAVED, ids=str)
+def test_costs_are_those_of_a_plain_generation_configuration(paths, saved):
+    subject = loaded(paths["llama"])
+    policy = Policy(layers={1: LayerChoice(ffn="skip", phase="decode")})
+    evaluators = [kind(PromptOptions(), subject) for kind in (FlopsEvaluator, MemoryEvaluator)]
+    plain = [values(evaluator, policy) for evaluator in evaluators]
+    subject.model.generation_config.update(**saved)
+    assert [values(evaluator, policy) for evaluator in evaluators] == plain
+
+
+def test_the_prompt_is_named(paths):
+    measured = measure(FlopsEvaluator(PromptOptions(prompt_tokens=12), loaded(paths["llava"])))["prefill_flops"]
+    found, edge = measured.detail["prompt"], tiny.IMAGE_SIZE
+    assert found == f"a made-up prompt of {12 + IMAGE_TOKENS} tokens with one random image of {edge} x {edge} pixels"
 
 
 def test_the_placeholder_of_an_image():
