@@ -48,6 +48,7 @@ DATA = st.recursive(
     ),
     max_leaves=25,
 )
+pytestmark = pytest.mark.timeout(8 * 3600)  # as long as so many examples take
 SLOW: list[tuple[float, str]] = []
 FUZZED = settings(
     max_examples=EXAMPLES, deadline=None, database=None, derandomize=EXAMPLES <= 300,
