@@ -21,7 +21,7 @@ CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
 DEPTH = "model: {num_layers: 8}\n"
 NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel"
 RANGES = "expected one layer such as 5, or 2-31, 2-last or all"
-BOUNDS = "expected a bound such as '>= 0.9 * dense', '>= dense - 0.02' or '<= 12.5'"
+BOUNDS = "expected a bound such as '>= 0.9 * dense', '>= 0.9 * kept', '>= dense - 0.02' or '<= 12.5'"
 MAPPING = "expected a mapping of keys to values"
 ALIASES = "\n".join(f"b{level}: &b{level} [{', '.join([f'*b{level - 1}'] * 10)}]" for level in range(1, 8))
 
