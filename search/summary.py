@@ -150,7 +150,7 @@ def cost_line(record: StudyRecord) -> str:
         return "no trial was timed"
     shared = sum(trial.shared_from is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
-    measured = sum(counts(trial) and trial.state == "complete" for trial in record.trials)
+    measured = sum(counts(trial) and trial.state == "complete" and not trial.is_probe for trial in record.trials)
     few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
     probes = f" after {cost['probes']} probes" if "probes" in cost else ""
