@@ -35,14 +35,15 @@ def free_port():
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        (f"127.0.0.1:{free_port()}", "Connection refused"),
-        (f"ray://127.0.0.1:{free_port()}", "Connection refused"),
+        ("127.0.0.1:FREE", "Connection refused"),
+        ("ray://127.0.0.1:FREE", "Connection refused"),
         ("nowhere.invalid:6379", "no connection to nowhere.invalid"),
         ("127.0.0.1", "expected a host and a port"),
         ("127.0.0.1:no", "found '127.0.0.1:no'"),
     ],
 )
 def test_an_address_where_nothing_answers_is_refused_at_once(address, told):
+    address = address.replace("FREE", str(free_port()))
     with pytest.raises(StudyError, match=f"no Ray cluster answers at {address}") as error:
         start_ray(Workers(address=address))
     assert told in error.value.details[0] and "ray start --head" in error.value.hint
