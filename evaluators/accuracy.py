@@ -1,7 +1,6 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
 from collections.abc import Generator, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +44,7 @@ class AccuracyEvaluator(ExampleEvaluator):
         from .accuracy_tasks import pick_metric
 
         super().__init__(options, subject)
+        self._floors: dict[Split, float] = {}
         self._metrics = {
             split: {name: pick_metric(task, options.metric) for name, task in tasks.items()}
             for split, tasks in self._loaded.items()
@@ -62,11 +62,12 @@ class AccuracyEvaluator(ExampleEvaluator):
         for measured in super().rungs(handle, split, shares, known):
             yield with_floor(measured, self._floor(split))
 
-    @cache  # noqa: B019 (an evaluator lives as long as its worker)
     def _floor(self, split: Split) -> float:
         from .accuracy_floor import guessing_accuracy
 
-        return guessing_accuracy(self._tasks(split))
+        if split not in self._floors:
+            self._floors[split] = guessing_accuracy(self._tasks(split))
+        return self._floors[split]
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .accuracy_tasks import answer, items_of, seed_all

@@ -7,7 +7,6 @@ Where a task has choices, the log-likelihoods are those that accuracy compares.
 import statistics
 from collections import defaultdict
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
-from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,6 +61,7 @@ class AnswerLossEvaluator(ExampleEvaluator):
         from .gold import has_answers, has_choices, no_answers
 
         super().__init__(options, subject)
+        self._floors: dict[Split, float] = {}
         loaded = [(name, task) for tasks in self._loaded.values() for name, task in tasks.items()]
         for _, task in loaded:
             if not has_answers(task):
@@ -83,11 +83,12 @@ class AnswerLossEvaluator(ExampleEvaluator):
         for measured in super().rungs(handle, split, shares, known):
             yield with_floor(measured, self._floor(split))
 
-    @cache  # noqa: B019 (an evaluator lives as long as its worker)
     def _floor(self, split: Split) -> float:
         from .accuracy_floor import guessing_loss
 
-        return guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
+        if split not in self._floors:
+            self._floors[split] = guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
+        return self._floors[split]
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .gold import has_choices

@@ -70,7 +70,7 @@ def under(record: StudyRecord, bounds: Sequence[Bound]) -> StudyRecord:
 
 def violations(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) -> dict[str, float]:
     """By metric, how far a trial lies beyond the bound that it breaks most; infinity where it was not measured."""
-    found = {name: excess for name, excess in trial.violations.items() if name == "floor"}
+    found: dict[str, float] = {}
     for bound in bounds:
         found[bound.metric] = max(found.get(bound.metric, -math.inf), excess(record, trial, bound))
     return found

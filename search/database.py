@@ -27,7 +27,6 @@ from .space import Space
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.
 PATIENCE = 60.0
-CERTAIN = 1.645  # standard errors above guessing that are no luck, of 20 policies that guess 19 are below
 UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
 
@@ -160,18 +159,17 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
     """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
     attrs = trial.user_attrs
     policy = Policy.model_validate(json.loads(attrs["policy"]))
-    measured = measurements_from(attrs.get("measurements"))
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
     return TrialRecord(
         number=trial.number,
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
         policy=policy,
-        search=measured,
+        search=measurements_from(attrs.get("measurements")),
         report={
             **measurements_from(study_attrs.get(f"times:{attrs['fingerprint']}")),
             **measurements_from(study_attrs.get(f"report:{attrs['fingerprint']}")),
         },
-        violations={**trial.constraints, **no_better_than_guessing(policy, measured)},
+        violations=dict(trial.constraints),
         failure=shown(attrs.get("failure")),
         dropped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
@@ -185,17 +183,6 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         traceback=shown(attrs.get("traceback")),
         setbacks=tuple(entry["failure"] for entry in json.loads(study_attrs.get(setback_key(trial.number), "[]"))),
     )
-
-
-def no_better_than_guessing(policy: Policy, measured: Mapping[str, Measurement]) -> dict[str, float]:
-    """How far an accuracy that was measured in full lies below what tells it from guessing, by `floor`.
-
-    The test is one-sided, at 95 %. The dense model is spared: everything is compared with it.
-    """
-    entry = measured.get("accuracy")
-    if entry is None or entry.is_part or policy.is_dense or not entry.floor:
-        return {}
-    return {"floor": entry.floor + CERTAIN * (entry.stderr or 0.0) - entry.value}
 
 
 def shown(text: str | None) -> str | None:

@@ -59,7 +59,8 @@ class SkipSampler(BaseSampler):
         search_space: The distributions, for studies of which several trials begin before the first one has drawn its
             parameters; None reads them from the trials.
         estimate: What is expected of a pruned trial, one that was given up or set aside until later ones are known, as
-            `view.Estimated` or a tuple of its entries. A later trial of the same parameters replaces it.
+            `view.Estimated` or a tuple of its entries. A later trial of the same parameters replaces it. It is asked of
+            complete trials too; None leaves these as they were told.
         layers: By parameter, the number of the layer that it belongs to; parameters of one layer have their costs
             together. Those that are not named are layers of their own.
         guessing: For a search that is guided by a graded loss instead of the expensive objective: gives the expensive

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Measurement
-from .front import Point, first_cost, objective_point, objective_value, pareto, reference_point
+from .front import Point, first_cost, objective_point, objective_value, only_guesses, pareto, reference_point
 from .gain import Gain, budgets
 from .guide import QUALITY, Guide, least_of_use
 from .quality import Quality
@@ -153,6 +153,8 @@ def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
     if record.state != "complete" or record.dropped is not None or any(over > 0 for over in record.violations.values()):
         return None
     found, dense = known.expected(record), known.dense
+    if only_guesses(record.search, dense, space.objectives):
+        return None
     bounds = {name: bound for name, bound in space.constraints.items() if name in found and name in dense}
     for name, bound in bounds.items():
         # The chance that an objective is better than it looks counts elsewhere: see `worth`.

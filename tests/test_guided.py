@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,8 @@ from searching import LAYERS, Here, likely_space
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
-from skipsearch.search.database import no_better_than_guessing
 from skipsearch.search.driver import Driver
-from skipsearch.search.front import front_trials
+from skipsearch.search.front import feasible_points, front_trials
 from skipsearch.search.greedy import Probe, evenly, lazy_greedy
 from skipsearch.search.guide import ANSWER_DIVERGENCE, ANSWER_LOSS, better_metric
 from skipsearch.search.progress import Progress
@@ -157,12 +157,17 @@ def test_a_multiple_choice_task_counts_from_chance(bench, guided):
     assert dense["answer_loss"].floor == pytest.approx(np.mean(np.log(choices)))
 
 
-@pytest.mark.parametrize(("value", "above"), [(0.30, False), (0.32, False), (0.35, True)])
+@pytest.mark.parametrize(("value", "above"), [(0.30, False), (0.33, False), (0.35, True)])
 def test_what_is_not_told_from_guessing_is_no_member_of_a_front(value, above):
-    entry = Measurement(value, 200, stderr=0.05, detail={"floor": 0.25})
-    policy = Policy.model_validate({"schema": "skipsearch/policy/v1", "layers": {0: {"ffn": "skip"}}})
-    assert (no_better_than_guessing(policy, {"accuracy": entry})["floor"] < 0) == above
-    assert no_better_than_guessing(Policy(), {"accuracy": entry}) == {}
+    def entry(value):
+        return {"accuracy": Measurement(value, 200, stderr=0.05, detail={"floor": 0.25})}
+
+    dense, policy = TrialRecord(0, "complete", Policy(), entry(0.6)), TrialRecord(1, "complete", Policy(), entry(value))
+    assert (feasible_points([dense, policy], ["accuracy"])[1] is not None) == above
+    # Where dense guesses too, and where accuracy is no objective, there is nothing to tell apart.
+    assert None not in feasible_points([replace(dense, search=entry(0.26)), policy], ["accuracy"])
+    costs = [replace(one, search={**one.search, "f": Measurement(1.0)}) for one in (dense, policy)]
+    assert None not in feasible_points(costs, ["f"])
 
 
 def test_what_is_kept_counts_from_guessing():

@@ -391,7 +391,7 @@ def test_a_duplicate_of_who_was_given_up_is_answered_from_it(path, bench, tmp_pa
 class Canned:
     """A bench whose figures are known beforehand."""
 
-    def measure(self, policy, names, split, dense, rivals, known, until):
+    def measure(self, policy, names, split, dense, rivals, known, until, times):
         made = {"flops": "prefill_flops", "latency": "ttft_ms", "accuracy": "accuracy", "memory": "kv_cache_bytes"}
         return Outcome({made[name]: Measurement(1.0) for name in names}, {"total": 0.1})
 

@@ -518,7 +518,10 @@ def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
 def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters(error):
     model = Model(6)
     told = search(model, 30)
-    rough = optuna.create_study(directions=BOTH, sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), error)))
+    rough = optuna.create_study(
+        directions=BOTH,
+        sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), error) if trial.state.name == "PRUNED" else None),
+    )
     for trial in told.trials:
         twice = [optuna.trial.TrialState.PRUNED] * (trial.number % 3 == 1) + [optuna.trial.TrialState.COMPLETE]
         for state in twice:

@@ -151,7 +151,7 @@ def test_rows_that_are_fed_alike_but_have_other_prompts_are_told_apart(world):
 
 def test_one_question_about_several_pictures_is_answered_for_each(world):
     with open(world.tasks["image_mc"]) as file:
-        asked = {"task": "alike", "doc_to_text": "w1 <image> w2", "doc_to_choice": ["w3 w4", "w5 w6"]}
+        asked = {"task": "alike", "doc_to_text": "w1 <image> w2", "doc_to_choice": ["w3 w4", "w5 w6", "w7"]}
         config = {**yaml.safe_load(file), **asked}
     world.tasks["alike"] = str(world.folder / "alike.yaml")
     (world.folder / "alike.yaml").write_text(yaml.safe_dump(config))
