@@ -248,8 +248,14 @@ class Space(Part):
         """
         search = self.search
         ours = search.guide == "auto" and search.sampler == "auto" and search.racing != "none"
-        usual = self.objectives.get(QUALITY) == "maximize" and QUALITY in self.evaluate
+        usual = QUALITY in self.evaluate and self._scored() == [QUALITY]
         return ours and usual and ANSWER_LOSS not in self.evaluate and self.workers.runner == "actors"
+
+    def _scored(self) -> list[str]:
+        """The objectives that are measured on examples."""
+        kinds = (evaluator_class(name) for name in self.evaluate)
+        scored = {metric for kind in kinds if kind.splits for metric in kind.metrics}
+        return [name for name in self.objectives if name in scored]
 
     def guide_options(self) -> dict[str, Any]:
         """The options of an evaluator that guides: the examples and prompts of accuracy."""

@@ -143,6 +143,9 @@ def test_without_a_guide_accuracy_is_searched_as_before(path):
     for key, value in (("sampler", "tpe"), ("racing", "none")):
         assert not space_of(path, **{f"search__{key}": value}).may_be_guided
     assert not space_of(path, workers__runner="tune").may_be_guided
+    both = "{accuracy: maximize, divergence: minimize, prefill_flops: minimize}"
+    assert not space_of(path, evaluate__divergence="{}", objectives=both).may_be_guided
+    assert space_of(path, evaluate__divergence="{}").may_be_guided
 
 
 # Guessing
