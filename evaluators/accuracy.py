@@ -1,11 +1,10 @@
 """Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
 
-from collections.abc import Generator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Measurement, Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part, with_floor
+from .base import Metric, Options, Split
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
@@ -44,30 +43,16 @@ class AccuracyEvaluator(ExampleEvaluator):
         from .accuracy_tasks import pick_metric
 
         super().__init__(options, subject)
-        self._floors: dict[Split, float] = {}
         self._metrics = {
             split: {name: pick_metric(task, options.metric) for name, task in tasks.items()}
             for split, tasks in self._loaded.items()
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
-    def rungs(
-        self,
-        handle: "PolicyHandle",
-        split: Split,
-        shares: tuple[float, ...],
-        known: Mapping[str, Measurement] = MappingProxyType({}),
-    ) -> Generator[dict[str, Measurement], None, None]:
-        """Measure a share of the examples after the other; `detail` has the accuracy of guessing as `floor`."""
-        for measured in super().rungs(handle, split, shares, known):
-            yield with_floor(measured, self._floor(split))
-
-    def _floor(self, split: Split) -> float:
+    def _guessing(self, split: Split) -> float:
         from .accuracy_floor import guessing_accuracy
 
-        if split not in self._floors:
-            self._floors[split] = guessing_accuracy(self._tasks(split))
-        return self._floors[split]
+        return guessing_accuracy(self._tasks(split))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .accuracy_tasks import answer, items_of, seed_all

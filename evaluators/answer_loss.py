@@ -6,13 +6,12 @@ Where a task has choices, the log-likelihoods are those that accuracy compares.
 
 import statistics
 from collections import defaultdict
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Measurement, Metric, Options, Split
 from .divergence import TOP_K
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part, with_floor
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
@@ -61,7 +60,6 @@ class AnswerLossEvaluator(ExampleEvaluator):
         from .gold import has_answers, has_choices, no_answers
 
         super().__init__(options, subject)
-        self._floors: dict[Split, float] = {}
         loaded = [(name, task) for tasks in self._loaded.values() for name, task in tasks.items()]
         for _, task in loaded:
             if not has_answers(task):
@@ -72,23 +70,10 @@ class AnswerLossEvaluator(ExampleEvaluator):
         # What costs are measured on is the same prompt with and without this evaluator.
         subject.prompts = subject.prompts or self.example_prompts(EXAMPLE_PROMPTS)
 
-    def rungs(
-        self,
-        handle: "PolicyHandle",
-        split: Split,
-        shares: tuple[float, ...],
-        known: Mapping[str, Measurement] = MappingProxyType({}),
-    ) -> Generator[dict[str, Measurement], None, None]:
-        """Measure a share of the examples after the other; `detail` has the loss of guessing as `floor`."""
-        for measured in super().rungs(handle, split, shares, known):
-            yield with_floor(measured, self._floor(split))
-
-    def _floor(self, split: Split) -> float:
+    def _guessing(self, split: Split) -> float:
         from .accuracy_floor import guessing_loss
 
-        if split not in self._floors:
-            self._floors[split] = guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
-        return self._floors[split]
+        return guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
         from .gold import has_choices

@@ -111,6 +111,7 @@ class ExampleEvaluator(ABC):
         self._memo, self._states, self._model = self._live.memo, self._live.states, self._live.model
         self._loaded, self._windows = self._live.loaded, self._live.windows
         self._rungs: dict[tuple[Split, tuple[float, ...]], list[Rung]] = {}
+        self._floors: dict[Split, float] = {}
 
     def refuse_overlap(self, other: "ExampleEvaluator") -> None:
         """See that what this evaluator searches with is not what another one reports.
@@ -193,7 +194,18 @@ class ExampleEvaluator(ABC):
                 name: self._score(split, name, [found[example] for example in examples if example in found])
                 for name, examples in rung.known.items()
             }
-            yield {metric: rung.told(summary(scores, seconds, layers))}
+            yield {metric: rung.told(self._with_floor(summary(scores, seconds, layers), split))}
+
+    def _with_floor(self, measured: Measurement, split: Split) -> Measurement:
+        """A measurement whose `detail` has what guessing comes to, where that is known."""
+        if split not in self._floors:
+            self._floors[split] = self._guessing(split)
+        floor = self._floors[split]
+        return replace(measured, detail={**measured.detail, "floor": floor}) if floor else measured
+
+    def _guessing(self, split: Split) -> float:
+        """What guessing measures on a split; 0 where that is not known."""
+        return 0.0
 
     @contextmanager
     def _answering(self, handle: "PolicyHandle") -> Iterator[None]:
@@ -282,8 +294,3 @@ def cheap_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def with_floor(measured: Mapping[str, Measurement], floor: float) -> dict[str, Measurement]:
-    """Measurements that know what guessing comes to."""
-    return {name: replace(entry, detail={**entry.detail, "floor": floor}) for name, entry in measured.items()}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..policies.layers import DecoderLayer
     from ..policies.watch import Attention
 
-# torch is imported where a model is at hand: who only reads statistics stays light.
+# torch is imported where a model is at hand, so that reading statistics stays light.
 
 
 @dataclass(frozen=True)

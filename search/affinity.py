@@ -1,4 +1,4 @@
-"""Who measures what: hidden states serve a policy where one that begins like it was measured."""
+"""Sends a policy to the worker that cached the longest common prefix of layers."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -31,7 +31,7 @@ def nearest(wanted: Steps, workers: Sequence[Sequence[Steps]]) -> int:
         workers: Those of what each idle worker has measured; who has been idle longest first.
 
     Returns:
-        Its place; of equal ones that of who has been idle longest.
+        Its place; of equal ones that of the worker that has been idle longest.
     """
     shared = [max((alike(wanted, other) for other in known), default=0) for known in workers]
     return shared.index(max(shared))

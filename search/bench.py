@@ -179,7 +179,7 @@ class Bench:
             return evaluator.measure(handle, split), None
         if evaluator is self.guide and evaluator.name not in self.space.evaluate:
             return self._guided(evaluator, handle), None
-        # Those who do not race have the same shares all the same: other batches could round otherwise.
+        # Same batches with and without racing, so that rounding is identical.
         measured: dict[str, Measurement] = {}
         before = {name: entry for name, entry in known.items() if entry.is_part}
         with closing(evaluator.rungs(handle, split, shares(self.space.search.racing), before)) as rungs:

@@ -281,6 +281,9 @@ class SearchStudy(TimedLedger):
         Args:
             labels: By parameter.
             rule: What it belongs to, as `name: setting`.
+
+        Raises:
+            StudyError: the space forbids it.
         """
         policy = self.parameters.policy(labels)
         begun = self._probing.pop(policy.fingerprint, None)
@@ -288,7 +291,8 @@ class SearchStudy(TimedLedger):
             return Proposal(Trial(self.study, begun._trial_id), policy)
         self.study.enqueue_trial(self.parameters.labels(labels), user_attrs={"rule": rule, "probe": True})
         proposal = self.ask()
-        assert proposal is not None  # What the space forbids is no probe.
+        if proposal is None:
+            raise StudyError("a probe is forbidden by the space", [str(dict(labels))], "report this: it is a defect")
         return proposal
 
     def is_known(self, fingerprint: str) -> bool:
