@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .progress import CONFIRMING, PROMOTING
 from .record import TrialRecord
 from .space import Space
-from .standing import ENOUGH, Known, examples, is_paused, looking_best, standing
+from .standing import BASELINES, ENOUGH, Known, examples, is_paused, looking_best, standing
 from .timing import AGAIN, ROUNDS
 
 
@@ -42,8 +42,9 @@ def ahead(
     best = looking_best(stands, space) | {records[0].number}
     total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=ENOUGH)
     waiting = [record for record, _ in stands if record.number in best and is_paused(record, known)]
+    baselines = sum(record.rule is not None and record.number not in best for record, _ in stands)
     return {
         PROMOTING: sum(promotions(record, total) for record in waiting),
-        **({CONFIRMING: len(best)} if is_confirmed else {}),
-        **({AGAIN: ROUNDS * len(best)} if is_timed else {}),
+        **({CONFIRMING: len(best) + min(BASELINES, baselines)} if is_confirmed else {}),
+        **({AGAIN: ROUNDS * (len(best) + min(BASELINES, baselines))} if is_timed else {}),
     }

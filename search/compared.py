@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from ..evaluators.base import Direction
 from .archive import bounds_of, violations
-from .front import Point, front_trials, history, objective_point
+from .front import Point, evenly, front_trials, history, objective_point
 from .paired import difference, examples
 from .record import Beside, Estimate, RuleResult, StudyRecord, TrialRecord
 from .report_page import quality
-from .standing import Known
+from .standing import Known, as_expected
 
 SHOWN = 3  # policies of a rule that are set beside the front
 
@@ -34,16 +34,13 @@ def result(record: StudyRecord, name: str) -> RuleResult:
         hypervolume=hypervolume_of(record, front),
         confirmed=sum(bool(trial.report) for trial in front),
         report=confirmed_hypervolume(record, front),
-        beside=tuple(beside(record, trial) for trial in evenly(front)),
+        beside=tuple(beside(record, trial) for trial in evenly(front, SHOWN)),
     )
 
 
 def as_told(record: StudyRecord, trial: TrialRecord, known: Known) -> TrialRecord:
     """A trial with all that is known: what was measured on some of the examples as it is expected to be on all."""
-    if not trial.estimates:
-        return trial
-    whole = replace(trial, search=known.expected(trial), dropped=None, estimates={})
-    return replace(whole, violations=violations(record, whole, bounds_of(record, (), ())))
+    return as_expected(trial, known, lambda whole: violations(record, whole, bounds_of(record, (), ())))
 
 
 def hypervolume_of(record: StudyRecord, trials: Sequence[TrialRecord]) -> float:
@@ -53,22 +50,19 @@ def hypervolume_of(record: StudyRecord, trials: Sequence[TrialRecord]) -> float:
 
 def confirmed_hypervolume(record: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
     """The hypervolume, on the report split, of those that are confirmed; None where none is."""
-    dense, *confirmed = (replace(one, search={**one.search, **one.report}) for one in (record.dense, *trials)
-                         if one.report or one is record.dense)  # fmt: skip
-    return hypervolume_of(replace(record, trials=(dense,)), confirmed) if confirmed else None
+    confirmed = [on_report(trial) for trial in trials if trial.report]
+    return hypervolume_of(replace(record, trials=(on_report(record.dense),)), confirmed) if confirmed else None
+
+
+def on_report(trial: TrialRecord) -> TrialRecord:
+    """A trial by what it measured on the report split, and by its costs."""
+    return replace(trial, search={**trial.search, **trial.report}, dropped=None, estimates={})
 
 
 def volume(record: StudyRecord, points: Sequence[Point | None]) -> float:
     """Hypervolume of some points, as the study counts it."""
     directions: list[Direction] = [*record.objectives.values()]
     return history([*points, None], directions, [record.reference[name] for name in record.objectives])[-1]
-
-
-def evenly(front: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """A few of a front, both ends among them."""
-    if len(front) <= SHOWN:
-        return [*front]
-    return [front[round(place * (len(front) - 1) / (SHOWN - 1))] for place in range(SHOWN)]
 
 
 def judged_by(record: StudyRecord) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluators.base import evaluator_class
 from .affinity import steps
 from .ahead import ahead
-from .front import front_trials
+from .front import evenly, front_trials
 from .limits import Limits
 from .outcome import Outcome
 from .probing import Probing
@@ -18,7 +18,7 @@ from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
 from .record import TrialRecord
-from .standing import ENOUGH, due, examples
+from .standing import BASELINES, ENOUGH, baseline_front, due, examples
 from .study import Proposal, SearchStudy
 from .timing import Timing
 from .worker import Job
@@ -234,7 +234,9 @@ class Driver:
         self.timing.look()
         self._show()
         if self.study.space.search.stop.minutes is not None:
-            runs = len(front_trials(self.study.records(), self.study.space.objectives)) + 1
+            records = self.study.records()
+            rules = sum(record.rule is not None for record in records)
+            runs = len(front_trials(records, self.study.space.objectives)) + min(BASELINES, rules) + 1
             self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
 
     def _show(self) -> None:
@@ -259,10 +261,12 @@ class Driver:
             self.proposals.leave(trial.subject, reason)
 
     def confirm(self) -> None:
-        """Measure the front and the dense model on examples that the search never saw."""
+        """Measure the front, that of the baselines and the dense model on examples that the search never saw."""
         names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
-        records = self.study.final_records()
-        chosen = {records[0].number, *front_trials(records, self.study.space.objectives)}
+        records, objectives = self.study.final_records(), self.study.space.objectives
+        chosen = {records[0].number, *front_trials(records, objectives)}
+        baselines = baseline_front(records, objectives, lambda record: self.study.violations(record.search))
+        chosen |= {record.number for record in evenly(baselines, BASELINES)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
         # Dense goes first, for what it takes tells how long the others will.

@@ -126,6 +126,13 @@ def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Directi
     return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][place], pair[0])))
 
 
+def evenly(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """At most `count` trials at even places of a sequence, both ends among them."""
+    if len(trials) <= count:
+        return [*trials]
+    return [trials[round(place * (len(trials) - 1) / (count - 1))] for place in range(count)]
+
+
 def as_time(trial: TrialRecord, name: str) -> TimeEstimate | None:
     """A trial's time as the model of all times sees it; None for other figures. Dense is what times are told by."""
     entry = trial.search.get(name)

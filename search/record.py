@@ -75,6 +75,7 @@ class Verdict:
     Attributes:
         rules: Trials that were simple rules to start from and stand on the front of these, dearest first.
         gain: Hypervolume of the search's front beyond that of the rules; None where it began with no rules.
+        confirmed_gain: The same on the report split; None where the two fronts are not both confirmed there.
         outlook: Hypervolume that the next 100 trials are expected to add; None after too few.
         ties: By number of a front trial, the next dearer one that it cannot be told from by what tells how good it is.
         by_rule: What each rule that the search started from came to, the best first.
@@ -83,6 +84,7 @@ class Verdict:
 
     rules: tuple[int, ...] = ()
     gain: Estimate | None = None
+    confirmed_gain: Estimate | None = None
     outlook: Estimate | None = None
     ties: Mapping[int, int] = field(default_factory=dict)
     by_rule: tuple[RuleResult, ...] = ()

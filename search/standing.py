@@ -8,15 +8,15 @@ left who is expected to add anything to the front that is worth the answers.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluators.base import Measurement
-from .front import Point, first_cost, objective_point, objective_value, only_guesses, pareto, reference_point
+from ..evaluators.base import Direction, Measurement
+from .front import Point, first_cost, front_trials, objective_point, objective_value, only_guesses, pareto, reference_point
 from .gain import Gain, budgets
 from .guide import QUALITY, Guide, least_of_use
 from .quality import Quality
@@ -31,6 +31,7 @@ WORTH_WHEN_GUIDED = 0.0005  # the same where a loss has told already which few m
 WORTH_OF_RULES = 0.005  # the same of the front of the rules, which is only compared with
 CLEAR = 2.0  # standard errors by which a bound must look broken
 WIDE = 0.1  # of the cost of dense: no gap of the front is wider where there are policies
+BASELINES = 12  # of their front, at most, are confirmed beside the front of the search
 FINE = 100  # a cost is told apart in some hundreds of steps
 
 Floats = NDArray[np.float64]
@@ -129,6 +130,40 @@ class Known:
         weights = (apart + 2 * apart.mean() / len(own) + 1e-12) ** -2.0
         found: Floats = weights @ scores / weights.sum()
         return found
+
+
+def as_expected(
+    record: TrialRecord, known: Known, violations: Callable[[TrialRecord], Mapping[str, float]]
+) -> TrialRecord:
+    """A trial as if it had answered all examples: figures of some examples become those expected of all.
+
+    Args:
+        record: The trial.
+        known: Which trials have answered all examples.
+        violations: How far a trial lies beyond each bound, by what stands in its `search`.
+    """
+    if not record.estimates:
+        return record
+    whole = replace(record, search=known.expected(record), dropped=None, estimates={})
+    return replace(whole, violations=violations(whole))
+
+
+def baseline_front(
+    records: Sequence[TrialRecord],
+    objectives: Mapping[str, Direction],
+    violations: Callable[[TrialRecord], Mapping[str, float]],
+) -> list[TrialRecord]:
+    """The baselines on the front that they make together with dense, the most expensive first.
+
+    Args:
+        records: All trials; the first is dense.
+        objectives: Direction by metric.
+        violations: See `as_expected`.
+    """
+    known = Known.of(records)
+    told = [as_expected(record, known, violations) for record in records if record.rule is not None]
+    by_number = {record.number: record for record in told}
+    return [by_number[number] for number in front_trials([records[0], *told], objectives) if number in by_number]
 
 
 def rates(records: Sequence[TrialRecord], objectives: Iterable[str]) -> dict[str, tuple[str, float]]:

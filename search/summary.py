@@ -44,6 +44,7 @@ def verdict_data(record: StudyRecord) -> dict[str, Any]:
     return {
         "rules": [{"trial": number, "rule": record.trial(number).rule} for number in verdict.rules],
         "gain": asdict(verdict.gain) if verdict.gain else None,
+        "confirmed_gain": asdict(verdict.confirmed_gain) if verdict.confirmed_gain else None,
         "outlook": {"trials": AHEAD, **asdict(verdict.outlook)} if verdict.outlook else None,
         "tied": [{"trial": number, "with": other} for number, other in verdict.ties.items()],
         "mean_gap": mean_gap(record),

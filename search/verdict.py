@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .agreement import agreement, agreement_line
-from .compared import as_told, by_rule, judged_by, volume
+from .compared import as_told, by_rule, judged_by, on_report, volume
 from .forecast import AHEAD, outlook
 from .front import feasible_points, front_trials, history
 from .layermap import amount, phrase, unit_of
@@ -17,6 +17,7 @@ from .report_page import policy_files
 from .standing import Known
 
 DRAWS = 500
+DIGITS = 12  # of a difference: the volume of equal fronts depends on the order of their points beyond that
 NAMED = 3  # so many rules are named in a sentence
 LEVELS = (2.5, 97.5)
 
@@ -30,7 +31,8 @@ def judged(record: StudyRecord) -> StudyRecord:
     ceiling = 1.0 if all(record.metrics[name].unit == "fraction" for name in best) else math.inf
     verdict = Verdict(
         rules=tuple(number for number in numbers if number != record.dense.number),
-        gain=gain(record, numbers) if rules else None,
+        gain=gain(record, [record.trial(number) for number in numbers]) if rules else None,
+        confirmed_gain=confirmed_gain(record, rules),
         outlook=outlook(growth(record), ceiling=ceiling),
         ties=ties(record),
         by_rule=by_rule(record),
@@ -56,31 +58,55 @@ def growth(record: StudyRecord) -> list[float]:
     return [reached for reached, trial in zip(curve, record.trials, strict=True) if counts(trial)]
 
 
-def gain(record: StudyRecord, rules: Sequence[int]) -> Estimate:
+def gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimate:
     """Hypervolume of the search's front beyond that of its rules, on the search's own examples.
 
     The interval is a paired bootstrap: the same examples are drawn again for all policies, within each task, and both
-    fronts keep their members. It holds the luck of the examples, not that of having chosen the best of many on them;
-    for that, see the mean gap to the report split.
+    fronts keep their members. It holds the luck of the examples, not that of having chosen the best of many on them:
+    `confirmed_gain` is free of that.
 
     Args:
         record: The study.
-        rules: Trials of the front of the rules.
+        rules: The front of the rules.
     """
-    members = [trial for trial in record.trials if trial.number in {*record.front, *rules}]
-    if not members:
+    return volume_difference(record, [record.trial(number) for number in record.front], rules)
+
+
+def confirmed_gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimate | None:
+    """The gain over the rules on the report split, where neither front was chosen.
+
+    Args:
+        record: The study.
+        rules: All trials that were rules.
+
+    Returns:
+        None where the search's front is not confirmed, or none of the rules is.
+    """
+    name = judged_by(record)
+    front = [record.trial(number) for number in policy_files(record)]
+    confirmed = [trial for trial in rules if name in trial.report]
+    if not front or not confirmed or any(name not in trial.report for trial in (record.dense, *front)):
+        return None
+    unseen = replace(record, trials=tuple(on_report(trial) for trial in (record.dense, *front, *confirmed)))
+    dense, *others = unseen.trials
+    return volume_difference(unseen, [dense, *others[: len(front)]], [dense, *others[len(front) :]])
+
+
+def volume_difference(record: StudyRecord, front: Sequence[TrialRecord], rules: Sequence[TrialRecord]) -> Estimate:
+    """Hypervolume of one front beyond that of another, by the trials' figures on the search split."""
+    trials = [*front, *rules]
+    able = feasible_points([record.dense, *trials], record.objectives)[1:]
+    kept = [place for place, point in enumerate(able) if point is not None]
+    if not kept:
         return Estimate(0.0)
-    names = list(record.objectives)
-    found = dict(zip((trial.number for trial in record.trials), feasible_points(record.trials, names), strict=True))
-    points = np.array([found[trial.number] for trial in members], dtype=float)
-    fronts = [
-        [place for place, trial in enumerate(members) if trial.number in front] for front in (record.front, rules)
-    ]
-    drawn = {place: values for place, name in enumerate(names) if (values := redrawn(members, name)) is not None}
+    members, points = [trials[place] for place in kept], np.array([able[place] for place in kept], dtype=float)
+    split = sum(place < len(front) for place in kept)
+    drawn = {place: values for place, name in enumerate(record.objectives)
+             if (values := redrawn(members, name)) is not None}  # fmt: skip
 
     def difference(values: np.ndarray) -> float:
-        searched, given = (volume(record, [tuple(values[place]) for place in front]) for front in fronts)
-        return float(searched - given)
+        searched, given = (volume(record, [*map(tuple, side)]) for side in (values[:split], values[split:]))
+        return round(float(searched - given), DIGITS)
 
     value = difference(points)
     if not drawn:
@@ -166,17 +192,22 @@ def verdict_lines(record: StudyRecord) -> list[str]:
 
 
 def gain_line(record: StudyRecord, gain: Estimate) -> str:
-    """Whether the search beats the rules that it began with."""
+    """Whether the search beats the rules that it began with: by the report split where both fronts are confirmed."""
     best = [record.trial(number) for number in record.verdict.rules]
     named = [f"{trial.rule} as trial {trial.number}" for trial in best[:NAMED]]
     named += [f"{len(best) - NAMED} more"] if len(best) > NAMED else []
     none = "none better than dense" if record.dense.feasible else "none within the constraints"
     rules = f"the best simple rules ({'; '.join(named)})" if best else f"the simple rules, {none}"
-    beaten = gain.value > 0 and (gain.low is None or gain.low > 0)
+    confirmed = record.verdict.confirmed_gain
+    decides = gain if confirmed is None else confirmed
+    beaten = decides.value > 0 and (decides.low is None or decides.low > 0)
     result = "beats" if beaten else "is not told apart from"
     unknown = "; no scores of single examples were kept, hence no interval" if gain.low is None else ""
-    figures = f"{gain.value:+.4f}{interval(gain)} of hypervolume on the search's examples{unknown}"
-    return f"The search {result} {rules}: {figures}."
+    seen = f"{gain.value:+.4f}{interval(gain)} of hypervolume on the search's examples{unknown}"
+    if confirmed is None:
+        return f"The search {result} {rules}: {seen}."
+    unseen = f"{confirmed.value:+.4f}{interval(confirmed)} of hypervolume on examples that neither was chosen by"
+    return f"The search {result} {rules}: {unseen}; {seen}."
 
 
 def interval(estimate: Estimate) -> str:

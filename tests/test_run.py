@@ -19,6 +19,7 @@ from skipsearch.search.cluster import start_local
 from skipsearch.search.database import DATABASE, open_study
 from skipsearch.search.results import read_record, start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
+from skipsearch.search.standing import baseline_front
 from skipsearch.search.worker import Job
 from skipsearch.search.workers import Pool
 
@@ -117,6 +118,13 @@ def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finish
         assert policy.measured["accuracy"].value == pytest.approx(trial.report["accuracy"].value)
         assert policy.measured["search_accuracy"].value == pytest.approx(trial.search["accuracy"].value)
         assert policy.model.num_layers == 4 and policy.measured["ttft_ms"].dense > 0
+
+
+def test_the_best_of_the_baselines_are_confirmed_beside_the_front(finished):
+    record, _ = finished
+    best = baseline_front(record.trials, record.objectives, lambda trial: trial.violations)
+    assert best and all("accuracy" in trial.report for trial in best)
+    assert record.verdict.confirmed_gain is not None
 
 
 def test_the_environment_is_that_in_which_the_study_began(tmp_path):

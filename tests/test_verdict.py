@@ -10,7 +10,7 @@ from test_report import changed, page, refronted, study, without_library
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
-from skipsearch.search.front import history
+from skipsearch.search.front import front_trials, history
 from skipsearch.search.paired import chance, difference, examples, mcnemar, resampled
 from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
@@ -116,6 +116,40 @@ def test_a_search_that_found_nothing_beyond_its_rules_gains_nothing():
     clear = with_examples(record, rules=[2])
     assert clear.verdict.gain.low > 0
     assert "The search beats the best simple rules (a rule as trial 2)" in verdict_lines(clear)[0]
+
+
+def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
+    """Every policy is as good as every other; the search split flatters the front, the report split does not."""
+    base = study(60, objectives=("accuracy", "prefill_flops"))
+
+    def equally_good(trial):
+        if trial.state != "complete":
+            return trial
+        luck = {split: scored(guesses(0.8, seed + trial.number)) for split, seed in (("search", 0), ("report", 1000))}
+        flops = trial.search["prefill_flops"]
+        searched = {"accuracy": luck["search"], "prefill_flops": flops}
+        rule = "a rule" if trial.number % 2 else None
+        return replace(trial, search=searched, report={"accuracy": luck["report"]}, rule=rule, violations={})
+
+    trials = tuple(map(equally_good, base.trials))
+    front = front_trials(trials, base.objectives)
+    found = judged(replace(base, trials=trials, front=front))
+    confirmed = found.verdict.confirmed_gain
+    names = list(base.objectives)
+
+    def area(numbers):
+        points = [tuple((trials[number].search | trials[number].report)[name].value for name in names)
+                  for number in numbers]  # fmt: skip
+        return history(points, ["maximize", "minimize"], [found.reference[name] for name in names])[-1]
+
+    rules = [trial.number for trial in trials if trial.rule and trial.state == "complete"]
+    assert confirmed.value == pytest.approx(area([0, *front]) - area([0, *rules]))
+    assert confirmed.low <= confirmed.value <= confirmed.high
+    [line] = [line for line in verdict_lines(found) if "best simple rules" in line]
+    assert "neither was chosen by" in line
+    one = front[-1]
+    without = tuple(replace(trial, report={}) if trial.number == one else trial for trial in trials)
+    assert judged(replace(found, trials=without)).verdict.confirmed_gain is None
 
 
 def test_few_examples_leave_a_wide_interval():
