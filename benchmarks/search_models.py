@@ -22,7 +22,7 @@ from skipsearch.evaluators.memo import Memo, remembered_features
 from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.prefix import PrefixStates
-from skipsearch.search.heuristics import HEURISTICS
+from skipsearch.search.baselines.registry import HEURISTICS
 from skipsearch.spaces.digits.evaluate import HERE, Exam
 
 SKIPS: list[dict[str, Any]] = [

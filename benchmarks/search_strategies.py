@@ -11,7 +11,7 @@ from search_ledger import Ledger
 from search_problems import CORNER, DIRECTIONS, Codes
 
 from skipsearch.search.additive import additive_front
-from skipsearch.search.heuristics import HEURISTICS
+from skipsearch.search.baselines.registry import HEURISTICS
 from skipsearch.search.skipsampler import SkipSampler
 from skipsearch.search.strategy import PARTS
 

@@ -15,12 +15,12 @@ from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, S
 from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ..policies.policy import Policy
+from .baselines.dense_stats import Preview, look
 from .failures import Fault, fault_of
 from .front import objective_value
 from .guide import ANSWER_LOSS, DIVERGENCE, EXAMPLES, FEWEST, QUALITY
 from .modelled import ExpectedTime, at_best, with_times
 from .outcome import Outcome
-from .preview import Preview, look
 from .racing import Race, Rival, shares
 from .space import Space
 

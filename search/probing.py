@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Generator, Iterator
 
 from ..policies.choice import KEEP
+from .baselines.placing import put, ratios
+from .baselines.registry import HEURISTICS
 from .greedy import Labels, Move, Probed, evenly, lazy_greedy
-from .heuristics import HEURISTICS
-from .heuristics.placing import put, ratios
 from .parameters import Parameters
 from .study import Proposal, SearchStudy
 

@@ -3,9 +3,9 @@
 import re
 from html import escape
 
+from .baselines.registry import SOURCES
 from .compared import as_told, confirmed_hypervolume, judged_by
 from .front import percent_of_dense
-from .heuristics import SOURCES
 from .layermap import amount, phrase, points
 from .record import Beside, Estimate, RuleResult, StudyRecord
 from .report_page import policy_files

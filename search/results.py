@@ -17,11 +17,11 @@ from ..evaluators.base import Measurement, Metric, Split, evaluator_class
 from ..policies.errors import EvaluatorError, PolicyError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
 from ..policies.wording import visible
+from .baselines.dense_stats import PREVIEW
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
 from .layermap import unit_of
 from .modelled import ModelledTime
-from .preview import PREVIEW
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space import Space

@@ -20,7 +20,7 @@ from .space import LoadedSpace, Space
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 
 if TYPE_CHECKING:
-    from .preview import Preview
+    from .baselines.dense_stats import Preview
     from .progress import Progress
     from .study import SearchStudy
     from .workers import Pool

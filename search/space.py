@@ -14,11 +14,11 @@ from ..evaluators.subject import ModelSpec
 from ..policies.choice import KEEP, LayerChoice, Part
 from ..policies.errors import SpaceError
 from ..policies.wording import nearest, short
+from .baselines.registry import HEURISTICS, SOURCES
 from .choices import LayerRule, SelectionOptions, is_default
 from .content import Digests, by_content
 from .couplings import Every, Group, Rule, Together
 from .guide import ANSWER_LOSS, DIVERGENCE, QUALITY
-from .heuristics import HEURISTICS, SOURCES
 from .patterns import Pattern
 from .sharing import MOST, shared
 

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement
-from .front import Point, first_cost, front_trials, objective_point, objective_value, only_guesses, pareto, reference_point
+from .front import (
+    Point,
+    first_cost,
+    front_trials,
+    objective_point,
+    objective_value,
+    only_guesses,
+    pareto,
+    reference_point,
+)
 from .gain import Gain, budgets
 from .guide import QUALITY, Guide, least_of_use
 from .quality import Quality

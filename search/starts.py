@@ -10,9 +10,9 @@ from itertools import chain, repeat, zip_longest
 
 from ..policies.choice import KEEP
 from ..policies.policy import Policy
-from .heuristics import HEURISTICS, Choices
+from .baselines.dense_stats import Preview
+from .baselines.registry import HEURISTICS, Choices
 from .parameters import Parameters
-from .preview import Preview
 from .record import AND
 
 # Shares of the work that are to be left out, in turn; beyond a half hardly any model answers anything.

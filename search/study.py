@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
+from .baselines.dense_stats import PREVIEW, Preview, previewed
 from .content import Digests
 from .database import measurements_text, setback_key, storage, trial_record
 from .front import objective_value
@@ -31,7 +32,6 @@ from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probe
 from .modelled import ModelledTime, at_best, plain
 from .outcome import Outcome
 from .parameters import Parameters
-from .preview import PREVIEW, Preview, previewed
 from .record import TrialRecord
 from .samplers import expensive, make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler

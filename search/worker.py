@@ -12,10 +12,10 @@ from ray.experimental.internal_kv import _internal_kv_put
 from ..evaluators.base import Measurement, Split
 from ..policies.policy import Policy
 from .affinity import RECENT, Steps
+from .baselines.dense_stats import Preview
 from .bench import Bench
 from .modelled import ExpectedTime
 from .outcome import Outcome
-from .preview import Preview
 from .racing import Rival
 from .space import Space
 

@@ -16,11 +16,11 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from ..policies.errors import RunError, SkipsearchError, TaskError
 from .affinity import RECENT, nearest, steps
+from .baselines.dense_stats import Preview
 from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ray
 from .failures import fault_of
 from .limits import DENSE_SECONDS
 from .outcome import Outcome
-from .preview import Preview
 from .space import Space
 from .worker import NOTES, Job, Seat, Worker
 

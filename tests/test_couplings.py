@@ -10,9 +10,9 @@ from test_study import LAYERS, SAMPLERS, measured, open_study, spend
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
+from skipsearch.search.baselines.dense_stats import Preview
 from skipsearch.search.couplings import Forbidden, Run, Together, forbids_dense
 from skipsearch.search.parameters import Parameters
-from skipsearch.search.preview import Preview
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.space import RULES
 from skipsearch.search.starts import starts

@@ -7,7 +7,8 @@ import pytest
 from skipsearch.evaluators.statistics import LayerStatistics
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.schedules import FastV, ShiftedCosine
-from skipsearch.search.heuristics import HEURISTICS, bandit
+from skipsearch.search.baselines import bandit as bandit
+from skipsearch.search.baselines.registry import HEURISTICS
 
 LAYER, ATTENTION, FFN = NAMED["skip_layer"], NAMED["skip_attention"], NAMED["skip_ffn"]
 EVERYTHING = [*NAMED.values(), *(LayerChoice(token_ratio=ratio) for ratio in (0.75, 0.5, 0.25))]

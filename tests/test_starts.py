@@ -13,9 +13,9 @@ from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
+from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
 from skipsearch.search.bench import Bench
 from skipsearch.search.parameters import Parameters
-from skipsearch.search.preview import PREVIEW, Preview
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import read_record

@@ -10,10 +10,10 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.search.baselines.dense_stats import Preview
 from skipsearch.search.bench import not_finite
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.parameters import Parameters
-from skipsearch.search.preview import Preview
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.samplers import population
 from skipsearch.search.starts import starts

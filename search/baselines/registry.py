@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bandit import bandit
-from .patterns import fastv, interval, last, shifted_cosine, uniform
 from .placing import Choices, Domains
-from .rankings import arank, block_influence, sublayer_cosine
+from .positional import fastv, interval, last, shifted_cosine, uniform
+from .ranked import arank, block_influence, sublayer_cosine
 
 __all__ = ["HEURISTICS", "SOURCES", "Choices", "Domains", "Heuristic", "bandit"]
 

@@ -6,17 +6,18 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.base import ExamplesFirst
-from ..evaluators.statistics import LayerStatistics, layer_statistics, on_device
-from ..policies.choice import LayerChoice
-from ..policies.errors import StudyError
-from ..policies.policy import Policy
-from .heuristics import HEURISTICS, Choices, Domains, bandit
-from .racing import shares
-from .space import Racing
+from ...evaluators.base import ExamplesFirst
+from ...evaluators.statistics import LayerStatistics, layer_statistics, on_device
+from ...policies.choice import LayerChoice
+from ...policies.errors import StudyError
+from ...policies.policy import Policy
+from ..racing import shares
+from ..space import Racing
+from .bandit import bandit
+from .registry import HEURISTICS, Choices, Domains
 
 if TYPE_CHECKING:
-    from .bench import Bench
+    from ..bench import Bench
 
 PREVIEW = "preview"  # where a study keeps it
 
@@ -89,7 +90,7 @@ def look(bench: "Bench", names: Sequence[str]) -> Preview:
     Raises:
         SkipsearchError: the layers of the model cannot be taken apart, or a policy cannot be measured.
     """
-    from ..evaluators.prompts import made_up_prompt
+    from ...evaluators.prompts import made_up_prompt
 
     subject, domains = bench.subject, bench.space.domains(bench.num_layers)
     prompts = subject.prompts or [made_up_prompt(subject, prompt_tokens=64)]
@@ -125,7 +126,7 @@ def on_prompts(bench: "Bench", prompts: Sequence[Mapping[str, Any]]) -> Callable
     """KL(dense || policy) of the token that comes after each prompt; the mean, in nats."""
     import torch
 
-    from ..evaluators.predictions import divergence
+    from ...evaluators.predictions import divergence
 
     def predicted(policy: Policy) -> torch.Tensor:
         with bench.applied(policy) as handle:

@@ -1,0 +1,1 @@
+"""Published rules: where a search begins, and what it must beat."""
