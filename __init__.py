@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
     from .search.run import run_study
-    from .search.space import Space
+    from .search.space.space import Space
 
 __version__ = "0.1.0"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from skipsearch.search.front import history, objective_point
-from skipsearch.search.reading import load_space
 from skipsearch.search.record import StudyRecord
 from skipsearch.search.run import run_study
+from skipsearch.search.space.load import load_space
 
 PLANE = {"accuracy": "maximize", "prefill_flops": "minimize"}
 SAME = 0.97  # of the hypervolume without TTFT

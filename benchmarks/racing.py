@@ -29,9 +29,9 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
 from skipsearch.search.front import dominates, front_trials, hypervolume
 from skipsearch.search.racing import Race, rivals_among, shares
-from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
-from skipsearch.search.space import Space
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import Space
 from skipsearch.search.standing import ENOUGH, Known, due, examples
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")

@@ -21,9 +21,9 @@ from skipsearch.search.driver import Driver
 from skipsearch.search.front import front_trials, hypervolume
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
-from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
-from skipsearch.search.space import Space
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import Space
 from skipsearch.search.study import SearchStudy
 
 WAYS = ("none", "{}")

@@ -26,7 +26,7 @@ from skipsearch.policies.choice import NAMED
 from skipsearch.search.driver import Driver
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
-from skipsearch.search.reading import load_space
+from skipsearch.search.space.load import load_space
 from skipsearch.search.study import SearchStudy
 
 CHOICES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")

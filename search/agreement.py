@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from .guide import DIVERGENCE, QUALITY, Guide
+from .guide import Guide
 from .rank_correlation import kendall
 from .record import Estimate, StudyRecord
+from .space.guide_metrics import DIVERGENCE, QUALITY
 
 LEAST = 8  # trials below which a rank correlation says nothing
 IN_WORDS = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .progress import CONFIRMING, PROMOTING
 from .record import TrialRecord
-from .space import Space
+from .space.space import Space
 from .standing import BASELINES, ENOUGH, Known, examples, is_paused, looking_best, standing
 from .timing import AGAIN, ROUNDS
 

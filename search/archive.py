@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from ..policies.errors import StudyError, UsageError
 from ..policies.wording import nearest, short
 from .front import feasible_points, front_trials, objective_value
-from .layermap import amount, unit_of
 from .record import StudyRecord, TrialRecord
-from .space import Constraint
+from .space.constraint import Constraint
+from .space.units import amount, unit_of
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from ..policies.policy import Policy
 from .baselines.dense_stats import Preview, look
 from .failures import Fault, fault_of
 from .front import objective_value
-from .guide import ANSWER_LOSS, DIVERGENCE, EXAMPLES, FEWEST, QUALITY
+from .guide import EXAMPLES, FEWEST
 from .modelled import ExpectedTime, at_best, with_times
 from .outcome import Outcome
 from .racing import Race, Rival, shares
-from .space import Space
+from .space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
+from .space.space import Space
 
 if TYPE_CHECKING:
     from ..evaluators.subject import Subject

@@ -171,9 +171,9 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 def run_verb(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
-    from .reading import load_space
     from .signals import interruptible
-    from .trust import refuse_untrusted
+    from .space.load import load_space
+    from .space.trust import refuse_untrusted
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
@@ -216,7 +216,7 @@ def study_folder(out: Path, name: str) -> Path:
 
 def validate_verb(options: argparse.Namespace) -> int:
     """`skipsearch validate`."""
-    from .reading import validate_file
+    from .space.load import validate_file
 
     problems: dict[str, list[str]] = {}
     for file in options.files:
@@ -257,7 +257,7 @@ def eval_verb(options: argparse.Namespace) -> int:
 
     policy = Policy.load(options.policy)
     space = evaluation_space(options)
-    from .trust import refuse_untrusted
+    from .space.trust import refuse_untrusted
 
     refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
@@ -279,7 +279,7 @@ def eval_verb(options: argparse.Namespace) -> int:
 def evaluation_space(options: argparse.Namespace) -> Any:
     """The space to measure on: the one given, or that of the study which the policy's file lies in."""
     from .database import DATABASE, space_of
-    from .reading import load_space
+    from .space.load import load_space
 
     if options.space:
         return load_space(options.space, overrides(options.overrides)).space
@@ -325,7 +325,7 @@ def report_verb(options: argparse.Namespace) -> int:
 def ls_verb(options: argparse.Namespace) -> int:
     """`skipsearch ls`."""
     from .database import DATABASE, progress_of
-    from .reading import load_space, shipped_spaces
+    from .space.load import load_space, shipped_spaces
 
     spaces = {name: load_space(str(file)).space.model.id for name, file in shipped_spaces().items()}
     studies = {str(file.parent): progress_of(file) for file in sorted(options.out.glob(f"*/{DATABASE}"))}

@@ -22,7 +22,7 @@ from ..policies.wording import visible
 from .damage import hint_for, refuse_damage, tables
 from .record import TrialRecord
 from .samplers import quiet
-from .space import Space
+from .space.space import Space
 
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from ..evaluators.base import Direction, Split
 from .compared import as_told
 from .front import FAR, pareto, percent_of_dense
-from .layermap import against, amount, describe, phrase, unit_of
+from .layermap import describe
 from .record import StudyRecord, TrialRecord
 from .report_page import sample_counts
+from .space.units import against, amount, phrase, unit_of
 from .standing import Known
 
 Role = Literal["dense", "front", "dominated", "infeasible"]

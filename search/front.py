@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from skipsearch.search.space.objectives import first_cost
+
 from ..evaluators.base import Direction, Measurement, Metric, Split, metric_of
 from .dominance import non_dominated
-from .layermap import unit_of
 from .modelled import DENSE, ModelledTime
 from .record import StudyRecord, TrialRecord
+from .space.units import unit_of
 from .tied import non_dominated_within
 from .time_model import TimeEstimate
 
@@ -139,12 +141,6 @@ def as_time(trial: TrialRecord, name: str) -> TimeEstimate | None:
     if isinstance(entry, ModelledTime):
         return entry.estimate
     return DENSE if trial.policy.is_dense and unit_of(name) == "ms" else None
-
-
-def first_cost(objectives: Mapping[str, Direction]) -> str | None:
-    """The first minimised objective that tells what a policy costs, not how far it is from dense."""
-    minimised = (name for name, direction in objectives.items() if direction == "minimize")
-    return next((name for name in minimised if unit_of(name) != "nats"), None)
 
 
 def reference_point(

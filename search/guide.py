@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ..evaluators.base import Measurement, evaluator_class
+from skipsearch.search.space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
+
+from ..evaluators.base import Measurement
 from .quality import Quality
 from .rank_correlation import kendall
 
 if TYPE_CHECKING:
     from .record import TrialRecord
-    from .space import Constraint, Space
+    from .space.constraint import Constraint
 
-QUALITY: Final = "accuracy"  # what the guide stands for
-ANSWER_LOSS: Final = "answer_loss"
-DIVERGENCE: Final = "divergence"
 ANSWER_DIVERGENCE: Final = "answer_divergence"  # of the same answers, as a detail of their loss
 EXAMPLES: Final = 48  # that the guide is measured on
 FEWEST: Final = 64  # examples of the search split below which there is no guide
@@ -75,14 +74,6 @@ class Guide:
         scores = np.array([-entry.value for _, entry in scored])
         errors = np.array([entry.stderr or 0.0 for _, entry in scored])
         return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
-
-
-def probed_cost(space: "Space") -> str | None:
-    """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
-    kinds = [evaluator_class(name) for name in space.evaluate]
-    counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
-    wanted = (*space.objectives, "prefill_flops", "decode_flops")
-    return next((name for name in wanted if name in counted), None)
 
 
 def least_of_use(dense: Measurement, bound: "Constraint | None") -> float:

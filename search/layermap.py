@@ -9,7 +9,8 @@ from itertools import groupby
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ..evaluators.base import metric_of
+from skipsearch.search.space.units import _three_digits, against, unit_of, with_error
+
 from ..policies.choice import LayerChoice
 from ..policies.policy import Measured, Policy
 from ..policies.wording import visible
@@ -36,11 +37,6 @@ MEANING = {
 SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
 ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
 LABEL_WIDTH = 11
-WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
-# Figures of examples: they are told as they are, with their error, and not as shares of dense.
-ON_EXAMPLES = ("fraction", "nats")
-SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
-BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")]
 
 
 @dataclass(frozen=True)
@@ -100,54 +96,6 @@ def describe(policy: Policy) -> list[str]:
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
     selection = policy.canonical().token_selection.model_dump(exclude_defaults=True)
     return entries + [f"{key} {word}" for key, word in selection.items()]
-
-
-def unit_of(metric: str) -> str:
-    """The unit that a metric's evaluator declares; of one whose evaluator is not installed, none is known."""
-    found = metric_of(metric)
-    return found.unit if found is not None else ""
-
-
-def phrase(metric: str) -> str:
-    """A metric's name as prose: `prefill_flops` is `prefill FLOPs`, `ttft_ms` is `TTFT`."""
-    plain = metric.removesuffix("_ms").removesuffix("_bytes")
-    return " ".join(WORDS.get(word, word) for word in plain.split("_"))
-
-
-def amount(value: float, unit: str) -> str:
-    """A figure with its unit, to three significant digits; an accuracy to a tenth of a point."""
-    if not math.isfinite(value):
-        return "not a number"
-    if unit == "fraction":
-        return f"{100 * value:.1f} %"
-    if unit == "nats":
-        return f"{value:.3g} nat{'' if value == 1 else 's'}"
-    if unit in ("flops", "bytes"):
-        scales = SI if unit == "flops" else BINARY
-        scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
-        return f"{_three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
-    return f"{_three_digits(value)} {unit}".rstrip()
-
-
-def with_error(value: float, stderr: float | None, unit: str) -> str:
-    """A figure with its standard error, where it has one; that of a fraction in points."""
-    spread = "" if stderr is None else f" ± {100 * stderr:.1f}" if unit == "fraction" else f" ± {stderr:.2g}"
-    return amount(value, unit) + spread
-
-
-def against(value: float, dense: float, unit: str) -> str:
-    """A figure beside the dense model's: a cost as a share of it, an accuracy as a difference in points."""
-    if unit == "nats":
-        return "from dense"
-    if unit == "fraction":
-        return f"{points(value - dense)} vs dense {amount(dense, unit)}"
-    ratio = value / dense if dense else math.nan
-    return f"{amount(ratio, 'fraction')} of dense {amount(dense, unit)}"
-
-
-def points(difference: float) -> str:
-    """A difference of two fractions, in points."""
-    return f"{100 * difference:+.1f} points".replace("-", "−")
 
 
 def layer_map(policy: Policy, num_layers: int) -> "LayerMap":
@@ -266,9 +214,3 @@ def _figure_row(name: str, entry: Measured) -> list[str]:
     value = entry.value if entry.modelled is None else entry.modelled
     change = "" if entry.dense is None else against(value, entry.dense, unit)
     return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
-
-
-def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent."""
-    magnitude = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, 2 - magnitude)}f}"

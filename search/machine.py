@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 
 from ..evaluators.base import Measurement
-from .layermap import amount, phrase
 from .modelled import ModelledTime, is_time
 from .record import TrialRecord
+from .space.units import amount, phrase
 from .times import counts
 
 LEAST = 12  # policies whose times tell how far apart times are

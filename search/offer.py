@@ -11,10 +11,10 @@ from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
 from .archive import Bound, best
 from .front import objective_value
-from .layermap import amount, unit_of
-from .parameters import Parameters
 from .record import StudyRecord, TrialRecord
-from .space import Space
+from .space.parameters import Parameters
+from .space.space import Space
+from .space.units import amount, unit_of
 from .standing import Known
 from .strategy import double_moves, single_moves
 from .sums import Sum
@@ -30,7 +30,7 @@ MUTANTS = 2000
 def cannot_tell(record: StudyRecord, space: Space) -> str | None:
     """Why nothing can be expected of policies that were not measured; None where something may be."""
     parameters = Parameters(space, record.num_layers)
-    names = [*parameters.distributions]
+    names = [*parameters.options]
     if not names or not all(name.startswith("layer_") for name in names):
         return "the space leaves more to choose than layers (schedules, or how tokens are ranked)"
     found = len(Archive(record, parameters, [next(iter(record.objectives))]).codes)
@@ -54,7 +54,7 @@ def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy 
         space leaves more to choose than layers.
     """
     parameters = Parameters(space, record.num_layers)
-    names = [*parameters.distributions]
+    names = [*parameters.options]
     if not names or not all(name.startswith("layer_") for name in names):
         return None
     objective, direction = next(iter(record.objectives.items()))

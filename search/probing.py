@@ -12,7 +12,7 @@ from ..policies.choice import KEEP
 from .baselines.placing import put, ratios
 from .baselines.registry import HEURISTICS
 from .greedy import Labels, Move, Probed, evenly, lazy_greedy
-from .parameters import Parameters
+from .space.parameters import Parameters
 from .study import Proposal, SearchStudy
 
 PER_TRIAL = 2  # probes for each trial of the budget, at most

@@ -20,7 +20,7 @@ from ..evaluators.base import Direction, Measurement, Metric
 from .front import as_time, front_trials, objective_point, objective_value
 from .modelled import ModelledTime
 from .record import TrialRecord
-from .space import Racing, Space
+from .space.space import Racing, Space
 from .tied import no_slower
 from .time_model import TimeEstimate
 

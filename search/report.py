@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from ..evaluators.base import Measurement
 from .compared import judged_by
 from .figures import begun_with, dots, hypervolume_figure, plane_figure, planes, save_front
-from .layermap import describe, phrase
+from .layermap import describe
 from .record import StudyRecord, TrialRecord
 from .report_failures import failures_section
 from .report_map import map_section
@@ -28,6 +28,7 @@ from .report_page import (
     tiles,
 )
 from .report_rules import rules_section
+from .space.units import phrase
 from .time_report import time_lines
 from .verdict import curse_line, verdict_lines
 

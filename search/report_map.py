@@ -6,14 +6,15 @@ from ..policies.choice import LayerChoice
 from .front import percent_of_dense
 from .layermap import COLOURS, SCOPES, Cell, cells
 from .record import StudyRecord
-from .report_page import first_cost, policy_files
+from .report_page import policy_files
+from .space.objectives import first_cost
 
 RATIO_LEGEND = (0.75, 0.5, 0.25)
 
 
 def map_section(record: StudyRecord) -> str:
     """One row a front policy, one column a layer."""
-    cost = first_cost(record)
+    cost = first_cost(record.objectives)
     rows, occurring = [], set[str]()
     for number in policy_files(record):
         trial = record.trial(number)

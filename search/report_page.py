@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from ..evaluators.base import Measurement, Split
-from . import front
 from .front import percent_of_dense
-from .layermap import ON_EXAMPLES, amount, phrase, points, with_error
 from .modelled import ModelledTime
 from .record import StudyRecord, TrialRecord
+from .space.objectives import first_cost
+from .space.units import ON_EXAMPLES, amount, phrase, points, with_error
 
 # The headline policy is the cheapest that loses at most one point of accuracy; or, by its divergence, whose answers
 # have a probability that is off by less than 7 points on average (Pinsker's inequality).
@@ -30,11 +30,6 @@ def quality(record: StudyRecord) -> str | None:
     return next((name for name in fractions if record.objectives[name] == "maximize"), None)
 
 
-def first_cost(record: StudyRecord) -> str | None:
-    """The first minimised objective that is a cost."""
-    return front.first_cost(record.objectives)
-
-
 def judge(record: StudyRecord) -> str | None:
     """What policies are told apart by: the quality, or else the divergence."""
     far = (name for name in record.objectives if record.metrics[name].unit == "nats")
@@ -47,7 +42,7 @@ def headline_trial(record: StudyRecord) -> TrialRecord | None:
     It is chosen on the search split alone, so that what is said of it on the report split is no selection.
     """
     candidates = [record.trial(number) for number in policy_files(record)]
-    name, cost = judge(record), first_cost(record)
+    name, cost = judge(record), first_cost(record.objectives)
     if name is None:
         return candidates[-1] if candidates else None
     losses = {trial.number: _loss(record, trial, name, "search") for trial in candidates}
@@ -59,7 +54,7 @@ def headline_trial(record: StudyRecord) -> TrialRecord | None:
 
 def headline(record: StudyRecord) -> str:
     """The result in one sentence."""
-    trial, name, cost = headline_trial(record), judge(record), first_cost(record)
+    trial, name, cost = headline_trial(record), judge(record), first_cost(record.objectives)
     if trial is None:
         return "No policy was found that improves on the dense model."
     sentence = f"The policy of trial {trial.number} "
@@ -89,7 +84,7 @@ def headline_rule(record: StudyRecord) -> str:
     trial, name = headline_trial(record), judge(record)
     if trial is None or name is None:
         return ""
-    if first_cost(record) is None:
+    if first_cost(record.objectives) is None:
         rule = f"It has the best {phrase(name)} on the search split."
     elif _loss(record, trial, name, "search") <= TOLERANCE:
         rule = f"It is the cheapest policy within {_tolerance(record, name)} on the search split."

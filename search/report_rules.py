@@ -6,9 +6,9 @@ from html import escape
 from .baselines.registry import SOURCES
 from .compared import as_told, confirmed_hypervolume, judged_by
 from .front import percent_of_dense
-from .layermap import amount, phrase, points
 from .record import Beside, Estimate, RuleResult, StudyRecord
 from .report_page import policy_files
+from .space.units import amount, phrase, points
 from .standing import Known
 
 ARXIV = re.compile(r"arXiv:([0-9.]+[0-9])")

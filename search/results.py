@@ -12,19 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from skipsearch.search.space.objectives import known_metrics
+
 from .. import __version__
-from ..evaluators.base import Measurement, Metric, Split, evaluator_class
-from ..policies.errors import EvaluatorError, PolicyError, StudyError
+from ..evaluators.base import Measurement, Split
+from ..policies.errors import PolicyError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
 from ..policies.wording import visible
 from .baselines.dense_stats import PREVIEW
 from .database import DATABASE, folded, open_study, trial_record
 from .front import feasible_points, front_trials, history, reference_point
-from .layermap import unit_of
 from .modelled import ModelledTime
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
-from .space import Space
+from .space.space import Space
 from .study_times import machine_times, stand_ins_of
 from .time_report import clocks
 from .verdict import judged
@@ -141,18 +142,6 @@ def read_environment(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path} is not JSON", [str(cause)], "restore it, or remove it") from None
     if not isinstance(found, dict):
         raise StudyError(f"{path} is not what a run wrote", ["expected a mapping"], "restore it, or remove it")
-    return found
-
-
-def known_metrics(space: Space) -> dict[str, Metric]:
-    """Unit and meaning of what was measured; an objective whose plug-in is gone is told as such."""
-    gone = "its evaluator is not installed here"
-    found = {name: Metric(unit_of(name), direction, gone) for name, direction in space.objectives.items()}
-    for name in space.evaluate:
-        try:
-            found |= evaluator_class(name).metrics
-        except EvaluatorError:
-            continue
     return found
 
 

@@ -15,7 +15,7 @@ from .database import DATABASE, UNWRITABLE, check_whole, commit_of
 from .record import StudyRecord
 from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
 from .signals import Stopped, interruptible
-from .space import LoadedSpace, Space
+from .space.space import LoadedSpace, Space
 
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 

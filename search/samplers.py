@@ -8,14 +8,16 @@ import hashlib
 from collections.abc import Callable, Collection
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from ..evaluators.base import evaluator_class
+from skipsearch.search.space.objectives import expensive
+
 from ..policies.policy import Policy
-from .parameters import Parameters
 from .skipsampler import SkipSampler
-from .space import Space
+from .space.parameters import Parameters
+from .space.space import Space
 from .view import Estimated
 
 
@@ -49,7 +51,7 @@ def own_sampler(
         identity=lambda labels: what_it_computes(parameters.policy(labels)),
         allowed=(lambda labels: parameters.allows(parameters.policy(labels))) if space.forbid else None,
         reference=reference,
-        search_space=parameters.distributions,
+        search_space={name: CategoricalDistribution(labels) for name, labels in parameters.options.items()},
         estimate=estimate,
         layers=parameters.layers,
         guessing=guessing,
@@ -64,13 +66,6 @@ def what_it_computes(policy: Policy) -> int:
     Two others have the same number once in 2^64; then one of them is not proposed.
     """
     return hash((tuple(policy.layers.items()), policy.token_selection))
-
-
-def expensive(space: Space) -> int:
-    """The place of the objective that is measured on examples; of several the first, and where there is none too."""
-    kinds = [evaluator_class(name) for name in space.evaluate]
-    scored = {name for kind in kinds if kind.splits for name in kind.metrics}
-    return next((place for place, name in enumerate(space.objectives) if name in scored), 0)
 
 
 def make_sampler(name: str, seed: int, number: int, trials: int) -> BaseSampler:

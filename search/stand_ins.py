@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluators.base import evaluator_class
-from .layermap import phrase, unit_of
 from .modelled import ModelledTime, is_time
 from .record import TrialRecord
-from .space import Space
+from .space.space import Space
+from .space.units import phrase, unit_of
 from .times import counts
 
 LEAST = 12  # policies over which a correlation is told

@@ -16,23 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement
-from .front import (
-    Point,
-    first_cost,
-    front_trials,
-    objective_point,
-    objective_value,
-    only_guesses,
-    pareto,
-    reference_point,
-)
+from .front import Point, front_trials, objective_point, objective_value, only_guesses, pareto, reference_point
 from .gain import Gain, budgets
-from .guide import QUALITY, Guide, least_of_use
+from .guide import Guide, least_of_use
 from .quality import Quality
 from .racing import weights_of
 from .record import TrialRecord
-from .samplers import expensive
-from .space import Space
+from .space.guide_metrics import QUALITY
+from .space.objectives import expensive, first_cost
+from .space.space import Space
 
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for

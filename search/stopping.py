@@ -5,8 +5,8 @@ import time
 
 from .front import Growing, objective_point, reference_point
 from .record import TrialRecord
-from .results import known_metrics
-from .space import Space
+from .space.objectives import known_metrics
+from .space.space import Space
 
 MINUTE = 60.0
 REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # of the time, but at most so much: for the report

@@ -24,18 +24,20 @@ from ..evaluators.base import Measurement
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .baselines.dense_stats import PREVIEW, Preview, previewed
-from .content import Digests
 from .database import measurements_text, setback_key, storage, trial_record
 from .front import objective_value
 from .greedy import Probe
-from .guide import ANSWER_LOSS, DECIDED_BY, QUALITY, Guide, better_metric, probed_cost
+from .guide import DECIDED_BY, Guide, better_metric
 from .modelled import ModelledTime, at_best, plain
 from .outcome import Outcome
-from .parameters import Parameters
 from .record import TrialRecord
-from .samplers import expensive, make_sampler, own_sampler, population, quiet
+from .samplers import make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler
-from .space import Space
+from .space.fingerprint import Digests
+from .space.guide_metrics import ANSWER_LOSS, QUALITY
+from .space.objectives import expensive, probed_cost
+from .space.parameters import Parameters
+from .space.space import Space
 from .standing import Known
 from .starts import saved, starts
 from .study_times import TimedLedger, stand_ins_of
@@ -260,8 +262,8 @@ class SearchStudy(TimedLedger):
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.sampler = self._own or make_sampler(search.sampler, search.seed, number, search.trials)
             trial = Trial(self.study, begun._trial_id) if begun else self.study.ask()
-            for name, kind in self.parameters.distributions.items():
-                trial.suggest_categorical(name, kind.choices)
+            for name, labels in self.parameters.options.items():
+                trial.suggest_categorical(name, labels)
             if self._own is None:
                 # A queued trial is never a parent of NSGA-II unless its sampler is asked for the generation.
                 _ = trial.relative_params

@@ -15,7 +15,7 @@ from ..policies.policy import Policy
 from .database import Ledger, measurements_text
 from .modelled import ExpectedTime, plain
 from .record import TrialRecord
-from .space import Space
+from .space.space import Space
 from .stand_ins import StandIn, left_out, timers
 from .times import Times
 

@@ -13,10 +13,10 @@ from .compared import judged_by
 from .console import Output
 from .forecast import AHEAD
 from .front import objective_value
-from .layermap import ON_EXAMPLES, amount, phrase, unit_of, with_error
 from .modelled import ModelledTime
 from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
+from .space.units import ON_EXAMPLES, amount, phrase, unit_of, with_error
 from .time_report import time_data, time_lines
 from .verdict import counts, curse_line, mean_gap, verdict_lines
 

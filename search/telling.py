@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from ..evaluators.base import Measurement
 from .front import objective_value, worst
-from .guide import QUALITY, Guide, least_of_use
+from .guide import Guide, least_of_use
 from .record import TrialRecord
-from .space import Space
+from .space.guide_metrics import QUALITY
+from .space.space import Space
 from .view import Estimated
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluators.base import Measurement
-from .layermap import phrase, points
 from .machine import noise_line, noise_of, spread_of, warning
 from .modelled import SURE, ModelledTime, is_time
 from .record import Clock, StudyRecord, TrialRecord
+from .space.units import phrase, points
 from .stand_ins import StandIn
 
 

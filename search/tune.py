@@ -33,7 +33,7 @@ from .database import measurements_from
 from .outcome import Outcome
 from .progress import PROPOSING, Progress
 from .proposals import Proposals
-from .space import Space
+from .space.space import Space
 from .study import Proposal, SearchStudy
 from .timing import Timing
 from .workers import STRIKES, Pool

@@ -10,10 +10,10 @@ from .agreement import agreement, agreement_line
 from .compared import as_told, by_rule, judged_by, on_report, volume
 from .forecast import AHEAD, outlook
 from .front import feasible_points, front_trials, history
-from .layermap import amount, phrase, unit_of
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
 from .record import Estimate, StudyRecord, TrialRecord, Verdict
 from .report_page import policy_files
+from .space.units import amount, phrase, unit_of
 from .standing import Known
 
 DRAWS = 500

@@ -17,7 +17,7 @@ from .bench import Bench
 from .modelled import ExpectedTime
 from .outcome import Outcome
 from .racing import Rival
-from .space import Space
+from .space.space import Space
 
 NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
 

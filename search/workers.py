@@ -21,7 +21,7 @@ from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ra
 from .failures import fault_of
 from .limits import DENSE_SECONDS
 from .outcome import Outcome
-from .space import Space
+from .space.space import Space
 from .worker import NOTES, Job, Seat, Worker
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.

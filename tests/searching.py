@@ -15,8 +15,8 @@ from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import Policy
 from skipsearch.search.cluster import start_local
-from skipsearch.search.reading import load_space
-from skipsearch.search.space import LoadedSpace
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import LoadedSpace
 
 SPACE = """
 schema: skipsearch/space/v1

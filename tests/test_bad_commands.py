@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from skipsearch.search.cli import main
-from skipsearch.search.reading import load_space
+from skipsearch.search.space.load import load_space
 from skipsearch.search.study import SearchStudy
 
 POLICY = "schema: skipsearch/policy/v1\n"

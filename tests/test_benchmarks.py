@@ -19,7 +19,7 @@ from families import LAYERS, batch_of, built, run
 from skipsearch import apply_policy
 from skipsearch.policies.prefix import PrefixStates
 from skipsearch.search.bench import Bench
-from skipsearch.search.reading import load_space
+from skipsearch.search.space.load import load_space
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -15,7 +15,7 @@ from skipsearch import Policy, __version__
 from skipsearch.policies.errors import RunError
 from skipsearch.search.bench import Bench
 from skipsearch.search.cli import main
-from skipsearch.search.reading import load_space, shipped_spaces
+from skipsearch.search.space.load import load_space, shipped_spaces
 from skipsearch.search.study import SearchStudy
 
 POLICY = """\

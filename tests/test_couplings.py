@@ -11,10 +11,10 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import Preview
-from skipsearch.search.couplings import Forbidden, Run, Together, forbids_dense
-from skipsearch.search.parameters import Parameters
 from skipsearch.search.proposals import Proposals
-from skipsearch.search.space import RULES
+from skipsearch.search.space.parameters import Parameters
+from skipsearch.search.space.space import RULES
+from skipsearch.search.space.ties_and_bans import Forbidden, Run, Together, forbids_dense
 from skipsearch.search.starts import starts
 
 SKIPS = "[{choices: [keep, skip_ffn, skip_layer]}]"
@@ -63,7 +63,7 @@ def test_groups(path, tied, groups):
 
 def test_a_group_is_one_parameter_and_its_layers_do_the_same(path):
     made = Parameters(space_of(path, tied="[[1, 3]]"), LAYERS)
-    assert [*made.distributions] == ["layer_00", "layer_01", "layer_02"]
+    assert [*made.options] == ["layer_00", "layer_01", "layer_02"]
     assert made.size == 27
     assert made.policy({"layer_01": "skip_ffn"}) == Policy.of([KEEP, NAMED["skip_ffn"], KEEP, NAMED["skip_ffn"]])
     draw = random.Random(0)

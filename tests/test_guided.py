@@ -15,12 +15,13 @@ from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
 from skipsearch.search.front import feasible_points, front_trials
 from skipsearch.search.greedy import Probe, evenly, lazy_greedy
-from skipsearch.search.guide import ANSWER_DIVERGENCE, ANSWER_LOSS, better_metric
+from skipsearch.search.guide import ANSWER_DIVERGENCE, better_metric
 from skipsearch.search.progress import Progress
 from skipsearch.search.quality import Quality
-from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
-from skipsearch.search.space import Constraint
+from skipsearch.search.space.constraint import Constraint
+from skipsearch.search.space.guide_metrics import ANSWER_LOSS
+from skipsearch.search.space.load import load_space
 from skipsearch.search.study import SearchStudy
 
 KEYS = "[{range: all, attention: [run, skip], ffn: [run, skip], wiring: [sequential, parallel]}]"

@@ -7,7 +7,7 @@ import pytest
 from skipsearch.evaluators.statistics import LayerStatistics
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.schedules import FastV, ShiftedCosine
-from skipsearch.search.baselines import bandit as bandit
+from skipsearch.search.baselines.bandit import bandit
 from skipsearch.search.baselines.registry import HEURISTICS
 
 LAYER, ATTENTION, FFN = NAMED["skip_layer"], NAMED["skip_attention"], NAMED["skip_ffn"]

@@ -24,10 +24,10 @@ from skipsearch.search.front import front_trials
 from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
 from skipsearch.search.racing import Race, Rival, fortunes, shares, weights_of
-from skipsearch.search.reading import load_space
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import summary
-from skipsearch.search.space import Racing
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import Racing
 from skipsearch.search.standing import Known, due
 from skipsearch.search.study import SearchStudy
 

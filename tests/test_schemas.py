@@ -12,8 +12,8 @@ import yaml
 
 from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.policy import Policy
-from skipsearch.search.reading import shipped_spaces
-from skipsearch.search.schemas import FILES, text_of
+from skipsearch.search.space.json_schema import FILES, text_of
+from skipsearch.search.space.load import shipped_spaces
 
 POLICY, SPACE = (json.loads(path.read_text(encoding="utf-8")) for path in FILES)
 
@@ -28,7 +28,7 @@ def complaint(schema, text):
 def test_the_committed_schema_is_the_generated_one(path):
     now = text_of(FILES[path]())
     assert path.read_text(encoding="utf-8") == now, (
-        "run `python -m skipsearch.search.schemas` and commit what it writes"
+        "run `python -m skipsearch.search.space.json_schema` and commit what it writes"
     )
 
 

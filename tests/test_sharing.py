@@ -6,9 +6,9 @@ import yaml
 
 from skipsearch.policies.errors import EvaluatorError, SpaceError
 from skipsearch.search.bench import Bench
-from skipsearch.search.reading import load_space
-from skipsearch.search.sharing import shared
-from skipsearch.search.space import Space
+from skipsearch.search.space.evaluator_defaults import shared
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import Space
 
 ACCURACY = {
     "tasks": ["a"],

@@ -4,8 +4,8 @@ import pytest
 import searching
 
 import tiny
-from skipsearch.search.reading import load_space
 from skipsearch.search.run import run_study
+from skipsearch.search.space.load import load_space
 
 LAYERS = 32
 

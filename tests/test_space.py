@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
-from skipsearch.search.choices import LayerRule
-from skipsearch.search.parameters import Parameters
-from skipsearch.search.reading import load_space, shipped_spaces, space_path
-from skipsearch.search.space import Constraint, Space
+from skipsearch.search.space.constraint import Constraint
+from skipsearch.search.space.layer_choices import LayerRule
+from skipsearch.search.space.load import load_space, shipped_spaces, space_path
+from skipsearch.search.space.parameters import Parameters
+from skipsearch.search.space.space import Space
 
 TEXT = """\
 schema: skipsearch/space/v1

@@ -15,11 +15,11 @@ from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
 from skipsearch.search.bench import Bench
-from skipsearch.search.parameters import Parameters
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import read_record
-from skipsearch.search.space import RULES, STARTS
+from skipsearch.search.space.parameters import Parameters
+from skipsearch.search.space.space import RULES, STARTS
 from skipsearch.search.standing import Known, due
 from skipsearch.search.starts import saved, spread, starts
 from skipsearch.search.study import SearchStudy

@@ -13,9 +13,9 @@ from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import Preview
 from skipsearch.search.bench import not_finite
 from skipsearch.search.outcome import Outcome
-from skipsearch.search.parameters import Parameters
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.samplers import population
+from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.starts import starts
 from skipsearch.search.study import SearchStudy
 
@@ -294,7 +294,7 @@ def parameters(path, **overrides):
 
 
 def test_every_list_is_a_categorical_parameter(path):
-    found = {name: kind.choices for name, kind in parameters(path).distributions.items()}
+    found = {name: tuple(labels) for name, labels in parameters(path).options.items()}
     assert found == {
         "layer_03": ("keep", "parallel"),
         "schedule": ("none", "shifted_cosine", "fastv", "interval", "fastv 2"),
@@ -323,7 +323,7 @@ def test_labels_become_a_schedule_with_the_layers_own_choices_over_it(path):
 
 def test_what_has_no_choice_is_no_parameter(path):
     made = parameters(path, schedules="[{fastv: {layer: 1, token_ratio: 0.5}}]", token_selection="{score: norm}")
-    assert list(made.distributions) == ["layer_03", "schedule"]
+    assert list(made.options) == ["layer_03", "schedule"]
     assert made.policy({"layer_03": "keep", "schedule": "fastv"}).token_selection.score == "norm"
 
 

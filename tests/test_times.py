@@ -21,7 +21,7 @@ from skipsearch.search.racing import Race, Rival
 from skipsearch.search.record import TrialRecord
 from skipsearch.search.report import page
 from skipsearch.search.results import read_record, write_folder
-from skipsearch.search.space import Constraint
+from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.summary import summary_data
 from skipsearch.search.tied import non_dominated_within
 from skipsearch.search.time_model import TimeEstimate

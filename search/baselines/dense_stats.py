@@ -12,7 +12,7 @@ from ...policies.choice import LayerChoice
 from ...policies.errors import StudyError
 from ...policies.policy import Policy
 from ..racing import shares
-from ..space import Racing
+from ..space.space import Racing
 from .bandit import bandit
 from .registry import HEURISTICS, Choices, Domains
 

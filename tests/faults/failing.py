@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import tiny
-from skipsearch.search.reading import load_space
-from skipsearch.search.space import LoadedSpace
+from skipsearch.search.space.load import load_space
+from skipsearch.search.space.space import LoadedSpace
 
 SPACE = """
 schema: skipsearch/space/v1

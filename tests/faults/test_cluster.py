@@ -18,7 +18,7 @@ from skipsearch.search import cluster
 from skipsearch.search.cluster import start_local, start_ray, unreachable
 from skipsearch.search.results import read_record
 from skipsearch.search.run import run_study
-from skipsearch.search.space import Workers
+from skipsearch.search.space.space import Workers
 
 
 @pytest.fixture(scope="module")

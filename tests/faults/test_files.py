@@ -15,13 +15,13 @@ from skipsearch import Policy
 from skipsearch.policies.errors import RunError, SpaceError, StudyError
 from skipsearch.search import database
 from skipsearch.search.cli import main
-from skipsearch.search.content import Digests
 from skipsearch.search.database import check_whole, progress_of
 from skipsearch.search.database import open_study as read_study
 from skipsearch.search.results import read_record, write_folder, write_policies
 from skipsearch.search.run import check_folder, kept_in, only_writer
 from skipsearch.search.salvage import salvage
-from skipsearch.search.trust import refuse_untrusted
+from skipsearch.search.space.fingerprint import Digests
+from skipsearch.search.space.trust import refuse_untrusted
 
 LAST = "WHERE rowid = (SELECT max(rowid) FROM trial_user_attributes WHERE key = 'measurements')"
 
@@ -219,7 +219,7 @@ def test_functions_of_a_task_are_named_before_they_run(path, tmp_path):
 
 
 def test_weights_count_by_all_their_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("skipsearch.search.content.LARGE", 8)
+    monkeypatch.setattr("skipsearch.search.space.fingerprint.LARGE", 8)
     weights, cache = tmp_path / "model" / "weights", tmp_path / "digests.json"
     weights.parent.mkdir()
     weights.write_bytes(b"0123456789" * 9)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skipsearch.policies.errors import SkipsearchError
 from skipsearch.policies.policy import Policy
-from skipsearch.search.reading import SPACES, validate_file
+from skipsearch.search.space.load import SPACES, validate_file
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 SECONDS = 2.0

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..policies.errors import SpaceError
+from ...policies.errors import SpaceError
 from .space import Space
 
 FUNCTION = re.compile(r"!function\s+([\w.]+)")
@@ -64,6 +64,6 @@ def functions(task: Path, seen: set[Path]) -> Iterator[str]:
 
 def is_installed(path: Path) -> bool:
     """True for a file of skipsearch or of another installed package."""
-    folders = [Path(__file__).parents[1] / "spaces", *map(Path, site.getsitepackages())]
+    folders = [Path(__file__).parents[2] / "spaces", *map(Path, site.getsitepackages())]
     folders += [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib")]
     return any(path.is_relative_to(folder.resolve()) for folder in folders)

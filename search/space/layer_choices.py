@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..policies.choice import KEEP, LAST_LAYER, NAMED, LayerChoice, Part, Ratio
-from ..policies.policy import Score
-from ..policies.schedules import Changing
-from ..policies.wording import nearest, short
+from ...policies.choice import KEEP, LAST_LAYER, NAMED, LayerChoice, Part, Ratio
+from ...policies.policy import Score
+from ...policies.schedules import Changing
+from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 OWN_KEYS = ("attention", "ffn", "wiring")

@@ -1,16 +1,16 @@
-"""The JSON Schemas of spaces and policies; `python -m skipsearch.search.schemas` writes them."""
+"""The JSON Schemas of spaces and policies; `python -m skipsearch.search.space.json_schema` writes them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluators.base import BUILT_IN, Metric, evaluator_class
-from ..policies.schedules import Schedule
-from ..policies.schemas import DIALECT, model_schema, policy_schema
-from .patterns import DecayOptions, FastVOptions, IntervalOptions
+from ...evaluators.base import BUILT_IN, Metric, evaluator_class
+from ...policies.schedules import Schedule
+from ...policies.schemas import DIALECT, model_schema, policy_schema
+from .schedules import DecayOptions, FastVOptions, IntervalOptions
 from .space import OPTIONAL, Space
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NULL = {"type": "null"}
 
 
@@ -51,7 +51,7 @@ def space_schema() -> dict[str, Any]:
 
 FILES = {
     ROOT / "policies" / "policy.schema.json": policy_schema,
-    ROOT / "search" / "space.schema.json": space_schema,
+    ROOT / "search" / "space" / "space.schema.json": space_schema,
 }
 
 

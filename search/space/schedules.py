@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..policies.choice import Part, Ratio
-from ..policies.schedules import ONE_KEY, Changing, Layer, Schedule, Segments, Step, check_one, check_order
-from .choices import Options, options
+from ...policies.choice import Part, Ratio
+from ...policies.schedules import ONE_KEY, Changing, Layer, Schedule, Segments, Step, check_one, check_order
+from .layer_choices import Options, options
 
 
 class DecayOptions(Part):

@@ -1,4 +1,4 @@
-"""The choices of a space as Optuna's parameters, and back.
+"""The choices of a space as named parameters with labels, and back.
 
 Every parameter is a label out of a list that never changes: one for each layer or group of tied layers, one that names
 the schedule, one for each key of each schedule, two for the token selection. Parameters of schedules that were not
@@ -13,14 +13,12 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-
-from ..policies.choice import KEEP, LayerChoice
-from ..policies.policy import Policy, TokenSelection
-from .choices import LayerRule, combined, expanded, options
-from .couplings import Forbidden
-from .patterns import Pattern
+from ...policies.choice import KEEP, LayerChoice
+from ...policies.policy import Policy, TokenSelection
+from .layer_choices import LayerRule, combined, expanded, options
+from .schedules import Pattern
 from .space import Space
+from .ties_and_bans import Forbidden
 
 LAYER = "layer_"  # how the names of all parameters of layers begin
 NONE = "none"
@@ -66,11 +64,6 @@ class Parameters:
     def options(self) -> dict[str, list[str]]:
         """The labels of each parameter that leaves a choice."""
         return {name: [*values] for name, values in self._values.items() if len(values) > 1}
-
-    @property
-    def distributions(self) -> dict[str, CategoricalDistribution]:
-        """One categorical distribution for each of them."""
-        return {name: CategoricalDistribution(labels) for name, labels in self.options.items()}
 
     @cached_property
     def size(self) -> int:

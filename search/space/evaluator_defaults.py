@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..evaluators.base import evaluator_class
-from ..evaluators.examples import ExampleOptions
-from ..policies.errors import EvaluatorError
+from ...evaluators.base import evaluator_class
+from ...evaluators.examples import ExampleOptions
+from ...policies.errors import EvaluatorError
 
 MOST = 64  # evaluators of a space
 WHICH = ("tasks", "search", "report")  # together they say which examples: they are taken all three or not at all

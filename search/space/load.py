@@ -8,21 +8,21 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..evaluators.base import Direction, Metric, available, evaluator_class
-from ..policies.choice import KEEP, LAST_LAYER, LayerChoice
-from ..policies.document import Document, Problem
-from ..policies.errors import EvaluatorError, PolicyError, SpaceError
-from ..policies.policy import SCHEMA as POLICY_SCHEMA
-from ..policies.policy import Policy
-from ..policies.wording import Key, dotted, nearest, short
-from .choices import expanded
-from .couplings import Run, forbids_dense
-from .sharing import MOST, shared
+from ...evaluators.base import Direction, Metric, available, evaluator_class
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
+from ...policies.document import Document, Problem
+from ...policies.errors import EvaluatorError, PolicyError, SpaceError
+from ...policies.policy import SCHEMA as POLICY_SCHEMA
+from ...policies.policy import Policy
+from ...policies.wording import Key, dotted, nearest, short
+from .evaluator_defaults import MOST, shared
+from .layer_choices import expanded
 from .space import SCHEMA, LoadedSpace, Space
+from .ties_and_bans import Run, forbids_dense
 
 MAX_CHOICES = 10_000  # of all rules of a space together
 
-SPACES = Path(__file__).resolve().parent.parent / "spaces"
+SPACES = Path(__file__).resolve().parents[2] / "spaces"
 
 
 def shipped_spaces() -> dict[str, Path]:

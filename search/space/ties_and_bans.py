@@ -5,9 +5,9 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, RootModel, Tag
 
-from ..policies.choice import KEEP, LAST_LAYER, LayerChoice, Part
-from ..policies.policy import Policy
-from .choices import Entry, Options, expanded
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, Part
+from ...policies.policy import Policy
+from .layer_choices import Entry, Options, expanded
 
 Layer: TypeAlias = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 Group: TypeAlias = Annotated[list[Layer], Field(min_length=2)]
