@@ -27,12 +27,13 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
-from skipsearch.search.front import dominates, front_trials, hypervolume
 from skipsearch.search.racing import Race, rivals_among, shares
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.standing import ENOUGH, Known, due, examples
+from skipsearch.search.trial.hypervolume import hypervolume
+from skipsearch.search.trial.pareto import dominates, front_trials
+from skipsearch.search.trial.trial_result import TrialRecord
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}

@@ -18,13 +18,14 @@ from typing import Any
 
 from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
-from skipsearch.search.front import front_trials, hypervolume
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.hypervolume import hypervolume
+from skipsearch.search.trial.outcome import Outcome
+from skipsearch.search.trial.pareto import front_trials
+from skipsearch.search.trial.trial_result import TrialRecord
 
 WAYS = ("none", "{}")
 SIZES = (5, 80, 400, 1000)  # seeds, trials, and questions of the search and of the report

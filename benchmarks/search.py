@@ -26,7 +26,7 @@ from search_ledger import KEPT, Ledger, Spent
 from search_problems import CORNER, DIRECTIONS, Planted
 from search_strategies import GROUPS, SEARCHES, Search
 
-from skipsearch.search.front import hypervolume
+from skipsearch.search.trial.hypervolume import hypervolume
 
 
 def problems(quick: bool, folder: Path | None) -> dict[str, tuple[Callable[[], Any], int]]:

@@ -8,7 +8,8 @@ import numpy as np
 from search_problems import CORNER, DIRECTIONS, Codes
 
 from skipsearch.policies.retention import Beginnings, Store
-from skipsearch.search.front import history, hypervolume, pareto
+from skipsearch.search.trial.hypervolume import history, hypervolume
+from skipsearch.search.trial.pareto import pareto
 
 KEPT = 16  # policies, of all layers of which states may be kept
 

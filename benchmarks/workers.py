@@ -24,10 +24,10 @@ from search_problems import Planted
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import NAMED
 from skipsearch.search.driver import Driver
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.outcome import Outcome
 
 CHOICES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")
 KINDS = [NAMED[name] for name in CHOICES]

@@ -4,8 +4,8 @@ import numpy as np
 
 from .guide import Guide
 from .rank_correlation import kendall
-from .record import Estimate, StudyRecord
 from .space.guide_metrics import DIVERGENCE, QUALITY
+from .trial.trial_result import Estimate, StudyRecord
 
 LEAST = 8  # trials below which a rank correlation says nothing
 IN_WORDS = {

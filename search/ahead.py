@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 from .progress import CONFIRMING, PROMOTING
-from .record import TrialRecord
 from .space.space import Space
 from .standing import BASELINES, ENOUGH, Known, examples, is_paused, looking_best, standing
 from .timing import AGAIN, ROUNDS
+from .trial.trial_result import TrialRecord
 
 
 def promotions(record: TrialRecord, total: int) -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from ..policies.errors import StudyError, UsageError
 from ..policies.wording import nearest, short
-from .front import feasible_points, front_trials, objective_value
-from .record import StudyRecord, TrialRecord
 from .space.constraint import Constraint
 from .space.units import amount, unit_of
+from .trial.pareto import feasible_points, front_trials, objective_value
+from .trial.trial_result import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)

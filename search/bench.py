@@ -16,14 +16,14 @@ from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ..policies.policy import Policy
 from .baselines.dense_stats import Preview, look
-from .failures import Fault, fault_of
-from .front import objective_value
 from .guide import EXAMPLES, FEWEST
-from .modelled import ExpectedTime, at_best, with_times
-from .outcome import Outcome
 from .racing import Race, Rival, shares
 from .space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .space.space import Space
+from .trial.failures import Fault, fault_of
+from .trial.modelled_time import ExpectedTime, at_best, with_times
+from .trial.outcome import Outcome
+from .trial.pareto import objective_value
 
 if TYPE_CHECKING:
     from ..evaluators.subject import Subject

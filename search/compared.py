@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from ..evaluators.base import Direction
 from .archive import bounds_of, violations
-from .front import Point, evenly, front_trials, history, objective_point
 from .paired import difference, examples
-from .record import Beside, Estimate, RuleResult, StudyRecord, TrialRecord
 from .report_page import quality
 from .standing import Known, as_expected
+from .trial.hypervolume import Point, history
+from .trial.pareto import evenly, front_trials, objective_point
+from .trial.trial_result import Beside, Estimate, RuleResult, StudyRecord, TrialRecord
 
 SHOWN = 3  # policies of a rule that are set beside the front
 

@@ -20,9 +20,9 @@ from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from ..policies.wording import visible
 from .damage import hint_for, refuse_damage, tables
-from .record import TrialRecord
 from .samplers import quiet
 from .space.space import Space
+from .trial.trial_result import TrialRecord
 
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.

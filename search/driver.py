@@ -10,17 +10,17 @@ from typing import Any
 from ..evaluators.base import evaluator_class
 from .affinity import steps
 from .ahead import ahead
-from .front import evenly, front_trials
 from .limits import Limits
-from .outcome import Outcome
 from .probing import Probing
 from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
-from .record import TrialRecord
 from .standing import BASELINES, ENOUGH, baseline_front, due, examples
 from .study import Proposal, SearchStudy
 from .timing import Timing
+from .trial.outcome import Outcome
+from .trial.pareto import evenly, front_trials
+from .trial.trial_result import TrialRecord
 from .worker import Job
 from .workers import Pool
 

@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 
 from ..evaluators.base import Direction, Split
 from .compared import as_told
-from .front import FAR, pareto, percent_of_dense
 from .layermap import describe
-from .record import StudyRecord, TrialRecord
 from .report_page import sample_counts
 from .space.units import against, amount, phrase, unit_of
 from .standing import Known
+from .trial.hypervolume import FAR
+from .trial.pareto import pareto, percent_of_dense
+from .trial.trial_result import StudyRecord, TrialRecord
 
 Role = Literal["dense", "front", "dominated", "infeasible"]
 

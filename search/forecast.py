@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .record import Estimate
+from .trial.trial_result import Estimate
 
 AHEAD = 100
 LEAST = 20  # trials below which no forecast is made

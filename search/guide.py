@@ -19,8 +19,8 @@ from .quality import Quality
 from .rank_correlation import kendall
 
 if TYPE_CHECKING:
-    from .record import TrialRecord
     from .space.constraint import Constraint
+    from .trial.trial_result import TrialRecord
 
 ANSWER_DIVERGENCE: Final = "answer_divergence"  # of the same answers, as a detail of their loss
 EXAMPLES: Final = 48  # that the guide is measured on

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
-from .dominance import non_dominated
 from .gain import Gain, budgets
 from .quality import Quality
 from .sums import Sum
 from .surrogate import FEWEST, Surrogate
+from .trial.dominance import non_dominated
 
 KNOWN = 768  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many

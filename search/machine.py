@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Sequence
 
 from ..evaluators.base import Measurement
-from .modelled import ModelledTime, is_time
-from .record import TrialRecord
 from .space.units import amount, phrase
 from .times import counts
+from .trial.modelled_time import ModelledTime, is_time
+from .trial.trial_result import TrialRecord
 
 LEAST = 12  # policies whose times tell how far apart times are
 LOUD = 0.25  # share of that spread above which noise hides differences

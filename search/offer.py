@@ -10,8 +10,6 @@ from ..policies.policy import ModelRef, Policy, Provenance
 from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
 from .archive import Bound, best
-from .front import objective_value
-from .record import StudyRecord, TrialRecord
 from .space.parameters import Parameters
 from .space.space import Space
 from .space.units import amount, unit_of
@@ -19,6 +17,8 @@ from .standing import Known
 from .strategy import double_moves, single_moves
 from .sums import Sum
 from .surrogate import FEWEST, Surrogate
+from .trial.pareto import objective_value
+from .trial.trial_result import StudyRecord, TrialRecord
 
 LEAST = 20  # policies below which nothing is expected of others; those that answered few examples count
 CAUTION = 1.0  # standard deviations by which an expectation must be on the right side

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..evaluators.base import Measurement
-from .record import Estimate
+from .trial.trial_result import Estimate
 
 TOLD_APART = 0.05  # two policies are tied where chance alone makes a difference as large with a higher probability
 FLIPS = 4000

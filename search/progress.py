@@ -16,10 +16,10 @@ from rich.table import Column
 
 from ..evaluators.base import Direction
 from ..policies.wording import visible
-from .front import feasible_points, front_trials
 from .phases import Phases
-from .record import TrialRecord
 from .space.objectives import first_cost
+from .trial.pareto import feasible_points, front_trials
+from .trial.trial_result import TrialRecord
 
 LOADING, PREPARING = "loading the model", "preparing the study"
 PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"

@@ -3,9 +3,9 @@
 from collections import defaultdict
 
 from ..policies.errors import RunError
-from .outcome import Outcome
 from .stopping import Stopping
 from .study import Proposal, SearchStudy
+from .trial.outcome import Outcome
 
 # A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.
 HELP_AFTER = 20

@@ -16,13 +16,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from skipsearch.search.trial.scores import weights_of
+
 from ..evaluators.base import Direction, Measurement, Metric
-from .front import as_time, front_trials, objective_point, objective_value
-from .modelled import ModelledTime
-from .record import TrialRecord
 from .space.space import Racing, Space
-from .tied import no_slower
-from .time_model import TimeEstimate
+from .trial.modelled_time import ModelledTime
+from .trial.pareto import as_time, front_trials, objective_point, objective_value
+from .trial.tied_times import no_slower
+from .trial.time_model import TimeEstimate
+from .trial.trial_result import TrialRecord
 
 # Shares of what may be bet at most, from cautious, for a small difference, to bold.
 BETS = np.linspace(0.05, 0.95, 10)
@@ -180,12 +182,6 @@ def best_score(metric: Metric) -> float | None:
     if metric.direction == "minimize":
         return 0.0
     return 1.0 if metric.unit == "fraction" else None
-
-
-def weights_of(whole: Measurement) -> list[float]:
-    """What each example counts for in a figure that is the plain mean over tasks, 1 on average."""
-    counts = [task["n"] for task in whole.detail.get("tasks", {"all": {"n": whole.n}}).values()]
-    return [sum(counts) / (len(counts) * count) for count in counts for _ in range(count)]
 
 
 def fortunes(differences: Sequence[float], total: int, floor: float) -> NDArray[np.float64]:

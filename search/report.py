@@ -14,7 +14,6 @@ from ..evaluators.base import Measurement
 from .compared import judged_by
 from .figures import begun_with, dots, hypervolume_figure, plane_figure, planes, save_front
 from .layermap import describe
-from .record import StudyRecord, TrialRecord
 from .report_failures import failures_section
 from .report_map import map_section
 from .report_page import (
@@ -30,6 +29,7 @@ from .report_page import (
 from .report_rules import rules_section
 from .space.units import phrase
 from .time_report import time_lines
+from .trial.trial_result import StudyRecord, TrialRecord
 from .verdict import curse_line, verdict_lines
 
 TEMPLATE = "report_template.html"

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from html import escape
 
-from .record import StudyRecord
+from .trial.trial_result import StudyRecord
 
 SHOWN = 20  # different tracebacks
 

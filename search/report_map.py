@@ -3,11 +3,11 @@
 from html import escape
 
 from ..policies.choice import LayerChoice
-from .front import percent_of_dense
 from .layermap import COLOURS, SCOPES, Cell, cells
-from .record import StudyRecord
 from .report_page import policy_files
 from .space.objectives import first_cost
+from .trial.pareto import percent_of_dense
+from .trial.trial_result import StudyRecord
 
 RATIO_LEGEND = (0.75, 0.5, 0.25)
 

@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from ..evaluators.base import Measurement, Split
-from .front import percent_of_dense
-from .modelled import ModelledTime
-from .record import StudyRecord, TrialRecord
 from .space.objectives import first_cost
 from .space.units import ON_EXAMPLES, amount, phrase, points, with_error
+from .trial.modelled_time import ModelledTime
+from .trial.pareto import percent_of_dense
+from .trial.trial_result import StudyRecord, TrialRecord
 
 # The headline policy is the cheapest that loses at most one point of accuracy; or, by its divergence, whose answers
 # have a probability that is off by less than 7 points on average (Pinsker's inequality).

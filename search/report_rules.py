@@ -5,11 +5,11 @@ from html import escape
 
 from .baselines.registry import SOURCES
 from .compared import as_told, confirmed_hypervolume, judged_by
-from .front import percent_of_dense
-from .record import Beside, Estimate, RuleResult, StudyRecord
 from .report_page import policy_files
 from .space.units import amount, phrase, points
 from .standing import Known
+from .trial.pareto import percent_of_dense
+from .trial.trial_result import Beside, Estimate, RuleResult, StudyRecord
 
 ARXIV = re.compile(r"arXiv:([0-9.]+[0-9])")
 LEAD = (

@@ -21,13 +21,14 @@ from ..policies.policy import Measured, ModelRef, Policy, Provenance
 from ..policies.wording import visible
 from .baselines.dense_stats import PREVIEW
 from .database import DATABASE, folded, open_study, trial_record
-from .front import feasible_points, front_trials, history, reference_point
-from .modelled import ModelledTime
-from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space.space import Space
 from .study_times import machine_times, stand_ins_of
 from .time_report import clocks
+from .trial.hypervolume import history, reference_point
+from .trial.modelled_time import ModelledTime
+from .trial.pareto import feasible_points, front_trials
+from .trial.trial_result import StudyRecord, TrialRecord
 from .verdict import judged
 
 SPACE = "space.yaml"

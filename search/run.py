@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from ..policies.errors import RunError, StudyError
 from .database import DATABASE, UNWRITABLE, check_whole, commit_of
-from .record import StudyRecord
 from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
+from .trial.trial_result import StudyRecord
 
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 

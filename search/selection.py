@@ -13,9 +13,9 @@ from ..policies.policy import Policy
 from .archive import Bound, best, bounds_of, none_keeps, parsed, under, untold_lines
 from .database import DATABASE, space_of
 from .offer import cannot_tell, offer
-from .record import StudyRecord, TrialRecord
 from .results import exported, read_record
 from .summary import front_table, row
+from .trial.trial_result import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluators.base import evaluator_class
-from .modelled import ModelledTime, is_time
-from .record import TrialRecord
 from .space.space import Space
 from .space.units import phrase, unit_of
 from .times import counts
+from .trial.modelled_time import ModelledTime, is_time
+from .trial.trial_result import TrialRecord
 
 LEAST = 12  # policies over which a correlation is told
 ALIKE = 0.95  # rank correlation above which two costs say the same

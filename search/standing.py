@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement
-from .front import Point, front_trials, objective_point, objective_value, only_guesses, pareto, reference_point
 from .gain import Gain, budgets
 from .guide import Guide, least_of_use
 from .quality import Quality
-from .racing import weights_of
-from .record import TrialRecord
 from .space.guide_metrics import QUALITY
 from .space.objectives import expensive, first_cost
 from .space.space import Space
+from .trial.hypervolume import Point, reference_point
+from .trial.pareto import front_trials, objective_point, objective_value, only_guesses, pareto
+from .trial.scores import weights_of
+from .trial.trial_result import TrialRecord
 
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for

@@ -3,10 +3,11 @@
 import math
 import time
 
-from .front import Growing, objective_point, reference_point
-from .record import TrialRecord
 from .space.objectives import known_metrics
 from .space.space import Space
+from .trial.hypervolume import Growing, reference_point
+from .trial.pareto import objective_point
+from .trial.trial_result import TrialRecord
 
 MINUTE = 60.0
 REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # of the time, but at most so much: for the report

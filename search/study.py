@@ -25,12 +25,8 @@ from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .baselines.dense_stats import PREVIEW, Preview, previewed
 from .database import measurements_text, setback_key, storage, trial_record
-from .front import objective_value
 from .greedy import Probe
 from .guide import DECIDED_BY, Guide, better_metric
-from .modelled import ModelledTime, at_best, plain
-from .outcome import Outcome
-from .record import TrialRecord
 from .samplers import make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler
 from .space.fingerprint import Digests
@@ -42,6 +38,10 @@ from .standing import Known
 from .starts import saved, starts
 from .study_times import TimedLedger, stand_ins_of
 from .telling import corner, told_by_loss
+from .trial.modelled_time import ModelledTime, at_best, plain
+from .trial.outcome import Outcome
+from .trial.pareto import objective_value
+from .trial.trial_result import TrialRecord
 from .view import Estimated
 from .writethrough import WriteThrough
 

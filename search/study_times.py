@@ -13,11 +13,11 @@ import optuna
 from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .database import Ledger, measurements_text
-from .modelled import ExpectedTime, plain
-from .record import TrialRecord
 from .space.space import Space
 from .stand_ins import StandIn, left_out, timers
 from .times import Times
+from .trial.modelled_time import ExpectedTime, plain
+from .trial.trial_result import TrialRecord
 
 NOISE = "dense_against_dense"
 STAND_INS = "stand_ins"

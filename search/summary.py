@@ -12,12 +12,12 @@ from ..evaluators.base import Measurement, Split
 from .compared import judged_by
 from .console import Output
 from .forecast import AHEAD
-from .front import objective_value
-from .modelled import ModelledTime
-from .record import StudyRecord, TrialRecord
 from .report_page import policy_files
 from .space.units import ON_EXAMPLES, amount, phrase, unit_of, with_error
 from .time_report import time_data, time_lines
+from .trial.modelled_time import ModelledTime
+from .trial.pareto import objective_value
+from .trial.trial_result import StudyRecord, TrialRecord
 from .verdict import counts, curse_line, mean_gap, verdict_lines
 
 

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 
 from ..evaluators.base import Measurement
-from .front import objective_value, worst
 from .guide import Guide, least_of_use
-from .record import TrialRecord
 from .space.guide_metrics import QUALITY
 from .space.space import Space
+from .trial.hypervolume import worst
+from .trial.pareto import objective_value
+from .trial.trial_result import TrialRecord
 from .view import Estimated
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..evaluators.base import Measurement
 from .machine import noise_line, noise_of, spread_of, warning
-from .modelled import SURE, ModelledTime, is_time
-from .record import Clock, StudyRecord, TrialRecord
 from .space.units import phrase, points
 from .stand_ins import StandIn
+from .trial.modelled_time import SURE, ModelledTime, is_time
+from .trial.trial_result import Clock, StudyRecord, TrialRecord
 
 
 def clocks(

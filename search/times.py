@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from ..evaluators.base import Measurement
 from ..policies.policy import Policy
-from .front import objective_value
-from .modelled import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
-from .record import TrialRecord
 from .space.constraint import Constraint
 from .space.units import unit_of
-from .time_model import Features, Timed, TimeEstimate, TimeModel, features
+from .trial.modelled_time import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
+from .trial.pareto import objective_value
+from .trial.time_model import Features, Timed, TimeEstimate, TimeModel, features
+from .trial.trial_result import TrialRecord
 
 EPOCHS = 16  # the model is fitted anew when the search has grown by one part in so many
 

@@ -13,12 +13,12 @@ from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .limits import Limits
 from .machine import noise_line, noise_of, spread_of, warning
-from .modelled import is_time
-from .outcome import Outcome
 from .progress import Progress
-from .record import TrialRecord
 from .stand_ins import stand_ins
 from .study import SearchStudy
+from .trial.modelled_time import is_time
+from .trial.outcome import Outcome
+from .trial.trial_result import TrialRecord
 from .worker import Job
 from .workers import Pool
 

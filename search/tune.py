@@ -30,12 +30,12 @@ from ..policies.errors import RunError, SkipsearchError
 from ..policies.policy import Policy
 from .bench import Bench
 from .database import measurements_from
-from .outcome import Outcome
 from .progress import PROPOSING, Progress
 from .proposals import Proposals
 from .space.space import Space
 from .study import Proposal, SearchStudy
 from .timing import Timing
+from .trial.outcome import Outcome
 from .workers import STRIKES, Pool
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.

@@ -9,12 +9,13 @@ import numpy as np
 from .agreement import agreement, agreement_line
 from .compared import as_told, by_rule, judged_by, on_report, volume
 from .forecast import AHEAD, outlook
-from .front import feasible_points, front_trials, history
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
-from .record import Estimate, StudyRecord, TrialRecord, Verdict
 from .report_page import policy_files
 from .space.units import amount, phrase, unit_of
 from .standing import Known
+from .trial.hypervolume import history
+from .trial.pareto import feasible_points, front_trials
+from .trial.trial_result import Estimate, StudyRecord, TrialRecord, Verdict
 
 DRAWS = 500
 DIGITS = 12  # of a difference: the volume of equal fronts depends on the order of their points beyond that

@@ -14,10 +14,10 @@ from ..policies.policy import Policy
 from .affinity import RECENT, Steps
 from .baselines.dense_stats import Preview
 from .bench import Bench
-from .modelled import ExpectedTime
-from .outcome import Outcome
 from .racing import Rival
 from .space.space import Space
+from .trial.modelled_time import ExpectedTime
+from .trial.outcome import Outcome
 
 NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
 

@@ -18,10 +18,10 @@ from ..policies.errors import RunError, SkipsearchError, TaskError
 from .affinity import RECENT, nearest, steps
 from .baselines.dense_stats import Preview
 from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ray
-from .failures import fault_of
 from .limits import DENSE_SECONDS
-from .outcome import Outcome
 from .space.space import Space
+from .trial.failures import fault_of
+from .trial.outcome import Outcome
 from .worker import NOTES, Job, Seat, Worker
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.

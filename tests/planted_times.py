@@ -7,9 +7,9 @@ import searching
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.search.driver import Driver
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.outcome import Outcome
 
 LAYERS = 8
 CHANGES = {

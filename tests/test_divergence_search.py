@@ -10,10 +10,8 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Measured, Policy
 from skipsearch.search import cli
 from skipsearch.search.figures import card, dots, planes
-from skipsearch.search.front import front_trials
 from skipsearch.search.layermap import layer_map
 from skipsearch.search.progress import best_saving
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.report import page
 from skipsearch.search.report_page import headline, headline_rule, headline_trial
 from skipsearch.search.results import write_folder
@@ -21,6 +19,8 @@ from skipsearch.search.run import run_study
 from skipsearch.search.space.objectives import first_cost
 from skipsearch.search.space.units import against, amount, unit_of, with_error
 from skipsearch.search.summary import print_evaluation, reuse_line
+from skipsearch.search.trial.pareto import front_trials
+from skipsearch.search.trial.trial_result import TrialRecord
 
 BOTH = {"divergence": "minimize", "prefill_flops": "minimize"}
 EVALUATE = "{accuracy: {tasks: [image_mc.yaml], search: {limit: 8}, report: {limit: 8}}, divergence: , flops: }"

@@ -11,18 +11,16 @@ from optuna._hypervolume import compute_hypervolume
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.policy import Policy
-from skipsearch.search.front import (
+from skipsearch.search.trial.hypervolume import history, hypervolume, reference_point
+from skipsearch.search.trial.pareto import (
     dominates,
     feasible_points,
     front_trials,
-    history,
-    hypervolume,
     objective_point,
     objective_value,
     pareto,
-    reference_point,
 )
-from skipsearch.search.record import TrialRecord
+from skipsearch.search.trial.trial_result import TrialRecord
 
 MAX, MIN = "maximize", "minimize"
 

@@ -13,16 +13,16 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
-from skipsearch.search.front import feasible_points, front_trials
 from skipsearch.search.greedy import Probe, evenly, lazy_greedy
 from skipsearch.search.guide import ANSWER_DIVERGENCE, better_metric
 from skipsearch.search.progress import Progress
 from skipsearch.search.quality import Quality
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.pareto import feasible_points, front_trials
+from skipsearch.search.trial.trial_result import TrialRecord
 
 KEYS = "[{range: all, attention: [run, skip], ffn: [run, skip], wiring: [sequential, parallel]}]"
 

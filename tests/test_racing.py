@@ -20,16 +20,17 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
 from skipsearch.search.database import trial_record
 from skipsearch.search.driver import Driver
-from skipsearch.search.front import front_trials
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.progress import Progress
-from skipsearch.search.racing import Race, Rival, fortunes, shares, weights_of
-from skipsearch.search.record import TrialRecord
+from skipsearch.search.racing import Race, Rival, fortunes, shares
 from skipsearch.search.results import summary
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Racing
 from skipsearch.search.standing import Known, due
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.outcome import Outcome
+from skipsearch.search.trial.pareto import front_trials
+from skipsearch.search.trial.scores import weights_of
+from skipsearch.search.trial.trial_result import TrialRecord
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_limits
 from skipsearch.search import knowledge
 from skipsearch.search.additive import additive_front
 from skipsearch.search.alternatives import Alternatives
-from skipsearch.search.front import hypervolume
 from skipsearch.search.knowledge import Epoch, History
 from skipsearch.search.skipsampler import BLAS, SkipSampler
 from skipsearch.search.strategy import PARTS
 from skipsearch.search.sums import fit_costs
 from skipsearch.search.surrogate import Surrogate, typical
+from skipsearch.search.trial.hypervolume import hypervolume
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]

@@ -16,13 +16,13 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
 from skipsearch.search.bench import Bench
 from skipsearch.search.proposals import Proposals
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.results import read_record
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES, STARTS
 from skipsearch.search.standing import Known, due
 from skipsearch.search.starts import saved, spread, starts
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.trial_result import TrialRecord
 
 FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
 SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]

@@ -12,10 +12,10 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search import stopping
 from skipsearch.search.database import running_seconds
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.proposals import Proposals
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.stopping import Stopping, growth
+from skipsearch.search.trial.outcome import Outcome
+from skipsearch.search.trial.trial_result import TrialRecord
 
 
 @pytest.fixture(scope="module")

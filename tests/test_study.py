@@ -12,12 +12,12 @@ from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import Preview
 from skipsearch.search.bench import not_finite
-from skipsearch.search.outcome import Outcome
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.samplers import population
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.starts import starts
 from skipsearch.search.study import SearchStudy
+from skipsearch.search.trial.outcome import Outcome
 
 LAYERS = 4
 SAMPLERS = ["auto", "nsga2", "nsga3", "tpe", "random"]

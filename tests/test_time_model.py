@@ -5,8 +5,8 @@ import pytest
 
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.modelled import SURE
-from skipsearch.search.time_model import Timed, TimeEstimate, TimeModel, features
+from skipsearch.search.trial.modelled_time import SURE
+from skipsearch.search.trial.time_model import Timed, TimeEstimate, TimeModel, features
 
 LAYERS = 12
 FLAT = [*NAMED.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]

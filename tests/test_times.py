@@ -14,18 +14,18 @@ from test_report import study as made_up
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED
-from skipsearch.search.front import front_trials, objective_value
 from skipsearch.search.machine import noise_of, warning
-from skipsearch.search.modelled import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
 from skipsearch.search.racing import Race, Rival
-from skipsearch.search.record import TrialRecord
 from skipsearch.search.report import page
 from skipsearch.search.results import read_record, write_folder
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.summary import summary_data
-from skipsearch.search.tied import non_dominated_within
-from skipsearch.search.time_model import TimeEstimate
 from skipsearch.search.timing import ROUNDS, merged
+from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
+from skipsearch.search.trial.pareto import front_trials, objective_value
+from skipsearch.search.trial.tied_times import non_dominated_within
+from skipsearch.search.trial.time_model import TimeEstimate
+from skipsearch.search.trial.trial_result import TrialRecord
 
 NONE = np.zeros(0)
 

@@ -10,12 +10,13 @@ from test_report import changed, page, refronted, study, without_library
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
-from skipsearch.search.front import front_trials, history
 from skipsearch.search.paired import chance, difference, examples, mcnemar, resampled
-from skipsearch.search.record import Estimate
 from skipsearch.search.report_page import policy_files
 from skipsearch.search.standing import Known
 from skipsearch.search.summary import print_summary, summary_data, tie_line
+from skipsearch.search.trial.hypervolume import history
+from skipsearch.search.trial.pareto import front_trials
+from skipsearch.search.trial.trial_result import Estimate
 from skipsearch.search.verdict import curse_line, growth, judged, mean_gap, verdict_lines
 
 EXAMPLES = 400

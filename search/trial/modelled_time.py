@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluators.base import Measurement
-from .space.constraint import Constraint
-from .space.units import unit_of
+from ...evaluators.base import Measurement
+from ..space.constraint import Constraint
+from ..space.units import unit_of
 from .time_model import Floats, TimeEstimate
 
 SURE = 1.96  # standard errors on each side of a 95 % interval

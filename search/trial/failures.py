@@ -3,7 +3,7 @@
 import errno
 from typing import Final, Literal, TypeAlias
 
-from ..policies.errors import SkipsearchError
+from ...policies.errors import SkipsearchError
 
 # `policy` counts against the policy. `memory` is a device that was too small for it, which counts where it happens
 # twice. `machine` never counts: the policy is measured elsewhere.

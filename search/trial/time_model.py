@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..policies.choice import LayerChoice
-from ..policies.policy import Policy
+from ...policies.choice import LayerChoice
+from ...policies.policy import Policy
 
 Floats: TypeAlias = NDArray[np.float64]
 Feature: TypeAlias = tuple[str, int]  # what is left out, and in which layer

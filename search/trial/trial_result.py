@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..evaluators.base import Direction, Measurement, Metric
-from ..policies.policy import Policy
+from ...evaluators.base import Direction, Measurement, Metric
+from ...policies.policy import Policy
 
 State = Literal["complete", "failed", "running"]
 

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .additive import Floats
-
+Floats = NDArray[np.float64]
 BLOCK = 32  # points that are compared with all others at once
 
 

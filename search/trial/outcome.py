@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..evaluators.base import Measurement
+from ...evaluators.base import Measurement
 from .failures import Fault
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .modelled import SURE
+from .modelled_time import SURE
 from .time_model import TimeEstimate
 
 Point = tuple[float, ...]
