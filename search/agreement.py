@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .guide import Guide
-from .rank_correlation import kendall
+from .guide.guide import Guide
+from .guide.rank_correlation import kendall
 from .space.guide_metrics import DIVERGENCE, QUALITY
 from .trial.trial_result import Estimate, StudyRecord
 

@@ -16,7 +16,7 @@ from ..evaluators.examples import ExampleEvaluator
 from ..policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ..policies.policy import Policy
 from .baselines.dense_stats import Preview, look
-from .guide import EXAMPLES, FEWEST
+from .guide.guide import EXAMPLES, FEWEST
 from .racing import Race, Rival, shares
 from .space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .space.space import Space

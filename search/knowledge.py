@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .additive import Codes, Floats, additive_front
 from .alternatives import Alternatives
 from .gain import Gain, budgets
-from .quality import Quality
+from .guide.accuracy_curve import Quality
 from .sums import Sum
 from .surrogate import FEWEST, Surrogate
 from .trial.dominance import non_dominated

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from ..policies.choice import KEEP
 from .baselines.placing import put, ratios
 from .baselines.registry import HEURISTICS
-from .greedy import Labels, Move, Probed, evenly, lazy_greedy
+from .guide.greedy import Labels, Move, Probed, evenly, lazy_greedy
 from .space.parameters import Parameters
 from .study import Proposal, SearchStudy
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement
 from .gain import Gain, budgets
-from .guide import Guide, least_of_use
-from .quality import Quality
+from .guide.accuracy_curve import Quality
+from .guide.guide import Guide, least_of_use
 from .space.guide_metrics import QUALITY
 from .space.objectives import expensive, first_cost
 from .space.space import Space

@@ -25,8 +25,8 @@ from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .baselines.dense_stats import PREVIEW, Preview, previewed
 from .database import measurements_text, setback_key, storage, trial_record
-from .greedy import Probe
-from .guide import DECIDED_BY, Guide, better_metric
+from .guide.greedy import Probe
+from .guide.guide import DECIDED_BY, Guide, better_metric
 from .samplers import make_sampler, own_sampler, population, quiet
 from .skipsampler import SkipSampler
 from .space.fingerprint import Digests

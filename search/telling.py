@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from ..evaluators.base import Measurement
-from .guide import Guide, least_of_use
+from .guide.guide import Guide, least_of_use
 from .space.guide_metrics import QUALITY
 from .space.space import Space
 from .trial.hypervolume import worst

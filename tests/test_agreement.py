@@ -11,7 +11,7 @@ from test_report import study
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.search.agreement import LEAST, agreement, agreement_line
-from skipsearch.search.rank_correlation import kendall
+from skipsearch.search.guide.rank_correlation import kendall
 from skipsearch.search.verdict import judged, verdict_lines
 
 

@@ -13,10 +13,10 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
-from skipsearch.search.greedy import Probe, evenly, lazy_greedy
-from skipsearch.search.guide import ANSWER_DIVERGENCE, better_metric
+from skipsearch.search.guide.accuracy_curve import Quality
+from skipsearch.search.guide.greedy import Probe, evenly, lazy_greedy
+from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, better_metric
 from skipsearch.search.progress import Progress
-from skipsearch.search.quality import Quality
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space

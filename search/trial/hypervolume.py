@@ -87,6 +87,7 @@ def as_costs(point: Sequence[float], directions: Sequence[Direction]) -> Point:
 
 
 def covers(one: Point, other: Point) -> bool:
+    """True where a point is at least as good as another in every objective, all minimised."""
     return all(map(operator.le, one, other))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .trial.trial_result import Estimate
+from ..trial.trial_result import Estimate
 
 DRAWS = 1000
 LEVELS = (2.5, 97.5)

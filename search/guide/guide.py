@@ -8,19 +8,16 @@ where the loss lets a place on the front be expected.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from skipsearch.search.space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
-
-from ..evaluators.base import Measurement
-from .quality import Quality
+from ...evaluators.base import Measurement
+from ..space.constraint import Constraint
+from ..space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
+from ..trial.trial_result import TrialRecord
+from .accuracy_curve import Quality
 from .rank_correlation import kendall
-
-if TYPE_CHECKING:
-    from .space.constraint import Constraint
-    from .trial.trial_result import TrialRecord
 
 ANSWER_DIVERGENCE: Final = "answer_divergence"  # of the same answers, as a detail of their loss
 EXAMPLES: Final = 48  # that the guide is measured on
@@ -59,7 +56,7 @@ class Guide:
         entry = dense.get(self.evaluator)
         return entry.floor if entry is not None and entry.floor > entry.value else math.inf
 
-    def quality(self, records: Sequence["TrialRecord"], dense: Mapping[str, Measurement]) -> Quality | None:
+    def quality(self, records: Sequence[TrialRecord], dense: Mapping[str, Measurement]) -> Quality | None:
         """How accuracy depends on the loss, from all trials that have both; None where no loss is known.
 
         Args:
@@ -76,7 +73,7 @@ class Guide:
         return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
 
 
-def least_of_use(dense: Measurement, bound: "Constraint | None") -> float:
+def least_of_use(dense: Measurement, bound: Constraint | None) -> float:
     """The accuracy at which a guided search ends: its bound, or half of what dense has beyond guessing.
 
     Args:
@@ -87,7 +84,7 @@ def least_of_use(dense: Measurement, bound: "Constraint | None") -> float:
     return half if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
 
 
-def better_metric(records: Sequence["TrialRecord"]) -> str:
+def better_metric(records: Sequence[TrialRecord]) -> str:
     """Which of the two figures of the right answers ranks accuracy better, by Kendall's tau-b; of equal ones the loss.
 
     Args:

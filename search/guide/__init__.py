@@ -1,0 +1,1 @@
+"""The loss that guides a search before accuracy is measured."""
