@@ -10,10 +10,10 @@ import optuna
 from search_ledger import Ledger
 from search_problems import CORNER, DIRECTIONS, Codes
 
-from skipsearch.search.additive import additive_front
 from skipsearch.search.baselines.registry import HEURISTICS
-from skipsearch.search.skipsampler import SkipSampler
-from skipsearch.search.strategy import PARTS
+from skipsearch.search.sampler.candidates import PARTS
+from skipsearch.search.sampler.knapsack import additive_front
+from skipsearch.search.sampler.skip_sampler import SkipSampler
 
 Way = Callable[[Ledger, int], None]
 Begin = Callable[[Any], list[Codes]]

@@ -7,16 +7,16 @@ import numpy as np
 from .. import __version__
 from ..evaluators.base import Measurement
 from ..policies.policy import ModelRef, Policy, Provenance
-from .additive import Codes, Floats, additive_front
-from .alternatives import Alternatives
 from .archive import Bound, best
+from .sampler.additive_cost import Sum
+from .sampler.candidates import double_moves, single_moves
+from .sampler.gaussian_process import FEWEST, Surrogate
+from .sampler.knapsack import Codes, Floats, additive_front
+from .sampler.search_space import Alternatives
 from .space.parameters import Parameters
 from .space.space import Space
 from .space.units import amount, unit_of
 from .standing import Known
-from .strategy import double_moves, single_moves
-from .sums import Sum
-from .surrogate import FEWEST, Surrogate
 from .trial.pareto import objective_value
 from .trial.trial_result import StudyRecord, TrialRecord
 

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial
 from skipsearch.search.space.objectives import expensive
 
 from ..policies.policy import Policy
-from .skipsampler import SkipSampler
+from .sampler.skip_sampler import SkipSampler
+from .sampler.trial_history import Estimated
 from .space.parameters import Parameters
 from .space.space import Space
-from .view import Estimated
 
 
 def population(trials: int) -> int:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluators.base import Direction, Measurement
-from .gain import Gain, budgets
 from .guide.accuracy_curve import Quality
 from .guide.guide import Guide, least_of_use
+from .sampler.ehvi import Gain, budgets
 from .space.guide_metrics import QUALITY
 from .space.objectives import expensive, first_cost
 from .space.space import Space

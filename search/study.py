@@ -27,8 +27,9 @@ from .baselines.dense_stats import PREVIEW, Preview, previewed
 from .database import measurements_text, setback_key, storage, trial_record
 from .guide.greedy import Probe
 from .guide.guide import DECIDED_BY, Guide, better_metric
+from .sampler.skip_sampler import SkipSampler
+from .sampler.trial_history import Estimated
 from .samplers import make_sampler, own_sampler, population, quiet
-from .skipsampler import SkipSampler
 from .space.fingerprint import Digests
 from .space.guide_metrics import ANSWER_LOSS, QUALITY
 from .space.objectives import expensive, probed_cost
@@ -42,7 +43,6 @@ from .trial.modelled_time import ModelledTime, at_best, plain
 from .trial.outcome import Outcome
 from .trial.pareto import objective_value
 from .trial.trial_result import TrialRecord
-from .view import Estimated
 from .writethrough import WriteThrough
 
 GUIDE = "guide"  # where a study keeps which figure guides it

@@ -10,14 +10,14 @@ import optuna
 import pytest
 from threadpoolctl import threadpool_limits
 
-from skipsearch.search import knowledge
-from skipsearch.search.additive import additive_front
-from skipsearch.search.alternatives import Alternatives
-from skipsearch.search.knowledge import Epoch, History
-from skipsearch.search.skipsampler import BLAS, SkipSampler
-from skipsearch.search.strategy import PARTS
-from skipsearch.search.sums import fit_costs
-from skipsearch.search.surrogate import Surrogate, typical
+from skipsearch.search.sampler import acquisition as knowledge
+from skipsearch.search.sampler.acquisition import Epoch, History
+from skipsearch.search.sampler.additive_cost import fit_costs
+from skipsearch.search.sampler.candidates import PARTS
+from skipsearch.search.sampler.gaussian_process import Surrogate, typical
+from skipsearch.search.sampler.knapsack import additive_front
+from skipsearch.search.sampler.search_space import Alternatives
+from skipsearch.search.sampler.skip_sampler import BLAS, SkipSampler
 from skipsearch.search.trial.hypervolume import hypervolume
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

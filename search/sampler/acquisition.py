@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .additive import Codes, Floats, additive_front
-from .alternatives import Alternatives
-from .gain import Gain, budgets
-from .guide.accuracy_curve import Quality
-from .sums import Sum
-from .surrogate import FEWEST, Surrogate
-from .trial.dominance import non_dominated
+from ..guide.accuracy_curve import Quality
+from ..trial.dominance import non_dominated
+from .additive_cost import Sum
+from .ehvi import Gain, budgets
+from .gaussian_process import FEWEST, Surrogate
+from .knapsack import Codes, Floats, additive_front
+from .search_space import Alternatives
 
 KNOWN = 768  # policies that the surrogate stands on at most
 EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .additive import Floats
+from .knapsack import Floats
 
 LINE = 5  # budgets a variable: finer ones reward what hardly differs
 CLOUD = 384

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .additive import Codes, Floats
-from .alternatives import Alternatives
-from .knowledge import History
-from .strategy import Strategy
+from .acquisition import History
+from .candidates import Strategy
+from .knapsack import Codes, Floats
+from .search_space import Alternatives
 
 REMEMBERED = 1 << 14  # policies whose meaning is kept: who was ranked high once is ranked high again
 ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never will: its process died

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .additive import Codes, Floats
-from .alternatives import Alternatives
+from .knapsack import Codes, Floats
+from .search_space import Alternatives
 
 RIDGES = (1e-6, 1e-2, 1e-1)
 

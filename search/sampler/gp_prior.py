@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from .additive import Floats
+from .knapsack import Floats
 
 
 @dataclass(frozen=True)

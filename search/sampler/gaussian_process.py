@@ -12,10 +12,10 @@ from typing import Self
 
 import numpy as np
 
-from .additive import Codes, Floats
-from .alternatives import Alternatives
+from .gp_prior import Link, Prior, single
 from .interactions import Pairs
-from .prior import Link, Prior, single
+from .knapsack import Codes, Floats
+from .search_space import Alternatives
 
 SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
 PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -20,8 +20,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
-from .strategy import PARTS
-from .view import Meaning, View
+from .candidates import PARTS
+from .trial_history import Meaning, View
 
 Params = Mapping[str, Any]
 

@@ -12,9 +12,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from .additive import Codes, Floats
-from .alternatives import Alternatives
-from .knowledge import History, Knowledge, Memory
+from .acquisition import History, Knowledge, Memory
+from .knapsack import Codes, Floats
+from .search_space import Alternatives
 
 PARTS = ("additive", "moves", "mutation", "pairs", "sparse", "refit")
 PARENTS = 12

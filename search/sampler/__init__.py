@@ -1,0 +1,1 @@
+"""Which policy to measure next: numpy and Optuna alone."""
