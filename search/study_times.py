@@ -14,8 +14,8 @@ from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .database import Ledger, measurements_text
 from .space.space import Space
-from .stand_ins import StandIn, left_out, timers
-from .times import Times
+from .times.smoothed import Times
+from .times.stand_ins import StandIn, left_out, timers
 from .trial.modelled_time import ExpectedTime, plain
 from .trial.trial_result import TrialRecord
 

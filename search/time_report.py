@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluators.base import Measurement
-from .machine import noise_line, noise_of, spread_of, warning
 from .space.units import phrase, points
-from .stand_ins import StandIn
+from .times.noise import noise_line, noise_of, spread_of, warning
+from .times.stand_ins import StandIn
 from .trial.modelled_time import SURE, ModelledTime, is_time
 from .trial.trial_result import Clock, StudyRecord, TrialRecord
 

@@ -12,10 +12,10 @@ import numpy as np
 from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .limits import Limits
-from .machine import noise_line, noise_of, spread_of, warning
 from .progress import Progress
-from .stand_ins import stand_ins
 from .study import SearchStudy
+from .times.noise import noise_line, noise_of, spread_of, warning
+from .times.stand_ins import stand_ins
 from .trial.modelled_time import is_time
 from .trial.outcome import Outcome
 from .trial.trial_result import TrialRecord

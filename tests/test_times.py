@@ -14,12 +14,12 @@ from test_report import study as made_up
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED
-from skipsearch.search.machine import noise_of, warning
 from skipsearch.search.racing import Race, Rival
 from skipsearch.search.report import page
 from skipsearch.search.results import read_record, write_folder
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.summary import summary_data
+from skipsearch.search.times.noise import noise_of, warning
 from skipsearch.search.timing import ROUNDS, merged
 from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
 from skipsearch.search.trial.pareto import front_trials, objective_value

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluators.base import evaluator_class
-from .space.space import Space
-from .space.units import phrase, unit_of
-from .times import counts
-from .trial.modelled_time import ModelledTime, is_time
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import evaluator_class
+from ..space.space import Space
+from ..space.units import phrase, unit_of
+from ..trial.modelled_time import ModelledTime, is_time
+from ..trial.trial_result import TrialRecord
+from .smoothed import counts
 
 LEAST = 12  # policies over which a correlation is told
 ALIKE = 0.95  # rank correlation above which two costs say the same

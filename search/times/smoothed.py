@@ -7,14 +7,14 @@ figures. The model is fitted anew when so many more trials were timed; those tha
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..evaluators.base import Measurement
-from ..policies.policy import Policy
-from .space.constraint import Constraint
-from .space.units import unit_of
-from .trial.modelled_time import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
-from .trial.pareto import objective_value
-from .trial.time_model import Features, Timed, TimeEstimate, TimeModel, features
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import Measurement
+from ...policies.policy import Policy
+from ..space.constraint import Constraint
+from ..space.units import unit_of
+from ..trial.modelled_time import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
+from ..trial.pareto import objective_value
+from ..trial.time_model import Features, Timed, TimeEstimate, TimeModel, features
+from ..trial.trial_result import TrialRecord
 
 EPOCHS = 16  # the model is fitted anew when the search has grown by one part in so many
 

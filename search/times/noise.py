@@ -4,11 +4,11 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ..evaluators.base import Measurement
-from .space.units import amount, phrase
-from .times import counts
-from .trial.modelled_time import ModelledTime, is_time
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import Measurement
+from ..space.units import amount, phrase
+from ..trial.modelled_time import ModelledTime, is_time
+from ..trial.trial_result import TrialRecord
+from .smoothed import counts
 
 LEAST = 12  # policies whose times tell how far apart times are
 LOUD = 0.25  # share of that spread above which noise hides differences
