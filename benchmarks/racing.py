@@ -30,7 +30,8 @@ from skipsearch.search.bench import Bench
 from skipsearch.search.racing import Race, rivals_among, shares
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
-from skipsearch.search.standing import ENOUGH, Known, due, examples
+from skipsearch.search.standing import ENOUGH, due, examples
+from skipsearch.search.study.expected_results import Known
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.pareto import dominates, front_trials
 from skipsearch.search.trial.trial_result import TrialRecord

@@ -21,7 +21,7 @@ from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials

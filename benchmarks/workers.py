@@ -26,7 +26,7 @@ from skipsearch.policies.choice import NAMED
 from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
 from skipsearch.search.space.load import load_space
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 
 CHOICES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from .progress import CONFIRMING, PROMOTING
 from .space.space import Space
-from .standing import BASELINES, ENOUGH, Known, examples, is_paused, looking_best, standing
+from .standing import ENOUGH, examples, is_paused, looking_best, standing
+from .study.expected_results import BASELINES, Known
 from .timing import AGAIN, ROUNDS
 from .trial.trial_result import TrialRecord
 

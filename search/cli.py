@@ -278,8 +278,8 @@ def eval_verb(options: argparse.Namespace) -> int:
 
 def evaluation_space(options: argparse.Namespace) -> Any:
     """The space to measure on: the one given, or that of the study which the policy's file lies in."""
-    from .database import DATABASE, space_of
     from .space.load import load_space
+    from .study.storage import DATABASE, space_of
 
     if options.space:
         return load_space(options.space, overrides(options.overrides)).space
@@ -294,9 +294,9 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 
 def report_verb(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
-    from .database import DATABASE
     from .results import write_folder
     from .selection import print_selection, select
+    from .study.storage import DATABASE
     from .summary import print_summary, summary_data
 
     given, named = Path(options.study), options.out / options.study
@@ -307,7 +307,7 @@ def report_verb(options: argparse.Namespace) -> int:
             hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'",
         )
     if options.salvage:
-        from .salvage import salvage
+        from .study.salvage import salvage
 
         folder, whole, every = salvage(folder)
         print(f"{whole} of {every} trials are whole; they are in {folder}", file=sys.stderr)
@@ -324,8 +324,8 @@ def report_verb(options: argparse.Namespace) -> int:
 
 def ls_verb(options: argparse.Namespace) -> int:
     """`skipsearch ls`."""
-    from .database import DATABASE, progress_of
     from .space.load import load_space, shipped_spaces
+    from .study.storage import DATABASE, progress_of
 
     spaces = {name: load_space(str(file)).space.model.id for name, file in shipped_spaces().items()}
     studies = {str(file.parent): progress_of(file) for file in sorted(options.out.glob(f"*/{DATABASE}"))}

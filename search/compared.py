@@ -7,7 +7,7 @@ from ..evaluators.base import Direction
 from .archive import bounds_of, violations
 from .paired import difference, examples
 from .report_page import quality
-from .standing import Known, as_expected
+from .study.expected_results import Known, as_expected
 from .trial.hypervolume import Point, history
 from .trial.pareto import evenly, front_trials, objective_point
 from .trial.trial_result import Beside, Estimate, RuleResult, StudyRecord, TrialRecord

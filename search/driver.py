@@ -15,8 +15,9 @@ from .probing import Probing
 from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
 from .racing import rivals_among
-from .standing import BASELINES, ENOUGH, baseline_front, due, examples
-from .study import Proposal, SearchStudy
+from .standing import ENOUGH, due, examples
+from .study.expected_results import BASELINES, baseline_front
+from .study.study import Proposal, SearchStudy
 from .timing import Timing
 from .trial.outcome import Outcome
 from .trial.pareto import evenly, front_trials

@@ -23,7 +23,7 @@ from .compared import as_told
 from .layermap import describe
 from .report_page import sample_counts
 from .space.units import against, amount, phrase, unit_of
-from .standing import Known
+from .study.expected_results import Known
 from .trial.hypervolume import FAR
 from .trial.pareto import pareto, percent_of_dense
 from .trial.trial_result import StudyRecord, TrialRecord

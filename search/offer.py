@@ -11,12 +11,13 @@ from .archive import Bound, best
 from .sampler.additive_cost import Sum
 from .sampler.candidates import double_moves, single_moves
 from .sampler.gaussian_process import FEWEST, Surrogate
-from .sampler.knapsack import Codes, Floats, additive_front
+from .sampler.knapsack import additive_front
 from .sampler.search_space import Alternatives
 from .space.parameters import Parameters
 from .space.space import Space
 from .space.units import amount, unit_of
-from .standing import Known
+from .study.expected_results import Known
+from .trial.arrays import Codes, Floats
 from .trial.pareto import objective_value
 from .trial.trial_result import StudyRecord, TrialRecord
 

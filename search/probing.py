@@ -13,7 +13,7 @@ from .baselines.placing import put, ratios
 from .baselines.registry import HEURISTICS
 from .guide.greedy import Labels, Move, Probed, evenly, lazy_greedy
 from .space.parameters import Parameters
-from .study import Proposal, SearchStudy
+from .study.study import Proposal, SearchStudy
 
 PER_TRIAL = 2  # probes for each trial of the budget, at most
 FAR = 0.6  # of the way from the loss of dense to that of guessing, a path ends

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from ..policies.errors import RunError
 from .stopping import Stopping
-from .study import Proposal, SearchStudy
+from .study.study import Proposal, SearchStudy
 from .trial.outcome import Outcome
 
 # A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.

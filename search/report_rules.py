@@ -7,7 +7,7 @@ from .baselines.registry import SOURCES
 from .compared import as_told, confirmed_hypervolume, judged_by
 from .report_page import policy_files
 from .space.units import amount, phrase, points
-from .standing import Known
+from .study.expected_results import Known
 from .trial.pareto import percent_of_dense
 from .trial.trial_result import Beside, Estimate, RuleResult, StudyRecord
 

@@ -20,10 +20,10 @@ from ..policies.errors import PolicyError, StudyError
 from ..policies.policy import Measured, ModelRef, Policy, Provenance
 from ..policies.wording import visible
 from .baselines.dense_stats import PREVIEW
-from .database import DATABASE, folded, open_study, trial_record
 from .report_page import policy_files
 from .space.space import Space
-from .study_times import machine_times, stand_ins_of
+from .study.storage import DATABASE, folded, open_study, trial_record
+from .study.study_times import machine_times, stand_ins_of
 from .time_report import clocks
 from .trial.hypervolume import history, reference_point
 from .trial.modelled_time import ModelledTime

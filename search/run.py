@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ..policies.errors import RunError, StudyError
-from .database import DATABASE, UNWRITABLE, check_whole, commit_of
 from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
+from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
 from .trial.trial_result import StudyRecord
 
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
@@ -22,7 +22,7 @@ FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own f
 if TYPE_CHECKING:
     from .baselines.dense_stats import Preview
     from .progress import Progress
-    from .study import SearchStudy
+    from .study.study import SearchStudy
     from .workers import Pool
 
 
@@ -42,7 +42,7 @@ def run_study(
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
     from .progress import PREPARING, Progress
-    from .study import SearchStudy
+    from .study.study import SearchStudy
 
     space = loaded.space
     check_folder(folder, resume)
@@ -72,7 +72,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     Raises:
         StudyError: it exists, or does not, or is damaged; or the folder cannot be written to, or another search does.
     """
-    from .study import SearchStudy
+    from .study.study import SearchStudy
 
     SearchStudy.check_free(folder / DATABASE, resume)
     above = next(one for one in (folder, *folder.absolute().parents) if one.exists())

@@ -11,9 +11,9 @@ from rich.console import Console
 from ..policies.errors import StudyError
 from ..policies.policy import Policy
 from .archive import Bound, best, bounds_of, none_keeps, parsed, under, untold_lines
-from .database import DATABASE, space_of
 from .offer import cannot_tell, offer
 from .results import exported, read_record
+from .study.storage import DATABASE, space_of
 from .summary import front_table, row
 from .trial.trial_result import StudyRecord, TrialRecord
 

@@ -13,7 +13,7 @@ from ..evaluators.base import Measurement
 from ..policies.policy import Policy
 from .limits import Limits
 from .progress import Progress
-from .study import SearchStudy
+from .study.study import SearchStudy
 from .times.noise import noise_line, noise_of, spread_of, warning
 from .times.stand_ins import stand_ins
 from .trial.modelled_time import is_time

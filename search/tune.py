@@ -29,11 +29,11 @@ from ..evaluators.base import Measurement, evaluator_class
 from ..policies.errors import RunError, SkipsearchError
 from ..policies.policy import Policy
 from .bench import Bench
-from .database import measurements_from
 from .progress import PROPOSING, Progress
 from .proposals import Proposals
 from .space.space import Space
-from .study import Proposal, SearchStudy
+from .study.storage import measurements_from
+from .study.study import Proposal, SearchStudy
 from .timing import Timing
 from .trial.outcome import Outcome
 from .workers import STRIKES, Pool

@@ -12,7 +12,7 @@ from .forecast import AHEAD, outlook
 from .paired import TOLD_APART, chance, examples, resampled, task_sizes
 from .report_page import policy_files
 from .space.units import amount, phrase, unit_of
-from .standing import Known
+from .study.expected_results import Known
 from .trial.hypervolume import history
 from .trial.pareto import feasible_points, front_trials
 from .trial.trial_result import Estimate, StudyRecord, TrialRecord, Verdict

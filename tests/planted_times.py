@@ -8,7 +8,7 @@ import searching
 from skipsearch.evaluators.base import Measurement
 from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 
 LAYERS = 8

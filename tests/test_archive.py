@@ -20,7 +20,7 @@ from skipsearch.search import selection
 from skipsearch.search.archive import best, bounds_of, none_keeps, parsed, under, untold_lines
 from skipsearch.search.cli import main
 from skipsearch.search.offer import offer
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.trial_result import StudyRecord, TrialRecord
 
 OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 
 POLICY = "schema: skipsearch/policy/v1\n"
 SPACE = """\

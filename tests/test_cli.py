@@ -16,7 +16,7 @@ from skipsearch.policies.errors import RunError
 from skipsearch.search.bench import Bench
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space, shipped_spaces
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 
 POLICY = """\
 schema: skipsearch/policy/v1

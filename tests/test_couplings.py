@@ -15,7 +15,7 @@ from skipsearch.search.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES
 from skipsearch.search.space.ties_and_bans import Forbidden, Run, Together, forbids_dense
-from skipsearch.search.starts import starts
+from skipsearch.search.study.warm_start import starts
 
 SKIPS = "[{choices: [keep, skip_ffn, skip_layer]}]"
 FORBID = "[{1: skip_ffn, 2: [skip_ffn, skip_layer]}, {consecutive: [skip_layer, skip_ffn], more_than: 2}]"

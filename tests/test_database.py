@@ -9,8 +9,8 @@ import pytest
 import searching
 
 from skipsearch.policies.errors import StudyError
-from skipsearch.search.database import DATABASE, open_study, progress_of, storage
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.storage import DATABASE, open_study, progress_of, storage
+from skipsearch.search.study.study import SearchStudy
 
 LAYERS = 4
 

@@ -20,7 +20,7 @@ from skipsearch.search.progress import Progress
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import TrialRecord
 

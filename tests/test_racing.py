@@ -18,15 +18,16 @@ from skipsearch.policies.choice import NAMED
 from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.bench import Bench
-from skipsearch.search.database import trial_record
 from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
 from skipsearch.search.racing import Race, Rival, fortunes, shares
 from skipsearch.search.results import summary
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Racing
-from skipsearch.search.standing import Known, due
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.standing import due
+from skipsearch.search.study.expected_results import Known
+from skipsearch.search.study.storage import trial_record
+from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.scores import weights_of

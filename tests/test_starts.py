@@ -19,9 +19,10 @@ from skipsearch.search.proposals import Proposals
 from skipsearch.search.results import read_record
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES, STARTS
-from skipsearch.search.standing import Known, due
-from skipsearch.search.starts import saved, spread, starts
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.standing import due
+from skipsearch.search.study.expected_results import Known
+from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.study.warm_start import saved, spread, starts
 from skipsearch.search.trial.trial_result import TrialRecord
 
 FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))

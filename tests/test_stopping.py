@@ -11,9 +11,9 @@ from test_study import measured, open_study, spend
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search import stopping
-from skipsearch.search.database import running_seconds
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.stopping import Stopping, growth
+from skipsearch.search.study.storage import running_seconds
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.trial_result import TrialRecord
 

@@ -13,10 +13,10 @@ from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import Preview
 from skipsearch.search.bench import not_finite
 from skipsearch.search.proposals import Proposals
-from skipsearch.search.samplers import population
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.starts import starts
-from skipsearch.search.study import SearchStudy
+from skipsearch.search.study.samplers import population
+from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.study.warm_start import starts
 from skipsearch.search.trial.outcome import Outcome
 
 LAYERS = 4

@@ -12,7 +12,7 @@ from skipsearch.search.figures import plane_figure, planes
 from skipsearch.search.forecast import outlook
 from skipsearch.search.paired import chance, difference, examples, mcnemar, resampled
 from skipsearch.search.report_page import policy_files
-from skipsearch.search.standing import Known
+from skipsearch.search.study.expected_results import Known
 from skipsearch.search.summary import print_summary, summary_data, tie_line
 from skipsearch.search.trial.hypervolume import history
 from skipsearch.search.trial.pareto import front_trials

@@ -10,8 +10,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
-from skipsearch.search.database import storage
-from skipsearch.search.writethrough import NAMES, PARAMETERS, SYSTEM, USER, WriteThrough
+from skipsearch.search.study.storage import storage
+from skipsearch.search.study.write_through import NAMES, PARAMETERS, SYSTEM, USER, WriteThrough
 
 CHOICES = ("keep", "skip")
 KIND = {"layer": CategoricalDistribution(CHOICES)}

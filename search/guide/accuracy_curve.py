@@ -7,9 +7,8 @@ logistic curve: accuracy stays near its best while the loss is small, and falls 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ..trial.arrays import Floats
 
 MIDDLES = np.linspace(0.0, 1.0, 41) ** 2  # where accuracy has lost half, between the smallest and the largest loss
 WIDTHS = np.geomspace(0.01, 0.5, 15)  # how fast it falls there, as a share of the same span

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guide.accuracy_curve import Quality
+from ..trial.arrays import Codes, Floats
 from ..trial.dominance import non_dominated
 from .additive_cost import Sum
 from .ehvi import Gain, budgets
 from .gaussian_process import FEWEST, Surrogate
-from .knapsack import Codes, Floats, additive_front
+from .knapsack import additive_front
 from .search_space import Alternatives
 
 KNOWN = 768  # policies that the surrogate stands on at most

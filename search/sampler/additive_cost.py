@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .knapsack import Codes, Floats
+from ..trial.arrays import Codes, Floats
 from .search_space import Alternatives
 
 RIDGES = (1e-6, 1e-2, 1e-1)

@@ -12,8 +12,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trial.arrays import Codes, Floats
 from .acquisition import History, Knowledge, Memory
-from .knapsack import Codes, Floats
 from .search_space import Alternatives
 
 PARTS = ("additive", "moves", "mutation", "pairs", "sparse", "refit")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .knapsack import Floats
+from ..trial.arrays import Floats
 
 LINE = 5  # budgets a variable: finer ones reward what hardly differs
 CLOUD = 384

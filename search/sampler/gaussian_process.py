@@ -12,9 +12,9 @@ from typing import Self
 
 import numpy as np
 
+from ..trial.arrays import Codes, Floats
 from .gp_prior import Link, Prior, single
 from .interactions import Pairs
-from .knapsack import Codes, Floats
 from .search_space import Alternatives
 
 SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from .knapsack import Floats
+from ..trial.arrays import Floats
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trial.arrays import Floats
 from .gp_prior import single
-from .knapsack import Floats
 
 # Variances that are learned to the end are too sure of themselves, as there are more pairs than measurements.
 ROUNDS = 5

@@ -5,10 +5,8 @@ program over discretised cost): among all policies, the least loss for every cos
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int16]
+from ..trial.arrays import Codes, Floats
 
 
 def additive_front(losses: Floats, costs: Floats, bins: int = 200) -> Codes:

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from .knapsack import Codes, Floats
+from ..trial.arrays import Codes, Floats
 
 # How much of what a choice does is its variable's, its variable's and the neighbours', its kind's, and its own.
 VARIABLE, NEAR, KIND, OWN = 0.4, 0.2, 0.1, 0.3

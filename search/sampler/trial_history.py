@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trial.arrays import Codes, Floats
 from .acquisition import History
 from .candidates import Strategy
-from .knapsack import Codes, Floats
 from .search_space import Alternatives
 
 REMEMBERED = 1 << 14  # policies whose meaning is kept: who was ranked high once is ranked high again

@@ -11,7 +11,8 @@ import numpy as np
 from ...evaluators.base import Measurement
 from ..space.constraint import Constraint
 from ..space.units import unit_of
-from .time_model import Floats, TimeEstimate
+from ..trial.arrays import Floats
+from .time_model import TimeEstimate
 
 SURE = 1.96  # standard errors on each side of a 95 % interval
 UNKNOWN = 0.01**2  # relative variance of a ratio where no measurement has repeats

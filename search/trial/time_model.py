@@ -14,12 +14,11 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...policies.choice import LayerChoice
 from ...policies.policy import Policy
+from .arrays import Floats
 
-Floats: TypeAlias = NDArray[np.float64]
 Feature: TypeAlias = tuple[str, int]  # what is left out, and in which layer
 Features: TypeAlias = Mapping[Feature, float]
 

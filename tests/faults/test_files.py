@@ -13,15 +13,15 @@ from test_study import open_study, spend
 
 from skipsearch import Policy
 from skipsearch.policies.errors import RunError, SpaceError, StudyError
-from skipsearch.search import database
 from skipsearch.search.cli import main
-from skipsearch.search.database import check_whole, progress_of
-from skipsearch.search.database import open_study as read_study
 from skipsearch.search.results import read_record, write_folder, write_policies
 from skipsearch.search.run import check_folder, kept_in, only_writer
-from skipsearch.search.salvage import salvage
 from skipsearch.search.space.fingerprint import Digests
 from skipsearch.search.space.trust import refuse_untrusted
+from skipsearch.search.study import storage as database
+from skipsearch.search.study.salvage import salvage
+from skipsearch.search.study.storage import check_whole, progress_of
+from skipsearch.search.study.storage import open_study as read_study
 
 LAST = "WHERE rowid = (SELECT max(rowid) FROM trial_user_attributes WHERE key = 'measurements')"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import failing
 import pytest
 
-from skipsearch.search.database import progress_of
 from skipsearch.search.signals import Stopped, interruptible
+from skipsearch.search.study.storage import progress_of
 
 PATIENCE = 300.0
 

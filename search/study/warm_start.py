@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat, zip_longest
 
-from ..policies.choice import KEEP
-from ..policies.policy import Policy
-from .baselines.dense_stats import Preview
-from .baselines.registry import HEURISTICS, Choices
-from .space.parameters import Parameters
-from .trial.trial_result import AND
+from ...policies.choice import KEEP
+from ...policies.policy import Policy
+from ..baselines.dense_stats import Preview
+from ..baselines.registry import HEURISTICS, Choices
+from ..space.parameters import Parameters
+from ..trial.trial_result import AND
 
 # Shares of the work that are to be left out, in turn; beyond a half hardly any model answers anything.
 SAVED = (1 / 8, 1 / 4, 1 / 16, 3 / 8, 3 / 16, 1 / 2)

@@ -15,14 +15,14 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from ..evaluators.base import Measurement
-from ..policies.errors import StudyError
-from ..policies.policy import Policy
-from ..policies.wording import visible
+from ...evaluators.base import Measurement
+from ...policies.errors import StudyError
+from ...policies.policy import Policy
+from ...policies.wording import visible
+from ..space.space import Space
+from ..trial.trial_result import TrialRecord
 from .damage import hint_for, refuse_damage, tables
 from .samplers import quiet
-from .space.space import Space
-from .trial.trial_result import TrialRecord
 
 DATABASE = "study.db"
 # How many seconds to wait for another process that holds the database: one that begins, or ends, on a busy machine.

@@ -10,14 +10,14 @@ from typing import Any
 
 import optuna
 
-from ..evaluators.base import Measurement
-from ..policies.policy import Policy
-from .database import Ledger, measurements_text
-from .space.space import Space
-from .times.smoothed import Times
-from .times.stand_ins import StandIn, left_out, timers
-from .trial.modelled_time import ExpectedTime, plain
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import Measurement
+from ...policies.policy import Policy
+from ..space.space import Space
+from ..times.smoothed import Times
+from ..times.stand_ins import StandIn, left_out, timers
+from ..trial.modelled_time import ExpectedTime, plain
+from ..trial.trial_result import TrialRecord
+from .storage import Ledger, measurements_text
 
 NOISE = "dense_against_dense"
 STAND_INS = "stand_ins"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ..policies.errors import StudyError
+from ...policies.errors import StudyError
 
 USER, SYSTEM = "trial_user_attributes", "trial_system_attributes"
 OF_STUDY: Final = ("study_user_attributes", "study_system_attributes")

@@ -12,13 +12,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from skipsearch.search.space.objectives import expensive
-
-from ..policies.policy import Policy
-from .sampler.skip_sampler import SkipSampler
-from .sampler.trial_history import Estimated
-from .space.parameters import Parameters
-from .space.space import Space
+from ...policies.policy import Policy
+from ..sampler.skip_sampler import SkipSampler
+from ..sampler.trial_history import Estimated
+from ..space.objectives import expensive
+from ..space.parameters import Parameters
+from ..space.space import Space
 
 
 def population(trials: int) -> int:

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 
-from ..evaluators.base import Measurement
-from .guide.guide import Guide, least_of_use
-from .sampler.trial_history import Estimated
-from .space.guide_metrics import QUALITY
-from .space.space import Space
-from .trial.hypervolume import worst
-from .trial.pareto import objective_value
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import Measurement
+from ..guide.guide import Guide, least_of_use
+from ..sampler.trial_history import Estimated
+from ..space.guide_metrics import QUALITY
+from ..space.space import Space
+from ..trial.hypervolume import worst
+from ..trial.pareto import objective_value
+from ..trial.trial_result import TrialRecord
 
 
 def corner(space: Space, dense: Mapping[str, Measurement], guide: Guide | None) -> list[float | None]:

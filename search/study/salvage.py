@@ -7,9 +7,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from ..policies.errors import StudyError
+from ...policies.errors import StudyError
 from .damage import ESSENTIAL, OF_STUDY, TABLES, faults
-from .database import DATABASE, reading, storage
+from .storage import DATABASE, reading, storage
 
 Rows = dict[int, tuple[Any, ...]]
 OF_TRIALS = ("trial_user_attributes", "trial_system_attributes", "trial_params", "trial_values")

@@ -20,30 +20,30 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ..evaluators.base import Measurement
-from ..policies.errors import StudyError
-from ..policies.policy import Policy
-from .baselines.dense_stats import PREVIEW, Preview, previewed
-from .database import measurements_text, setback_key, storage, trial_record
-from .guide.greedy import Probe
-from .guide.guide import DECIDED_BY, Guide, better_metric
-from .sampler.skip_sampler import SkipSampler
-from .sampler.trial_history import Estimated
+from ...evaluators.base import Measurement
+from ...policies.errors import StudyError
+from ...policies.policy import Policy
+from ..baselines.dense_stats import PREVIEW, Preview, previewed
+from ..guide.greedy import Probe
+from ..guide.guide import DECIDED_BY, Guide, better_metric
+from ..sampler.skip_sampler import SkipSampler
+from ..sampler.trial_history import Estimated
+from ..space.fingerprint import Digests
+from ..space.guide_metrics import ANSWER_LOSS, QUALITY
+from ..space.objectives import expensive, probed_cost
+from ..space.parameters import Parameters
+from ..space.space import Space
+from ..trial.modelled_time import ModelledTime, at_best, plain
+from ..trial.outcome import Outcome
+from ..trial.pareto import objective_value
+from ..trial.trial_result import TrialRecord
+from .expected_results import Known
+from .guided_trials import corner, told_by_loss
 from .samplers import make_sampler, own_sampler, population, quiet
-from .space.fingerprint import Digests
-from .space.guide_metrics import ANSWER_LOSS, QUALITY
-from .space.objectives import expensive, probed_cost
-from .space.parameters import Parameters
-from .space.space import Space
-from .standing import Known
-from .starts import saved, starts
+from .storage import measurements_text, setback_key, storage, trial_record
 from .study_times import TimedLedger, stand_ins_of
-from .telling import corner, told_by_loss
-from .trial.modelled_time import ModelledTime, at_best, plain
-from .trial.outcome import Outcome
-from .trial.pareto import objective_value
-from .trial.trial_result import TrialRecord
-from .writethrough import WriteThrough
+from .warm_start import saved, starts
+from .write_through import WriteThrough
 
 GUIDE = "guide"  # where a study keeps which figure guides it
 CHOSEN = "guide_chosen"  # and that two figures were compared

@@ -1,0 +1,1 @@
+"""Optuna's study in its database, and what it says of policies that answered only some examples."""
