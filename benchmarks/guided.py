@@ -30,9 +30,9 @@ from skipsearch.evaluators.examples import ExampleEvaluator, ExampleOptions
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
-from skipsearch.search.bench import Bench
 from skipsearch.search.space.load import load_space
 from skipsearch.search.trial.pareto import front_trials
+from skipsearch.search.workers.evaluate import Bench
 
 SHARES = [round(0.05 * step, 2) for step in range(1, 21)]
 QUESTIONS = 48  # that greedy's loss is measured on

@@ -26,8 +26,6 @@ import numpy as np
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.policy import Policy
-from skipsearch.search.bench import Bench
-from skipsearch.search.racing import Race, rivals_among, shares
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.standing import ENOUGH, due, examples
@@ -35,6 +33,8 @@ from skipsearch.search.study.expected_results import Known
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.pareto import dominates, front_trials
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.early_stopping import Race, rivals_among, shares
+from skipsearch.search.workers.evaluate import Bench
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
 from skipsearch.search.space.load import load_space
@@ -26,6 +25,7 @@ from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.evaluate import Bench
 
 WAYS = ("none", "{}")
 SIZES = (5, 80, 400, 1000)  # seeds, trials, and questions of the search and of the report

@@ -261,8 +261,8 @@ def eval_verb(options: argparse.Namespace) -> int:
 
     refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
-    from .bench import Bench
     from .summary import print_evaluation
+    from .workers.evaluate import Bench
 
     bench = Bench(space)
     apply_policy(bench.subject.model, policy).remove()  # Refuses a policy for another model before minutes go by.

@@ -8,13 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from ..evaluators.base import evaluator_class
-from .affinity import steps
 from .ahead import ahead
-from .limits import Limits
 from .probing import Probing
 from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .proposals import Proposals
-from .racing import rivals_among
 from .standing import ENOUGH, due, examples
 from .study.expected_results import BASELINES, baseline_front
 from .study.study import Proposal, SearchStudy
@@ -22,8 +19,11 @@ from .timing import Timing
 from .trial.outcome import Outcome
 from .trial.pareto import evenly, front_trials
 from .trial.trial_result import TrialRecord
-from .worker import Job
-from .workers import Pool
+from .workers.early_stopping import rivals_among
+from .workers.prefix_affinity import steps
+from .workers.ray_pool import Pool
+from .workers.time_limits import Limits
+from .workers.worker import Job
 
 SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
 

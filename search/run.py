@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .baselines.dense_stats import Preview
     from .progress import Progress
     from .study.study import SearchStudy
-    from .workers import Pool
+    from .workers.ray_pool import Pool
 
 
 def run_study(
@@ -130,7 +130,7 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 def started(space: Space, heed: Callable[[], None]) -> "Pool":
     """Start the workers. Ray takes over the handling of signals while it starts, and stops with an exit."""
-    from .workers import Pool
+    from .workers.ray_pool import Pool
 
     try:
         return Pool(space)

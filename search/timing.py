@@ -11,7 +11,6 @@ import numpy as np
 
 from ..evaluators.base import Measurement
 from ..policies.policy import Policy
-from .limits import Limits
 from .progress import Progress
 from .study.study import SearchStudy
 from .times.noise import noise_line, noise_of, spread_of, warning
@@ -19,8 +18,9 @@ from .times.stand_ins import stand_ins
 from .trial.modelled_time import is_time
 from .trial.outcome import Outcome
 from .trial.trial_result import TrialRecord
-from .worker import Job
-from .workers import Pool
+from .workers.ray_pool import Pool
+from .workers.time_limits import Limits
+from .workers.worker import Job
 
 NULLS = 4  # measurements of dense against dense before the first trial
 ROUNDS = 7  # visits to each member of the front at the end

@@ -28,7 +28,6 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ..evaluators.base import Measurement, evaluator_class
 from ..policies.errors import RunError, SkipsearchError
 from ..policies.policy import Policy
-from .bench import Bench
 from .progress import PROPOSING, Progress
 from .proposals import Proposals
 from .space.space import Space
@@ -36,7 +35,8 @@ from .study.storage import measurements_from
 from .study.study import Proposal, SearchStudy
 from .timing import Timing
 from .trial.outcome import Outcome
-from .workers import STRIKES, Pool
+from .workers.evaluate import Bench
+from .workers.ray_pool import STRIKES, Pool
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
 SLACK = 4

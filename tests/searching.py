@@ -14,9 +14,9 @@ from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import Policy
-from skipsearch.search.cluster import start_local
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import LoadedSpace
+from skipsearch.search.workers.cluster import start_local
 
 SPACE = """
 schema: skipsearch/space/v1

@@ -1,7 +1,7 @@
 """Policies that begin alike go to the same worker."""
 
 from skipsearch import Policy
-from skipsearch.search.affinity import alike, nearest, steps
+from skipsearch.search.workers.prefix_affinity import alike, nearest, steps
 
 LAYERS = 4
 NAMES = {"k": {}, "a": {"attention": "skip"}, "f": {"ffn": "skip"}, "r": {"token_ratio": 0.5}}

@@ -269,7 +269,7 @@ class LoadedPool:
     "change", ["search.seed=1", "evaluate.accuracy.batch_size=3", "layers.0.choices=[keep, parallel]"]
 )
 def test_resume_with_another_space(change, here, capsys, monkeypatch):
-    monkeypatch.setattr("skipsearch.search.workers.Pool", LoadedPool)
+    monkeypatch.setattr("skipsearch.search.workers.ray_pool.Pool", LoadedPool)
     command = ["run", "space.yaml", "--out", ".", "--name", "begun", "--resume", "--set", change]
     told = [re.sub("[0-9a-f]{16}", "…", line) for line in refused(command, capsys)]
     assert told == [
@@ -281,7 +281,7 @@ def test_resume_with_another_space(change, here, capsys, monkeypatch):
 
 
 def test_a_layer_beyond_the_model(here, capsys, monkeypatch):
-    monkeypatch.setattr("skipsearch.search.workers.Pool", LoadedPool)
+    monkeypatch.setattr("skipsearch.search.workers.ray_pool.Pool", LoadedPool)
     assert refused(["run", "space.yaml", "--set", "layers.0.range=2-4"], capsys) == [
         "error: the space speaks of layer 4, model has layers 0 to 3",
         f"  range 2-4, model {here}/llava",

@@ -18,8 +18,8 @@ from contract import policy_of
 from families import LAYERS, batch_of, built, run
 from skipsearch import apply_policy
 from skipsearch.policies.prefix import PrefixStates
-from skipsearch.search.bench import Bench
 from skipsearch.search.space.load import load_space
+from skipsearch.search.workers.evaluate import Bench
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -13,10 +13,10 @@ import pytest
 import tiny
 from skipsearch import Policy, __version__
 from skipsearch.policies.errors import RunError
-from skipsearch.search.bench import Bench
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space, shipped_spaces
 from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.workers.evaluate import Bench
 
 POLICY = """\
 schema: skipsearch/policy/v1

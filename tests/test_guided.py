@@ -11,7 +11,6 @@ from searching import LAYERS, Here, likely_space
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
-from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
 from skipsearch.search.guide.accuracy_curve import Quality
 from skipsearch.search.guide.greedy import Probe, evenly, lazy_greedy
@@ -23,6 +22,7 @@ from skipsearch.search.space.load import load_space
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.evaluate import Bench
 
 KEYS = "[{range: all, attention: [run, skip], ffn: [run, skip], wiring: [sequential, parallel]}]"
 

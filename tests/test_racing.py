@@ -17,10 +17,8 @@ from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
-from skipsearch.search.bench import Bench
 from skipsearch.search.driver import Driver
 from skipsearch.search.progress import Progress
-from skipsearch.search.racing import Race, Rival, fortunes, shares
 from skipsearch.search.results import summary
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Racing
@@ -32,6 +30,8 @@ from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.scores import weights_of
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.early_stopping import Race, Rival, fortunes, shares
+from skipsearch.search.workers.evaluate import Bench
 
 
 @pytest.fixture(scope="module")

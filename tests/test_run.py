@@ -15,13 +15,13 @@ import searching
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
-from skipsearch.search.cluster import start_local
 from skipsearch.search.results import read_record, start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
 from skipsearch.search.study.expected_results import baseline_front
 from skipsearch.search.study.storage import DATABASE, open_study
-from skipsearch.search.worker import Job
-from skipsearch.search.workers import Pool
+from skipsearch.search.workers.cluster import start_local
+from skipsearch.search.workers.ray_pool import Pool
+from skipsearch.search.workers.worker import Job
 
 PATIENCE = 300
 

@@ -5,10 +5,10 @@ import searching
 import yaml
 
 from skipsearch.policies.errors import EvaluatorError, SpaceError
-from skipsearch.search.bench import Bench
 from skipsearch.search.space.evaluator_defaults import shared
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
+from skipsearch.search.workers.evaluate import Bench
 
 ACCURACY = {
     "tasks": ["a"],

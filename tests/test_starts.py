@@ -14,7 +14,6 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
-from skipsearch.search.bench import Bench
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.results import read_record
 from skipsearch.search.space.parameters import Parameters
@@ -24,6 +23,7 @@ from skipsearch.search.study.expected_results import Known
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.study.warm_start import saved, spread, starts
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.evaluate import Bench
 
 FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
 SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]

@@ -11,13 +11,13 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import Preview
-from skipsearch.search.bench import not_finite
 from skipsearch.search.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.study.samplers import population
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.study.warm_start import starts
 from skipsearch.search.trial.outcome import Outcome
+from skipsearch.search.workers.evaluate import not_finite
 
 LAYERS = 4
 SAMPLERS = ["auto", "nsga2", "nsga3", "tpe", "random"]

@@ -14,7 +14,6 @@ from test_report import study as made_up
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED
-from skipsearch.search.racing import Race, Rival
 from skipsearch.search.report import page
 from skipsearch.search.results import read_record, write_folder
 from skipsearch.search.space.constraint import Constraint
@@ -26,6 +25,7 @@ from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within
 from skipsearch.search.trial.time_model import TimeEstimate
 from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.workers.early_stopping import Race, Rival
 
 NONE = np.zeros(0)
 

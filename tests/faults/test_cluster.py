@@ -14,11 +14,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from skipsearch.policies.errors import RunError, StudyError
-from skipsearch.search import cluster
-from skipsearch.search.cluster import start_local, start_ray, unreachable
 from skipsearch.search.results import read_record
 from skipsearch.search.run import run_study
 from skipsearch.search.space.space import Workers
+from skipsearch.search.workers import cluster as cluster
+from skipsearch.search.workers.cluster import start_local, start_ray, unreachable
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from skipsearch.policies.errors import ModelError, PolicyError
 from skipsearch.policies.policy import ModelRef, Policy, Provenance
 from skipsearch.policies.wording import visible
 from skipsearch.search.cli import main, study_folder
-from skipsearch.search.limits import DENSE_SECONDS, Limits
 from skipsearch.search.space.space import Space, Workers
 from skipsearch.search.space.units import amount, unit_of
 from skipsearch.search.trial.failures import fault_of
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import objective_value
+from skipsearch.search.workers.time_limits import DENSE_SECONDS, Limits
 
 DENSE, OTHER = Policy(), Policy.model_validate({"layers": {1: {"ffn": "skip"}}})
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TypeAlias
 
-from ..policies.policy import Policy
+from ...policies.policy import Policy
 
 RECENT = 64  # policies of a worker that are looked at: of those before, few states are left
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import ray
 from ray._private import services
 
-from ..policies.errors import RunError, StudyError
-from .space.space import Workers
+from ...policies.errors import RunError, StudyError
+from ..space.space import Workers
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 CONNECT_SECONDS = 5.0  # until a host takes a connection

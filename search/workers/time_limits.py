@@ -1,9 +1,9 @@
 """How long a worker may take for a policy before it is taken to hang."""
 
-from ..evaluators.base import Split
-from ..policies.policy import Policy
-from .space.space import Space
-from .trial.outcome import Outcome
+from ...evaluators.base import Split
+from ...policies.policy import Policy
+from ..space.space import Space
+from ..trial.outcome import Outcome
 
 DENSE_SECONDS = 6 * 3600.0  # for the dense model, of which nothing is known yet
 TIMES, LEAST = 20.0, 60.0  # what others may take: so many times what dense took, and so many seconds more

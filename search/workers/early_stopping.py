@@ -16,15 +16,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skipsearch.search.trial.scores import weights_of
-
-from ..evaluators.base import Direction, Measurement, Metric
-from .space.space import Racing, Space
-from .trial.modelled_time import ModelledTime
-from .trial.pareto import as_time, front_trials, objective_point, objective_value
-from .trial.tied_times import no_slower
-from .trial.time_model import TimeEstimate
-from .trial.trial_result import TrialRecord
+from ...evaluators.base import Direction, Measurement, Metric
+from ..space.space import Racing, Space
+from ..trial.modelled_time import ModelledTime
+from ..trial.pareto import as_time, front_trials, objective_point, objective_value
+from ..trial.scores import weights_of
+from ..trial.tied_times import no_slower
+from ..trial.time_model import TimeEstimate
+from ..trial.trial_result import TrialRecord
 
 # Shares of what may be bet at most, from cautious, for a small difference, to bold.
 BETS = np.linspace(0.05, 0.95, 10)

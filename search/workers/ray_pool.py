@@ -14,14 +14,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from ..policies.errors import RunError, SkipsearchError, TaskError
-from .affinity import RECENT, nearest, steps
-from .baselines.dense_stats import Preview
+from ...policies.errors import RunError, SkipsearchError, TaskError
+from ..baselines.dense_stats import Preview
+from ..space.space import Space
+from ..trial.failures import fault_of
+from ..trial.outcome import Outcome
 from .cluster import dead_daemons, first_line, places, shape, start_ray, stop_ray
-from .limits import DENSE_SECONDS
-from .space.space import Space
-from .trial.failures import fault_of
-from .trial.outcome import Outcome
+from .prefix_affinity import RECENT, nearest, steps
+from .time_limits import DENSE_SECONDS
 from .worker import NOTES, Job, Seat, Worker
 
 # A first start imports torch and loads a model, which on a cold disk takes minutes.

@@ -9,15 +9,15 @@ from typing import Any
 import ray
 from ray.experimental.internal_kv import _internal_kv_put
 
-from ..evaluators.base import Measurement, Split
-from ..policies.policy import Policy
-from .affinity import RECENT, Steps
-from .baselines.dense_stats import Preview
-from .bench import Bench
-from .racing import Rival
-from .space.space import Space
-from .trial.modelled_time import ExpectedTime
-from .trial.outcome import Outcome
+from ...evaluators.base import Measurement, Split
+from ...policies.policy import Policy
+from ..baselines.dense_stats import Preview
+from ..space.space import Space
+from ..trial.modelled_time import ExpectedTime
+from ..trial.outcome import Outcome
+from .early_stopping import Rival
+from .evaluate import Bench
+from .prefix_affinity import RECENT, Steps
 
 NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
 

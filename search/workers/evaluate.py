@@ -11,23 +11,24 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
-from ..evaluators.examples import ExampleEvaluator
-from ..policies.errors import EvaluatorError, SkipsearchError, TaskError
-from ..policies.policy import Policy
-from .baselines.dense_stats import Preview, look
-from .guide.guide import EXAMPLES, FEWEST
-from .racing import Race, Rival, shares
-from .space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
-from .space.space import Space
-from .trial.failures import Fault, fault_of
-from .trial.modelled_time import ExpectedTime, at_best, with_times
-from .trial.outcome import Outcome
-from .trial.pareto import objective_value
+from ...evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
+from ...evaluators.examples import ExampleEvaluator
+from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
+from ...policies.policy import Policy
+from ..baselines.dense_stats import Preview
+from ..guide.guide import EXAMPLES, FEWEST
+from ..space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
+from ..space.space import Space
+from ..trial.failures import Fault, fault_of
+from ..trial.modelled_time import ExpectedTime, at_best, with_times
+from ..trial.outcome import Outcome
+from ..trial.pareto import objective_value
+from .dense_probe import look
+from .early_stopping import Race, Rival, shares
 
 if TYPE_CHECKING:
-    from ..evaluators.subject import Subject
-    from ..policies.apply import PolicyHandle
+    from ...evaluators.subject import Subject
+    from ...policies.apply import PolicyHandle
 
 
 class Bench:
@@ -48,8 +49,8 @@ class Bench:
     ) -> None:
         import torch
 
-        from ..evaluators.subject import load_subject
-        from ..policies.layers import decoder_layers
+        from ...evaluators.subject import load_subject
+        from ...policies.layers import decoder_layers
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -215,7 +216,7 @@ class Bench:
         """A handle on the model while it runs under a policy."""
         import torch
 
-        from ..policies.apply import apply_policy
+        from ...policies.apply import apply_policy
 
         torch.manual_seed(self.space.search.seed)
         with torch.inference_mode(), apply_policy(self.subject.model, policy) as handle:

@@ -1,0 +1,1 @@
+"""Ray workers, and what one worker does with a policy."""

@@ -1,0 +1,83 @@
+"""Finds out what baselines need to know of the dense model, before the search begins."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...evaluators.base import ExamplesFirst
+from ...evaluators.statistics import layer_statistics, on_device
+from ...policies.policy import Policy
+from ..baselines.bandit import bandit
+from ..baselines.registry import Choices
+from ..space.space import Racing
+from .early_stopping import shares
+
+if TYPE_CHECKING:
+    from .evaluate import Bench
+from ..baselines.dense_stats import Preview, reads_statistics
+
+
+def look(bench: "Bench", names: Sequence[str]) -> Preview:
+    """Find out what some rules need, on examples of the search split.
+
+    Raises:
+        SkipsearchError: the layers of the model cannot be taken apart, or a policy cannot be measured.
+    """
+    from ...evaluators.prompts import made_up_prompt
+
+    subject, domains = bench.subject, bench.space.domains(bench.num_layers)
+    prompts = subject.prompts or [made_up_prompt(subject, prompt_tokens=64)]
+    found, policies = None, []
+    with counted(subject.model) as forwards:
+        if reads_statistics(names):
+            found = layer_statistics(subject.model, prompts, ranks="arank" in names)
+        if "bandit" in names:
+            policies = bandit(domains, divergence_on(bench, prompts), seed=bench.space.search.seed)
+    return Preview(found, policies, len(forwards))
+
+
+def divergence_on(bench: "Bench", prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
+    """What tells the bandit how far a policy is from the dense model, in nats a token.
+
+    The space's own divergence on the first share of its examples; where it has none, that of the first token of the
+    answer to each of some prompts.
+    """
+    own = next((one for one in bench.evaluators if isinstance(one, ExamplesFirst) and one.name == "divergence"), None)
+    if own is None:
+        return on_prompts(bench, prompts)
+    racing = bench.space.search.racing
+    parts = shares(Racing() if racing == "none" else racing)
+
+    def on_examples(choices: Choices) -> float:
+        with bench.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", parts)) as rungs:
+            return next(rungs)["divergence"].value
+
+    return on_examples
+
+
+def on_prompts(bench: "Bench", prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
+    """KL(dense || policy) of the token that comes after each prompt; the mean, in nats."""
+    import torch
+
+    from ...evaluators.predictions import divergence
+
+    def predicted(policy: Policy) -> torch.Tensor:
+        with bench.applied(policy) as handle:
+            model = handle.model
+            rows = [model(**on_device(prompt, model), use_cache=False).logits[0, -1] for prompt in prompts]
+            return torch.stack(rows).float().log_softmax(dim=-1)
+
+    dense = predicted(Policy())
+    return lambda choices: statistics.fmean(divergence(dense, predicted(Policy.of(choices))).tolist())
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[list[None]]:
+    """One entry for each forward pass of a model while the context is open."""
+    passes: list[None] = []
+    hook = model.register_forward_hook(lambda *_: passes.append(None))
+    try:
+        yield passes
+    finally:
+        hook.remove()
