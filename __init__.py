@@ -6,6 +6,8 @@ The names below are loaded when they are first used, so that importing any part 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .policies.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .policies.apply import PolicyHandle, applied_policy, apply_policy
     from .policies.choice import LayerChoice
@@ -14,14 +16,13 @@ if TYPE_CHECKING:
     from .search.run import run_study
     from .search.space.space import Space
 
-__version__ = "0.1.0"
 
 _HOME = {
     "LayerChoice": ".policies.choice",
     "Policy": ".policies.policy",
     "PolicyHandle": ".policies.apply",
     "SkipsearchError": ".policies.errors",
-    "Space": ".search.space",
+    "Space": ".search.space.space",
     "applied_policy": ".policies.apply",
     "apply_policy": ".policies.apply",
     "run_study": ".search.run",

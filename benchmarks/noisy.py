@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from skipsearch.search.analysis.study_record import StudyRecord
 from skipsearch.search.run import run_study
 from skipsearch.search.space.load import load_space
 from skipsearch.search.trial.hypervolume import history
 from skipsearch.search.trial.pareto import objective_point
-from skipsearch.search.trial.trial_result import StudyRecord
 
 PLANE = {"accuracy": "maximize", "prefill_flops": "minimize"}
 SAME = 0.97  # of the hypervolume without TTFT

@@ -26,9 +26,9 @@ import numpy as np
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.policy import Policy
+from skipsearch.search.driver.promotion import ENOUGH, due, examples
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
-from skipsearch.search.standing import ENOUGH, due, examples
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.pareto import dominates, front_trials

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipsearch.search.driver import Driver
-from skipsearch.search.progress import Progress
+from skipsearch.search.driver.driver import Driver
+from skipsearch.search.driver.progress import Progress
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.study.study import SearchStudy

@@ -23,8 +23,8 @@ from search_problems import Planted
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import NAMED
-from skipsearch.search.driver import Driver
-from skipsearch.search.progress import Progress
+from skipsearch.search.driver.driver import Driver
+from skipsearch.search.driver.progress import Progress
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome

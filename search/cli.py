@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import __version__
 from ..policies.errors import RunError, SkipsearchError, UsageError
+from ..policies.version import __version__
 from ..policies.wording import visible
 
 RESULTS = Path("results")
@@ -184,8 +184,8 @@ def run_verb(options: argparse.Namespace) -> int:
     folder = study_folder(options.out, name)
     with interruptible():
         try:
+            from .report.terminal import print_summary, summary_data
             from .run import run_study
-            from .summary import print_summary, summary_data
 
             record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
         except KeyboardInterrupt as stopped:
@@ -238,8 +238,8 @@ def validate_verb(options: argparse.Namespace) -> int:
 def show_verb(options: argparse.Namespace) -> int:
     """`skipsearch show`."""
     from ..policies.policy import Policy
-    from .console import Output
-    from .layermap import layer_map
+    from .report.console import Output
+    from .report.layer_map import layer_map
 
     policy = Policy.load(options.policy)
     if options.json:
@@ -261,7 +261,7 @@ def eval_verb(options: argparse.Namespace) -> int:
 
     refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
-    from .summary import print_evaluation
+    from .report.terminal import print_evaluation
     from .workers.evaluate import Bench
 
     bench = Bench(space)
@@ -294,10 +294,11 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 
 def report_verb(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
-    from .results import write_folder
-    from .selection import print_selection, select
+    from .analysis.selection import select
+    from .report.folder import write_folder
+    from .report.selected import print_selection
+    from .report.terminal import print_summary, summary_data
     from .study.storage import DATABASE
-    from .summary import print_summary, summary_data
 
     given, named = Path(options.study), options.out / options.study
     folder = given if (given / DATABASE).exists() or (given.is_dir() and not named.is_dir()) else named

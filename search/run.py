@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ..policies.errors import RunError, StudyError
-from .results import ENVIRONMENT, environment, read_environment, start_folder, write_folder
+from .analysis.load_study import ENVIRONMENT, read_environment
+from .analysis.study_record import StudyRecord
+from .report.folder import environment, start_folder, write_folder
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
 from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
-from .trial.trial_result import StudyRecord
 
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 
 if TYPE_CHECKING:
     from .baselines.dense_stats import Preview
-    from .progress import Progress
+    from .driver.progress import Progress
     from .study.study import SearchStudy
     from .workers.ray_pool import Pool
 
@@ -41,7 +42,7 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .progress import PREPARING, Progress
+    from .driver.progress import PREPARING, Progress
     from .study.study import SearchStudy
 
     space = loaded.space
@@ -148,12 +149,12 @@ def noted(pool: "Pool", progress: "Progress") -> "Preview":
 
 def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:
     """Spend the budget of trials, through Ray Tune where the space says so, and confirm the front."""
-    from .driver import Driver
+    from .driver.driver import Driver
 
     driver = Driver(study, pool, progress)
     driver.timing.find_noise()
     if study.space.workers.runner == "tune":
-        from .tune import tune_search
+        from .driver.ray_tune import tune_search
 
         reason = tune_search(study, pool, folder, progress)
     else:

@@ -6,8 +6,8 @@ import numpy as np
 import searching
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.search.driver import Driver
-from skipsearch.search.progress import Progress
+from skipsearch.search.driver.driver import Driver
+from skipsearch.search.driver.progress import Progress
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 

@@ -10,9 +10,10 @@ import pytest
 from test_report import study
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.search.agreement import LEAST, agreement, agreement_line
+from skipsearch.search.analysis.agreement import LEAST, agreement
+from skipsearch.search.analysis.assessment import judged
 from skipsearch.search.guide.rank_correlation import kendall
-from skipsearch.search.verdict import judged, verdict_lines
+from skipsearch.search.report.sentences import agreement_line, verdict_lines
 
 
 def by_definition(one, other):

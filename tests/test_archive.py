@@ -16,12 +16,13 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED
 from skipsearch.policies.errors import UsageError
 from skipsearch.policies.policy import Provenance
-from skipsearch.search import selection
-from skipsearch.search.archive import best, bounds_of, none_keeps, parsed, under, untold_lines
+from skipsearch.search.analysis.reselect import best, bounds_of, none_keeps, parsed, under, untold_lines
+from skipsearch.search.analysis.study_record import StudyRecord
+from skipsearch.search.analysis.suggest import offer
 from skipsearch.search.cli import main
-from skipsearch.search.offer import offer
+from skipsearch.search.report import selected as selection
 from skipsearch.search.study.study import SearchStudy
-from skipsearch.search.trial.trial_result import StudyRecord, TrialRecord
+from skipsearch.search.trial.trial_result import TrialRecord
 
 OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}
 

@@ -11,7 +11,7 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import Preview
-from skipsearch.search.proposals import Proposals
+from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES
 from skipsearch.search.space.ties_and_bans import Forbidden, Run, Together, forbids_dense

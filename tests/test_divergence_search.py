@@ -9,16 +9,16 @@ import searching
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Measured, Policy
 from skipsearch.search import cli
-from skipsearch.search.figures import card, dots, planes
-from skipsearch.search.layermap import layer_map
-from skipsearch.search.progress import best_saving
-from skipsearch.search.report import page
-from skipsearch.search.report_page import headline, headline_rule, headline_trial
-from skipsearch.search.results import write_folder
+from skipsearch.search.driver.progress import best_saving
+from skipsearch.search.report.figures import card, dots, planes
+from skipsearch.search.report.folder import write_folder
+from skipsearch.search.report.html import page
+from skipsearch.search.report.layer_map import layer_map
+from skipsearch.search.report.sections import headline, headline_rule, headline_trial
+from skipsearch.search.report.terminal import print_evaluation, reuse_line
 from skipsearch.search.run import run_study
 from skipsearch.search.space.objectives import first_cost
 from skipsearch.search.space.units import against, amount, unit_of, with_error
-from skipsearch.search.summary import print_evaluation, reuse_line
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import TrialRecord
 

@@ -11,11 +11,11 @@ from searching import LAYERS, Here, likely_space
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
-from skipsearch.search.driver import Driver
+from skipsearch.search.driver.driver import Driver
+from skipsearch.search.driver.progress import Progress
 from skipsearch.search.guide.accuracy_curve import Quality
 from skipsearch.search.guide.greedy import Probe, evenly, lazy_greedy
 from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, better_metric
-from skipsearch.search.progress import Progress
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance, TokenSelection
-from skipsearch.search.layermap import COLOURS, cell, cells, describe, layer_map
+from skipsearch.search.report.layer_map import COLOURS, cell, cells, describe, layer_map
 from skipsearch.search.space.units import amount, phrase, points
 
 POLICY = Policy.of(

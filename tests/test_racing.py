@@ -17,12 +17,12 @@ from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED
 from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
-from skipsearch.search.driver import Driver
-from skipsearch.search.progress import Progress
-from skipsearch.search.results import summary
+from skipsearch.search.analysis.load_study import summary
+from skipsearch.search.driver.driver import Driver
+from skipsearch.search.driver.progress import Progress
+from skipsearch.search.driver.promotion import due
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Racing
-from skipsearch.search.standing import due
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.study.storage import trial_record
 from skipsearch.search.study.study import SearchStudy

@@ -13,13 +13,14 @@ import pytest
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.figures import begun_with, card, dots, planes, staircase
-from skipsearch.search.report import page, write_report, write_trials_csv
-from skipsearch.search.report_map import map_section
-from skipsearch.search.report_page import headline, headline_trial, policy_files
+from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
+from skipsearch.search.report.figures import begun_with, card, dots, planes, staircase
+from skipsearch.search.report.html import page, write_report, write_trials_csv
+from skipsearch.search.report.html_layer_map import map_section
+from skipsearch.search.report.sections import headline, headline_trial
 from skipsearch.search.trial.hypervolume import history, reference_point
-from skipsearch.search.trial.pareto import feasible_points, front_trials, percent_of_dense
-from skipsearch.search.trial.trial_result import State, StudyRecord, TrialRecord
+from skipsearch.search.trial.pareto import feasible_points, front_trials
+from skipsearch.search.trial.trial_result import State, TrialRecord
 
 METRICS = {
     "accuracy": Metric("fraction", "maximize", "Mean accuracy over the tasks, as lm-eval counts it."),

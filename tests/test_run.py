@@ -15,7 +15,8 @@ import searching
 
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
-from skipsearch.search.results import read_record, start_folder, write_folder
+from skipsearch.search.analysis.load_study import read_record
+from skipsearch.search.report.folder import start_folder, write_folder
 from skipsearch.search.run import only_writer, run_study
 from skipsearch.search.study.expected_results import baseline_front
 from skipsearch.search.study.storage import DATABASE, open_study

@@ -13,12 +13,12 @@ from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
+from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
-from skipsearch.search.proposals import Proposals
-from skipsearch.search.results import read_record
+from skipsearch.search.driver.promotion import due
+from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES, STARTS
-from skipsearch.search.standing import due
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.study.warm_start import saved, spread, starts

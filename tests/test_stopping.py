@@ -10,9 +10,9 @@ from test_study import measured, open_study, spend
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
-from skipsearch.search import stopping
-from skipsearch.search.proposals import Proposals
-from skipsearch.search.stopping import Stopping, growth
+from skipsearch.search.driver import stopping as stopping
+from skipsearch.search.driver.proposals import Proposals
+from skipsearch.search.driver.stopping import Stopping, growth
 from skipsearch.search.study.storage import running_seconds
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.trial_result import TrialRecord
@@ -149,7 +149,7 @@ def test_a_search_that_stagnates_ends_and_goes_on_under_another_rule(path, tmp_p
 
 
 def test_through_ray_tune_it_ends_the_same(path, tmp_path):
-    from skipsearch.search.tune import StudySearcher
+    from skipsearch.search.driver.ray_tune import StudySearcher
 
     given = {"search__trials": 60, "search__sampler": "random", "search__stop": "{stagnation: 6, gain: 0.05}"}
     order = spend(open_study(path, tmp_path / "actors", **given))

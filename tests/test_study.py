@@ -11,7 +11,7 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import Preview
-from skipsearch.search.proposals import Proposals
+from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.study.samplers import population
 from skipsearch.search.study.study import SearchStudy

@@ -14,12 +14,13 @@ from test_report import study as made_up
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.policies.choice import KEEP, NAMED
-from skipsearch.search.report import page
-from skipsearch.search.results import read_record, write_folder
+from skipsearch.search.analysis.load_study import read_record
+from skipsearch.search.driver.timing import ROUNDS, merged
+from skipsearch.search.report.folder import write_folder
+from skipsearch.search.report.html import page
+from skipsearch.search.report.terminal import summary_data
 from skipsearch.search.space.constraint import Constraint
-from skipsearch.search.summary import summary_data
 from skipsearch.search.times.noise import noise_of, warning
-from skipsearch.search.timing import ROUNDS, merged
 from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
 from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within

@@ -8,16 +8,17 @@ import pytest
 from test_report import changed, page, refronted, study, without_library
 
 from skipsearch.evaluators.base import Measurement, Metric
-from skipsearch.search.figures import plane_figure, planes
-from skipsearch.search.forecast import outlook
-from skipsearch.search.paired import chance, difference, examples, mcnemar, resampled
-from skipsearch.search.report_page import policy_files
+from skipsearch.search.analysis.assessment import growth, judged, mean_gap
+from skipsearch.search.analysis.forecast import outlook
+from skipsearch.search.analysis.paired_tests import chance, difference, examples, mcnemar, resampled
+from skipsearch.search.analysis.study_record import policy_files
+from skipsearch.search.report.figures import plane_figure, planes
+from skipsearch.search.report.sentences import curse_line, verdict_lines
+from skipsearch.search.report.terminal import print_summary, summary_data, tie_line
 from skipsearch.search.study.expected_results import Known
-from skipsearch.search.summary import print_summary, summary_data, tie_line
 from skipsearch.search.trial.hypervolume import history
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import Estimate
-from skipsearch.search.verdict import curse_line, growth, judged, mean_gap, verdict_lines
 
 EXAMPLES = 400
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ...evaluators.base import Direction, Measurement, Split, metric_of
+from ...evaluators.base import Direction, Measurement, metric_of
 from ..space.objectives import first_cost
 from ..space.units import unit_of
 from .dominance import non_dominated
@@ -13,7 +13,7 @@ from .hypervolume import Point, as_costs, covers
 from .modelled_time import DENSE, ModelledTime
 from .tied_times import non_dominated_within
 from .time_model import TimeEstimate
-from .trial_result import StudyRecord, TrialRecord
+from .trial_result import TrialRecord
 
 CERTAIN = 1.645  # standard errors above guessing: of 20 policies that guess 19 stay below
 
@@ -60,14 +60,6 @@ def objective_point(
         return None
     point = tuple(objective_value(name, measured[name], dense[name]) for name in names)
     return point if all(map(math.isfinite, point)) else None
-
-
-def percent_of_dense(record: StudyRecord, trial: TrialRecord, name: str, split: Split = "search") -> float:
-    """A figure in percent of the dense model's on the same examples; NaN where either is missing."""
-    ours, dense = (getattr(one, split).get(name) for one in (trial, record.dense))
-    if ours is None or dense is None or not dense.value:
-        return math.nan
-    return 100 * objective_value(name, ours, dense) / float(dense.value)
 
 
 def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) -> list[Point | None]:

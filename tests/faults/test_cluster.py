@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from skipsearch.policies.errors import RunError, StudyError
-from skipsearch.search.results import read_record
+from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.run import run_study
 from skipsearch.search.space.space import Workers
 from skipsearch.search.workers import cluster as cluster

@@ -13,8 +13,9 @@ from test_study import open_study, spend
 
 from skipsearch import Policy
 from skipsearch.policies.errors import RunError, SpaceError, StudyError
+from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.cli import main
-from skipsearch.search.results import read_record, write_folder, write_policies
+from skipsearch.search.report.folder import write_folder, write_policies
 from skipsearch.search.run import check_folder, kept_in, only_writer
 from skipsearch.search.space.fingerprint import Digests
 from skipsearch.search.space.trust import refuse_untrusted

@@ -15,7 +15,7 @@ from pathlib import Path
 import failing
 import pytest
 
-from skipsearch.search.results import read_record
+from skipsearch.search.analysis.load_study import read_record
 
 KILLS = int(os.environ.get("KILLS", "50"))
 TRIALS = 600

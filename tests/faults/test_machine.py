@@ -5,7 +5,7 @@ import pytest
 import searching
 
 from skipsearch.policies.errors import RunError
-from skipsearch.search.results import read_record
+from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.run import run_study
 
 

@@ -1,0 +1,1 @@
+"""The search loop: proposes, promotes, confirms and shows progress."""

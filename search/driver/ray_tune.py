@@ -1,0 +1,197 @@
+"""The second door: the same study and the same worker behind Ray Tune, for people whose cluster and loggers live there.
+
+from ray import tune
+searcher = StudySearcher(study)
+tune.Tuner(
+tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True)),
+tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, reuse_actors=True),
+).fit()
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+# Tune writes a file for each logger and trial unless it is told not to; the study holds everything already.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Ctrl-C ends a search here as it does without Tune, and relative paths in a task stay what they are.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from ...evaluators.base import Measurement, evaluator_class
+from ...policies.errors import RunError, SkipsearchError
+from ...policies.policy import Policy
+from ..space.space import Space
+from ..study.storage import measurements_from
+from ..study.study import Proposal, SearchStudy
+from ..trial.outcome import Outcome
+from ..workers.evaluate import Bench
+from ..workers.ray_pool import STRIKES, Pool
+from .progress import PROPOSING, Progress
+from .proposals import Proposals
+from .timing import Timing
+
+# Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
+SLACK = 4
+
+
+class StudySearcher(Searcher):
+    """Lets Tune ask a study for policies.
+
+    Args:
+        study: The study, which stays the only truth about the search.
+        progress: Who tells the user; None keeps it silent.
+        after: Called after each trial.
+    """
+
+    def __init__(
+        self, study: SearchStudy, progress: Progress | None = None, after: Callable[[], None] = lambda: None
+    ) -> None:
+        first, direction = next(iter(study.space.objectives.items()))
+        super().__init__(metric=first, mode="max" if direction == "maximize" else "min")
+        self.study = study
+        self.progress, self.after = progress, after
+        self.proposals = Proposals(study)
+        self._running: dict[str, Proposal] = {}
+        self._lost = 0
+
+    @property
+    def samples(self) -> int:
+        """What to give as `num_samples`."""
+        return self.study.space.search.trials * SLACK
+
+    def suggest(self, trial_id: str) -> Any:
+        """A policy to measure; None while the dense figures are awaited, `FINISHED` when the budget is spent."""
+        proposal = self.proposals.next()
+        if proposal is None:
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = proposal
+        dense = self.study.dense_measurements() or {}
+        plain = {name: asdict(measurement) for name, measurement in dense.items()}
+        return {
+            "policy": proposal.policy.document(),
+            "dense": json.dumps(plain),
+            "names": [name for name in self.study.space.evaluate if name not in self.study.left_out],
+            "times": self.study.expected_times(proposal.policy),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study what came of it; a trial whose process was lost has no result."""
+        proposal = self._running.pop(trial_id)
+        if result and not error:
+            self._lost = 0
+            self.proposals.finish(proposal, outcome_of(result))
+        else:
+            self._leave(proposal)
+        self.after()
+        if self.progress is not None:
+            self.progress.update(self.study.records(), self.study.measured())
+
+    def _leave(self, proposal: Proposal) -> None:
+        """Leave a policy whose process was lost twice for the next start: that is no fault of the policy's.
+
+        Raises:
+            RunError: too many were lost in a row.
+        """
+        reason = "its process was lost, or its device is broken"
+        self.proposals.leave(proposal, reason)
+        self._lost += 1
+        if self._lost >= STRIKES:
+            hint = "see Ray's own log for the reason, mend the machine and go on with `--resume`"
+            raise RunError("no healthy worker is left", [f"{self._lost} trials in a row: {reason}"], hint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of its searcher on disk, which never searches and so has nothing to show."""
+        return {**self.__dict__, "progress": None, "after": None}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: all state lives in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: open the study with `resume=True`."""
+
+
+class PolicyTrainable(tune.Trainable):
+    """Measures one policy a step, and keeps its model for the next."""
+
+    def setup(  # type: ignore[override]  # tune.with_parameters passes the others
+        self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
+    ) -> None:
+        """Load the model; what is wrong with it becomes the failure of the trial, in its own words."""
+        self.bench: Bench | None = None
+        try:
+            self.bench = Bench(Space.model_validate(space), threads)
+        except SkipsearchError as cause:
+            self.failure = "; ".join([cause.what, *cause.details])
+
+    def step(self) -> dict[str, Any]:
+        """Measure the policy of the configuration."""
+        if self.bench is None:
+            return {"outcome": Outcome(failure=self.failure), "done": True}
+        policy, dense = Policy.model_validate(self.config["policy"]), measurements_from(self.config["dense"]) or None
+        outcome = self.bench.measure(policy, self.config["names"], dense=dense, times=self.config["times"])
+        if outcome.fault == "machine":
+            raise RuntimeError(outcome.failure)  # Tune tears the process down, and tries it once more in another one.
+        values = {name: entry.value for name, entry in outcome.measurements.items()}
+        return {**values, "outcome": outcome, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Keep the model for the next policy."""
+        self.config = new_config
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A measurement leaves nothing to save."""
+
+
+def outcome_of(result: dict[str, Any]) -> Outcome:
+    """The outcome in a result of Tune."""
+    outcome: Outcome = result["outcome"]
+    measured = {name: entry for name, entry in outcome.measurements.items() if isinstance(entry, Measurement)}
+    return replace(outcome, measurements=measured, worker=f"tune-{result.get('pid', 0)}")
+
+
+def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress | None = None) -> str | None:
+    """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
+
+    Args:
+        study: Where the trials are.
+        pool: The workers, which give their devices up and take them back after.
+        folder: The study's folder; Tune's own files go to `tune/` in it.
+        progress: Who tells the user; None keeps it silent.
+
+    Returns:
+        Why the search ended.
+    """
+    space = study.space
+    pool.release()
+    after = (lambda: None) if progress is None else Timing(study, pool, progress).look
+    searcher = StudySearcher(study, progress, after)
+    if progress is not None:
+        progress.phase(PROPOSING)
+    alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
+    gpus = {"gpu": pool.gpus} if pool.gpus else {}
+    trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
+    tune.Tuner(
+        tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if alone else pool.size),
+            num_samples=searcher.samples,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    ).fit()
+    pool.hire()
+    return searcher.proposals.reason

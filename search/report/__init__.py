@@ -1,0 +1,1 @@
+"""Drawing a finished study: the folder, the page, figures and terminal output."""

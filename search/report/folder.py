@@ -1,0 +1,166 @@
+"""The study's folder: what is derived from the database, and can be made again from it at any time."""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...evaluators.base import Measurement, Split
+from ...policies.errors import PolicyError
+from ...policies.policy import Measured, ModelRef, Policy, Provenance
+from ...policies.version import __version__
+from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
+from ..analysis.study_record import StudyRecord, policy_files
+from ..space.space import Space
+from ..trial.modelled_time import ModelledTime
+from ..trial.trial_result import TrialRecord
+
+POLICIES = "policies"
+WRITTEN = ".written.json"
+PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
+
+
+def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> dict[str, Any]:
+    """Versions, hardware and seed of a run."""
+    return {
+        "skipsearch": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "model": model_id,
+        "revision": space.model.revision,
+        "commit": workers[0].get("commit"),
+        "seed": space.search.seed,
+        "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
+        "nodes": len({worker["node"] for worker in workers}),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_folder(folder: Path) -> StudyRecord:
+    """Make everything that is derived from the database: policies, table, figure and report.
+
+    Raises:
+        StudyError: see `read_record`.
+    """
+    from .html import write_report, write_trials_csv
+
+    record = read_record(folder)
+    write_policies(record, folder / POLICIES)
+    write_trials_csv(record, folder / "trials.csv")
+    write_report(record, folder)
+    return record
+
+
+def write_policies(record: StudyRecord, folder: Path) -> None:
+    """One file for each policy of the front, by falling cost; files of an older front are removed.
+
+    A file that was not written here, or was changed since, is kept, under another name where it stands in the way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = written_before(folder)
+    for old in folder.glob("pareto-*.yaml"):
+        if is_ours(old, record, written):
+            old.unlink()
+        elif old.name in policy_files(record).values():
+            old.rename(free_name(old))
+    found = {}
+    for number, file in policy_files(record).items():
+        exported(record, record.trial(number)).save(folder / file)
+        found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / WRITTEN).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def written_before(folder: Path) -> dict[str, str]:
+    """By name, the digest of each file that was written here last; empty where that is not known."""
+    try:
+        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def is_ours(file: Path, record: StudyRecord, written: Mapping[str, str]) -> bool:
+    """True for a file that was written here and that nobody has changed since."""
+    if file.name in written:
+        return hashlib.sha256(file.read_bytes()).hexdigest() == written[file.name]
+    try:  # An older release kept no list.
+        policy = Policy.load(file)
+    except PolicyError:
+        return False
+    return not written and policy.provenance.study == record.name and policy.to_yaml() == file.read_text("utf-8")
+
+
+def free_name(file: Path) -> Path:
+    """A name for a file of somebody else's that stands where one of ours goes."""
+    names = (file.with_name(f"{file.stem}.kept-{number}.yaml") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
+    """A trial's policy with its figures and where it comes from."""
+    model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
+    provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
+    update = {"model": model, "measured": figures(trial, record.dense), "provenance": provenance}
+    return trial.policy.model_copy(update=update)
+
+
+def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
+    """Every figure beside the dense one: what was measured again by split, that of the search under `search_…`."""
+    found: dict[str, Measured] = {}
+    for name, entry in trial.report.items():
+        found[name] = measured(entry, dense.report.get(name), "report")
+    for name, entry in trial.search.items():
+        split: Split | None = "search" if name in trial.report else None
+        found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
+    return found
+
+
+def measured(entry: Measurement, dense: Measurement | None, split: Split | None) -> Measured:
+    """One figure for the policy file; a latency stands beside the dense one that was interleaved with it."""
+    beside = entry.dense if entry.dense is not None else (dense.value if dense else None)
+    modelled, stderr = None, entry.stderr
+    if isinstance(entry, ModelledTime) and entry.dense is not None:
+        modelled, stderr = entry.estimate.ratio * entry.dense, entry.estimate.error * entry.dense
+    return Measured(
+        value=entry.value, dense=beside, stderr=stderr, iqr=entry.iqr, n=entry.n, split=split, modelled=modelled
+    )
+
+
+def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:
+    """Write the run's own input and its environment, before anything is measured.
+
+    The environment is that in which the study began; each further start is listed in it with what differs.
+    """
+    (folder / SPACE).write_text(text, encoding="utf-8")
+    # One that is there without a study is of a study that was removed.
+    first = read_environment(folder / ENVIRONMENT) if resume else {}
+    if first:
+        again = {key: value for key, value in facts.items() if key == "started" or first.get(key) != value}
+        facts = first | {"resumed": [*first.get("resumed", []), again]}
+    (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,215 @@
+"""How a policy and its figures are shown to people: the words, the colours, and the layer map in the terminal."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from ...policies.choice import LayerChoice
+from ...policies.policy import Measured, Policy
+from ...policies.wording import visible
+from ..space.units import _three_digits, against, unit_of, with_error
+
+# Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
+COLOURS = {
+    "skip_attention": "#0072B2",
+    "skip_ffn": "#E69F00",
+    "skip_layer": "#D55E00",
+    "parallel": "#CC79A7",
+    "parallel_shared": "#CC79A7",
+    "token_ratio": "#009E73",
+}
+RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
+MEANING = {
+    "keep": (RUNS, "runs"),
+    "skip_attention": (SKIPPED, "skip_attention"),
+    "skip_ffn": (SKIPPED, "skip_ffn"),
+    "skip_layer": (SKIPPED, "skip_layer (both rows)"),
+    "parallel": (PARALLEL, "parallel (both rows)"),
+    "parallel_shared": (SHARED, "parallel, shared norm (both rows)"),
+}
+# The letters of a choice that does not hold in every phase, or not for every token.
+SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
+ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
+LABEL_WIDTH = 11
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer as it is drawn.
+
+    Attributes:
+        attention: `keep`, or the name of the choice that changes the attention.
+        ffn: The same of the ffn.
+        ratio: The share of the image tokens that the layer's own ratio gives it.
+        left: The share that an earlier layer left for it, where what is left out does not come back.
+        phase: `p` or `d` where the choice holds in one phase only.
+        tokens: `i` or `t` where it concerns one kind of tokens only.
+    """
+
+    attention: str
+    ffn: str
+    ratio: float | None = None
+    left: float | None = None
+    phase: str = ""
+    tokens: str = ""
+
+
+def cell(choice: LayerChoice) -> Cell:
+    """A layer by itself."""
+    same = choice.canonical()
+    attention = "skip_attention" if same.attention == "skip" else "keep"
+    ffn = "skip_ffn" if same.ffn == "skip" else "keep"
+    if same.skips_layer:
+        attention = ffn = "skip_layer"
+    elif same.wiring == "parallel":
+        attention = ffn = "parallel" if same.norm == "own" else "parallel_shared"
+    phase = "" if same.phase == "both" else same.phase[0]
+    tokens = "" if same.tokens == "all" else same.tokens[0]
+    return Cell(attention, ffn, same.token_ratio, phase=phase, tokens=tokens)
+
+
+def cells(policy: Policy, num_layers: int) -> list[Cell]:
+    """Every layer of a policy, first to last."""
+    same = policy.canonical()
+    drawn, left = [], None
+    for choice in same.choices(num_layers):
+        one = cell(choice)
+        drawn.append(replace(one, left=left) if one.ratio is None else one)
+        if same.token_selection.reselect == "once" and one.ratio is not None:
+            left = one.ratio
+    return drawn
+
+
+def describe(policy: Policy) -> list[str]:
+    """What differs from dense, one entry a run of equal layers, such as `3: skip_ffn` or `7-9: token_ratio 0.5`."""
+    changed = sorted((index, choice.label) for index, choice in policy.canonical().layers.items())
+    runs = groupby(enumerate(changed), key=lambda item: (item[1][0] - item[0], item[1][1]))
+    entries = []
+    for (_, label), run in runs:
+        layers = [index for _, (index, _) in run]
+        entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
+    selection = policy.canonical().token_selection.model_dump(exclude_defaults=True)
+    return entries + [f"{key} {word}" for key, word in selection.items()]
+
+
+def layer_map(policy: Policy, num_layers: int) -> "LayerMap":
+    """The picture of a policy for a terminal or a pipe: what is measured, and what every layer does."""
+    return LayerMap(policy.canonical(), num_layers)
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """A rich renderable; wraps to the width it is given, and says everything without colour too."""
+
+    policy: Policy
+    num_layers: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw header, figures, rows of layers, legend."""
+        room = max(5, (options.max_width - LABEL_WIDTH) // 2)
+        for line in [*self._header(), *self._figures(), Text(), *self._bands(room), *self._legend()]:
+            if options.ascii_only:
+                line.plain = line.plain.translate(ASCII)
+            yield line
+
+    def _header(self) -> Iterator[Text]:
+        model, origin = self.policy.model, self.policy.provenance
+        yield Text(visible(model.id or "any model"), style="bold")
+        facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
+        facts += [visible(f"study {origin.study}")] if origin.study is not None else []
+        facts += [f"trial {origin.trial}"] if origin.trial is not None else []
+        yield Text("  " + " · ".join(facts), style="dim")
+
+    def _figures(self) -> Iterator[Text]:
+        """One line a measured figure, its columns aligned."""
+        rows = [_figure_row(name, entry) for name, entry in self.policy.measured.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            yield Text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+    def _bands(self, room: int) -> Iterator[Text]:
+        """The rows, cut into bands of equal length where the layers do not fit side by side."""
+        every = cells(self.policy, self.num_layers)
+        bands = math.ceil(len(every) / room)
+        length = min(room, 5 * math.ceil(len(every) / bands / 5)) if bands > 1 else len(every)
+        for start in range(0, len(every), length):
+            band = every[start : start + length]
+            ticks = "".join(f"{index:<10}" for index in range(start, start + len(band), 5))
+            yield Text("layer".ljust(LABEL_WIDTH) + ticks.rstrip(), style="dim")
+            yield _row("attention", [_symbol(c.attention) for c in band])
+            yield _row("ffn", [_symbol(c.ffn) for c in band])
+            if any(c.phase for c in every):
+                yield _row("phase", [_letter(c.phase) for c in band])
+            if any(c.tokens for c in every):
+                yield _row("for", [_letter(c.tokens) for c in band])
+            if any(c.ratio is not None for c in every):
+                yield _row("tokens", [_token_symbol(c) for c in band])
+            yield Text()
+
+    def _legend(self) -> Iterator[Text]:
+        """Only what occurs, with the number of layers it occurs in."""
+        every = cells(self.policy, self.num_layers)
+        used = Counter(kind for c in every for kind in {c.attention, c.ffn})
+        for kind, (_, meaning) in MEANING.items():
+            if used[kind] and kind != "keep":
+                yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
+        scopes = Counter(letter for c in every for letter in (c.phase, c.tokens))
+        for letter, meaning in SCOPES.items():
+            if scopes[letter]:
+                yield Text("  ").append_text(_letter(letter)).append(f" {meaning}: {_layers(scopes[letter])}")
+        ratios = Counter(c.ratio for c in every if c.ratio is not None)
+        for ratio in sorted(ratios, reverse=True):
+            symbol = _token_symbol(Cell("keep", "keep", ratio))
+            yield Text("  ").append_text(symbol).append(f" token_ratio {ratio:g}: {_layers(ratios[ratio])}")
+        if ratios:
+            selection = self.policy.token_selection
+            yield Text(
+                f"  {ALL_TOKENS} all image tokens; ranked by {selection.score}, reselect {selection.reselect}", "dim"
+            )
+        if any(c.left is not None for c in every):
+            yield Text(f"  {LEFT} only those that the layers before left (once)", "dim")
+        if not used.keys() - {"keep"} and not ratios:
+            yield Text("  every layer does what the dense model does", style="dim")
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" + ("s" if count != 1 else "")
+
+
+def _row(label: str, symbols: list[Text]) -> Text:
+    line = Text(label.ljust(LABEL_WIDTH))
+    for symbol in symbols:
+        line.append_text(symbol).append(" ")
+    return line
+
+
+def _symbol(kind: str) -> Text:
+    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # the blue is dark, the other colours are light
+    return Text(MEANING[kind][0], style="dim" if kind == "keep" else f"bold {ink} on {COLOURS[kind]}")
+
+
+def _letter(letter: str) -> Text:
+    return Text(letter or " ", style="bold")
+
+
+def _token_symbol(drawn: Cell) -> Text:
+    if drawn.attention == "skip_layer" and not (drawn.phase or drawn.tokens):
+        return Text(" ")
+    if drawn.ratio is None:
+        return Text(ALL_TOKENS if drawn.left is None else LEFT, style="dim")
+    level = max(0, math.floor(drawn.ratio * len(EIGHTHS)) - 1)
+    return Text(EIGHTHS[level] if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+
+
+def _figure_row(name: str, entry: Measured) -> list[str]:
+    unit = unit_of(name)
+    spread = "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
+    basis = "predicted " if entry.n == 0 else f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
+    value = entry.value if entry.modelled is None else entry.modelled
+    change = "" if entry.dense is None else against(value, entry.dense, unit)
+    return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
