@@ -42,7 +42,8 @@ def run_study(
     Raises:
         SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
     """
-    from .driver.progress import PREPARING, Progress
+    from .driver.phases import PREPARING
+    from .driver.progress import Progress
     from .study.study import SearchStudy
 
     space = loaded.space

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
-from skipsearch.search.driver.progress import CONFIRMING, LOADING, PROMOTING, PROPOSING, Progress
+from skipsearch.search.driver.phases import CONFIRMING, LOADING, PROMOTING, PROPOSING
+from skipsearch.search.driver.progress import Progress
 from skipsearch.search.trial.trial_result import TrialRecord
 
 OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
 from ..study.expected_results import BASELINES, baseline_front
@@ -18,12 +18,15 @@ from ..workers.prefix_affinity import steps
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import Limits
 from ..workers.worker import Job
+from .phases import CONFIRMING, PROBING, PROMOTING, PROPOSING
 from .probing import Probing
-from .progress import CONFIRMING, PROBING, PROMOTING, PROPOSING, Progress
 from .promotion import ENOUGH, due, examples
 from .proposals import Proposals
 from .remaining import ahead
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
 
@@ -58,7 +61,7 @@ class Driver:
         progress: Who tells the user.
     """
 
-    def __init__(self, study: SearchStudy, pool: Pool, progress: Progress) -> None:
+    def __init__(self, study: SearchStudy, pool: Pool, progress: "Progress") -> None:
         self.study = study
         self.pool = pool
         self.progress = progress

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+LOADING, PREPARING = "loading the model", "preparing the study"
+PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
+
 
 @dataclass
 class Phase:

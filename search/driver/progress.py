@@ -19,10 +19,8 @@ from ...policies.wording import visible
 from ..space.objectives import first_cost
 from ..trial.pareto import feasible_points, front_trials
 from ..trial.trial_result import TrialRecord
-from .phases import Phases
+from .phases import LOADING, PROPOSING, Phases
 
-LOADING, PREPARING = "loading the model", "preparing the study"
-PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
 EACH = 10  # steps of a phase from one line in a log to the next
 
 

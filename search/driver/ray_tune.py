@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Tune writes a file for each logger and trial unless it is told not to; the study holds everything already.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -34,9 +34,12 @@ from ..study.study import Proposal, SearchStudy
 from ..trial.outcome import Outcome
 from ..workers.evaluate import Bench
 from ..workers.ray_pool import STRIKES, Pool
-from .progress import PROPOSING, Progress
+from .phases import PROPOSING
 from .proposals import Proposals
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 # Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
 SLACK = 4
@@ -52,7 +55,7 @@ class StudySearcher(Searcher):
     """
 
     def __init__(
-        self, study: SearchStudy, progress: Progress | None = None, after: Callable[[], None] = lambda: None
+        self, study: SearchStudy, progress: "Progress | None" = None, after: Callable[[], None] = lambda: None
     ) -> None:
         first, direction = next(iter(study.space.objectives.items()))
         super().__init__(metric=first, mode="max" if direction == "maximize" else "min")
@@ -158,7 +161,7 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
     return replace(outcome, measurements=measured, worker=f"tune-{result.get('pid', 0)}")
 
 
-def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: Progress | None = None) -> str | None:
+def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progress | None" = None) -> str | None:
     """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
 
     Args:

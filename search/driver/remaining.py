@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..space.space import Space
 from ..study.expected_results import BASELINES, Known
 from ..trial.trial_result import TrialRecord
-from .progress import CONFIRMING, PROMOTING
+from .phases import CONFIRMING, PROMOTING
 from .promotion import ENOUGH, examples, is_paused, looking_best, standing
 from .timing import AGAIN, ROUNDS
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from ..trial.trial_result import TrialRecord
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import Limits
 from ..workers.worker import Job
-from .progress import Progress
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 NULLS = 4  # measurements of dense against dense before the first trial
 ROUNDS = 7  # visits to each member of the front at the end
@@ -37,7 +40,7 @@ class Timing:
         limits: How long a measurement may take; None sets no limit.
     """
 
-    def __init__(self, study: SearchStudy, pool: Pool, progress: Progress, limits: Limits | None = None) -> None:
+    def __init__(self, study: SearchStudy, pool: Pool, progress: "Progress", limits: Limits | None = None) -> None:
         self.study, self.pool, self.progress, self._limits = study, pool, progress, limits
         self._names = [*study.timers]
         self._warned: set[str] = set()
