@@ -26,7 +26,8 @@ import torch
 from racing_search import Alone, trials_of
 
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
-from skipsearch.evaluators.examples import ExampleEvaluator, ExampleOptions
+from skipsearch.evaluators.example_options import ExampleOptions
+from skipsearch.evaluators.examples import ExampleEvaluator
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy

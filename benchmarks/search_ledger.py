@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from search_problems import CORNER, DIRECTIONS, Codes
 
-from skipsearch.policies.retention import Beginnings, Store
+from skipsearch.policies.runtime.retention import Beginnings, Store
 from skipsearch.search.trial.hypervolume import history, hypervolume
 from skipsearch.search.trial.pareto import pareto
 

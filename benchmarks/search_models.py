@@ -17,11 +17,11 @@ from search_ledger import KEPT
 from search_problems import Codes
 
 from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.accuracy.memo import Memo, remembered_features
 from skipsearch.evaluators.flops import flop_counter
-from skipsearch.evaluators.memo import Memo, remembered_features
 from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.policies.choice import LayerChoice
-from skipsearch.policies.prefix import PrefixStates
+from skipsearch.policies.runtime.prefix import PrefixStates
 from skipsearch.search.baselines.registry import HEURISTICS
 from skipsearch.spaces.digits.evaluate import HERE, Exam
 

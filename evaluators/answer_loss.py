@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Measurement, Metric, Options, Split
 from .divergence import TOP_K
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
+from .example_options import ExampleOptions
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, Part
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
-    from .accuracy_splits import Tasks
-    from .accuracy_tasks import Score
+    from .accuracy.rungs import Example
+    from .accuracy.splits import Tasks
+    from .accuracy.tasks import Score
     from .answers import Request
     from .gold import Found, GoldAnswer, GoldAnswers, GoldRow
-    from .rungs import Example
     from .subject import Subject
 
 
@@ -56,7 +57,7 @@ class AnswerLossEvaluator(ExampleEvaluator):
     splits: ClassVar[bool] = True
 
     def __init__(self, options: AnswerLossOptions, subject: "Subject") -> None:
-        from .accuracy_tasks import pick_metric
+        from .accuracy.tasks import pick_metric
         from .gold import has_answers, has_choices, no_answers
 
         super().__init__(options, subject)
@@ -71,7 +72,7 @@ class AnswerLossEvaluator(ExampleEvaluator):
         subject.prompts = subject.prompts or self.example_prompts(EXAMPLE_PROMPTS)
 
     def _guessing(self, split: Split) -> float:
-        from .accuracy_floor import guessing_loss
+        from .accuracy.floor import guessing_loss
 
         return guessing_loss(self._tasks(split), lambda text: len(self._model.tok_encode(text)))
 
@@ -83,7 +84,7 @@ class AnswerLossEvaluator(ExampleEvaluator):
         return {**self._of_choices(handle, chosen, part), **self._of_tokens(handle, others, part)}
 
     def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        from .accuracy_tasks import mean_score
+        from .accuracy.tasks import mean_score
 
         losses, divergences = zip(*items, strict=True)
         return mean_score("answer_loss", losses, divergences)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..policies.tokens import image_token_ids
-from .accuracy_model import TextModel
-from .accuracy_splits import Tasks
+from ..policies.runtime.tokens import image_token_ids
+from .accuracy.model import TextModel
+from .accuracy.rungs import Example, numbered
+from .accuracy.splits import Tasks
 from .prompts import generation_options
-from .rungs import Example, numbered
 
 T = TypeVar("T")
 Request: TypeAlias = Any  # lm-eval's Instance

@@ -176,7 +176,7 @@ class Revisits(Evaluator, Protocol):
 
 
 BUILT_IN = {
-    "accuracy": "skipsearch.evaluators.accuracy:AccuracyEvaluator",
+    "accuracy": "skipsearch.evaluators.accuracy.accuracy:AccuracyEvaluator",
     "answer_loss": "skipsearch.evaluators.answer_loss:AnswerLossEvaluator",
     "divergence": "skipsearch.evaluators.divergence:DivergenceEvaluator",
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",

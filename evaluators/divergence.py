@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from .base import Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
+from .example_options import ExampleOptions
+from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, Part
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
-    from .accuracy_splits import Tasks
-    from .accuracy_tasks import Score
+    from .accuracy.rungs import Example
+    from .accuracy.splits import Tasks
+    from .accuracy.tasks import Score
     from .answers import Answers, Row
-    from .rungs import Example
     from .subject import Subject
 
 
@@ -77,7 +78,7 @@ class DivergenceEvaluator(ExampleEvaluator):
         return dict(zip(answers.examples, means, strict=True))
 
     def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        from .accuracy_tasks import mean_score
+        from .accuracy.tasks import mean_score
 
         return mean_score("divergence", items)
 

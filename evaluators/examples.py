@@ -14,17 +14,17 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from pydantic import Field, model_validator
+from skipsearch.evaluators.example_options import ExampleOptions
 
-from .base import Measurement, Metric, Options, Split
+from .base import Measurement, Metric, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..policies.apply import PolicyHandle
-    from .accuracy_splits import Tasks
-    from .accuracy_tasks import Score
-    from .rungs import Example, Rung
+    from .accuracy.rungs import Example, Rung
+    from .accuracy.splits import Tasks
+    from .accuracy.tasks import Score
     from .subject import Subject
 
 # lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
@@ -33,61 +33,6 @@ EXAMPLE_PROMPTS = 4
 
 # Which examples: the split, the shares that are measured after each other, and the number of the share.
 Part: TypeAlias = tuple[Split, tuple[float, ...], int]
-
-
-class SplitOptions(Options):
-    """Which examples one split has.
-
-    Attributes:
-        tasks: Tasks of its own; None takes those of the evaluator.
-        limit: Documents of each task. None takes all; of data that both splits use, the search takes the first half
-            and the report the rest. Documents are taken in the order of the data, so data sorted by label or kind
-            should be shuffled by its task (`process_docs`).
-    """
-
-    tasks: list[str] | None = Field(default=None, min_length=1)
-    limit: int | None = Field(default=None, ge=1)
-
-
-class ExampleOptions(Options):
-    """Options of every evaluator that measures on examples.
-
-    Attributes:
-        tasks: lm-eval's names of tasks, groups or tags, or paths of task files.
-        search: The examples that guide the search.
-        report: The examples that the front is confirmed on.
-        batch_size: Requests at a time.
-        num_fewshot: Examples in each prompt; None leaves it to the task.
-        apply_chat_template: Put prompts into the model's chat template.
-        seed: Of few-shot examples and of sampled answers.
-        memory_bytes: How much may be kept of what does not depend on the policy, such as tokens, pixels and image
-            features, on the model's device.
-        states_bytes: How much may be kept of hidden states, on the model's device, so that a policy that begins as an
-            earlier one did is computed from where they part. It is of use where given answers are scored: by
-            `divergence`, and by tasks that ask for log-likelihoods. The figures are the same; 0 keeps none.
-    """
-
-    tasks: list[str] = []
-    search: SplitOptions = SplitOptions()
-    report: SplitOptions = SplitOptions()
-    batch_size: int = Field(default=16, ge=1)
-    num_fewshot: int | None = Field(default=None, ge=0)
-    apply_chat_template: bool = False
-    seed: int = Field(default=1234, ge=0, lt=2**32)
-    memory_bytes: int = Field(default=2 << 30, ge=0)
-    states_bytes: int = Field(default=1 << 30, ge=0)
-
-    @model_validator(mode="after")
-    def _has_tasks(self) -> "ExampleOptions":
-        missing = [split for split in ("search", "report") if not self.tasks_of(split)]
-        if missing:
-            raise ValueError(f"found no tasks for the {' and the '.join(missing)} split, expected `tasks: [...]`")
-        return self
-
-    def tasks_of(self, split: str) -> list[str]:
-        """The tasks of a split."""
-        own: SplitOptions = getattr(self, split)
-        return own.tasks or self.tasks
 
 
 class ExampleEvaluator(ABC):
@@ -119,7 +64,7 @@ class ExampleEvaluator(ABC):
         Raises:
             EvaluatorError: they have examples in common.
         """
-        from .accuracy_splits import refuse_common_examples
+        from .accuracy.splits import refuse_common_examples
 
         windows = {"search": self._windows["search"], "report": other._windows["report"]}
         names = [next(iter(kind.metrics)) for kind in (self, other)]
@@ -137,7 +82,7 @@ class ExampleEvaluator(ABC):
 
     def _told(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
         """A mistake of a task is told with its document."""
-        from .task_mistakes import told_by_document
+        from .accuracy.task_mistakes import told_by_document
 
         return told_by_document(tasks, self._model, handle)
 
@@ -210,7 +155,7 @@ class ExampleEvaluator(ABC):
     @contextmanager
     def _answering(self, handle: "PolicyHandle") -> Iterator[None]:
         """Let the model answer under a policy, image features remembered."""
-        from .memo import remembered_features
+        from .accuracy.memo import remembered_features
 
         self._model.handle = handle
         try:
@@ -233,7 +178,7 @@ class ExampleEvaluator(ABC):
 
     def _kept(self, split: Split, known: Measurement | None, name: str) -> "dict[Example, Any]":
         """Something that was kept of each example that was measured before."""
-        from .rungs import numbered
+        from .accuracy.rungs import numbered
 
         if known is None:
             return {}
@@ -247,7 +192,7 @@ class ExampleEvaluator(ABC):
 
     def _drawn(self, split: Split, shares: tuple[float, ...]) -> "list[Rung]":
         """The rungs of a split, which are drawn on first use; a single one where the examples must stay together."""
-        from .rungs import draw
+        from .accuracy.rungs import draw
 
         if (split, shares) not in self._rungs:
             usable = shares if len(shares) > 1 and self._can_part(split) else (1.0,)

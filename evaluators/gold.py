@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import torch
 
 from ..policies.errors import EvaluatorError
-from .accuracy_model import TextModel
-from .accuracy_splits import Tasks
+from .accuracy.model import TextModel
+from .accuracy.rungs import Example, numbered
+from .accuracy.splits import Tasks
 from .answers import Request, Row, continued, in_batches, whole_text
 from .predictions import divergence
-from .rungs import Example, numbered
 
 Task: TypeAlias = Any  # lm-eval's Task
 

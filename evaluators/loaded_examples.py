@@ -4,13 +4,13 @@ Evaluators with the same options of examples share tasks, prompts, tokens, image
 one of them computes for a policy is there for the next.
 """
 
-from ..policies.prefix import PrefixStates
-from .accuracy_model import live_model
-from .accuracy_splits import Tasks, divide
-from .accuracy_tasks import load_tasks, quiet, refuse_unusable, with_requests
+from ..policies.runtime.prefix import PrefixStates
+from .accuracy.memo import Memo
+from .accuracy.model import live_model
+from .accuracy.splits import Tasks, divide
+from .accuracy.tasks import load_tasks, quiet, refuse_unusable, with_requests
 from .base import Split
-from .examples import ExampleOptions
-from .memo import Memo
+from .example_options import ExampleOptions
 from .subject import Subject
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..policies.apply import PolicyHandle
-from .accuracy_model import TextModel, with_answers
+from .accuracy.model import TextModel, with_answers
 from .answers import Row, encoded
 
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from ..policies.layers import DecoderLayer
-    from ..policies.watch import Attention
+    from ..policies.families.layers import DecoderLayer
+    from ..policies.runtime.watch import Attention
 
 # torch is imported where a model is at hand, so that reading statistics stays light.
 
@@ -69,7 +69,7 @@ def layer_statistics(
     """
     import torch
 
-    from ..policies.layers import decoder_layers
+    from ..policies.families.layers import decoder_layers
 
     with torch.no_grad():
         layers = decoder_layers(model)
@@ -93,7 +93,7 @@ def on_device(prompt: Mapping[str, "Tensor"], model: "PreTrainedModel") -> dict[
 @contextmanager
 def looking(layer: "DecoderLayer", sums: Sums, ranks: bool) -> Iterator[None]:
     """Add what a layer does to the sums, at every call in this context."""
-    from ..policies.anatomy import first
+    from ..policies.families.anatomy import first
 
     def look(module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         arguments = dict(zip(layer.parameters, args, strict=False)) | kwargs
@@ -119,7 +119,7 @@ def add(layer: "DecoderLayer", sums: Sums, x: "Tensor", arguments: dict[str, Any
     """
     from torch.nn.functional import cosine_similarity
 
-    from ..policies.watch import watched
+    from ..policies.runtime.watch import watched
 
     parts = layer.sublayers
     # The attention is computed a second time, for the layer shows what both its sublayers add together.

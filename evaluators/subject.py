@@ -113,7 +113,7 @@ def _load(spec: ModelSpec) -> Subject:
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    from ..policies.layers import refuse_infinite
+    from ..policies.families.layers import refuse_infinite
 
     name = str(Path(spec.id).expanduser()) if Path(spec.id).expanduser().is_dir() else spec.id
     shared: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision or "main"}

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .calls import Calls
 from .choice import KEEP, LayerChoice
 from .errors import ModelError, PolicyError, PolicyMismatch
-from .layers import DecoderLayer, decoder_layers, layer_list
-from .outputs import Attentions
+from .families.layers import DecoderLayer, decoder_layers, layer_list
 from .policy import Policy, TokenSelection
-from .requests import Needs
-from .tokens import EVERYONE, Prompt, image_token_ids, scope
-from .wrap import WrappedLayer
+from .runtime.calls import Calls
+from .runtime.outputs import Attentions
+from .runtime.requests import Needs
+from .runtime.tokens import EVERYONE, Prompt, image_token_ids, scope
+from .runtime.wrap import WrappedLayer
 
 # The attribute of a layer that says whose it is.
 CLAIM = "_skipsearch_policy"

@@ -44,7 +44,7 @@ def levels(graph):
     """The length of the longest chain of imports."""
     depth = {}
     for module in TopologicalSorter(graph).static_order():
-        depth[module] = 1 + max((depth[one] for one in graph[module] if one in depth), default=0)
+        depth[module] = 1 + max((depth[one] for one in graph.get(module, ()) if one in depth), default=0)
     return max(depth.values())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 import tiny
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import Policy

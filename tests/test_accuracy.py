@@ -13,9 +13,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import tiny
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy_model import live_model
-from skipsearch.evaluators.memo import Memo, remembered_features
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.memo import Memo, remembered_features
+from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.policy import Policy

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 import tiny
-from skipsearch.evaluators import rungs
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy_tasks import load_tasks
+from skipsearch.evaluators.accuracy import rungs as rungs
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.tasks import load_tasks
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.gold import has_answers
 from skipsearch.policies.apply import apply_policy

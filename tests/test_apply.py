@@ -16,8 +16,8 @@ from families import FAMILIES, LAYERS, batch_of, built, forget, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.apply import applied_policy
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
-from skipsearch.policies.layers import decoder_layers
-from skipsearch.policies.narrow import masks_of
+from skipsearch.policies.families.layers import decoder_layers
+from skipsearch.policies.runtime.narrow import masks_of
 
 EVERYTHING = {0: {"ffn": "skip"}, 1: {"attention": "skip"}, 2: {"attention": "skip", "ffn": "skip"}}
 TEXT_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"wiring": "parallel"}}})

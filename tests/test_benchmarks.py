@@ -17,7 +17,7 @@ from contract import policy_of
 
 from families import LAYERS, batch_of, built, run
 from skipsearch import apply_policy
-from skipsearch.policies.prefix import PrefixStates
+from skipsearch.policies.runtime.prefix import PrefixStates
 from skipsearch.search.space.load import load_space
 from skipsearch.search.workers.evaluate import Bench
 

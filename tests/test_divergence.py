@@ -5,13 +5,13 @@ import torch
 import yaml
 
 import tiny
-from skipsearch.evaluators import rungs
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy_model import live_model
+from skipsearch.evaluators.accuracy import rungs as rungs
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.memo import Memo
+from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.evaluators.answers import whole_text
 from skipsearch.evaluators.base import ExamplesFirst
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
-from skipsearch.evaluators.memo import Memo
 from skipsearch.evaluators.predictions import divergence, likeliest, merged
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED, LayerChoice

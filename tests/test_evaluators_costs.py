@@ -9,7 +9,7 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import tiny
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.flops import FlopsEvaluator
 from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions, quiet_machine
 from skipsearch.evaluators.memory import MemoryEvaluator

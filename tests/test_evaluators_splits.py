@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 import tiny
-from skipsearch.evaluators import accuracy_tasks
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy import tasks as accuracy_tasks
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.policies.errors import EvaluatorError
 
 

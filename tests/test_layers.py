@@ -10,7 +10,7 @@ from configurations import ALTERNATING, GROUPED, LAYERS, VOCABULARY
 
 from families import FAMILIES, batch_of, built, layer_list, run
 from skipsearch.policies.errors import ModelError
-from skipsearch.policies.layers import decoder_layers
+from skipsearch.policies.families.layers import decoder_layers
 
 
 def calls_of(model, inputs):

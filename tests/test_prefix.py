@@ -10,7 +10,7 @@ from contract import CHOICES, HALF, policy_of
 
 from families import FAMILIES, LAYERS, batch_of, built, run
 from skipsearch import Policy, apply_policy
-from skipsearch.policies.prefix import PrefixStates
+from skipsearch.policies.runtime.prefix import PrefixStates
 
 MUCH = 2**30
 

@@ -11,7 +11,7 @@ import yaml
 from searching import EXAMPLES, LAYERS, Here, likely_space
 
 import tiny
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from skipsearch.policies.retention import Beginnings, Store
+from skipsearch.policies.runtime.retention import Beginnings, Store
 
 
 @dataclass(frozen=True)

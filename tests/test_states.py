@@ -7,16 +7,16 @@ import yaml
 from lm_eval.api.instance import Instance
 
 import tiny
-from skipsearch.evaluators import rungs
-from skipsearch.evaluators.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy_model import live_model
+from skipsearch.evaluators.accuracy import rungs as rungs
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.memo import Memo
+from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
-from skipsearch.evaluators.memo import Memo
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import NAMED, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.policies.prefix import PrefixStates
+from skipsearch.policies.runtime.prefix import PrefixStates
 
 KINDS = {
     "divergence": (DivergenceEvaluator, DivergenceOptions),

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...evaluators.statistics import LayerStatistics
 from ...policies.choice import LayerChoice
 from ...policies.errors import StudyError
 from .registry import HEURISTICS, Choices, Domains
-
-if TYPE_CHECKING:
-    pass
 
 PREVIEW = "preview"  # where a study keeps it
 

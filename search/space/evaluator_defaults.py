@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...evaluators.base import evaluator_class
-from ...evaluators.examples import ExampleOptions
+from ...evaluators.example_options import ExampleOptions
 from ...policies.errors import EvaluatorError
 
 MOST = 64  # evaluators of a space

@@ -50,7 +50,7 @@ class Bench:
         import torch
 
         from ...evaluators.subject import load_subject
-        from ...policies.layers import decoder_layers
+        from ...policies.families.layers import decoder_layers
 
         if threads is not None:
             torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from skipsearch.evaluators.accuracy import AccuracyEvaluator
+from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.errors import EvaluatorError, TaskError
 from skipsearch.policies.policy import Policy

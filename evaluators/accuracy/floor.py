@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .gold import Task, gold_choices, gold_texts, has_answers, has_choices
+from ..gold import Task, gold_choices, gold_texts, has_answers, has_choices
 
 
 def guessing_accuracy(tasks: Mapping[str, Task]) -> float:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
+from ..errors import ModelError
 from .cache import seen
-from .errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..choice import LayerChoice
+from ..errors import ModelError
+from ..families.layers import DecoderLayer
+from ..policy import TokenSelection
 from .cache import PartialLayer, cache_layer, find_cache, partial_layer, pass_all_by
 from .calls import Call, Calls
-from .choice import LayerChoice
-from .errors import ModelError
-from .layers import DecoderLayer
 from .narrow import narrow
 from .patch import Patch
-from .policy import TokenSelection
 from .streams import side_by_side
 from .tokens import CLASSES, EVERYONE, Classes, Selection, Whole, scope
 from .watch import Attention, watched

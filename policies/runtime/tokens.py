@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .choice import LayerChoice
+from ..choice import LayerChoice
 from .watch import Attention
 
 # What configurations call the tokens that stand for visual input.

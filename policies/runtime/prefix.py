@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .layers import DecoderLayer, decoder_layers
+from ..families.layers import DecoderLayer, decoder_layers
 from .patch import Patch
 from .retention import Beginnings, Store
 from .tokens import Images
 
 if TYPE_CHECKING:
-    from .apply import PolicyHandle, Step
+    from ..apply import PolicyHandle, Step
 
 
 @dataclass(frozen=True)

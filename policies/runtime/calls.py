@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from ..errors import ModelError
+from ..families.layers import argument_names
 from .cache import find_cache, seen
-from .errors import ModelError
-from .layers import argument_names
 from .patch import Patch
 from .requests import Needs, Request, is_empty, prompt_length, refusal, refuse_options, refuse_packed
 from .tokens import Prompt, Selection, Whole

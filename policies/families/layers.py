@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import ModelError
 from .anatomy import ANATOMIES, Kind, Sublayers, first, parameters
-from .errors import ModelError
 
 
 @dataclass(frozen=True)

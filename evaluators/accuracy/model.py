@@ -18,14 +18,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..policies.errors import EvaluatorError
-from ..policies.prefix import PrefixStates
+from ...policies.errors import EvaluatorError
+from ...policies.runtime.prefix import PrefixStates
+from ..prompts import image_placeholder
 from .memo import Memo
-from .prompts import image_placeholder
 
 if TYPE_CHECKING:
-    from ..policies.apply import PolicyHandle
-    from .subject import Subject
+    from ...policies.apply import PolicyHandle
+    from ..subject import Subject
 
 LogLikelihood = tuple[float, bool]
 # Text, prompt and answer as lm-eval hands them over: the last two as token ids.

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from .errors import ModelError
+from ..errors import ModelError
 
 STORED = ("keys", "values", "_scattered", "valid")
 # What cache layers of all kinds hold tensors in, besides: quantised keys, states of recurrences, keys of indexers.

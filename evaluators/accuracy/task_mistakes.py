@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..policies.errors import SkipsearchError, TaskError
-from ..policies.wording import short
+from ...policies.errors import SkipsearchError, TaskError
+from ...policies.wording import short
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task
 
-    from ..policies.apply import PolicyHandle
-    from .accuracy_model import TextModel
+    from ...policies.apply import PolicyHandle
+    from .model import TextModel
 
 # What data that is not as it must be makes Python code raise. A device that fails raises RuntimeError.
 OF_DATA = (ValueError, TypeError, LookupError, AttributeError, OSError, ArithmeticError, AssertionError, ImportError)

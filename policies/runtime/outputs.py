@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from ..families.layers import DecoderLayer
 from .calls import Calls
-from .layers import DecoderLayer
 from .requests import refusal
 from .tokens import Whole
 from .wrap import WrappedLayer

@@ -10,8 +10,8 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.filters.custom import CustomFilter
 
-from .accuracy_splits import Tasks
-from .base import Measurement
+from ..base import Measurement
+from .splits import Tasks
 
 # Of fewer examples a part fills no batch, and hardly ever tells enough.
 FEWEST = 64

@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Metric, Options, Split
-from .examples import EXAMPLE_PROMPTS, ExampleEvaluator, ExampleOptions, Part
+from ..base import Metric, Options, Split
+from ..example_options import ExampleOptions
+from ..examples import EXAMPLE_PROMPTS, ExampleEvaluator, Part
 
 if TYPE_CHECKING:
-    from ..policies.apply import PolicyHandle
-    from .accuracy_splits import Tasks
-    from .accuracy_tasks import Score
+    from ...policies.apply import PolicyHandle
+    from ..subject import Subject
     from .rungs import Example
-    from .subject import Subject
+    from .splits import Tasks
+    from .tasks import Score
 
 # lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
 
@@ -40,7 +41,7 @@ class AccuracyEvaluator(ExampleEvaluator):
     splits: ClassVar[bool] = True
 
     def __init__(self, options: AccuracyOptions, subject: "Subject") -> None:
-        from .accuracy_tasks import pick_metric
+        from .tasks import pick_metric
 
         super().__init__(options, subject)
         self._metrics = {
@@ -50,12 +51,12 @@ class AccuracyEvaluator(ExampleEvaluator):
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
     def _guessing(self, split: Split) -> float:
-        from .accuracy_floor import guessing_accuracy
+        from .floor import guessing_accuracy
 
         return guessing_accuracy(self._tasks(split))
 
     def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
-        from .accuracy_tasks import answer, items_of, seed_all
+        from .tasks import answer, items_of, seed_all
 
         seed_all(self._examples.seed)
         answer(list(tasks.values()), self._model)
@@ -63,7 +64,7 @@ class AccuracyEvaluator(ExampleEvaluator):
         return {(name, doc): item for name, items in found.items() for doc, item in items.items()}
 
     def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        from .accuracy_tasks import aggregated
+        from .tasks import aggregated
 
         return aggregated(self._tasks(split)[name], *self._metrics[split][name], items)
 

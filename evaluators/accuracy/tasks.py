@@ -29,8 +29,8 @@ from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from ..policies.errors import EvaluatorError
-from .accuracy_model import TextModel
+from ...policies.errors import EvaluatorError
+from .model import TextModel
 from .task_mistakes import OF_DATA, check_targets, mistake
 
 PREFERRED = ("exact_match", "acc", "acc_norm")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..errors import ModelError
+from ..families.layers import DecoderLayer
 from .cache import PartialLayer, partial_layer
-from .errors import ModelError
-from .layers import DecoderLayer
 from .tokens import Selection, Whole
 
 # Arguments of a layer that have an entry for each token, and the axis that runs over tokens.

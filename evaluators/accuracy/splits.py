@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
-from ..policies.errors import EvaluatorError
+from ...policies.errors import EvaluatorError
 
 Tasks = Mapping[str, Task]
 Windows = dict[str, range]

@@ -1,0 +1,1 @@
+"""Finding the decoder layers of each model family, and taking them apart."""

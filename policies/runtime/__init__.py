@@ -1,0 +1,1 @@
+"""How a model computes under a policy; `calls` states the contract."""
