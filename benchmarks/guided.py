@@ -33,7 +33,7 @@ from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
 from skipsearch.search.space.load import load_space
 from skipsearch.search.trial.pareto import front_trials
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 SHARES = [round(0.05 * step, 2) for step in range(1, 21)]
 QUESTIONS = 48  # that greedy's loss is measured on
@@ -135,7 +135,7 @@ class Meter:
 
     def __init__(self, problem: Problem, questions: int) -> None:
         space = load_space(problem.space, problem.changed(True, {})).space
-        self.bench = Bench(space, threads=1)
+        self.bench = PolicyEvaluator(space, threads=1)
         options = {
             key: value for key, value in space.evaluate["accuracy"].items() if key in ExampleOptions.model_fields
         }
@@ -245,7 +245,7 @@ def searched(problem: Problem, way: str, trials: int, seed: int) -> dict[str, An
     flat, more = OURS[way]
     more = {**more, "search.trials": str(trials), "search.seed": str(seed)}
     space = load_space(problem.space, problem.changed(flat, more)).space
-    begun, bench = time.perf_counter(), Bench(space, threads=1)
+    begun, bench = time.perf_counter(), PolicyEvaluator(space, threads=1)
     pool, counter = Alone(bench), Counter(bench.evaluators)
     records = trials_of(space, bench, pool)
     dense = records[0].search["prefill_flops"].value

@@ -32,9 +32,9 @@ from skipsearch.search.space.space import Space
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.pareto import dominates, front_trials
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.early_stopping import Race, rivals_among, shares
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}
@@ -101,7 +101,7 @@ class Digits:
 
     def __init__(self) -> None:
         changes = {"search.racing": "none", "objectives": OBJECTIVES, "evaluate.accuracy.report.limit": "400"}
-        self._bench = Bench(load_space("digits", changes).space, threads=1)
+        self._bench = PolicyEvaluator(load_space("digits", changes).space, threads=1)
         self.layers = self._bench.num_layers
 
     def measure(self, choices: Choices) -> Candidate:
@@ -148,12 +148,12 @@ def mutated(choices: Choices, draw: random.Random) -> Choices:
     return tuple(draw.choice(CHOICES) if index in places else choice for index, choice in enumerate(choices))
 
 
-def judged(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[TrialRecord], int]:
+def assess(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[TrialResult], int]:
     """The trials of a search in this order, and how many examples were answered."""
     total, racing = len(found[0].search), space.search.racing
     order = random.Random(seed).sample(range(total), total)
     patience = None if racing == "none" or racing.patience == "none" else racing.patience
-    records: list[TrialRecord] = []
+    records: list[TrialResult] = []
 
     def go_on(wait: float) -> None:
         while patience is not None and (waiting := due(records, Known.of(records), space, wait)):
@@ -170,9 +170,9 @@ def judged(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[Tr
 
 
 def answering(
-    found: Sequence[Candidate], number: int, records: Sequence[TrialRecord], order: list[int], space: Space, known: int,
+    found: Sequence[Candidate], number: int, records: Sequence[TrialResult], order: list[int], space: Space, known: int,
     until: int,
-) -> TrialRecord:  # fmt: skip
+) -> TrialResult:  # fmt: skip
     """A trial that answers examples until there are enough or it is out."""
     candidate, total = found[number], len(order)
     cost = {"prefill_flops": Measurement(candidate.cost)}
@@ -182,13 +182,13 @@ def answering(
         if count == total:
             whole = {"accuracy": measurement(candidate.search)}
             broken = violations(space, whole["accuracy"].value, found[0])
-            return TrialRecord(number, "complete", Policy(), cost | whole, violations=broken)
+            return TrialResult(number, "complete", Policy(), cost | whole, violations=broken)
         places = order[:count]
         part = {"accuracy": measurement([candidate.search[place] for place in places], places, total)}
-        dropped = race.verdict(cost, part) if race else None
+        dropped = race.reason_to_stop(cost, part) if race else None
         if dropped or count >= until:
             break
-    return TrialRecord(number, "complete", Policy(), cost, dropped=dropped, estimates=part)
+    return TrialResult(number, "complete", Policy(), cost, early_stopped=dropped, estimates=part)
 
 
 def violations(space: Space, accuracy: float, dense: Candidate) -> dict[str, float]:
@@ -213,8 +213,8 @@ def held_out(front: Sequence[int], found: Sequence[Candidate]) -> float:
 
 def compared(found: Sequence[Candidate], seed: int, full: Space, raced: Space) -> dict[str, float]:
     """One list of candidates, judged both ways."""
-    everyone, all_answers = judged(found, full, seed)
-    some, answers = judged(found, raced, seed)
+    everyone, all_answers = assess(found, full, seed)
+    some, answers = assess(found, raced, seed)
     truth = front_trials(everyone, full.objectives)
     return {
         "candidates": len(found),

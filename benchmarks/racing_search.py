@@ -24,8 +24,9 @@ from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
-from skipsearch.search.trial.trial_result import TrialRecord
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.trial.trial_result import TrialResult
+from skipsearch.search.workers.dense_probe import probe_dense
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 WAYS = ("none", "{}")
 SIZES = (5, 80, 400, 1000)  # seeds, trials, and questions of the search and of the report
@@ -56,7 +57,7 @@ class Alone:
 
     size, shares_device = 1, False
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: PolicyEvaluator) -> None:
         self._bench = bench
         self._jobs: list[Any] = []
         self.confirmed: dict[str, float] = {}
@@ -75,28 +76,39 @@ class Alone:
         """Take a job."""
         self._jobs.append(job)
 
-    def hire(self) -> None:
+    def start_workers(self) -> None:
         """It is there already."""
 
-    def release(self) -> None:
+    def stop_workers(self) -> None:
         """It stops nothing."""
 
     def next(self, until: float | None = None) -> tuple[Any, Outcome]:
         """Do it."""
         job = self._jobs.pop()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
+        given = {
+            "dense": job.dense,
+            "rivals": job.rivals,
+            "known": job.known,
+            "max_examples": job.max_examples,
+            "times": job.times,
+        }
         outcome = self._bench.measure(job.policy, job.names, job.split, **given)
         if job.split == "report":
             self.confirmed[job.policy.fingerprint] = outcome.measurements["accuracy"].value
         return job, outcome
 
 
-def trials_of(space: Space, bench: Bench, pool: Any) -> dict[int, TrialRecord]:
+def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, TrialResult]:
     """Search, confirm the front, and return all trials by number."""
     guide = bench.guide.name if bench.guide else None
     with tempfile.TemporaryDirectory() as folder:
         study = SearchStudy(
-            Path(folder) / "study.db", "race", space, bench.num_layers, preview=bench.preview, guide=guide
+            Path(folder) / "study.db",
+            "race",
+            space,
+            bench.num_layers,
+            probe_dense=lambda: probe_dense(bench, space.search.rules),
+            guide=guide,
         )
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
         driver.search()
@@ -104,7 +116,7 @@ def trials_of(space: Space, bench: Bench, pool: Any) -> dict[int, TrialRecord]:
         return {record.number: record for record in study.records()}
 
 
-def searched(space: Space, bench: Bench) -> dict[str, Any]:
+def searched(space: Space, bench: PolicyEvaluator) -> dict[str, Any]:
     """One search, and its front on held-out questions."""
     bench.space = space
     pool = Alone(bench)
@@ -138,7 +150,7 @@ def main() -> None:
     given = parser.parse_args()
     seeds, *sizes = QUICK if given.quick else SIZES
     space = changes(*sizes)
-    bench = Bench(load_space("digits", space).space, threads=1)
+    bench = PolicyEvaluator(load_space("digits", space).space, threads=1)
     print("racing  seed  answers  in full  front  held-out hypervolume")
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for seed in range(given.seeds or seeds):

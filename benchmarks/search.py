@@ -151,8 +151,8 @@ def show(tables: list[Table], shown: dict[str, list[dict[str, Any]]]) -> None:
             print("\nAfter so many dense passes, and of that what EvoPress has:\n", *table.by_executions(), sep="\n")
         print()
         for claim in shown[table.name]:
-            verdict = "" if claim["holds"] else ": NO"
-            print(f"- {claim['what']}: {claim['value']:.3f}, needed {claim['needed']:.3f}{verdict}")
+            assessment = "" if claim["holds"] else ": NO"
+            print(f"- {claim['what']}: {claim['value']:.3f}, needed {claim['needed']:.3f}{assessment}")
 
 
 def main() -> None:

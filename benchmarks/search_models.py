@@ -22,7 +22,7 @@ from skipsearch.evaluators.flops import flop_counter
 from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.runtime.prefix import PrefixStates
-from skipsearch.search.baselines.registry import HEURISTICS
+from skipsearch.search.baselines.registry import BASELINES
 from skipsearch.spaces.digits.evaluate import HERE, Exam
 
 SKIPS: list[dict[str, Any]] = [
@@ -90,7 +90,7 @@ class Measured:
         ]
         statistics = layer_statistics(self.model, prompts)
         domains = [self._choices] * self.layers
-        found = {name: rule.policies(domains, statistics) for name, rule in HEURISTICS.items()}
+        found = {name: rule.policies(domains, statistics) for name, rule in BASELINES.items()}
         index = self._choices.index
         return {name: [np.array([*map(index, policy)]) for policy in policies] for name, policies in found.items()}
 

@@ -10,7 +10,7 @@ import optuna
 from search_ledger import Ledger
 from search_problems import CORNER, DIRECTIONS, Codes
 
-from skipsearch.search.baselines.registry import HEURISTICS
+from skipsearch.search.baselines.registry import BASELINES
 from skipsearch.search.sampler.candidates import PARTS
 from skipsearch.search.sampler.knapsack import additive_front
 from skipsearch.search.sampler.skip_sampler import SkipSampler
@@ -250,7 +250,7 @@ OPTUNA = {
 }
 HEURISTIC = {
     f"{name} ({rule.source.partition(',')[0]})": Search(heuristic(name), seeded=False, of_models=True)
-    for name, rule in HEURISTICS.items()
+    for name, rule in BASELINES.items()
 }
 OTHERS = {
     "EvoPress": Search(evopress, whole=True),

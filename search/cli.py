@@ -262,9 +262,9 @@ def eval_verb(options: argparse.Namespace) -> int:
     refuse_untrusted(space, options, overrides(options.overrides))
     from ..policies.apply import apply_policy
     from .report.terminal import print_evaluation
-    from .workers.evaluate import Bench
+    from .workers.evaluate import PolicyEvaluator
 
-    bench = Bench(space)
+    bench = PolicyEvaluator(space)
     apply_policy(bench.subject.model, policy).remove()  # Refuses a policy for another model before minutes go by.
     names = list(space.evaluate)
     dense = bench.measure(Policy(), names, options.split)

@@ -21,7 +21,7 @@ from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
 FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
 
 if TYPE_CHECKING:
-    from .baselines.dense_stats import Preview
+    from .baselines.dense_stats import DenseStats
     from .driver.progress import Progress
     from .study.study import SearchStudy
     from .workers.ray_pool import Pool
@@ -142,10 +142,10 @@ def started(space: Space, heed: Callable[[], None]) -> "Pool":
         heed()
 
 
-def noted(pool: "Pool", progress: "Progress") -> "Preview":
+def noted(pool: "Pool", progress: "Progress") -> "DenseStats":
     """See the dense model for the rules to begin with, and say so: it takes as long as a few trials."""
     progress.note("finding out what the rules to begin with need to know of the dense model")
-    return pool.preview()
+    return pool.probe_dense()
 
 
 def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:

@@ -29,7 +29,7 @@ def share(policy):
     return done / LAYERS
 
 
-class Bench:
+class PolicyEvaluator:
     """Answers for a model.
 
     Args:
@@ -85,7 +85,7 @@ class Here:
     has_idle = property(lambda self: not self.jobs)
     busy = property(lambda self: len(self.jobs))
 
-    def hire(self):
+    def start_workers(self):
         pass
 
     def submit(self, job):

@@ -118,13 +118,19 @@ class Here:
         self.order.append((job.tag.subject.number, tuple(job.names)))
         self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
 
-    def release(self):
+    def stop_workers(self):
         self.running.clear()
 
-    def hire(self):
+    def start_workers(self):
         pass
 
     def next(self, until=None):
         job = self.running.popleft()
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
+        given = {
+            "dense": job.dense,
+            "rivals": job.rivals,
+            "known": job.known,
+            "max_examples": job.max_examples,
+            "times": job.times,
+        }
         return job, self.bench.measure(job.policy, job.names, job.split, **given)

@@ -11,9 +11,9 @@ from test_report import study
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.search.analysis.agreement import LEAST, agreement
-from skipsearch.search.analysis.assessment import judged
+from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.guide.rank_correlation import kendall
-from skipsearch.search.report.sentences import agreement_line, verdict_lines
+from skipsearch.search.report.sentences import agreement_line, assessment_lines
 
 
 def by_definition(one, other):
@@ -66,24 +66,24 @@ def with_divergence(trials):
 
 
 def test_trials_that_measured_both_in_full_are_ranked():
-    record = judged(with_divergence(60))
+    record = assess(with_divergence(60))
     used = [
         trial
         for trial in record.trials
-        if trial.state == "complete" and trial.shared_from is None and trial.number % 7 < 5 and trial.search
+        if trial.state == "complete" and trial.duplicate_of is None and trial.number % 7 < 5 and trial.search
     ]
     divergences, accuracies = (
         np.array([trial.search[name].value for trial in used]) for name in ("divergence", "accuracy")
     )
     expected = by_definition(-divergences, accuracies)
     assert expected > 0.6
-    assert record.verdict.agreement.value == pytest.approx(expected, abs=1e-6)
+    assert record.assessment.agreement.value == pytest.approx(expected, abs=1e-6)
     assert f"Kendall tau {expected:.2f} (95 % interval " in agreement_line(record)
     assert agreement_line(record).endswith(f"{len(used)} trials.")
-    assert agreement_line(record) in verdict_lines(record)
+    assert agreement_line(record) in assessment_lines(record)
 
 
 def test_few_trials_or_no_divergence_are_not_ranked():
     assert agreement(with_divergence(LEAST - 1)) is None
     assert agreement(study(60)) is None
-    assert agreement_line(judged(study(60))) == ""
+    assert agreement_line(assess(study(60))) == ""

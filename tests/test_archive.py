@@ -22,7 +22,7 @@ from skipsearch.search.analysis.suggest import offer
 from skipsearch.search.cli import main
 from skipsearch.search.report import selected as selection
 from skipsearch.search.study.study import SearchStudy
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 
 OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}
 
@@ -150,7 +150,7 @@ def sparse_study(path, without):
     rows = [[place in (a, b, c) for place in range(8)] for a in range(8) for b in range(a, 8) for c in (b, 7)]
     policies = [Policy(), *(Policy.of([NAMED["skip_layer"] if skip else KEEP for skip in row]) for row in rows)]
     policies = [policy for policy in dict.fromkeys(policies) if policy not in without]
-    trials = [TrialRecord(number, "complete", policy, additive(policy)) for number, policy in enumerate(policies)]
+    trials = [TrialResult(number, "complete", policy, additive(policy)) for number, policy in enumerate(policies)]
     space = searching.loaded(path, layers="[{choices: [keep, skip_layer]}]").space
     record = StudyRecord("s", "m", 8, OBJECTIVES, {}, METRICS, tuple(trials), (), (), {}, "", {})
     return refronted(record, confirm=False), space
@@ -177,14 +177,14 @@ def test_what_few_examples_say_counts_for_an_offer_and_bars_nothing_from_it(path
     asked = bounds(record, "prefill_flops<=0.55*dense")
     best = {0, 2, 4, 6}
     whole = Policy.of([NAMED["skip_layer"] if index in best else KEEP for index in range(8)])
-    trials = [*record.trials, TrialRecord(len(record.trials), "complete", whole, additive(whole))]
+    trials = [*record.trials, TrialResult(len(record.trials), "complete", whole, additive(whole))]
     for place in range(9, len(trials)):
         search = dict(trials[place].search)
         estimates = {"accuracy": replace(search.pop("accuracy"), n=50, stderr=1e-4)}
         trials[place] = replace(trials[place], search=search, estimates=estimates)
     rough = under(replace(record, trials=tuple(trials)), asked)
     assert {*offer(rough, space, asked).layers} == best
-    given_up = changed(rough, len(trials) - 1, dropped="surely worse")
+    given_up = changed(rough, len(trials) - 1, early_stopped="surely worse")
     assert {*offer(given_up, space, asked).layers} != best
 
 

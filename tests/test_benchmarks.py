@@ -19,7 +19,7 @@ from families import LAYERS, batch_of, built, run
 from skipsearch import apply_policy
 from skipsearch.policies.runtime.prefix import PrefixStates
 from skipsearch.search.space.load import load_space
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -104,7 +104,7 @@ def test_a_search_is_held_against_a_plain_greedy_at_equal_answers(monkeypatch):
 def test_another_model_is_trained_with_tasks_and_a_space_of_its_own(tmp_path):
     printed("rooms.py", tmp_path, "--share", "0.004")
     space = load_space(str(tmp_path / "space.yaml")).space
-    bench = Bench(space, threads=1)
+    bench = PolicyEvaluator(space, threads=1)
     assert bench.num_layers == 10
     splits = [bench.evaluators[-1]._tasks(split)[f"rooms_{split}"].instances for split in ("search", "report")]
     pictures = [{request.doc["image"].tobytes() for request in requests} for requests in splits]
@@ -114,7 +114,7 @@ def test_another_model_is_trained_with_tasks_and_a_space_of_its_own(tmp_path):
         assert not any("<unk>" in bench.subject.tokenizer.decode(ids_of(bench, request)) for request in requests)
 
 
-def ids_of(bench: Bench, request: Any) -> list[int]:
+def ids_of(bench: PolicyEvaluator, request: Any) -> list[int]:
     return bench.subject.tokenizer(f"{request.args[0]} {request.doc['answer']}")["input_ids"]
 
 

@@ -16,7 +16,7 @@ from skipsearch.policies.errors import RunError
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space, shipped_spaces
 from skipsearch.search.study.study import SearchStudy
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 POLICY = """\
 schema: skipsearch/policy/v1
@@ -184,7 +184,7 @@ def test_eval_prints_what_the_evaluators_measure(split, world, here, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["split"] == split
 
-    bench = Bench(load_space(str(world / "space.yaml")).space)
+    bench = PolicyEvaluator(load_space(str(world / "space.yaml")).space)
     names = ["accuracy", "flops", "memory"]
     found, dense = (
         bench.measure(policy, names, split).measurements for policy in (Policy.load("policy.yaml"), Policy())

@@ -10,7 +10,7 @@ from test_study import LAYERS, SAMPLERS, measured, open_study, spend
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
-from skipsearch.search.baselines.dense_stats import Preview
+from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.space import RULES
@@ -32,7 +32,7 @@ def space_of(path, **given):
 
 def started(made):
     """Labels of everything that a search may begin with."""
-    return [start.labels for start in starts(made, RULES, 99, Preview())]
+    return [start.labels for start in starts(made, RULES, 99, DenseStats())]
 
 
 def allowed(choices):

@@ -20,7 +20,7 @@ from skipsearch.search.run import run_study
 from skipsearch.search.space.objectives import first_cost
 from skipsearch.search.space.units import against, amount, unit_of, with_error
 from skipsearch.search.trial.pareto import front_trials
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 
 BOTH = {"divergence": "minimize", "prefill_flops": "minimize"}
 EVALUATE = "{accuracy: {tasks: [image_mc.yaml], search: {limit: 8}, report: {limit: 8}}, divergence: , flops: }"
@@ -97,7 +97,7 @@ def test_commands_tell_and_pick(finished, capsys):
     assert cli.main(["report", str(folder), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["front"][0]["divergence"]["share"] is None
-    assert {"value", "low", "high"} == {*data["verdict"]["divergence_ranks_accuracy"]}
+    assert {"value", "low", "high"} == {*data["assessment"]["divergence_ranks_accuracy"]}
     assert cli.main(["report", str(folder), "--pick", "prefill_flops<=0.9*dense"]) == 0
     picked = capsys.readouterr()
     assert "divergence" in picked.err
@@ -136,7 +136,7 @@ def test_the_front_is_ordered_by_cost_and_not_by_divergence():
     assert first_cost(BOTH) == "prefill_flops"
     assert first_cost({"accuracy": "maximize", "divergence": "minimize"}) is None
     trials = [
-        TrialRecord(number, "complete", Policy(), {"divergence": Measurement(far), "prefill_flops": Measurement(cost)})
+        TrialResult(number, "complete", Policy(), {"divergence": Measurement(far), "prefill_flops": Measurement(cost)})
         for number, (far, cost) in enumerate([(0.0, 10.0), (0.3, 4.0), (0.1, 7.0)])
     ]
     assert front_trials(trials, BOTH) == (0, 2, 1)

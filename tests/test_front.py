@@ -20,7 +20,7 @@ from skipsearch.search.trial.pareto import (
     objective_value,
     pareto,
 )
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 
 MAX, MIN = "maximize", "minimize"
 
@@ -125,9 +125,9 @@ def test_reference_point_follows_the_dense_model() -> None:
     assert reference_point(told, objectives, metrics)["accuracy"] == 0.25
 
 
-def trial(number: int, accuracy: float, flops: float, excess: float = -1.0) -> TrialRecord:
+def trial(number: int, accuracy: float, flops: float, excess: float = -1.0) -> TrialResult:
     measured = {"accuracy": Measurement(accuracy), "prefill_flops": Measurement(flops)}
-    return TrialRecord(number, "complete", Policy(), measured, violations={"accuracy": excess})
+    return TrialResult(number, "complete", Policy(), measured, violations={"accuracy": excess})
 
 
 def test_front_trials_leave_out_the_infeasible_and_start_with_the_dearest() -> None:

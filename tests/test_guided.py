@@ -21,8 +21,8 @@ from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.pareto import feasible_points, front_trials
-from skipsearch.search.trial.trial_result import TrialRecord
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.trial.trial_result import TrialResult
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 KEYS = "[{range: all, attention: [run, skip], ffn: [run, skip], wiring: [sequential, parallel]}]"
 
@@ -39,7 +39,7 @@ def space_of(path, **overrides):
 
 @pytest.fixture(scope="module")
 def bench(path):
-    return Bench(space_of(path), threads=1)
+    return PolicyEvaluator(space_of(path), threads=1)
 
 
 class Killed(Exception):
@@ -80,7 +80,7 @@ def guided(path, bench, tmp_path_factory):
 def test_probes_come_first_and_are_no_trials_of_the_budget(guided):
     dense, *others = guided.records
     probes = [record for record in others if record.is_probe]
-    assert dense.policy.is_dense and dense.in_full and dense.search["answer_loss"].n >= 48
+    assert dense.policy.is_dense and dense.full_fidelity and dense.search["answer_loss"].n >= 48
     assert probes == others[: len(probes)] and 8 <= len(probes) <= 2 * 14
     assert guided.study.measured() == 14 == 1 + len(others) - len(probes)
     assert all("answer_loss" in record.search and "prefill_flops" in record.search for record in others)
@@ -88,7 +88,7 @@ def test_probes_come_first_and_are_no_trials_of_the_budget(guided):
 
 def test_the_path_begins_with_the_sublayer_that_loses_least_per_saved_flop(guided):
     dense, *others = guided.records
-    singles = [one for one in others if len(one.policy.layers) == 1 and one.rule == "greedy: from dense"]
+    singles = [one for one in others if len(one.policy.layers) == 1 and one.baseline == "greedy: from dense"]
     singles = [one for one in singles if not next(iter(one.policy.layers.values())).skips_layer]
     assert len(singles) == 2 * LAYERS
 
@@ -109,7 +109,7 @@ def test_accuracy_is_measured_where_the_loss_promises_something(guided):
     assert 3 <= len(measured) < len(guided.records)
     front = front_trials(guided.records, guided.study.space.objectives)
     by_number = {record.number: record for record in guided.records}
-    assert len(front) >= 3 and all(by_number[number].in_full for number in front)
+    assert len(front) >= 3 and all(by_number[number].full_fidelity for number in front)
     # No policy whose loss and cost are both better than those of a front member was left unanswered.
     for number in front:
         member = by_number[number]
@@ -126,7 +126,7 @@ def test_a_killed_search_repeats_no_probe_and_no_trial(path, bench, tmp_path, gu
         with pytest.raises(Killed):
             search(path, bench, tmp_path, jobs, size, resume=number > 0)
     rest = search(path, bench, tmp_path, size=size, resume=True)
-    counts = Counter(record.policy.fingerprint for record in rest.records if record.shared_from is None)
+    counts = Counter(record.policy.fingerprint for record in rest.records if record.duplicate_of is None)
     assert set(counts.values()) == {1}
     if size == 1:
         assert [record.policy for record in rest.records] == [record.policy for record in guided.records]
@@ -138,9 +138,9 @@ def figures(record):
 
 
 def test_without_a_guide_accuracy_is_searched_as_before(path):
-    assert Bench(space_of(path, search__guide="none"), threads=1).guide is None
+    assert PolicyEvaluator(space_of(path, search__guide="none"), threads=1).guide is None
     few = space_of(path, evaluate__accuracy__search__limit=63)
-    assert Bench(few, threads=1).guide is None
+    assert PolicyEvaluator(few, threads=1).guide is None
     for key, value in (("sampler", "tpe"), ("racing", "none")):
         assert not space_of(path, **{f"search__{key}": value}).may_be_guided
     assert not space_of(path, workers__runner="tune").may_be_guided
@@ -166,7 +166,7 @@ def test_what_is_not_told_from_guessing_is_no_member_of_a_front(value, above):
     def entry(value):
         return {"accuracy": Measurement(value, 200, stderr=0.05, detail={"floor": 0.25})}
 
-    dense, policy = TrialRecord(0, "complete", Policy(), entry(0.6)), TrialRecord(1, "complete", Policy(), entry(value))
+    dense, policy = TrialResult(0, "complete", Policy(), entry(0.6)), TrialResult(1, "complete", Policy(), entry(value))
     assert (feasible_points([dense, policy], ["accuracy"])[1] is not None) == above
     # Where dense guesses too, and where accuracy is no objective, there is nothing to tell apart.
     assert None not in feasible_points([replace(dense, search=entry(0.26)), policy], ["accuracy"])
@@ -281,7 +281,7 @@ def test_the_figure_that_ranks_accuracy_better_goes_on():
             "answer_loss": Measurement(loss, detail={"divergence": apart}),
             "accuracy": Measurement(accuracy, 100),
         }
-        return TrialRecord(number, "complete", Policy(), measured)
+        return TrialResult(number, "complete", Policy(), measured)
 
     rising = [trial(number, number, 10 - number, 1 - number / 20) for number in range(12)]
     assert better_metric(rising) == ANSWER_LOSS

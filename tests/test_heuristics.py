@@ -8,7 +8,7 @@ from skipsearch.evaluators.statistics import LayerStatistics
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.schedules import FastV, ShiftedCosine
 from skipsearch.search.baselines.bandit import bandit
-from skipsearch.search.baselines.registry import HEURISTICS
+from skipsearch.search.baselines.registry import BASELINES
 
 LAYER, ATTENTION, FFN = NAMED["skip_layer"], NAMED["skip_attention"], NAMED["skip_ffn"]
 EVERYTHING = [*NAMED.values(), *(LayerChoice(token_ratio=ratio) for ratio in (0.75, 0.5, 0.25))]
@@ -24,7 +24,7 @@ def layers_of(policy):
 
 
 def policies(name, domains, statistics=None):
-    return HEURISTICS[name].policies(domains, statistics)
+    return BASELINES[name].policies(domains, statistics)
 
 
 def measured(**values):
@@ -137,7 +137,7 @@ def random_space(seed):
     return [draw.sample(offered, draw.randint(1, 5)) for _ in range(draw.randint(1, 40))]
 
 
-@pytest.mark.parametrize("name", [*HEURISTICS, "bandit"])
+@pytest.mark.parametrize("name", [*BASELINES, "bandit"])
 def test_every_rule_stays_within_the_space(name):
     for seed in range(30):
         domains, draw = random_space(seed), random.Random(seed)
@@ -149,7 +149,7 @@ def test_every_rule_stays_within_the_space(name):
         assert len({tuple(policy) for policy in found}) == len(found)
 
 
-@pytest.mark.parametrize("name", HEURISTICS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_without_what_a_rule_wants_there_is_nothing(name):
     unwanted = LAYER if name in ("arank", "shifted_cosine", "fastv") else LayerChoice(token_ratio=0.5)
     assert policies(name, space(), FLAT) == []
@@ -158,9 +158,9 @@ def test_without_what_a_rule_wants_there_is_nothing(name):
     assert policies(name, [], []) == []
 
 
-@pytest.mark.parametrize("name", HEURISTICS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_says_whether_it_reads_statistics(name):
-    heuristic = HEURISTICS[name]
+    heuristic = BASELINES[name]
     assert "arXiv:" in heuristic.source
     if heuristic.needs_statistics:
         with pytest.raises(TypeError):

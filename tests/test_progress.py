@@ -6,14 +6,14 @@ import re
 import planted_times
 import pytest
 import searching
-from planted_times import Bench
+from planted_times import PolicyEvaluator
 from rich.console import Console
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.phases import CONFIRMING, LOADING, PROMOTING, PROPOSING
 from skipsearch.search.driver.progress import Progress
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 
 OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}
 
@@ -38,7 +38,7 @@ def trials(count):
     for number in range(count):
         policy = Policy.model_validate({"layers": {number: {"ffn": "skip"}}}) if number else Policy()
         search = {"accuracy": Measurement(0.9 - number / 100), "prefill_flops": Measurement(100.0 - number)}
-        found.append(TrialRecord(number, "complete", policy, search))
+        found.append(TrialResult(number, "complete", policy, search))
     return found
 
 
@@ -155,7 +155,7 @@ def test_silence_is_silent() -> None:
 def test_a_whole_search_shows_its_phases_in_order(tmp_path, terminal) -> None:
     path, text = searching.tiny_space(tmp_path / "space"), io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=160)
-    driver = planted_times.search(path, tmp_path, Bench(), console=console, search__trials=14)
+    driver = planted_times.search(path, tmp_path, PolicyEvaluator(), console=console, search__trials=14)
     [task] = driver.progress._bar.tasks
     assert task.completed == task.total == 4 + 14 + len(confirmed(driver)) * 8
     if not terminal:

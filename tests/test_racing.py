@@ -29,9 +29,9 @@ from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.scores import weights_of
-from skipsearch.search.trial.trial_result import TrialRecord
-from skipsearch.search.workers.early_stopping import Race, Rival, fortunes, shares
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.trial.trial_result import TrialResult
+from skipsearch.search.workers.early_stopping import Race, Rival, betting_wealth, shares
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def space_of(path, **overrides):
 
 
 def evidence(*args):
-    return fortunes(*args).max()
+    return betting_wealth(*args).max()
 
 
 def test_seven_losses_without_a_win_are_evidence_and_six_are_not():
@@ -113,21 +113,23 @@ def rival(number, accuracy, flops):
 def test_only_who_costs_no_more_makes_a_candidate_lose(path):
     partial = {"accuracy": measured([0.0] * 10, range(10), 100)}
     known = {"prefill_flops": Measurement(60.0)}
-    assert race(path, [rival(3, 0.9, 61.0)]).verdict(known, partial) is None
+    assert race(path, [rival(3, 0.9, 61.0)]).reason_to_stop(known, partial) is None
     assert (
-        race(path, [rival(3, 0.9, 60.0)]).verdict(known, partial)
+        race(path, [rival(3, 0.9, 60.0)]).reason_to_stop(known, partial)
         == "worse than trial 3 in accuracy (10 of 100 examples)"
     )
-    assert "trial 4" in race(path, [rival(3, 0.8, 50.0), rival(4, 0.9, 55.0)]).verdict(known, partial)
-    assert race(path, [rival(3, 0.9, 60.0)]).verdict({}, partial) is None
+    assert "trial 4" in race(path, [rival(3, 0.8, 50.0), rival(4, 0.9, 55.0)]).reason_to_stop(known, partial)
+    assert race(path, [rival(3, 0.9, 60.0)]).reason_to_stop({}, partial) is None
 
 
 def test_a_bound_is_raced_against_the_dense_model(path):
     partial = {"accuracy": measured([0.0] * 12, range(12), 100)}
     bounded = {"constraints": "{accuracy: '>= 0.9 * dense'}"}
-    assert race(path, [], **bounded).verdict({}, partial) == "accuracy is not >= 0.9 * dense (12 of 100 examples)"
-    assert race(path, [], [0.0] * 50 + [1.0] * 50, **bounded).verdict({}, partial) is None
-    assert race(path, []).verdict({}, partial) is None
+    assert (
+        race(path, [], **bounded).reason_to_stop({}, partial) == "accuracy is not >= 0.9 * dense (12 of 100 examples)"
+    )
+    assert race(path, [], [0.0] * 50 + [1.0] * 50, **bounded).reason_to_stop({}, partial) is None
+    assert race(path, []).reason_to_stop({}, partial) is None
 
 
 def test_bets_on_two_reasons_are_one_fortune(path):
@@ -136,12 +138,14 @@ def test_bets_on_two_reasons_are_one_fortune(path):
     own, other, dense = (
         np.repeat(scores, parts).tolist() for scores in ([0.0, 1, 0, 0], [1.0, 0, 0, 0], [0.0, 1, 1, 0])
     )
-    apart = [fortunes(np.subtract(beside, own)[:18], 1000, -1.0).max() for beside in (other, np.multiply(0.9, dense))]
+    apart = [
+        betting_wealth(np.subtract(beside, own)[:18], 1000, -1.0).max() for beside in (other, np.multiply(0.9, dense))
+    ]
     assert np.mean(apart) > 20
     rivals = [Rival(3, {"accuracy": 0.9, "prefill_flops": 50.0}, {"accuracy": other})]
     running = race(path, rivals, dense, constraints="{accuracy: '>= 0.9 * dense'}")
     known, partial = {"prefill_flops": Measurement(60.0)}, {"accuracy": measured(own[:18], range(18), 1000)}
-    assert running.verdict(known, partial) is None
+    assert running.reason_to_stop(known, partial) is None
 
 
 def test_what_cannot_be_compared_example_by_example_is_not_raced(path):
@@ -150,15 +154,15 @@ def test_what_cannot_be_compared_example_by_example_is_not_raced(path):
         partial = {
             "accuracy": Measurement(0.0, 10, detail={"per_example": scores, "places": [*range(10)], "total": 100})
         }
-        assert race(path, [rival(3, 0.9, 50.0)]).verdict(known, partial) is None
+        assert race(path, [rival(3, 0.9, 50.0)]).reason_to_stop(known, partial) is None
 
 
 def test_more_confidence_takes_more_examples(path):
     partial = {"accuracy": measured([0.0] * 8, range(8), 100)}
     known = {"prefill_flops": Measurement(60.0)}
-    assert race(path, [rival(3, 0.9, 50.0)]).verdict(known, partial)
+    assert race(path, [rival(3, 0.9, 50.0)]).reason_to_stop(known, partial)
     sure = {"search__racing": "{confidence: 0.999}"}
-    assert race(path, [rival(3, 0.9, 50.0)], **sure).verdict(known, partial) is None
+    assert race(path, [rival(3, 0.9, 50.0)], **sure).reason_to_stop(known, partial) is None
 
 
 def test_each_task_counts_the_same_however_few_examples_it_has():
@@ -182,7 +186,7 @@ def test_racing_is_no_other_study(path):
 
 @pytest.fixture(scope="module")
 def bench(path):
-    return Bench(space_of(path), threads=1)
+    return PolicyEvaluator(space_of(path), threads=1)
 
 
 def accuracy_of(bench, *tasks, **options):
@@ -300,7 +304,7 @@ class Failing(Here):
     def next(self, until=None):
         job = self.running[0]
         chosen = getattr(type(self), "chosen", None)
-        promoted = isinstance(job.tag.subject, TrialRecord)
+        promoted = isinstance(job.tag.subject, TrialResult)
         if promoted and self.times and chosen in (None, job.tag.subject.number):
             type(self).chosen = job.tag.subject.number
             type(self).times -= 1
@@ -334,13 +338,13 @@ def raced(path, bench, tmp_path_factory):
 
 def test_a_race_gives_losers_up_and_changes_no_figure(whole, raced):
     full = {record.policy.fingerprint: figures(record) for record in whole.records}
-    dropped = [record for record in raced.records if record.dropped]
+    dropped = [record for record in raced.records if record.early_stopped]
     assert len(raced.records) == len(full) == 30 and len(dropped) >= 5
     for record in raced.records:
         expected = full[record.policy.fingerprint]
-        unknown = {"accuracy"} if record.dropped else set()
+        unknown = {"accuracy"} if record.early_stopped else set()
         assert figures(record) == {name: value for name, value in expected.items() if name not in unknown}
-    assert not raced.records[0].dropped
+    assert not raced.records[0].early_stopped
     objectives = raced.study.space.objectives
     assert front_trials(raced.records, objectives) == front_trials(whole.records, objectives)
 
@@ -353,13 +357,13 @@ def test_what_was_answered_and_what_was_spared_is_counted(whole, raced):
 
 
 def test_who_is_given_up_is_kept_with_its_estimate(raced):
-    dropped = [record for record in raced.records if record.dropped]
+    dropped = [record for record in raced.records if record.early_stopped]
     for record in dropped:
         estimate = record.estimates["accuracy"]
         assert estimate.n in range(18, 91, 18) and estimate.detail["total"] == EXAMPLES
         assert estimate.value == pytest.approx(np.mean(estimate.detail["per_example"]))
         assert record.state == "complete" and not record.feasible and "accuracy" not in record.search
-        assert f"({estimate.n} of 96 examples)" in record.dropped
+        assert f"({estimate.n} of 96 examples)" in record.early_stopped
         assert raced.study.study.trials[record.number].state.name == "PRUNED"
     best = {trial.number for trial in raced.study.study.best_trials}
     assert best.isdisjoint(record.number for record in dropped)
@@ -372,7 +376,7 @@ def test_a_killed_race_resumes_with_the_same_trials(path, bench, tmp_path, raced
             search(path, bench, tmp_path, trials, resume=number > 0)
     rest = search(path, bench, tmp_path, resume=True)
     for mine, never in zip(rest.records, raced.records, strict=True):
-        assert (mine.policy, mine.dropped, figures(mine)) == (never.policy, never.dropped, figures(never))
+        assert (mine.policy, mine.early_stopped, figures(mine)) == (never.policy, never.early_stopped, figures(never))
         assert [entry.detail["per_example"] for entry in mine.estimates.values()] == [
             entry.detail["per_example"] for entry in never.estimates.values()
         ]
@@ -381,11 +385,13 @@ def test_a_killed_race_resumes_with_the_same_trials(path, bench, tmp_path, raced
 
 def test_a_duplicate_of_who_was_given_up_is_answered_from_it(path, bench, tmp_path, raced):
     study = search(path, bench, tmp_path, search__trials=29).study.study
-    first = next(record for record in raced.records if record.dropped)
+    first = next(record for record in raced.records if record.early_stopped)
     study.enqueue_trial(study.trials[first.number].params)
     again = search(path, bench, tmp_path, resume=True)
-    twin = next(record for record in again.records if record.shared_from is not None)
-    assert twin.shared_from == first.number and twin.policy == first.policy and twin.dropped == first.dropped
+    twin = next(record for record in again.records if record.duplicate_of is not None)
+    assert (
+        twin.duplicate_of == first.number and twin.policy == first.policy and twin.early_stopped == first.early_stopped
+    )
     assert twin.estimates == again.records[first.number].estimates
     assert len(again.order) == 1
 
@@ -429,8 +435,8 @@ def test_a_race_for_a_bound_alone_keeps_losers_off_the_front(path, bench, tmp_pa
     found = search(
         path, bench, tmp_path, objectives="{prefill_flops: minimize}", constraints="{accuracy: '>= 0.9 * dense'}"
     )
-    dropped = [record for record in found.records if record.dropped]
-    assert dropped and all("accuracy is not" in record.dropped and not record.feasible for record in dropped)
+    dropped = [record for record in found.records if record.early_stopped]
+    assert dropped and all("accuracy is not" in record.early_stopped and not record.feasible for record in dropped)
     front = front_trials(found.records, found.study.space.objectives)
     assert front and all(found.records[number].search["accuracy"].value >= 0.9 for number in front)
     assert {trial.number for trial in found.study.study.best_trials}.isdisjoint(r.number for r in dropped)
@@ -460,7 +466,7 @@ def test_who_may_keep_a_bound_on_no_objective_answers_more(path):
 
     assert chosen(0.6).number == chosen(0.475).number == 1
     assert chosen(0.2) is None
-    assert chosen(0.6, shared_from=2) is chosen(0.6, dropped="surely worse") is None
+    assert chosen(0.6, duplicate_of=2) is chosen(0.6, early_stopped="surely worse") is None
 
 
 # Set aside
@@ -476,7 +482,7 @@ def trial(number, cost, scores, places=None):
     whole = {"accuracy": measured(scores)} if places is None else {}
     rough = {} if places is None else {"accuracy": part_of(scores, places)}
     figures = {"prefill_flops": Measurement(cost), **whole}
-    return TrialRecord(number, "complete", policy, figures, estimates=rough)
+    return TrialResult(number, "complete", policy, figures, estimates=rough)
 
 
 def test_who_answered_alike_tells_what_few_answers_say_of_all():
@@ -527,7 +533,7 @@ def patient(path, bench, tmp_path_factory):
 
 def test_a_patient_race_ends_when_nobody_who_answered_few_examples_looks_like_a_member_of_the_front(patient, bench):
     space, records = patient.study.space, patient.records
-    aside = [record for record in records if record.estimates and not record.dropped]
+    aside = [record for record in records if record.estimates and not record.early_stopped]
     assert len(records) == patient.study.measured() == 30 and len(aside) >= 5
     assert due(records, patient.study.known_in_full(), space, 0) is None
     for number in front_trials(records, space.objectives):
@@ -580,7 +586,7 @@ def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path,
     space = {"layers": "[]", "schedules": json.dumps([{"interval": many}]), "search__trials": 200}
     found = search(path, bench, tmp_path, search__sampler="auto", **space)
     assert found.study.size > 1000 and "no policy left" in found.ended
-    own = {record.policy.fingerprint: record for record in found.records if record.shared_from is None}
+    own = {record.policy.fingerprint: record for record in found.records if record.duplicate_of is None}
     assert 20 < len(own) < 64 and len(found.records) - len(own) <= 20
     assert due(found.records, found.study.known_in_full(), found.study.space, 0) is None
 

@@ -20,7 +20,7 @@ from skipsearch.search.report.html_layer_map import map_section
 from skipsearch.search.report.sections import headline, headline_trial
 from skipsearch.search.trial.hypervolume import history, reference_point
 from skipsearch.search.trial.pareto import feasible_points, front_trials
-from skipsearch.search.trial.trial_result import State, TrialRecord
+from skipsearch.search.trial.trial_result import State, TrialResult
 
 METRICS = {
     "accuracy": Metric("fraction", "maximize", "Mean accuracy over the tasks, as lm-eval counts it."),
@@ -65,7 +65,7 @@ def measure(policy: Policy, layers: int, draw: random.Random) -> tuple[dict[str,
     return search, {"accuracy": Measurement(true - 0.01, n=1000, stderr=0.012)}
 
 
-def one_trial(number: int, layers: int, draw: random.Random) -> TrialRecord:
+def one_trial(number: int, layers: int, draw: random.Random) -> TrialResult:
     policy = random_policy(draw, layers) if number else Policy()
     search, _ = measure(policy, layers, draw)
     state: State = "complete"
@@ -76,7 +76,7 @@ def one_trial(number: int, layers: int, draw: random.Random) -> TrialRecord:
     elif violations["accuracy"] > 0:
         search.pop("ttft_ms")
     seconds = {"apply": 0.1, "accuracy": 4.0, "total": 4.5}
-    return TrialRecord(number, state, policy, search, {}, violations, failure, seconds, "worker-0")
+    return TrialResult(number, state, policy, search, {}, violations, failure, seconds, "worker-0")
 
 
 def study(
@@ -89,7 +89,7 @@ def study(
     draw = random.Random(seed)
     made = [one_trial(number, layers, draw) for number in range(trials)]
     if trials > 40:
-        made[40] = replace(made[39], number=40, worker=None, shared_from=39)
+        made[40] = replace(made[39], number=40, worker=None, duplicate_of=39)
     return refronted(
         StudyRecord(
             name="digits-2026",
@@ -313,7 +313,7 @@ def test_who_answered_few_examples_is_no_dot_but_as_a_rule_where_it_is_expected(
     for trial, rule in zip(whole, ("uniform: skip_ffn in 3 layers", None), strict=False):
         search = dict(trial.search)
         part = replace(search.pop("accuracy"), n=50, detail={"total": 200})
-        record = changed(record, trial.number, search=search, estimates={"accuracy": part}, rule=rule)
+        record = changed(record, trial.number, search=search, estimates={"accuracy": part}, baseline=rule)
     aside = {trial.number for trial in whole[:2]}
     for plane in planes(record):
         assert aside.isdisjoint(dot.trial.number for dot in dots(record, plane))
@@ -374,7 +374,7 @@ def test_failures_constraints_and_metrics_are_told() -> None:
     assert "Unit bytes, minimize." in text
     assert "<dt>hardware.cores</dt><dd>2</dd>" in text
     assert "some/model}  # &lt;verbatim&gt; &amp; $unharmed" in text
-    shared = sum(t.shared_from is not None for t in record.trials)
+    shared = sum(t.duplicate_of is not None for t in record.trials)
     assert shared > 0
     assert f"<dt>duplicates, measured once</dt><dd>{shared}</dd>" in text
 

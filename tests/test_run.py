@@ -101,7 +101,7 @@ def test_a_study_folder_has_everything(finished):
     names = {file.name for file in folder.iterdir()}
     assert {"study.db", "space.yaml", "environment.json", "policies", "trials.csv", "report.html", "front.png"} <= names
     assert record.dense.number == 0 and record.dense.policy.is_dense
-    own = [trial for trial in record.trials if trial.shared_from is None]
+    own = [trial for trial in record.trials if trial.duplicate_of is None]
     assert len(own) == 10 and {trial.worker for trial in own} == {"worker-0", "worker-1"}
     assert all(set(trial.search) >= {"accuracy", "prefill_flops", "ttft_ms", "kv_cache_bytes"} for trial in own)
     assert record.summary["forward_seconds_per_trial"] < record.summary["seconds_per_trial"]
@@ -125,7 +125,7 @@ def test_the_best_of_the_baselines_are_confirmed_beside_the_front(finished):
     record, _ = finished
     best = baseline_front(record.trials, record.objectives, lambda trial: trial.violations)
     assert best and all("accuracy" in trial.report for trial in best)
-    assert record.verdict.confirmed_gain is not None
+    assert record.assessment.confirmed_gain is not None
 
 
 def test_the_environment_is_that_in_which_the_study_began(tmp_path):
@@ -166,7 +166,7 @@ def figures(record) -> list:
     """What a search found, without what differs from run to run: how long it took, and on which worker."""
     kinds = ("search", "estimates", "report")
     values = [{kind: {k: m.value for k, m in getattr(t, kind).items()} for kind in kinds} for t in record.trials]
-    facts = [(t.number, t.policy.fingerprint, t.rule, t.shared_from, t.state) for t in record.trials]
+    facts = [(t.number, t.policy.fingerprint, t.baseline, t.duplicate_of, t.state) for t in record.trials]
     return list(zip(facts, values, strict=True))
 
 
@@ -195,7 +195,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     assert json.loads(resumed.stdout)["summary"]["trials"] == trials
     assert before.items() <= finished_in(database).items()
     killed = read_record(tmp_path / "tiny")
-    measured = [t.policy.fingerprint for t in killed.trials if t.shared_from is None and t.search]
+    measured = [t.policy.fingerprint for t in killed.trials if t.duplicate_of is None and t.search]
     assert len(measured) == len(set(measured)) == trials
     whole = run_study(searching.loaded(path, search__trials=trials), tmp_path / "whole", shown=False)
     assert figures(killed) == figures(whole)
@@ -240,7 +240,7 @@ def test_a_lost_worker_is_replaced_and_its_job_done_again(path, busy):
         assert outcome.failure is None and job.losses == 1 and "accuracy" in outcome.measurements
         assert pool.describe()[0]["pid"] != described["pid"]
     finally:
-        pool.release()
+        pool.stop_workers()
 
 
 @pytest.mark.parametrize("runner", ["actors", "tune"])
@@ -273,7 +273,7 @@ def test_a_fault_of_one_policy_is_its_own(path):
         _, outcome = answer(pool)
         assert outcome.failure is None
     finally:
-        pool.release()
+        pool.stop_workers()
 
 
 def test_a_model_that_does_not_load_is_told_as_itself(path):
@@ -285,7 +285,7 @@ def test_a_model_that_does_not_load_is_told_as_itself(path):
         with pytest.raises(ModelError):
             pool.describe()
     finally:
-        pool.release()
+        pool.stop_workers()
 
 
 def test_a_cluster_that_is_late_is_started_again(monkeypatch):
@@ -324,5 +324,5 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     assert mine == tunes
     assert theirs.front == ours.front and all(theirs.trial(number).report for number in theirs.front)
     for record in (ours, theirs):
-        assert {result.name for result in record.verdict.by_rule} == {"block_influence", "bandit", "last"}
+        assert {result.name for result in record.assessment.by_rule} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60

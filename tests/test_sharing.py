@@ -8,7 +8,7 @@ from skipsearch.policies.errors import EvaluatorError, SpaceError
 from skipsearch.search.space.evaluator_defaults import shared
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 ACCURACY = {
     "tasks": ["a"],
@@ -72,9 +72,9 @@ def test_without_accuracy_the_tasks_are_missed(path):
 def test_no_evaluator_searches_with_what_another_reports(path, limit):
     options = {"tasks": ["./image_gen.yaml"], "search": {"limit": limit}, "report": {"limit": 2}}
     with pytest.raises(EvaluatorError, match="image_gen.*overlap\n  found 2 examples in both") as caught:
-        Bench(space_with(path, **options))
+        PolicyEvaluator(space_with(path, **options))
     assert "give both the same tasks and limits" in caught.value.hint
 
 
 def test_other_examples_that_are_apart_are_fine(path):
-    Bench(space_with(path, tasks=["./image_gen.yaml"], search={"limit": 8}, report={"limit": 2}))
+    PolicyEvaluator(space_with(path, tasks=["./image_gen.yaml"], search={"limit": 8}, report={"limit": 2}))

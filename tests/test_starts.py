@@ -14,7 +14,7 @@ from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.baselines.dense_stats import PREVIEW, Preview
+from skipsearch.search.baselines.dense_stats import DENSE_STATS, DenseStats
 from skipsearch.search.driver.promotion import due
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
@@ -22,8 +22,9 @@ from skipsearch.search.space.space import RULES, STARTS
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.study.warm_start import saved, spread, starts
-from skipsearch.search.trial.trial_result import TrialRecord
-from skipsearch.search.workers.evaluate import Bench
+from skipsearch.search.trial.trial_result import TrialResult
+from skipsearch.search.workers.dense_probe import probe_dense
+from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
 SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]
@@ -39,10 +40,10 @@ def space_of(path, **given):
 
 
 def seen(layers, seed=0):
-    """A preview of a model whose layers differ at random."""
+    """Statistics of a model whose layers differ at random."""
     draw = random.Random(seed)
     skips = [[ATTENTION if index >= layers - count else KEEP for index in range(layers)] for count in (1, 2)]
-    return Preview([LayerStatistics(*(draw.random() for _ in range(4))) for _ in range(layers)], skips, 9)
+    return DenseStats([LayerStatistics(*(draw.random() for _ in range(4))) for _ in range(layers)], skips, 9)
 
 
 def rules_of(found):
@@ -60,13 +61,13 @@ def test_rules_take_turns_and_each_tells_what_it_does(path):
         (text,) = start.rules.values()
         labels = [choice.label for choice in made.policy(start.labels).layers.values()]
         assert text == f"{labels[0]} in {len(labels)} layer{'s' * (len(labels) > 1)}"
-        assert start.rule == f"{next(iter(start.rules))}: {text}"
+        assert start.baseline == f"{next(iter(start.rules))}: {text}"
 
 
 def test_policies_that_several_rules_come_to_are_begun_once_and_carry_all_names(path):
     made = Parameters(space_of(path, layers="[{range: 3, choices: [keep, skip_ffn]}]"), LAYERS)
-    (found,) = starts(made, ["last", "uniform"], 9, Preview())
-    assert found.rule == "last: skip_ffn in 1 layer; uniform: skip_ffn in 1 layer"
+    (found,) = starts(made, ["last", "uniform"], 9, DenseStats())
+    assert found.baseline == "last: skip_ffn in 1 layer; uniform: skip_ffn in 1 layer"
 
 
 def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
@@ -93,7 +94,7 @@ def test_fastv_takes_tokens_away_for_good_where_the_space_lets_it(path):
     chosen = {"layers": ratios, "token_selection": "{reselect: [each_layer, once]}"}
     for given, expected in ((chosen, "once"), ({"layers": ratios}, "each_layer")):
         made = Parameters(space_of(path, **given), LAYERS)
-        found = starts(made, ["fastv", "last"], 9, Preview())
+        found = starts(made, ["fastv", "last"], 9, DenseStats())
         fastv = [made.policy(start.labels) for start in found if "fastv" in start.rules]
         assert fastv and {policy.token_selection.reselect for policy in fastv} == {expected}
 
@@ -125,23 +126,23 @@ def test_a_rule_that_nobody_knows_is_told_with_its_place_and_the_nearest(path):
 
 @pytest.fixture(scope="module")
 def bench(path):
-    return Bench(space_of(path, search__start=f"[{', '.join(SEEING)}]"))
+    return PolicyEvaluator(space_of(path, search__start=f"[{', '.join(SEEING)}]"))
 
 
-def test_a_preview_has_the_statistics_of_the_search_prompts_and_what_the_bandit_found(bench):
-    found = bench.preview()
+def test_the_probe_finds_the_statistics_of_the_search_prompts_and_what_the_bandit_found(bench):
+    found = probe_dense(bench, bench.space.search.rules)
     assert found.statistics == layer_statistics(bench.subject.model, bench.subject.prompts)
     attentions = [[index for index, choice in enumerate(policy) if choice == ATTENTION] for policy in found.bandit]
     assert attentions == [[attentions[0][0]]]  # 3/8 of the three layers that may skip it
     # Prompts once for the statistics and once for dense, and for each of 20 updates as many subsets as there are.
     assert found.forwards == len(bench.subject.prompts) * (1 + 1 + 20 * 3)
-    assert bench.preview() == found
+    assert probe_dense(bench, bench.space.search.rules) == found
 
 
 def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monkeypatch):
     evaluate = "{divergence: {tasks: [image_gen.yaml], search: {limit: 8}, report: {limit: 8}}}"
     given = {"evaluate": evaluate, "objectives": "{divergence: minimize}", "search__start": "[bandit]"}
-    bench = Bench(space_of(path, **given))
+    bench = PolicyEvaluator(space_of(path, **given))
     (evaluator,) = bench.evaluators
     asked, rungs = [], evaluator.rungs
 
@@ -150,15 +151,15 @@ def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monk
         return rungs(handle, split, shares, *known)
 
     monkeypatch.setattr(evaluator, "rungs", watched)
-    found = bench.preview()
+    found = probe_dense(bench, bench.space.search.rules)
     assert len(asked) == 60 and {split for split, _ in asked} == {"search"}
     assert found.statistics is None and len(found.bandit) == 1
 
 
-def test_a_preview_comes_back_as_it_was_kept():
+def test_dense_stats_come_back_as_it_was_kept():
     found = seen(3)
     domains = [[KEEP, ATTENTION, LayerChoice(token_ratio=0.5)]] * 3
-    assert Preview.of(json.loads(json.dumps(found.plain())), domains) == found
+    assert DenseStats.of(json.loads(json.dumps(found.plain())), domains) == found
 
 
 # In a study
@@ -173,7 +174,7 @@ def test_a_study_looks_at_the_model_once_and_keeps_what_it_saw(path, tmp_path):
         return seen(LAYERS)
 
     def opened(folder, resume=False):
-        return SearchStudy(folder / "study.db", "tiny", space_of(path, **given), LAYERS, resume, preview=look)
+        return SearchStudy(folder / "study.db", "tiny", space_of(path, **given), LAYERS, resume, probe_dense=look)
 
     whole = spend(opened(tmp_path / "whole"))
     opened(tmp_path / "cut").ask()  # the driver dies before dense is measured
@@ -181,7 +182,7 @@ def test_a_study_looks_at_the_model_once_and_keeps_what_it_saw(path, tmp_path):
     study = opened(tmp_path / "cut", resume=True)
     assert first + spend(study) == whole
     assert len(looks) == 2, "one look for each of two studies"
-    assert study.study.user_attrs[PREVIEW]["forwards"] == 9
+    assert study.study.user_attrs[DENSE_STATS]["forwards"] == 9
     assert read_record(tmp_path / "cut").summary["forward_passes_for_rules"] == 9
     named = {name for record in study.records() for name in record.rules}
     assert named == {"block_influence", "bandit"}
@@ -202,11 +203,11 @@ def test_no_more_than_a_generation_is_begun_with(path, tmp_path):
 
 
 def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(path):
-    def record(number, accuracy, cost, rule=None, part=True):
+    def record(number, accuracy, cost, baseline=None, part=True):
         told = Measurement(accuracy, 50, detail={"places": [0], "total": 400} if part else {})
         figures = {"prefill_flops": Measurement(cost)} | ({} if part else {"accuracy": told})
         estimates = {"accuracy": told} if part else {}
-        return TrialRecord(number, "complete", Policy.of([FFN] * number), figures, rule=rule, estimates=estimates)
+        return TrialResult(number, "complete", Policy.of([FFN] * number), figures, baseline=rule, estimates=estimates)
 
     dense = record(0, 0.9, 10.0, part=False)
     worse, rule, found, other = (

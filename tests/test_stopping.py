@@ -15,7 +15,7 @@ from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.driver.stopping import Stopping, growth
 from skipsearch.search.study.storage import running_seconds
 from skipsearch.search.trial.outcome import Outcome
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def path(tmp_path_factory):
 
 def record(number, accuracy=0.8, flops=10.0, **fields):
     figures = {"accuracy": Measurement(accuracy), "prefill_flops": Measurement(flops)}
-    return TrialRecord(number, fields.pop("state", "complete"), Policy(), figures, **fields)
+    return TrialResult(number, fields.pop("state", "complete"), Policy(), figures, **fields)
 
 
 def followed(path, stop, records, spent=0.0):
@@ -63,7 +63,7 @@ def test_nothing_stagnates_before_a_policy_improves_on_dense(path):
 def test_failed_trials_count_and_duplicates_do_not(path):
     begun = [record(0), record(1, 0.8, 5.0)]
     failed = [record(number, state="failed", failure="broken") for number in (2, 3)]
-    twins = [record(number, 0.8, 5.0, shared_from=1) for number in (2, 3)]
+    twins = [record(number, 0.8, 5.0, duplicate_of=1) for number in (2, 3)]
     assert followed(path, "{stagnation: 2}", begun + failed)[-1] is not None
     assert followed(path, "{stagnation: 2}", begun + twins)[-1] is None
 

@@ -10,7 +10,7 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.baselines.dense_stats import Preview
+from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.study.samplers import population
@@ -99,7 +99,7 @@ def test_what_ran_when_the_driver_died_is_asked_for_again_first_and_under_its_nu
     proposals = [again.ask() for _ in range(4)]
     assert [proposal.number for proposal in proposals] == [3, 4, 5, 6]
     assert [proposal.policy for proposal in proposals[:2]] == [proposal.policy for proposal in lost]
-    assert [proposal.rule for proposal in proposals[:2]] == [proposal.rule for proposal in lost]
+    assert [proposal.baseline for proposal in proposals[:2]] == [proposal.baseline for proposal in lost]
 
 
 def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_path, monkeypatch):
@@ -125,13 +125,13 @@ def test_the_rules_that_a_search_begins_with_are_marked_and_stay_so(path, tmp_pa
     dense = proposals.next()
     proposals.finish(dense, measured(dense.policy))
     first, second = study.ask(), study.ask()
-    named = {record.number: record.rule for record in study.records()}
+    named = {record.number: record.baseline for record in study.records()}
     rules = {first.number: "fastv: layer 1, token_ratio 0.5", second.number: "interval: skip_ffn in 1 layer"}
     assert named == {0: None, **rules}
     given = {"schedules": "[{fastv: {layer: [1, 2], token_ratio: 0.5}}]", "search__trials": 40}
     again = open_study(path, tmp_path, resume=True, **given)
     spend(again)
-    assert rules.items() <= {record.number: record.rule for record in again.records()}.items()
+    assert rules.items() <= {record.number: record.baseline for record in again.records()}.items()
 
 
 def test_a_driver_that_died_before_dense_was_measured_begins_anew(path, tmp_path):
@@ -329,12 +329,12 @@ def test_what_has_no_choice_is_no_parameter(path):
 
 def test_the_start_takes_schedules_and_rules_in_turn(path):
     made = parameters(path)
-    found = starts(made, ["schedules", "last"], 8, Preview())
+    found = starts(made, ["schedules", "last"], 8, DenseStats())
     assert [start.labels["schedule"] for start in found] == [
         "shifted_cosine", "fastv", "interval", "fastv 2", "none", "shifted_cosine", "fastv", "interval",
     ]  # fmt: skip
     assert made.policy(found[4].labels).layers == {3: NAMED["parallel"]}
-    every = starts(made, ["schedules", "last"], 100, Preview())
+    every = starts(made, ["schedules", "last"], 100, DenseStats())
     assert {start.labels["schedule"] for start in every[9:]} == {"shifted_cosine", "interval"}
     assert len({made.policy(start.labels).fingerprint for start in every}) == 4 + 2 + 4 + 1 + 1
 

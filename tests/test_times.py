@@ -8,7 +8,7 @@ import numpy as np
 import planted_times
 import pytest
 import searching
-from planted_times import Bench, search
+from planted_times import PolicyEvaluator, search
 from test_report import study as made_up
 
 from skipsearch import Policy
@@ -25,7 +25,7 @@ from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, at
 from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within
 from skipsearch.search.trial.time_model import TimeEstimate
-from skipsearch.search.trial.trial_result import TrialRecord
+from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.early_stopping import Race, Rival
 
 NONE = np.zeros(0)
@@ -47,7 +47,7 @@ def told(ratio, own=0.0):
 def trial(number, accuracy, entry, flops=1.0):
     policy = Policy.of([KEEP] * number + [NAMED["skip_ffn"]]) if number else Policy()
     search = {"accuracy": Measurement(accuracy), "prefill_flops": Measurement(flops), "ttft_ms": entry}
-    return TrialRecord(number, "complete", policy, search)
+    return TrialResult(number, "complete", policy, search)
 
 
 def test_no_policy_is_on_the_front_for_a_time_within_the_interval() -> None:
@@ -129,14 +129,14 @@ def test_a_rival_that_is_tied_in_time_is_as_good(path) -> None:
     for space, ratio, own, out in ((raced, 0.58, 0.02, True), (raced, 0.5, 0.02, False), (raced, 0.58, 0.001, False)):
         race = Race(space, metrics, dense, [Rival(4, rival.values, rival.scores, {"ttft_ms": time(0.6, own)})])
         known = {"prefill_flops": Measurement(6.0), "ttft_ms": told(ratio, own)}
-        assert bool(race.verdict(known, {"accuracy": part})) == out
+        assert bool(race.reason_to_stop(known, {"accuracy": part})) == out
 
 
 @pytest.fixture(scope="module")
 def noisy(path, tmp_path_factory):
     """A search with a time that FLOPs do not tell, on a noisy machine."""
     folder = tmp_path_factory.mktemp("noisy")
-    bench = Bench(noise=0.12, alike=0.0)
+    bench = PolicyEvaluator(noise=0.12, alike=0.0)
     return search(path, folder, bench, search__trials=40), bench, folder
 
 
@@ -144,13 +144,13 @@ def noisy(path, tmp_path_factory):
 def alike(path, tmp_path_factory):
     """A search with a time that FLOPs tell."""
     folder = tmp_path_factory.mktemp("alike")
-    bench = Bench(noise=0.02)
+    bench = PolicyEvaluator(noise=0.02)
     return search(path, folder, bench, search__trials=40), bench, folder
 
 
 def test_smoothed_times_are_nearer_the_truth_than_measured_ones(noisy) -> None:
     driver, bench, _ = noisy
-    records = [one for one in driver.study.final_records()[1:] if one.shared_from is None]
+    records = [one for one in driver.study.final_records()[1:] if one.duplicate_of is None]
     entries = [record.search["ttft_ms"] for record in records]
     true = np.array([bench.ratio(record.policy) for record in records])
     raw = np.array([entry.value / entry.dense for entry in entries]) - true
@@ -211,7 +211,7 @@ def test_a_cost_that_tells_a_time_ends_its_measurement_and_says_so_once(alike) -
     timed = [one for one in bench.timed if one[1] == "search"]
     assert 12 <= len({*timed}) < 20
     predicted = [one for one in record.trials if one.predicted]
-    assert predicted and all(one.in_full and one.search["ttft_ms"].is_predicted for one in predicted)
+    assert predicted and all(one.full_fidelity and one.search["ttft_ms"].is_predicted for one in predicted)
     off = [abs(one.search["ttft_ms"].estimate.ratio - bench.ratio(one.policy)) for one in predicted]
     assert max(off) < 0.1
     for frozen in driver.study.study.trials:
@@ -233,12 +233,12 @@ def test_a_time_that_flops_do_not_tell_is_measured_to_the_end(noisy) -> None:
 @pytest.mark.parametrize(("sampler", "alike", "kills"), [("random", 1.0, (3, 8)), ("auto", 0.0, (12, 8))])
 def test_a_search_that_was_killed_ends_as_if_it_had_not_been(path, tmp_path, sampler, alike, kills) -> None:
     given = {"search__trials": 22, "search__sampler": sampler, "confirm": False}
-    whole = search(path, tmp_path / "whole", Bench(0.02, alike), **given)
+    whole = search(path, tmp_path / "whole", PolicyEvaluator(0.02, alike), **given)
     folder = tmp_path / "cut"
     for killed in kills:
         with pytest.raises(KeyboardInterrupt):
-            search(path, folder, Bench(0.02, alike, killed), resume=(folder / "study.db").exists(), **given)
-    rest = search(path, folder, Bench(0.02, alike), resume=True, **given)
+            search(path, folder, PolicyEvaluator(0.02, alike, killed), resume=(folder / "study.db").exists(), **given)
+    rest = search(path, folder, PolicyEvaluator(0.02, alike), resume=True, **given)
     mine, theirs = ([(one.policy, one.predicted) for one in driver.study.records()] for driver in (rest, whole))
     assert mine == theirs
     assert [one.values for one in rest.study.study.trials] == [one.values for one in whole.study.study.trials]

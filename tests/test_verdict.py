@@ -8,12 +8,12 @@ import pytest
 from test_report import changed, page, refronted, study, without_library
 
 from skipsearch.evaluators.base import Measurement, Metric
-from skipsearch.search.analysis.assessment import growth, judged, mean_gap
-from skipsearch.search.analysis.forecast import outlook
+from skipsearch.search.analysis.assessment import assess, growth, selection_bias
+from skipsearch.search.analysis.forecast import forecast
 from skipsearch.search.analysis.paired_tests import chance, difference, examples, mcnemar, resampled
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.report.figures import plane_figure, planes
-from skipsearch.search.report.sentences import curse_line, verdict_lines
+from skipsearch.search.report.sentences import assessment_lines, selection_bias_line
 from skipsearch.search.report.terminal import print_summary, summary_data, tie_line
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.trial.hypervolume import history
@@ -46,8 +46,8 @@ def with_examples(record, rules=(), seed=0):
         search = dict(trial.search)
         if "accuracy" in search:
             search["accuracy"] = scored(guesses(search["accuracy"].value, seed + trial.number))
-        trials.append(replace(trial, search=search, rule="a rule" if trial.number in rules else None))
-    return judged(refronted(replace(record, trials=tuple(trials))))
+        trials.append(replace(trial, search=search, baseline="a rule" if trial.number in rules else None))
+    return assess(refronted(replace(record, trials=tuple(trials))))
 
 
 # Paired tests
@@ -101,23 +101,23 @@ def test_examples_are_drawn_within_their_task():
 
 def test_the_gain_is_the_difference_of_two_hypervolumes():
     record = with_examples(study(60, objectives=("accuracy", "prefill_flops")), rules=range(1, 9))
-    verdict, names = record.verdict, ["accuracy", "prefill_flops"]
+    assessment, names = record.assessment, ["accuracy", "prefill_flops"]
     begun = [trial for trial in record.trials if trial.number in range(9) and trial.feasible]
     points = [tuple(trial.search[name].value for name in names) for trial in begun]
     rules = history(points, ["maximize", "minimize"], [record.reference[name] for name in names])[-1]
-    assert verdict.gain.value == pytest.approx(record.hypervolume[-1] - rules)
-    assert verdict.gain.low < verdict.gain.value < verdict.gain.high
-    assert set(verdict.rules) <= set(range(1, 9)) and verdict.rules
+    assert assessment.gain.value == pytest.approx(record.hypervolume[-1] - rules)
+    assert assessment.gain.low < assessment.gain.value < assessment.gain.high
+    assert set(assessment.rules) <= set(range(1, 9)) and assessment.rules
 
 
 def test_a_search_that_found_nothing_beyond_its_rules_gains_nothing():
     record = study(60, objectives=("accuracy", "prefill_flops"))
     found = with_examples(record, rules=range(1, 60))
-    assert found.verdict.gain == Estimate(0.0, 0.0, 0.0)
-    assert "is not told apart from the best simple rules (a rule as trial" in verdict_lines(found)[0]
+    assert found.assessment.gain == Estimate(0.0, 0.0, 0.0)
+    assert "is not told apart from the best simple rules (a rule as trial" in assessment_lines(found)[0]
     clear = with_examples(record, rules=[2])
-    assert clear.verdict.gain.low > 0
-    assert "The search beats the best simple rules (a rule as trial 2)" in verdict_lines(clear)[0]
+    assert clear.assessment.gain.low > 0
+    assert "The search beats the best simple rules (a rule as trial 2)" in assessment_lines(clear)[0]
 
 
 def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
@@ -131,12 +131,12 @@ def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
         flops = trial.search["prefill_flops"]
         searched = {"accuracy": luck["search"], "prefill_flops": flops}
         rule = "a rule" if trial.number % 2 else None
-        return replace(trial, search=searched, report={"accuracy": luck["report"]}, rule=rule, violations={})
+        return replace(trial, search=searched, report={"accuracy": luck["report"]}, baseline=rule, violations={})
 
     trials = tuple(map(equally_good, base.trials))
     front = front_trials(trials, base.objectives)
-    found = judged(replace(base, trials=trials, front=front))
-    confirmed = found.verdict.confirmed_gain
+    found = assess(replace(base, trials=trials, front=front))
+    confirmed = found.assessment.confirmed_gain
     names = list(base.objectives)
 
     def area(numbers):
@@ -144,14 +144,14 @@ def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
                   for number in numbers]  # fmt: skip
         return history(points, ["maximize", "minimize"], [found.reference[name] for name in names])[-1]
 
-    rules = [trial.number for trial in trials if trial.rule and trial.state == "complete"]
+    rules = [trial.number for trial in trials if trial.baseline and trial.state == "complete"]
     assert confirmed.value == pytest.approx(area([0, *front]) - area([0, *rules]))
     assert confirmed.low <= confirmed.value <= confirmed.high
-    [line] = [line for line in verdict_lines(found) if "best simple rules" in line]
+    [line] = [line for line in assessment_lines(found) if "best simple rules" in line]
     assert "neither was chosen by" in line
     one = front[-1]
     without = tuple(replace(trial, report={}) if trial.number == one else trial for trial in trials)
-    assert judged(replace(found, trials=without)).verdict.confirmed_gain is None
+    assert assess(replace(found, trials=without)).assessment.confirmed_gain is None
 
 
 def test_few_examples_leave_a_wide_interval():
@@ -159,7 +159,7 @@ def test_few_examples_leave_a_wide_interval():
 
     def width(count):
         few = replace(record, trials=tuple(replace(t, search=t.search | first(t, count)) for t in record.trials))
-        gain = judged(refronted(few)).verdict.gain
+        gain = assess(refronted(few)).assessment.gain
         return gain.high - gain.low
 
     def first(trial, count):
@@ -171,10 +171,10 @@ def test_few_examples_leave_a_wide_interval():
 
 def test_without_examples_there_is_no_interval_and_without_rules_no_gain():
     record = study(60)
-    assert judged(record).verdict.gain is None
-    ruled = judged(changed(changed(record, 1, rule="one"), 2, rule="two"))
-    assert ruled.verdict.gain.low is None
-    assert "no scores of single examples were kept, hence no interval" in " ".join(verdict_lines(ruled))
+    assert assess(record).assessment.gain is None
+    ruled = assess(changed(changed(record, 1, baseline="one"), 2, baseline="two"))
+    assert ruled.assessment.gain.low is None
+    assert "no scores of single examples were kept, hence no interval" in " ".join(assessment_lines(ruled))
 
 
 # The gain over each rule
@@ -184,10 +184,10 @@ def begun(record, **rules):
     """The record with the trials that each rule began with."""
     names = {number: [name for name, numbers in rules.items() if number in numbers] for number in range(60)}
     trials = [
-        replace(trial, rule="; ".join(f"{name}: setting {trial.number}" for name in names[trial.number]) or None)
+        replace(trial, baseline="; ".join(f"{name}: setting {trial.number}" for name in names[trial.number]) or None)
         for trial in record.trials
     ]
-    return judged(replace(record, trials=tuple(trials)))
+    return assess(replace(record, trials=tuple(trials)))
 
 
 def two_objectives():
@@ -197,7 +197,7 @@ def two_objectives():
 def test_each_rule_has_the_hypervolume_of_its_own_trials():
     record = begun(two_objectives(), fastv=range(1, 9), last=range(5, 20), bandit=[59])
     names = ["accuracy", "prefill_flops"]
-    found = {result.name: result for result in record.verdict.by_rule}
+    found = {result.name: result for result in record.assessment.by_rule}
     assert [*found] == sorted(found, key=lambda name: -found[name].hypervolume)
     for name, numbers in (("fastv", range(1, 9)), ("last", range(5, 20)), ("bandit", [59])):
         own = [trial for trial in record.trials if trial.number in numbers and trial.feasible]
@@ -211,7 +211,7 @@ def test_each_rule_has_the_hypervolume_of_its_own_trials():
 def test_beside_a_rule_stands_the_best_of_the_front_that_costs_no_more():
     record = two_objectives()
     record = begun(record, last={*range(1, 40)} - {*record.front[1::2]})
-    (found,) = record.verdict.by_rule
+    (found,) = record.assessment.by_rule
     assert found.beside and {found.front[0], found.front[-1]} <= {one.trial for one in found.beside}
     beaten = 0
     for one in found.beside:
@@ -240,9 +240,9 @@ def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
     part = scored(scores[places])
     part = replace(part, detail={**part.detail, "places": places, "total": EXAMPLES})
     cost = {"prefill_flops": rule.search["prefill_flops"]}
-    record = changed(record, rule.number, search=cost, estimates={"accuracy": part}, dropped="it is worse")
+    record = changed(record, rule.number, search=cost, estimates={"accuracy": part}, early_stopped="it is worse")
     record = begun(record, last=[rule.number])
-    (found,) = record.verdict.by_rule
+    (found,) = record.assessment.by_rule
     expected = Known.of(record.trials).levelled("accuracy", part).value
     share = 1 - cost["prefill_flops"].value / record.reference["prefill_flops"]
     assert found.front == (rule.number,) and found.hypervolume == pytest.approx(expected * share)
@@ -254,11 +254,11 @@ def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
 
 def test_only_what_is_confirmed_counts_on_the_report_split():
     record = begun(two_objectives(), last=range(1, 40), fastv=[1])
-    found = {result.name: result for result in record.verdict.by_rule}
+    found = {result.name: result for result in record.assessment.by_rule}
     confirmed = [number for number in found["last"].front if record.trial(number).report]
     assert found["last"].confirmed == len(confirmed) > 0
     alone = begun(record, last=confirmed)
-    assert alone.verdict.by_rule[0].report == pytest.approx(found["last"].report)
+    assert alone.assessment.by_rule[0].report == pytest.approx(found["last"].report)
     for one in found["last"].beside:
         both = [record.trial(number).report for number in (one.trial, one.best)]
         assert (one.report is None) == (one.best == one.trial or not all(both))
@@ -267,7 +267,7 @@ def test_only_what_is_confirmed_counts_on_the_report_split():
 def test_rules_without_a_useful_policy_say_so():
     record = two_objectives()
     record = begun(changed(record, 7, violations={"accuracy": 0.1}), last=[7])
-    (found,) = record.verdict.by_rule
+    (found,) = record.assessment.by_rule
     assert (found.front, found.hypervolume, found.report, found.beside) == ((), 0.0, None, ())
     assert "none that keeps the constraints is better than dense" in page(record)
 
@@ -284,7 +284,7 @@ def test_the_report_names_each_rule_with_its_source_and_draws_its_points():
         assert [f"<b>trial {number}</b>" in hover for number, hover in zip(numbers, drawn.hovertext, strict=True)]
         assert all(f"<br>{name}: setting" in hover or f"; {name}" in hover for hover in drawn.hovertext)
     assert "What the search gained" not in page(study())
-    assert "Hypervolume of each rule by itself: " in " ".join(verdict_lines(record))
+    assert "Hypervolume of each rule by itself: " in " ".join(assessment_lines(record))
 
 
 # The forecast
@@ -301,7 +301,7 @@ def search_curve(count, power, seed):
 @pytest.mark.parametrize("count", [80, 250])
 def test_the_forecast_covers_what_came(power, count):
     curves = [search_curve(count + 100, power, seed) for seed in range(40)]
-    forecasts = [outlook(curve[:count]) for curve in curves]
+    forecasts = [forecast(curve[:count]) for curve in curves]
     came = [curve[-1] - curve[count - 1] for curve in curves]
     covered = sum(one.low <= true <= one.high for one, true in zip(forecasts, came, strict=True))
     assert covered >= 0.8 * len(curves)
@@ -312,26 +312,26 @@ def test_a_search_that_has_saturated_is_told_so():
     draw = np.random.default_rng(0)
     trials = np.arange(1, 301)
     curve = np.cumsum(np.exp(-trials / 30) * draw.binomial(1, 0.5, 300))
-    found = outlook(curve[:200])
+    found = forecast(curve[:200])
     assert found.value < 0.01 * curve[199]
-    assert outlook(curve[:40]).value > 0.05 * curve[39]
+    assert forecast(curve[:40]).value > 0.05 * curve[39]
 
 
 def test_where_nothing_was_gained_the_rule_of_three_bounds_what_may_come():
     flat = [0.1, 0.3, *[0.3] * 78]
-    assert outlook(flat) == Estimate(0.0, 0.0, pytest.approx(0.2 * 100 * 3 / 60))
-    assert outlook(flat, ceiling=0.5).high == pytest.approx(0.2)
-    assert outlook([0.0] * 40) == Estimate(0.0, 0.0, 0.0)
+    assert forecast(flat) == Estimate(0.0, 0.0, pytest.approx(0.2 * 100 * 3 / 60))
+    assert forecast(flat, ceiling=0.5).high == pytest.approx(0.2)
+    assert forecast([0.0] * 40) == Estimate(0.0, 0.0, 0.0)
 
 
 def test_too_few_trials_are_no_ground():
-    assert outlook([0.01 * number for number in range(19)]) is None
+    assert forecast([0.01 * number for number in range(19)]) is None
 
 
 def test_the_forecast_is_the_same_each_time_and_below_what_can_be():
     curve = search_curve(60, 0.5, 3)
-    assert outlook(curve) == outlook(curve)
-    assert outlook(curve, ceiling=curve[-1] + 0.01).high <= 0.01 + 1e-12
+    assert forecast(curve) == forecast(curve)
+    assert forecast(curve, ceiling=curve[-1] + 0.01).high <= 0.01 + 1e-12
 
 
 def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
@@ -346,7 +346,7 @@ def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
     search = {name: figure for name, figure in early.search.items() if name != "accuracy"}
     aside = refronted(changed(record, early.number, search=search, estimates={"accuracy": part}), confirm=False)
     assert growth(aside) == pytest.approx(plain) and aside.hypervolume[early.number] < plain[early.number]
-    given_up = changed(aside, early.number, dropped="surely worse")
+    given_up = changed(aside, early.number, early_stopped="surely worse")
     assert growth(given_up)[early.number] == pytest.approx(growth(given_up)[early.number - 1])
 
 
@@ -355,7 +355,7 @@ def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
 
 def test_ties_stand_in_the_table_with_what_they_mean():
     record = with_examples(study(60, objectives=("accuracy", "prefill_flops")), rules=[2])
-    ties = record.verdict.ties
+    ties = record.assessment.ties
     assert ties and set(ties) <= set(record.front)
     for number, other in ties.items():
         assert record.front.index(other) == record.front.index(number) - 1
@@ -385,20 +385,20 @@ def test_a_search_by_divergence_has_ties_and_a_winners_curse_in_its_unit():
     objectives = {"divergence": "minimize", "prefill_flops": "minimize"}
     metrics = {**record.metrics, "divergence": Metric("nats", "minimize", "how far")}
     changes = {"objectives": objectives, "metrics": metrics, "reference": {**record.reference, "divergence": 1.0}}
-    turned = judged(replace(record, trials=trials, **changes))
-    assert turned.verdict.ties == record.verdict.ties != {}
-    assert mean_gap(turned) == pytest.approx(mean_gap(record)) and mean_gap(record) != 0
+    turned = assess(replace(record, trials=trials, **changes))
+    assert turned.assessment.ties == record.assessment.ties != {}
+    assert selection_bias(turned) == pytest.approx(selection_bias(record)) and selection_bias(record) != 0
     assert tie_line(turned).startswith("Tied in divergence by a paired test")
-    assert f"look {abs(mean_gap(record)):.3g} nats of divergence" in curse_line(turned)
+    assert f"look {abs(selection_bias(record)):.3g} nats of divergence" in selection_bias_line(turned)
     assert "<b>Tied</b> is a policy whose divergence cannot be told" in page(turned)
 
 
 def test_no_rule_within_the_constraints_is_not_called_worse_than_dense():
     record = study(60, objectives=("accuracy", "prefill_flops"))
     broken = replace(record.dense, violations={"accuracy": 0.1})
-    rule = replace(record.trial(1), rule="a rule", violations={"accuracy": 0.1})
-    found = judged(replace(record, trials=(broken, rule, *record.trials[2:])))
-    assert "the simple rules, none within the constraints: " in verdict_lines(found)[0]
+    rule = replace(record.trial(1), baseline="a rule", violations={"accuracy": 0.1})
+    found = assess(replace(record, trials=(broken, rule, *record.trials[2:])))
+    assert "the simple rules, none within the constraints: " in assessment_lines(found)[0]
 
 
 def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path, capsys):
@@ -408,20 +408,20 @@ def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path,
     print_summary(record, tmp_path)
     out = " ".join(capsys.readouterr().out.split())
     text = page(record)
-    for line in verdict_lines(record):
+    for line in assessment_lines(record):
         assert line in out
         assert line.replace("'", "&#x27;") in text
     assert "The search ended: all 60 trials are measured" in out
     assert "another 100 trials are expected to add" in out
     assert "confirmed policies look" in out
     data = json.loads(json.dumps(summary_data(record, tmp_path)))
-    verdict = data["verdict"]
+    assessment = data["assessment"]
     assert data["ended"] == record.ended
-    assert verdict["rules"] and {entry["rule"] for entry in verdict["rules"]} == {"a rule"}
-    assert verdict["gain"]["low"] <= verdict["gain"]["value"] <= verdict["gain"]["high"]
-    assert verdict["outlook"]["trials"] == 100
-    assert {entry["trial"] for entry in verdict["tied"]} <= {*policy_files(record)}
-    assert verdict["mean_gap"] is not None
+    assert assessment["rules"] and {entry["rule"] for entry in assessment["rules"]} == {"a rule"}
+    assert assessment["gain"]["low"] <= assessment["gain"]["value"] <= assessment["gain"]["high"]
+    assert assessment["outlook"]["trials"] == 100
+    assert {entry["trial"] for entry in assessment["tied"]} <= {*policy_files(record)}
+    assert assessment["mean_gap"] is not None
 
 
 def test_a_difference_on_a_part_of_the_examples_is_the_mean_over_tasks_too():

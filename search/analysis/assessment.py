@@ -9,40 +9,40 @@ import numpy as np
 from ..study.expected_results import Known
 from ..trial.hypervolume import history
 from ..trial.pareto import feasible_points, front_trials
-from ..trial.trial_result import Estimate, TrialRecord
+from ..trial.trial_result import Estimate, TrialResult
 from .agreement import agreement
-from .baseline_comparison import as_told, by_rule, judged_by, on_report, volume
-from .forecast import outlook
+from .baseline_comparison import as_told, by_rule, on_report, quality_metric, volume
+from .forecast import forecast
 from .paired_tests import TOLD_APART, chance, examples, resampled, task_sizes
-from .study_record import StudyRecord, Verdict, policy_files
+from .study_record import Assessment, StudyRecord, policy_files
 
 DRAWS = 500
 DIGITS = 12  # of a difference: the volume of equal fronts depends on the order of their points beyond that
 LEVELS = (2.5, 97.5)
 
 
-def judged(record: StudyRecord) -> StudyRecord:
+def assess(record: StudyRecord) -> StudyRecord:
     """A study with its verdict."""
-    rules = [trial for trial in record.trials if trial.rule is not None]
+    rules = [trial for trial in record.trials if trial.baseline is not None]
     numbers = front_trials([record.dense, *rules], record.objectives)
     # Of fractions and costs, whose unit is the reference, the best point there can be has a volume of 1.
     best = [name for name, direction in record.objectives.items() if direction == "maximize"]
     ceiling = 1.0 if all(record.metrics[name].unit == "fraction" for name in best) else math.inf
-    verdict = Verdict(
+    assessment = Assessment(
         rules=tuple(number for number in numbers if number != record.dense.number),
         gain=gain(record, [record.trial(number) for number in numbers]) if rules else None,
         confirmed_gain=confirmed_gain(record, rules),
-        outlook=outlook(growth(record), ceiling=ceiling),
+        forecast=forecast(growth(record), ceiling=ceiling),
         ties=ties(record),
         by_rule=by_rule(record),
         agreement=agreement(record),
     )
-    return replace(record, verdict=verdict)
+    return replace(record, assessment=assessment)
 
 
-def counts(trial: TrialRecord) -> bool:
+def counts(trial: TrialResult) -> bool:
     """True where a trial was measured for itself."""
-    return trial.shared_from is None and trial.state != "running" and bool(trial.seconds)
+    return trial.duplicate_of is None and trial.state != "running" and bool(trial.seconds)
 
 
 def growth(record: StudyRecord) -> list[float]:
@@ -51,13 +51,13 @@ def growth(record: StudyRecord) -> list[float]:
     One that was set aside counts as it is expected to be: what is measured in full at the end was found before.
     """
     known = Known.of(record.trials)
-    told = [trial if trial.dropped else as_told(record, trial, known) for trial in record.trials]
+    told = [trial if trial.early_stopped else as_told(record, trial, known) for trial in record.trials]
     points = feasible_points(told, record.objectives)
     curve = history(points, [*record.objectives.values()], [record.reference[name] for name in record.objectives])
     return [reached for reached, trial in zip(curve, record.trials, strict=True) if counts(trial)]
 
 
-def gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimate:
+def gain(record: StudyRecord, rules: Sequence[TrialResult]) -> Estimate:
     """Hypervolume of the search's front beyond that of its rules, on the search's own examples.
 
     The interval is a paired bootstrap: the same examples are drawn again for all policies, within each task, and both
@@ -71,7 +71,7 @@ def gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimate:
     return volume_difference(record, [record.trial(number) for number in record.front], rules)
 
 
-def confirmed_gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimate | None:
+def confirmed_gain(record: StudyRecord, rules: Sequence[TrialResult]) -> Estimate | None:
     """The gain over the rules on the report split, where neither front was chosen.
 
     Args:
@@ -81,7 +81,7 @@ def confirmed_gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimat
     Returns:
         None where the search's front is not confirmed, or none of the rules is.
     """
-    name = judged_by(record)
+    name = quality_metric(record)
     front = [record.trial(number) for number in policy_files(record)]
     confirmed = [trial for trial in rules if name in trial.report]
     if not front or not confirmed or any(name not in trial.report for trial in (record.dense, *front)):
@@ -91,7 +91,7 @@ def confirmed_gain(record: StudyRecord, rules: Sequence[TrialRecord]) -> Estimat
     return volume_difference(unseen, [dense, *others[: len(front)]], [dense, *others[len(front) :]])
 
 
-def volume_difference(record: StudyRecord, front: Sequence[TrialRecord], rules: Sequence[TrialRecord]) -> Estimate:
+def volume_difference(record: StudyRecord, front: Sequence[TrialResult], rules: Sequence[TrialResult]) -> Estimate:
     """Hypervolume of one front beyond that of another, by the trials' figures on the search split."""
     trials = [*front, *rules]
     able = feasible_points([record.dense, *trials], record.objectives)[1:]
@@ -120,7 +120,7 @@ def volume_difference(record: StudyRecord, front: Sequence[TrialRecord], rules: 
     return Estimate(value, float(low), float(high))
 
 
-def redrawn(members: Sequence[TrialRecord], name: str) -> np.ndarray | None:
+def redrawn(members: Sequence[TrialResult], name: str) -> np.ndarray | None:
     """A metric of each trial in every draw of examples, shape (trials, draws); None where examples were not kept."""
     entries = [trial.search[name] for trial in members]
     scores = [examples(entry) for entry in entries]
@@ -134,7 +134,7 @@ def redrawn(members: Sequence[TrialRecord], name: str) -> np.ndarray | None:
 
 def ties(record: StudyRecord) -> Mapping[int, int]:
     """By front trial, the next dearer one that the paired test cannot tell it from, on the report split if it can."""
-    name = judged_by(record)
+    name = quality_metric(record)
     if name is None:
         return {}
     found = {}
@@ -146,12 +146,12 @@ def ties(record: StudyRecord) -> Mapping[int, int]:
     return found
 
 
-def mean_gap(record: StudyRecord) -> float | None:
+def selection_bias(record: StudyRecord) -> float | None:
     """How much better, against dense, the front looks on the search split than on the report split.
 
     The mean over its policies that are confirmed, in the unit of what tells how good they are; None where none is.
     """
-    name, dense = judged_by(record) or "", record.dense
+    name, dense = quality_metric(record) or "", record.dense
     trials = [record.trial(number) for number in policy_files(record)]
     splits = [(trial.search, dense.search, trial.report, dense.report) for trial in trials]
     known = [[split[name].value for split in four] for four in splits if all(name in split for split in four)]

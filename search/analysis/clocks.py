@@ -8,12 +8,12 @@ from ...evaluators.base import Measurement
 from ..times.noise import noise_of, spread_of
 from ..times.stand_ins import StandIn
 from ..trial.modelled_time import SURE, ModelledTime, is_time
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .study_record import Clock
 
 
 def clocks(
-    trials: Sequence[TrialRecord],
+    trials: Sequence[TrialResult],
     front: Sequence[int],
     null: Mapping[str, Sequence[Measurement]],
     found: Sequence[StandIn],
@@ -37,8 +37,8 @@ def clocks(
 
 def clock(
     name: str,
-    trials: Sequence[TrialRecord],
-    members: Sequence[TrialRecord],
+    trials: Sequence[TrialResult],
+    members: Sequence[TrialResult],
     null: Sequence[Measurement],
     instead: StandIn | None,
 ) -> Clock:

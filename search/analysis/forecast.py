@@ -17,7 +17,7 @@ POWERS = np.linspace(0.0, 4.0, 17)
 TIMES = np.geomspace(0.05, 2.0, 12)
 
 
-def outlook(curve: Sequence[float], ahead: int = AHEAD, ceiling: float = math.inf, seed: int = 0) -> Estimate | None:
+def forecast(curve: Sequence[float], ahead: int = AHEAD, ceiling: float = math.inf, seed: int = 0) -> Estimate | None:
     """Expected growth of a hypervolume over the next trials, with a 95 % prediction interval.
 
     The gain of trial t is taken to have a mean that falls with t, as a power of t or exponentially, never rises: the

@@ -8,15 +8,15 @@ from typing import Any
 
 from ...policies.errors import StudyError
 from ...policies.wording import visible
-from ..baselines.dense_stats import PREVIEW
+from ..baselines.dense_stats import DENSE_STATS
 from ..space.objectives import known_metrics
 from ..space.space import Space
 from ..study.storage import DATABASE, folded, open_study, trial_record
 from ..study.study_times import machine_times, stand_ins_of
 from ..trial.hypervolume import history, reference_point
 from ..trial.pareto import feasible_points, front_trials
-from ..trial.trial_result import TrialRecord
-from .assessment import judged
+from ..trial.trial_result import TrialResult
+from .assessment import assess
 from .clocks import clocks
 from .study_record import StudyRecord
 
@@ -69,7 +69,7 @@ def read_record(folder: Path) -> StudyRecord:
         guide=attrs.get("guide"),
         clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
     )
-    return judged(record)
+    return assess(record)
 
 
 def read_text(path: Path) -> str:
@@ -95,9 +95,9 @@ def read_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
+def summary(trials: tuple[TrialResult, ...]) -> dict[str, float]:
     """What a trial cost: all of it, and the bare forward passes of the model in it."""
-    own = [trial for trial in trials if trial.shared_from is None and "forward" in trial.seconds]
+    own = [trial for trial in trials if trial.duplicate_of is None and "forward" in trial.seconds]
     if not own:
         return {}
     total = sum(trial.seconds["total"] for trial in own) / len(own)
@@ -121,4 +121,4 @@ def summary(trials: tuple[TrialRecord, ...]) -> dict[str, float]:
 
 def looked(attrs: Mapping[str, Any]) -> dict[str, float]:
     """What it took to see the dense model for the rules to begin with."""
-    return {"forward_passes_for_rules": attrs[PREVIEW]["forwards"]} if PREVIEW in attrs else {}
+    return {"forward_passes_for_rules": attrs[DENSE_STATS]["forwards"]} if DENSE_STATS in attrs else {}

@@ -10,7 +10,7 @@ from ...policies.wording import nearest, short
 from ..space.constraint import Constraint
 from ..space.units import amount, unit_of
 from ..trial.pareto import feasible_points, front_trials, objective_value
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .study_record import StudyRecord
 
 
@@ -69,7 +69,7 @@ def under(record: StudyRecord, bounds: Sequence[Bound]) -> StudyRecord:
     return replace(record, trials=trials, front=front_trials(trials, record.objectives))
 
 
-def violations(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) -> dict[str, float]:
+def violations(record: StudyRecord, trial: TrialResult, bounds: Sequence[Bound]) -> dict[str, float]:
     """By metric, how far a trial lies beyond the bound that it breaks most; infinity where it was not measured."""
     found: dict[str, float] = {}
     for bound in bounds:
@@ -77,7 +77,7 @@ def violations(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound])
     return found
 
 
-def excess(record: StudyRecord, trial: TrialRecord, bound: Bound) -> float:
+def excess(record: StudyRecord, trial: TrialResult, bound: Bound) -> float:
     """How far a trial lies beyond a bound, in the metric's unit."""
     entry, dense = trial.search.get(bound.metric), record.dense.search[bound.metric]
     if entry is None:
@@ -85,7 +85,7 @@ def excess(record: StudyRecord, trial: TrialRecord, bound: Bound) -> float:
     return bound.constraint.excess(objective_value(bound.metric, entry, dense), dense.value, dense.floor)
 
 
-def best(record: StudyRecord) -> TrialRecord | None:
+def best(record: StudyRecord) -> TrialResult | None:
     """The best trial of a front by the first objective, then by the next ones; None where nothing is on it."""
     signs = [-1 if direction == "maximize" else 1 for direction in record.objectives.values()]
     points = feasible_points(record.trials, record.objectives)
@@ -100,12 +100,12 @@ def best(record: StudyRecord) -> TrialRecord | None:
 def none_keeps(record: StudyRecord, bounds: Sequence[Bound]) -> StudyError:
     """The error where no measured policy keeps some bounds: it names the one that comes nearest."""
 
-    def distance(trial: TrialRecord) -> float:
+    def distance(trial: TrialResult) -> float:
         dense = record.dense.search
         steps = ((excess(record, trial, bound), abs(dense[bound.metric].value)) for bound in bounds)
         return sum(max(0.0, beyond) / (scale or 1.0) for beyond, scale in steps)
 
-    whole = [trial for trial in record.trials if trial.in_full and math.isfinite(distance(trial))]
+    whole = [trial for trial in record.trials if trial.full_fidelity and math.isfinite(distance(trial))]
     nearest_trial = min(whole, key=distance, default=None)
     lines = (
         [f"nearest: trial {nearest_trial.number} with {figures(record, nearest_trial, bounds)}"]
@@ -123,15 +123,15 @@ def untold_lines(record: StudyRecord, bounds: Sequence[Bound]) -> list[str]:
     unknown = [
         trial
         for trial in record.trials
-        if trial.state == "complete" and trial.shared_from is None and not names <= {*trial.search}
+        if trial.state == "complete" and trial.duplicate_of is None and not names <= {*trial.search}
         and all(step <= 0 or step == math.inf for step in (excess(record, trial, bound) for bound in bounds))
     ]  # fmt: skip
-    few = sum(not trial.in_full for trial in unknown)
+    few = sum(not trial.full_fidelity for trial in unknown)
     told = {"stopped at the study's own constraints": len(unknown) - few, "answered few examples only": few}
     return [f"{count} trials {why}, before it could be told" for why, count in told.items() if count]
 
 
-def figures(record: StudyRecord, trial: TrialRecord, bounds: Sequence[Bound]) -> str:
+def figures(record: StudyRecord, trial: TrialResult, bounds: Sequence[Bound]) -> str:
     """A trial's figures beside the bounds on them."""
     parts = []
     for bound in bounds:

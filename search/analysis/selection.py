@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...policies.policy import Policy
 from ..study.storage import DATABASE, space_of
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .load_study import read_record
 from .reselect import Bound, best, bounds_of, parsed, under
 from .study_record import StudyRecord
@@ -28,12 +28,12 @@ class Selection:
 
     record: StudyRecord
     bounds: Sequence[Bound]
-    pick: TrialRecord | None = None
+    pick: TrialResult | None = None
     unmeasured: Policy | None = None
     untold: str | None = None
 
     @property
-    def trials(self) -> list[TrialRecord]:
+    def trials(self) -> list[TrialResult]:
         """The pick, or the front, dearest first."""
         return [self.pick] if self.pick else [self.record.trial(number) for number in self.record.front]
 

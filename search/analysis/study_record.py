@@ -7,11 +7,11 @@ from typing import Any
 
 from ...evaluators.base import Direction, Metric, Split
 from ..trial.pareto import objective_value
-from ..trial.trial_result import Estimate, TrialRecord
+from ..trial.trial_result import Estimate, TrialResult
 
 
 @dataclass(frozen=True)
-class Beside:
+class BaselineComparison:
     """A policy of a rule, and the best of the search's front that costs no more.
 
     Attributes:
@@ -28,7 +28,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class RuleResult:
+class BaselineResult:
     """What one rule came to by itself.
 
     Attributes:
@@ -48,18 +48,18 @@ class RuleResult:
     hypervolume: float
     confirmed: int
     report: float | None
-    beside: tuple[Beside, ...]
+    beside: tuple[BaselineComparison, ...]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """What a search was worth.
 
     Attributes:
         rules: Trials that were simple rules to start from and stand on the front of these, dearest first.
         gain: Hypervolume of the search's front beyond that of the rules; None where it began with no rules.
         confirmed_gain: The same on the report split; None where the two fronts are not both confirmed there.
-        outlook: Hypervolume that the next 100 trials are expected to add; None after too few.
+        forecast: Hypervolume that the next 100 trials are expected to add; None after too few.
         ties: By number of a front trial, the next dearer one that it cannot be told from by what tells how good it is.
         by_rule: What each rule that the search started from came to, the best first.
         agreement: How well the divergence ranks policies by accuracy; None where not both were measured often enough.
@@ -68,9 +68,9 @@ class Verdict:
     rules: tuple[int, ...] = ()
     gain: Estimate | None = None
     confirmed_gain: Estimate | None = None
-    outlook: Estimate | None = None
+    forecast: Estimate | None = None
     ties: Mapping[int, int] = field(default_factory=dict)
-    by_rule: tuple[RuleResult, ...] = ()
+    by_rule: tuple[BaselineResult, ...] = ()
     agreement: Estimate | None = None
 
 
@@ -120,7 +120,7 @@ class StudyRecord:
         environment: Versions, hardware, seed.
         summary: What the run measured of itself, such as seconds a trial against seconds of its forward passes.
         ended: Why the search ended; None where it was interrupted.
-        verdict: What the search was worth, as far as that can be told.
+        assessment: What the search was worth, as far as that can be told.
         guide: Which figure guided the search; None where accuracy did alone.
         clocks: By time, how it was measured.
     """
@@ -131,7 +131,7 @@ class StudyRecord:
     objectives: Mapping[str, Direction]
     constraints: Mapping[str, str]
     metrics: Mapping[str, Metric]
-    trials: tuple[TrialRecord, ...]
+    trials: tuple[TrialResult, ...]
     front: tuple[int, ...]
     hypervolume: tuple[float, ...]
     reference: Mapping[str, float]
@@ -139,21 +139,21 @@ class StudyRecord:
     environment: Mapping[str, Any]
     summary: Mapping[str, float] = field(default_factory=dict)
     ended: str | None = None
-    verdict: Verdict = Verdict()
+    assessment: Assessment = Assessment()
     guide: str | None = None
     clocks: Mapping[str, Clock] = field(default_factory=dict)
 
     @property
-    def dense(self) -> TrialRecord:
+    def dense(self) -> TrialResult:
         """The dense baseline, trial 0."""
         return self.trials[0]
 
-    def trial(self, number: int) -> TrialRecord:
+    def trial(self, number: int) -> TrialResult:
         """A trial by Optuna's number."""
         return next(trial for trial in self.trials if trial.number == number)
 
 
-def percent_of_dense(record: StudyRecord, trial: TrialRecord, name: str, split: Split = "search") -> float:
+def percent_of_dense(record: StudyRecord, trial: TrialResult, name: str, split: Split = "search") -> float:
     """A figure in percent of the dense model's on the same examples; NaN where either is missing."""
     ours, dense = (getattr(one, split).get(name) for one in (trial, record.dense))
     if ours is None or dense is None or not dense.value:

@@ -18,7 +18,7 @@ from ..space.units import amount, unit_of
 from ..study.expected_results import Known
 from ..trial.arrays import Codes, Floats
 from ..trial.pareto import objective_value
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .reselect import Bound, best
 from .study_record import StudyRecord
 
@@ -94,7 +94,7 @@ class Archive:
         labels = parameters.options
         dense = parameters.labels()
         self._labels = {name: sorted(known, key=lambda label: label != dense[name]) for name, known in labels.items()}
-        self._seen = {trial.policy.fingerprint for trial in record.trials if not trial.estimates or trial.dropped}
+        self._seen = {trial.policy.fingerprint for trial in record.trials if not trial.estimates or trial.early_stopped}
         rows, known = [], Known.of(record.trials)
         for trial in record.trials:
             code, told = self._code(trial), known.expected(trial)
@@ -108,9 +108,9 @@ class Archive:
         layers = [parameters.layers[name] for name in self._labels]
         self._alternatives = Alternatives([*self._labels.values()], layers)
 
-    def _code(self, trial: TrialRecord) -> list[int] | None:
+    def _code(self, trial: TrialResult) -> list[int] | None:
         """The number of each layer's or group's choice; None for what no choices of the layers come to."""
-        if trial.state != "complete" or trial.shared_from is not None:
+        if trial.state != "complete" or trial.duplicate_of is not None:
             return None
         given = self._parameters.spelled(trial.policy)
         return None if given is None else [known.index(given[name]) for name, known in self._labels.items()]

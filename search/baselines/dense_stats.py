@@ -7,13 +7,13 @@ from typing import Any
 from ...evaluators.statistics import LayerStatistics
 from ...policies.choice import LayerChoice
 from ...policies.errors import StudyError
-from .registry import HEURISTICS, Choices, Domains
+from .registry import BASELINES, Choices, Domains
 
-PREVIEW = "preview"  # where a study keeps it
+DENSE_STATS = "preview"  # where a study keeps it
 
 
 @dataclass(frozen=True)
-class Preview:
+class DenseStats:
     """What was found out.
 
     Attributes:
@@ -33,7 +33,7 @@ class Preview:
         return {"statistics": found, "bandit": policies, "forwards": self.forwards}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any], domains: Domains) -> "Preview":
+    def of(cls, plain: Mapping[str, Any], domains: Domains) -> "DenseStats":
         """Back from there, given what every layer allows."""
         found = None if plain["statistics"] is None else [LayerStatistics(**layer) for layer in plain["statistics"]]
         known: list[dict[str, LayerChoice]] = [{choice.label: choice for choice in domain} for domain in domains]
@@ -41,32 +41,32 @@ class Preview:
         return cls(found, policies, plain["forwards"])
 
 
-def previewed(
-    kept: Mapping[str, Any], names: Sequence[str], domains: Domains, preview: Callable[[], Preview] | None
-) -> Preview:
+def dense_stats(
+    kept: Mapping[str, Any], names: Sequence[str], domains: Domains, probe_dense: Callable[[], DenseStats] | None
+) -> DenseStats:
     """What some rules need: what a study has kept, or else what is found out now.
 
     Args:
         kept: The attributes of the study.
         names: The rules.
         domains: What every layer allows.
-        preview: Finds it out, as `Bench.preview` does.
+        probe_dense: Finds it out, as `workers.dense_probe` does.
 
     Raises:
         StudyError: a rule needs what nobody can find out.
     """
     needing = [name for name in names if is_needed([name])]
-    if PREVIEW in kept:
-        return Preview.of(kept[PREVIEW], domains)
-    if needing and preview is None:
-        hint = "give the study a `preview`, such as `Bench(space).preview`"
+    if DENSE_STATS in kept:
+        return DenseStats.of(kept[DENSE_STATS], domains)
+    if needing and probe_dense is None:
+        hint = "give the study a `probe_dense`, which asks a loaded model"
         raise StudyError("rules to begin with need to see the model first", needing, hint)
-    return preview() if needing and preview else Preview()
+    return probe_dense() if needing and probe_dense else DenseStats()
 
 
 def reads_statistics(names: Sequence[str]) -> bool:
     """True where one of some rules ranks layers by what the dense model does in them."""
-    return any(name in HEURISTICS and HEURISTICS[name].needs_statistics for name in names)
+    return any(name in BASELINES and BASELINES[name].needs_statistics for name in names)
 
 
 def is_needed(names: Sequence[str]) -> bool:

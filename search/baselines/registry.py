@@ -9,11 +9,11 @@ from .placing import Choices, Domains
 from .positional import fastv, interval, last, shifted_cosine, uniform
 from .ranked import arank, block_influence, sublayer_cosine
 
-__all__ = ["HEURISTICS", "SOURCES", "Choices", "Domains", "Heuristic", "bandit"]
+__all__ = ["BASELINES", "SOURCES", "Choices", "Domains", "Baseline", "bandit"]
 
 
 @dataclass(frozen=True)
-class Heuristic:
+class Baseline:
     """A rule.
 
     Attributes:
@@ -31,18 +31,16 @@ class Heuristic:
     selection: Mapping[str, str] = field(default_factory=dict)
 
 
-HEURISTICS: Mapping[str, Heuristic] = {
-    "interval": Heuristic("ima-lmms, arXiv:2410.09454", interval),
-    "block_influence": Heuristic("ShortGPT, arXiv:2403.03853", block_influence, needs_statistics=True),
-    "sublayer_cosine": Heuristic("LLM-Drop, arXiv:2406.15786", sublayer_cosine, needs_statistics=True),
-    "arank": Heuristic("γ-MoD, arXiv:2410.13859", arank, needs_statistics=True),
-    "shifted_cosine": Heuristic("p-MoD, arXiv:2412.04449", shifted_cosine),
-    "fastv": Heuristic("FastV, arXiv:2403.06764", fastv, selection={"score": "attention", "reselect": "once"}),
-    "uniform": Heuristic("LayerDrop, arXiv:1909.11556", uniform),
-    "last": Heuristic("top-layer dropping, arXiv:2004.03844", last),
+BASELINES: Mapping[str, Baseline] = {
+    "interval": Baseline("ima-lmms, arXiv:2410.09454", interval),
+    "block_influence": Baseline("ShortGPT, arXiv:2403.03853", block_influence, needs_statistics=True),
+    "sublayer_cosine": Baseline("LLM-Drop, arXiv:2406.15786", sublayer_cosine, needs_statistics=True),
+    "arank": Baseline("γ-MoD, arXiv:2410.13859", arank, needs_statistics=True),
+    "shifted_cosine": Baseline("p-MoD, arXiv:2412.04449", shifted_cosine),
+    "fastv": Baseline("FastV, arXiv:2403.06764", fastv, selection={"score": "attention", "reselect": "once"}),
+    "uniform": Baseline("LayerDrop, arXiv:1909.11556", uniform),
+    "last": Baseline("top-layer dropping, arXiv:2004.03844", last),
 }
 
 # The bandit measures as it goes, so it is a function of its own.
-SOURCES: Mapping[str, str] = {name: one.source for name, one in HEURISTICS.items()} | {
-    "bandit": "EAS, arXiv:2403.15226"
-}
+SOURCES: Mapping[str, str] = {name: one.source for name, one in BASELINES.items()} | {"bandit": "EAS, arXiv:2403.15226"}

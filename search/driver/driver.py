@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
-from ..study.expected_results import BASELINES, baseline_front
+from ..study.expected_results import MAX_CONFIRMED, baseline_front
 from ..study.study import Proposal, SearchStudy
 from ..trial.outcome import Outcome
 from ..trial.pareto import evenly, front_trials
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from ..workers.early_stopping import rivals_among
 from ..workers.prefix_affinity import steps
 from ..workers.ray_pool import Pool
@@ -38,15 +38,15 @@ class Trial:
     Attributes:
         subject: What is measured: a proposal, or an earlier trial that was set aside and goes on.
         stages: Names of evaluators, one list a stage; those of the first are running or next.
-        until: How many examples it answers for now; None for all.
+        max_examples: How many examples it answers for now; None for all.
         outcome: What the stages before measured.
         is_probe: True where it only finds the path to begin with.
         begun: When it began.
     """
 
-    subject: Proposal | TrialRecord
+    subject: Proposal | TrialResult
     stages: list[list[str]]
-    until: int | None
+    max_examples: int | None
     outcome: Outcome = Outcome()
     is_probe: bool = False
     begun: datetime = field(default_factory=datetime.now)
@@ -102,7 +102,7 @@ class Driver:
                 self._finish(*found)
         if self.pool.busy:
             self.progress.note(f"time is up for {self.pool.busy} trials that still ran; `--resume` measures them")
-            self.pool.release()
+            self.pool.stop_workers()
         return self.proposals.reason
 
     def _stages(self, names: Sequence[str]) -> list[list[str]]:
@@ -174,7 +174,7 @@ class Driver:
         before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
         return Trial(record, self._stages(names), 2 * examples(record) or ENOUGH, before)
 
-    def _due(self) -> TrialRecord | None:
+    def _due(self) -> TrialResult | None:
         if self.study.dense_measurements() is None or self.proposals.stopping.is_late:
             return None
         # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
@@ -182,7 +182,7 @@ class Driver:
         records = [record for record in self.study.records() if self._may_go_on(record)]
         return due(records, self.study.known_in_full(), self.study.space, patience, self._going_on)
 
-    def _may_go_on(self, record: TrialRecord) -> bool:
+    def _may_go_on(self, record: TrialResult) -> bool:
         """False for a trial that failed again, or was left, when it was to answer more."""
         return record.number not in self._left and self.study.setbacks(record.number) < SETBACKS
 
@@ -192,16 +192,16 @@ class Driver:
 
     def _start(self, trial: Trial) -> None:
         policy, dense = trial.subject.policy, self.study.dense_measurements()
-        is_promoted = isinstance(trial.subject, TrialRecord)
+        is_promoted = isinstance(trial.subject, TrialResult)
         self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promoted else PROPOSING)
         rivals = None
         if dense and self._racing:
             # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
-            is_rule = trial.subject.rule is not None
-            others = [one for one in self.study.records() if not is_rule or one.rule or one.policy.is_dense]
+            is_rule = trial.subject.baseline is not None
+            others = [one for one in self.study.records() if not is_rule or one.baseline or one.policy.is_dense]
             rivals = rivals_among(others, self.study.space.objectives)
         known = {**trial.outcome.estimates, **trial.outcome.measurements}
-        given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "until": trial.until}
+        given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "max_examples": trial.max_examples}
         given["times"] = self.study.expected_times(policy)
         given["seconds"] = self._limits.of("search", policy)
         self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
@@ -217,7 +217,7 @@ class Driver:
         trial.stages = trial.stages[1:]
         # Dense is measured in full whatever it breaks: everything else is compared with it.
         broken = not trial.subject.policy.is_dense and self.study.breaks(trial.subject.policy, trial.outcome)
-        if trial.stages and not (outcome.failure or outcome.dropped or broken):
+        if trial.stages and not (outcome.failure or outcome.early_stopped or broken):
             self._enter(trial)
             return
         if outcome.failure:
@@ -226,10 +226,10 @@ class Driver:
             self.study.tell(trial.subject, trial.outcome)
             self.probing.finish(trial.subject)
             self.progress.advance(PROBING)
-        elif isinstance(trial.subject, TrialRecord):
+        elif isinstance(trial.subject, TrialResult):
             self._going_on.discard(trial.subject.number)
             self.progress.advance(PROMOTING)
-            continued = self.study.go_on(trial.subject, trial.outcome, trial.begun)
+            continued = self.study.keep_promoted(trial.subject, trial.outcome, trial.begun)
             if continued is not None:
                 self.proposals.stopping.follow(continued)
             self.proposals.count(trial.outcome)
@@ -239,8 +239,8 @@ class Driver:
         self._show()
         if self.study.space.search.stop.minutes is not None:
             records = self.study.records()
-            rules = sum(record.rule is not None for record in records)
-            runs = len(front_trials(records, self.study.space.objectives)) + min(BASELINES, rules) + 1
+            rules = sum(record.baseline is not None for record in records)
+            runs = len(front_trials(records, self.study.space.objectives)) + min(MAX_CONFIRMED, rules) + 1
             self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
 
     def _show(self) -> None:
@@ -257,7 +257,7 @@ class Driver:
         """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
         self.progress.note(f"trial {trial.subject.number} is left for a `--resume`: {reason}")
         self._left.add(trial.subject.number)
-        if isinstance(trial.subject, TrialRecord):
+        if isinstance(trial.subject, TrialResult):
             self._going_on.discard(trial.subject.number)
         elif trial.is_probe:
             self.probing.leave(trial.subject)
@@ -270,14 +270,14 @@ class Driver:
         records, objectives = self.study.final_records(), self.study.space.objectives
         chosen = {records[0].number, *front_trials(records, objectives)}
         baselines = baseline_front(records, objectives, lambda record: self.study.violations(record.search))
-        chosen |= {record.number for record in evenly(baselines, BASELINES)}
+        chosen |= {record.number for record in evenly(baselines, MAX_CONFIRMED)}
         unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
         # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
         # Dense goes first, for what it takes tells how long the others will.
         waiting = deque(sorted(unconfirmed, key=self._in_order))
         ends = self.proposals.stopping.ends
         if waiting and time.monotonic() < ends:
-            self.pool.hire()
+            self.pool.start_workers()
         self.progress.phase(CONFIRMING, len(waiting) if names else 0)
         while names and (waiting or self.pool.busy) and time.monotonic() < ends:
             while waiting and self.pool.has_idle:
@@ -301,5 +301,5 @@ class Driver:
             return
         self.timing.measure_again([record for record in records if record.number in chosen], ends)
 
-    def _in_order(self, record: TrialRecord) -> tuple[bool, list[tuple[str, str]]]:
+    def _in_order(self, record: TrialResult) -> tuple[bool, list[tuple[str, str]]]:
         return not record.policy.is_dense, steps(record.policy, self.study.num_layers)

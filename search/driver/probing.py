@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 
 from ...policies.choice import KEEP
 from ..baselines.placing import put, ratios
-from ..baselines.registry import HEURISTICS
+from ..baselines.registry import BASELINES
 from ..guide.greedy import Labels, Move, Probed, evenly, lazy_greedy
 from ..space.parameters import Parameters
 from ..study.study import Proposal, SearchStudy
@@ -139,7 +139,7 @@ def candidates(parameters: Parameters) -> Iterator[tuple[str, Labels]]:
         for first in sorted({0, 2, depth // 4, depth // 2}):
             choices = put(kind, range(first, depth), parameters.domains)
             yield f"{kind.label} from layer {first} on", parameters.labels(parameters.layer_labels(choices, {}))
-    for choices in HEURISTICS["shifted_cosine"].policies(parameters.domains, None)[1::3]:
+    for choices in BASELINES["shifted_cosine"].policies(parameters.domains, None)[1::3]:
         yield f"shifted_cosine {choices[-1].label}", parameters.labels(parameters.layer_labels(choices, {}))
 
 

@@ -18,7 +18,7 @@ from ...evaluators.base import Direction
 from ...policies.wording import visible
 from ..space.objectives import first_cost
 from ..trial.pareto import feasible_points, front_trials
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .phases import LOADING, PROPOSING, Phases
 
 EACH = 10  # steps of a phase from one line in a log to the next
@@ -106,7 +106,7 @@ class Progress:
         self._phases.advance(name or self._phases.current)
         self._show()
 
-    def update(self, records: Sequence[TrialRecord], measured: int) -> None:
+    def update(self, records: Sequence[TrialResult], measured: int) -> None:
         """Show how far the trials are.
 
         Args:
@@ -140,7 +140,7 @@ class Progress:
             self._said.add((name, phase.done - phase.done % EACH))
             self.note("  ".join(filter(None, [f"{name}{count}", self._state, told])))
 
-    def _found(self, records: Sequence[TrialRecord]) -> str:
+    def _found(self, records: Sequence[TrialResult]) -> str:
         finished = [record for record in records if record.state == "complete"]
         if not finished or not finished[0].policy.is_dense:
             return ""
@@ -155,7 +155,7 @@ def clock_of(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def best_saving(finished: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> str:
+def best_saving(finished: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> str:
     """The largest saving in the first cost among the trials that break no constraint."""
     cost = first_cost(objectives)
     dense = finished[0].search[cost].value if cost is not None else 0.0

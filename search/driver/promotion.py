@@ -20,7 +20,7 @@ from ..space.space import Space
 from ..study.expected_results import Known
 from ..trial.hypervolume import Point, reference_point
 from ..trial.pareto import objective_point, objective_value, only_guesses, pareto
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
 WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for
@@ -30,12 +30,16 @@ CLEAR = 2.0  # standard errors by which a bound must look broken
 WIDE = 0.1  # of the cost of dense: no gap of the front is wider where there are policies
 FINE = 100  # a cost is told apart in some hundreds of steps
 
-Standing: TypeAlias = tuple[TrialRecord, Point]
+Standing: TypeAlias = tuple[TrialResult, Point]
 
 
-def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
+def standing(record: TrialResult, known: Known, space: Space) -> Point | None:
     """A trial's objectives as far as they can be told; None where it is out, or says nothing of one of them."""
-    if record.state != "complete" or record.dropped is not None or any(over > 0 for over in record.violations.values()):
+    if (
+        record.state != "complete"
+        or record.early_stopped is not None
+        or any(over > 0 for over in record.violations.values())
+    ):
         return None
     found, dense = known.expected(record), known.dense
     if only_guesses(record.search, dense, space.objectives):
@@ -52,8 +56,8 @@ def standing(record: TrialRecord, known: Known, space: Space) -> Point | None:
 
 
 def due(
-    records: Sequence[TrialRecord], known: Known, space: Space, patience: float, going_on: Collection[int] = ()
-) -> TrialRecord | None:
+    records: Sequence[TrialResult], known: Known, space: Space, patience: float, going_on: Collection[int] = ()
+) -> TrialResult | None:
     """Who is to answer more next, of those that were set aside; None while nobody is.
 
     Args:
@@ -65,7 +69,7 @@ def due(
             everything too, for what the search gained is told against them.
         going_on: The numbers of those that are answering more, and count as if they had answered everything.
     """
-    records = [record for record in records if record.shared_from is None]
+    records = [record for record in records if record.duplicate_of is None]
     if not any(is_paused(record, known) and record.number not in going_on for record in records):
         return None
     stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
@@ -76,7 +80,7 @@ def due(
         may = {record.number for record in old} & looking_best(stands, space)
         gains = {number: gain for number, gain in gains.items() if number in may}
     else:
-        rules = [(record, point) for record, point in stands if record.rule is not None or record.policy.is_dense]
+        rules = [(record, point) for record, point in stands if record.baseline is not None or record.policy.is_dense]
         for number, gain in worth(rules, known, space, going_on).items():
             gains[number] = max(gains[number], gain / WORTH_OF_RULES)
     best = max(gains, key=lambda number: (gains[number], -number), default=None)
@@ -140,14 +144,14 @@ def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Coll
     return {record.number: float(gain) / front.volume for record, gain in zip(waiting, found, strict=True)}
 
 
-def is_paused(record: TrialRecord, known: Known) -> bool:
+def is_paused(record: TrialResult, known: Known) -> bool:
     """True for a trial that may answer more: some examples only, or none yet where a loss guides the search."""
-    if record.state != "complete" or record.dropped is not None or record.breaks_a_bound:
+    if record.state != "complete" or record.early_stopped is not None or record.breaks_a_bound:
         return False
     unscored = known.guide is not None and QUALITY not in record.search and known.guide.loss(record.search) is not None
     return bool(record.estimates) or unscored
 
 
-def examples(record: TrialRecord) -> int:
+def examples(record: TrialResult) -> int:
     """How many examples a paused trial has answered; 0 before its first ones."""
     return min((entry.n for entry in record.estimates.values()), default=0)

@@ -61,13 +61,13 @@ class Proposals:
             if proposal is None:
                 continue
             fingerprint = proposal.policy.fingerprint
-            twin = self.study.twin(proposal)
+            twin = self.study.find_duplicate(proposal)
             if twin is not None:
-                outcome = Outcome(twin.search, twin.seconds, None, twin.dropped, twin.estimates, twin.worker)
-                self.study.tell(proposal, outcome, shared_from=twin.number)
+                outcome = Outcome(twin.search, twin.seconds, None, twin.early_stopped, twin.estimates, twin.worker)
+                self.study.tell(proposal, outcome, duplicate_of=twin.number)
             elif fingerprint in self._failed:
                 first = self._failed[fingerprint].number
-                self.study.tell(proposal, Outcome(failure=f"failed as trial {first}"), shared_from=first)
+                self.study.tell(proposal, Outcome(failure=f"failed as trial {first}"), duplicate_of=first)
             elif fingerprint in self._under_way:
                 self._twins[fingerprint].append(proposal)
             else:
@@ -85,7 +85,7 @@ class Proposals:
         self.study.tell(proposal, outcome)
         self.stopping.follow(self.study.record(proposal.number))
         for twin in self._twins.pop(proposal.policy.fingerprint, []):
-            self.study.tell(twin, outcome, shared_from=proposal.number)
+            self.study.tell(twin, outcome, duplicate_of=proposal.number)
         if outcome.failure:
             self._failed[proposal.policy.fingerprint] = proposal
         if outcome.failure and proposal.policy.is_dense:

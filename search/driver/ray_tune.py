@@ -32,7 +32,7 @@ from ..space.space import Space
 from ..study.storage import measurements_from
 from ..study.study import Proposal, SearchStudy
 from ..trial.outcome import Outcome
-from ..workers.evaluate import Bench
+from ..workers.evaluate import PolicyEvaluator
 from ..workers.ray_pool import STRIKES, Pool
 from .phases import PROPOSING
 from .proposals import Proposals
@@ -128,9 +128,9 @@ class PolicyTrainable(tune.Trainable):
         self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
     ) -> None:
         """Load the model; what is wrong with it becomes the failure of the trial, in its own words."""
-        self.bench: Bench | None = None
+        self.bench: PolicyEvaluator | None = None
         try:
-            self.bench = Bench(Space.model_validate(space), threads)
+            self.bench = PolicyEvaluator(Space.model_validate(space), threads)
         except SkipsearchError as cause:
             self.failure = "; ".join([cause.what, *cause.details])
 
@@ -174,7 +174,7 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progres
         Why the search ended.
     """
     space = study.space
-    pool.release()
+    pool.stop_workers()
     after = (lambda: None) if progress is None else Timing(study, pool, progress).look
     searcher = StudySearcher(study, progress, after)
     if progress is not None:
@@ -196,5 +196,5 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progres
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     ).fit()
-    pool.hire()
+    pool.start_workers()
     return searcher.proposals.reason

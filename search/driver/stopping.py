@@ -5,9 +5,9 @@ import time
 
 from ..space.objectives import known_metrics
 from ..space.space import Space
-from ..trial.hypervolume import Growing, reference_point
+from ..trial.hypervolume import IncrementalHypervolume, reference_point
 from ..trial.pareto import objective_point
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 MINUTE = 60.0
 REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # of the time, but at most so much: for the report
@@ -29,21 +29,21 @@ class Stopping:
         self._space = space
         self._began = time.monotonic() - spent
         self._curve: list[float] = []
-        self._growing: Growing | None = None
-        self._dense: TrialRecord | None = None
+        self._growing: IncrementalHypervolume | None = None
+        self._dense: TrialResult | None = None
         self.confirm_seconds = 0.0
 
-    def follow(self, record: TrialRecord) -> None:
+    def follow(self, record: TrialResult) -> None:
         """Take note of a trial that has ended, or is set aside, or has answered more; the first complete one is dense.
 
         What few examples say may be luck, so it counts as growth only when a trial has answered all.
         """
-        if record.shared_from is not None or record.is_probe:
+        if record.duplicate_of is not None or record.is_probe:
             return
         objectives = self._space.objectives
         if self._growing is None and record.state == "complete":
             reference = reference_point(record.search, objectives, known_metrics(self._space))
-            self._growing = Growing(list(objectives.values()), [reference[name] for name in objectives])
+            self._growing = IncrementalHypervolume(list(objectives.values()), [reference[name] for name in objectives])
             self._dense = record
         if self._growing is None or self._dense is None:
             return

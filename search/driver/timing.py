@@ -17,7 +17,7 @@ from ..times.noise import noise_line, noise_of, spread_of, warning
 from ..times.stand_ins import stand_ins
 from ..trial.modelled_time import is_time
 from ..trial.outcome import Outcome
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import Limits
 from ..workers.worker import Job
@@ -84,7 +84,7 @@ class Timing:
                 if said := warning(name, noise, spread):
                     self.progress.note(said)
 
-    def measure_again(self, records: Sequence[TrialRecord], ends: float = math.inf) -> None:
+    def measure_again(self, records: Sequence[TrialResult], ends: float = math.inf) -> None:
         """Time policies again, in rounds of a shuffled order, each next to dense, and keep what came out.
 
         Args:

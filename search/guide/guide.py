@@ -15,7 +15,7 @@ import numpy as np
 from ...evaluators.base import Measurement
 from ..space.constraint import Constraint
 from ..space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .accuracy_curve import Quality
 from .rank_correlation import kendall
 
@@ -56,7 +56,7 @@ class Guide:
         entry = dense.get(self.evaluator)
         return entry.floor if entry is not None and entry.floor > entry.value else math.inf
 
-    def quality(self, records: Sequence[TrialRecord], dense: Mapping[str, Measurement]) -> Quality | None:
+    def quality(self, records: Sequence[TrialResult], dense: Mapping[str, Measurement]) -> Quality | None:
         """How accuracy depends on the loss, from all trials that have both; None where no loss is known.
 
         Args:
@@ -84,7 +84,7 @@ def least_of_use(dense: Measurement, bound: Constraint | None) -> float:
     return half if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
 
 
-def better_metric(records: Sequence[TrialRecord]) -> str:
+def better_metric(records: Sequence[TrialResult]) -> str:
     """Which of the two figures of the right answers ranks accuracy better, by Kendall's tau-b; of equal ones the loss.
 
     Args:

@@ -23,9 +23,9 @@ from ..analysis.baseline_comparison import as_told
 from ..analysis.study_record import StudyRecord, percent_of_dense
 from ..space.units import against, amount, phrase, unit_of
 from ..study.expected_results import Known
-from ..trial.hypervolume import FAR
+from ..trial.hypervolume import DIVERGENCE_CAP
 from ..trial.pareto import pareto
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .layer_map import describe
 from .sections import sample_counts
 
@@ -64,7 +64,7 @@ class Dot:
         stderr: Standard error of the confirmed y.
     """
 
-    trial: TrialRecord
+    trial: TrialResult
     role: Role
     x: float
     y: float
@@ -81,9 +81,9 @@ def planes(record: StudyRecord) -> list[Plane]:
     return [Plane(*pair) for pair in sorted(combinations(costs_first, 2), key=lambda pair: names.index(pair[1]))]
 
 
-def role(record: StudyRecord, trial: TrialRecord) -> Role | None:
+def role(record: StudyRecord, trial: TrialResult) -> Role | None:
     """How a trial is drawn; None where it is not, because it did not finish, or answered few examples only."""
-    if not trial.in_full and not (trial.state == "complete" and trial.breaks_a_bound):
+    if not trial.full_fidelity and not (trial.state == "complete" and trial.breaks_a_bound):
         return None
     if trial.number == record.dense.number:
         return "dense"
@@ -105,7 +105,7 @@ def dots(record: StudyRecord, plane: Plane) -> list[Dot]:
     return found
 
 
-def along_axis(record: StudyRecord, trial: TrialRecord, name: str, split: Split = "search") -> float:
+def along_axis(record: StudyRecord, trial: TrialResult, name: str, split: Split = "search") -> float:
     """Where a figure stands on its axis: in percent of dense, or in nats; NaN where it is missing."""
     if unit_of(name) != "nats":
         return percent_of_dense(record, trial, name, split)
@@ -115,15 +115,17 @@ def along_axis(record: StudyRecord, trial: TrialRecord, name: str, split: Split 
 
 def top(found: Sequence[Dot]) -> float:
     """Up to where a divergence is shown at first: some that are far beyond what counts would leave the rest no room."""
-    highest = max((dot.y for dot in found if dot.role == "front" and dot.y < FAR), default=0.0)
-    return 1.2 * (highest or FAR)
+    highest = max((dot.y for dot in found if dot.role == "front" and dot.y < DIVERGENCE_CAP), default=0.0)
+    return 1.2 * (highest or DIVERGENCE_CAP)
 
 
 def begun_with(record: StudyRecord, plane: Plane) -> list[Dot]:
     """The rules that the search began with; one that answered only some examples where it is expected to stand."""
     known = Known.of(record.trials)
-    begun = tuple(as_told(record, trial, known) for trial in record.trials if trial.rule is not None)
-    return [dot for dot in dots(replace(record, trials=(record.dense, *begun)), plane) if dot.trial.rule is not None]
+    begun = tuple(as_told(record, trial, known) for trial in record.trials if trial.baseline is not None)
+    return [
+        dot for dot in dots(replace(record, trials=(record.dense, *begun)), plane) if dot.trial.baseline is not None
+    ]
 
 
 def staircase(found: Sequence[Dot], record: StudyRecord, plane: Plane) -> list[Dot]:
@@ -150,7 +152,7 @@ def plane_figure(record: StudyRecord, plane: Plane) -> go.Figure:
     if found and unit_of(plane.y) == "nats":
         figure.update_yaxes(range=[-top(found) / 20, top(found)])
     begun = begun_with(record, plane)
-    for place, rule in enumerate(result.name for result in record.verdict.by_rule):
+    for place, rule in enumerate(result.name for result in record.assessment.by_rule):
         group = [dot for dot in begun if rule in dot.trial.rules]
         symbol = f"{RULE_SYMBOLS[place % len(RULE_SYMBOLS)]}-open"
         look = {"color": INK["rule"], "symbol": symbol, "size": 13, "line": {"width": 1.5}}
@@ -193,7 +195,7 @@ def save_front(record: StudyRecord, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def card(record: StudyRecord, trial: TrialRecord) -> str:
+def card(record: StudyRecord, trial: TrialResult) -> str:
     """What stands beside the pointer: the trial, its figures, its policy."""
     lines = []
     for name in (name for name in record.metrics if name in trial.search):
@@ -212,7 +214,7 @@ def card(record: StudyRecord, trial: TrialRecord) -> str:
 
 
 def _confirmation(
-    record: StudyRecord, trial: TrialRecord, plane: Plane, searched: float
+    record: StudyRecord, trial: TrialResult, plane: Plane, searched: float
 ) -> tuple[tuple[float, float] | None, float | None]:
     y = along_axis(record, trial, plane.y, "report")
     if not math.isfinite(y):

@@ -19,7 +19,7 @@ from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_rec
 from ..analysis.study_record import StudyRecord, policy_files
 from ..space.space import Space
 from ..trial.modelled_time import ModelledTime
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 POLICIES = "policies"
 WRITTEN = ".written.json"
@@ -122,7 +122,7 @@ def free_name(file: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
+def exported(record: StudyRecord, trial: TrialResult) -> Policy:
     """A trial's policy with its figures and where it comes from."""
     model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
     provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
@@ -130,7 +130,7 @@ def exported(record: StudyRecord, trial: TrialRecord) -> Policy:
     return trial.policy.model_copy(update=update)
 
 
-def figures(trial: TrialRecord, dense: TrialRecord) -> dict[str, Measured]:
+def figures(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
     """Every figure beside the dense one: what was measured again by split, that of the search under `search_…`."""
     found: dict[str, Measured] = {}
     for name, entry in trial.report.items():

@@ -11,17 +11,17 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ...evaluators.base import Measurement
-from ..analysis.baseline_comparison import judged_by
+from ..analysis.baseline_comparison import quality_metric
 from ..analysis.study_record import StudyRecord, policy_files
 from ..space.units import phrase
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .figures import begun_with, dots, hypervolume_figure, plane_figure, planes, save_front
 from .html_baselines import rules_section
 from .html_failures import failures_section
 from .html_layer_map import map_section
 from .layer_map import describe
 from .sections import headline, headline_rule, measured_section, nothing_found, reference_text, table_section, tiles
-from .sentences import curse_line, verdict_lines
+from .sentences import assessment_lines, selection_bias_line
 from .time_sentences import time_lines
 
 TEMPLATE = "template.html"
@@ -63,7 +63,7 @@ def page(record: StudyRecord) -> str:
         rules=rules_section(record),
         hypervolume=_div(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
-        verdict="".join(f"<p>{escape(line)}</p>" for line in verdict_lines(record)),
+        assessment="".join(f"<p>{escape(line)}</p>" for line in assessment_lines(record)),
         measured=measured_section(record) + failures_section(record),
         space=escape(record.space_text),
     )
@@ -71,10 +71,10 @@ def page(record: StudyRecord) -> str:
 
 def table_notes(record: StudyRecord) -> str:
     """What is to be read beside the table: what tied means, and how much of what it shows is luck."""
-    notes, name = [], judged_by(record)
-    if record.verdict.ties and name is not None:
+    notes, name = [], quality_metric(record)
+    if record.assessment.ties and name is not None:
         notes.append(TIED.format(phrase(name)))
-    curse = curse_line(record)
+    curse = selection_bias_line(record)
     if curse:
         notes.append(f"<b>Winner’s curse.</b> {escape(curse)} Trust the report split.")
     elif name is not None and policy_files(record):
@@ -96,7 +96,7 @@ def _div(figure: go.Figure, name: str) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, default_height="26rem")
 
 
-def _row(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
+def _row(record: StudyRecord, trial: TrialResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         "trial": trial.number,
         "state": trial.state,

@@ -3,8 +3,8 @@
 import re
 from html import escape
 
-from ..analysis.baseline_comparison import as_told, confirmed_hypervolume, judged_by
-from ..analysis.study_record import Beside, RuleResult, StudyRecord, percent_of_dense, policy_files
+from ..analysis.baseline_comparison import as_told, confirmed_hypervolume, quality_metric
+from ..analysis.study_record import BaselineComparison, BaselineResult, StudyRecord, percent_of_dense, policy_files
 from ..baselines.registry import SOURCES
 from ..space.units import amount, phrase, points
 from ..study.expected_results import Known
@@ -21,16 +21,16 @@ LEAD = (
 
 def rules_section(record: StudyRecord) -> str:
     """The whole section; empty where the search began with no rules."""
-    if not record.verdict.by_rule:
+    if not record.assessment.by_rule:
         return ""
-    name = judged_by(record)
+    name = quality_metric(record)
     costs = [one for one in record.objectives if one != name]
     head = [("rule", ""), ("hypervolume", "search split"), ("setting", "")]
     head += [(phrase(cost), "of dense") for cost in costs]
     if name is not None:
         head += [(phrase(name), "search split"), ("the search", "at no more cost"), ("gain", "search split")]
     rows = [search_row(record, len(head))]
-    for result in record.verdict.by_rule:
+    for result in record.assessment.by_rule:
         rows += rule_rows(record, result, costs, name, len(head))
     titles = "".join(f"<th>{escape(title)}<small>{note}</small></th>" for title, note in head)
     return (
@@ -49,7 +49,7 @@ def search_row(record: StudyRecord, width: int) -> str:
     return f"<tr>{head}<td>{figures}</td>{'<td></td>' * (width - 2)}</tr>"
 
 
-def rule_rows(record: StudyRecord, result: RuleResult, costs: list[str], name: str | None, width: int) -> list[str]:
+def rule_rows(record: StudyRecord, result: BaselineResult, costs: list[str], name: str | None, width: int) -> list[str]:
     """One row a policy that is shown; one that says so where a rule has none."""
     source = escape(SOURCES.get(result.name, ""))
     linked = ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', source)
@@ -71,7 +71,7 @@ def volumes(search: float, report: float | None, confirmed: int, count: int) -> 
     return f"{search:.4f}<small>{'' if report is None else f'report {report:.4f}{part}'}</small>"
 
 
-def cells(record: StudyRecord, rule: str, one: Beside, costs: list[str], name: str | None) -> str:
+def cells(record: StudyRecord, rule: str, one: BaselineComparison, costs: list[str], name: str | None) -> str:
     """A policy of a rule, what it costs, and what the front has instead."""
     trial = as_told(record, record.trial(one.trial), Known.of(record.trials))
     found = [f"{escape(trial.rules[rule])}<small>trial {trial.number}</small>"]

@@ -12,7 +12,7 @@ def failures_section(record: StudyRecord) -> str:
     """Tracebacks, and trials that failed when they were to answer more; empty where there are none."""
     trials: defaultdict[str, list[int]] = defaultdict(list)
     for trial in record.trials:
-        if trial.traceback is not None and trial.shared_from is None:
+        if trial.traceback is not None and trial.duplicate_of is None:
             trials[trial.traceback].append(trial.number)
     parts = [
         f"<details><summary>trial {', '.join(map(str, numbers))}: {escape(trace.strip().splitlines()[-1])}</summary>"

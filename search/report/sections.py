@@ -11,7 +11,7 @@ from ..analysis.study_record import StudyRecord, percent_of_dense, policy_files,
 from ..space.objectives import first_cost
 from ..space.units import ON_EXAMPLES, amount, phrase, points, with_error
 from ..trial.modelled_time import ModelledTime
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 # The headline policy is the cheapest that loses at most one point of accuracy; or, by its divergence, whose answers
 # have a probability that is off by less than 7 points on average (Pinsker's inequality).
@@ -24,7 +24,7 @@ def judge(record: StudyRecord) -> str | None:
     return quality(record) or next(far, None)
 
 
-def headline_trial(record: StudyRecord) -> TrialRecord | None:
+def headline_trial(record: StudyRecord) -> TrialResult | None:
     """The policy that the report's first sentence speaks of.
 
     It is chosen on the search split alone, so that what is said of it on the report split is no selection.
@@ -57,7 +57,7 @@ def headline(record: StudyRecord) -> str:
     return sentence + "on the search's own examples; it is not confirmed on others."
 
 
-def _change(record: StudyRecord, trial: TrialRecord, name: str, confirmed: bool) -> str:
+def _change(record: StudyRecord, trial: TrialResult, name: str, confirmed: bool) -> str:
     """What a policy loses, in words."""
     loss = _loss(record, trial, name, "report" if confirmed else "search")
     if record.metrics[name].unit == "nats":
@@ -188,12 +188,12 @@ def sample_counts(record: StudyRecord, name: str) -> str:
     return ", ".join(f"{split} split n = {one[name].n}" for split, one in splits if name in one)
 
 
-def _gain(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> float:
+def _gain(record: StudyRecord, trial: TrialResult, name: str, split: Split) -> float:
     ours, dense = getattr(trial, split).get(name), getattr(record.dense, split).get(name)
     return ours.value - dense.value if ours and dense else math.nan
 
 
-def _loss(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> float:
+def _loss(record: StudyRecord, trial: TrialResult, name: str, split: Split) -> float:
     """How much worse than dense a policy is."""
     gain = _gain(record, trial, name, split)
     return gain if record.metrics[name].direction == "minimize" else -gain
@@ -221,7 +221,7 @@ def _column_note(record: StudyRecord, name: str, split: Split) -> str:
     return "of dense"
 
 
-def _figure(record: StudyRecord, trial: TrialRecord, name: str, split: Split) -> str:
+def _figure(record: StudyRecord, trial: TrialResult, name: str, split: Split) -> str:
     """One cell: what decides, and beneath it the absolute figure and its spread."""
     entry: Measurement | None = getattr(trial, split).get(name)
     if entry is None:
@@ -252,9 +252,9 @@ def _with_error(record: StudyRecord, name: str, entry: Measurement) -> str:
     return with_error(entry.value, entry.stderr, record.metrics[name].unit)
 
 
-def _tie(record: StudyRecord, trial: TrialRecord) -> str:
+def _tie(record: StudyRecord, trial: TrialResult) -> str:
     """What a policy of the table is tied with."""
-    other = record.verdict.ties.get(trial.number)
+    other = record.assessment.ties.get(trial.number)
     if other is None:
         return ""
     return f", tied with {'dense' if other == record.dense.number else f'trial {other}'}"
@@ -264,7 +264,7 @@ def _trial_counts(record: StudyRecord) -> dict[str, str]:
     states = Counter(trial.state for trial in record.trials)
     entries: dict[str, str] = {state: str(count) for state, count in states.items()}
     complete = [trial for trial in record.trials if trial.state == "complete"]
-    shared = sum(trial.shared_from is not None for trial in record.trials)
+    shared = sum(trial.duplicate_of is not None for trial in record.trials)
     entries["beyond a constraint"] = str(sum(trial.breaks_a_bound for trial in complete))
     entries["on few examples only"] = str(sum(bool(trial.estimates) for trial in complete))
     entries["duplicates, measured once"] = str(shared)

@@ -8,7 +8,7 @@ from rich.console import Console
 from ...policies.errors import StudyError
 from ..analysis.reselect import none_keeps, untold_lines
 from ..analysis.selection import Selection
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .folder import exported
 from .terminal import front_table, row
 
@@ -47,7 +47,7 @@ def selection_data(selection: Selection) -> dict[str, Any]:
     """The same as plain data."""
     record = selection.record
 
-    def plain(trial: TrialRecord) -> dict[str, Any]:
+    def plain(trial: TrialResult) -> dict[str, Any]:
         return row(record, trial, None) | {"policy": exported(record, trial).document()}
 
     return {

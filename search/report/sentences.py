@@ -1,8 +1,8 @@
 """The assessment of a study in sentences."""
 
 from ..analysis.agreement import IN_WORDS, figures
-from ..analysis.assessment import mean_gap
-from ..analysis.baseline_comparison import judged_by
+from ..analysis.assessment import selection_bias
+from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
 from ..space.guide_metrics import DIVERGENCE
@@ -12,9 +12,9 @@ from ..trial.trial_result import Estimate
 NAMED = 3  # so many rules are named in a sentence
 
 
-def curse_line(record: StudyRecord) -> str:
+def selection_bias_line(record: StudyRecord) -> str:
     """How much of what the front shows is luck on the search split; empty where nothing is confirmed."""
-    gap, name = mean_gap(record), judged_by(record)
+    gap, name = selection_bias(record), quality_metric(record)
     if gap is None or name is None:
         return ""
     confirmed = sum(name in record.trial(number).report for number in policy_files(record))
@@ -27,28 +27,28 @@ def curse_line(record: StudyRecord) -> str:
     )
 
 
-def verdict_lines(record: StudyRecord) -> list[str]:
+def assessment_lines(record: StudyRecord) -> list[str]:
     """The verdict in sentences."""
-    verdict = record.verdict
+    assessment = record.assessment
     lines = [f"The search ended: {record.ended}."] if record.ended else []
-    if verdict.gain is not None:
-        lines.append(gain_line(record, verdict.gain))
-        alone = ", ".join(f"{rule.name} {rule.hypervolume:.4f}" for rule in verdict.by_rule)
+    if assessment.gain is not None:
+        lines.append(gain_line(record, assessment.gain))
+        alone = ", ".join(f"{rule.name} {rule.hypervolume:.4f}" for rule in assessment.by_rule)
         lines.append(f"Hypervolume of each rule by itself: {alone}; of the search {record.hypervolume[-1]:.4f}.")
-    if verdict.outlook is not None:
-        expected = f"another {AHEAD} trials are expected to add {verdict.outlook.value:.4f}"
-        lines.append(f"By the growth of the hypervolume so far, {expected} to it{interval(verdict.outlook)}.")
+    if assessment.forecast is not None:
+        expected = f"another {AHEAD} trials are expected to add {assessment.forecast.value:.4f}"
+        lines.append(f"By the growth of the hypervolume so far, {expected} to it{interval(assessment.forecast)}.")
     return [*lines, *filter(None, [agreement_line(record)])]
 
 
 def gain_line(record: StudyRecord, gain: Estimate) -> str:
     """Whether the search beats the rules that it began with: by the report split where both fronts are confirmed."""
-    best = [record.trial(number) for number in record.verdict.rules]
-    named = [f"{trial.rule} as trial {trial.number}" for trial in best[:NAMED]]
+    best = [record.trial(number) for number in record.assessment.rules]
+    named = [f"{trial.baseline} as trial {trial.number}" for trial in best[:NAMED]]
     named += [f"{len(best) - NAMED} more"] if len(best) > NAMED else []
     none = "none better than dense" if record.dense.feasible else "none within the constraints"
     rules = f"the best simple rules ({'; '.join(named)})" if best else f"the simple rules, {none}"
-    confirmed = record.verdict.confirmed_gain
+    confirmed = record.assessment.confirmed_gain
     decides = gain if confirmed is None else confirmed
     beaten = decides.value > 0 and (decides.low is None or decides.low > 0)
     result = "beats" if beaten else "is not told apart from"
@@ -69,7 +69,7 @@ def interval(estimate: Estimate) -> str:
 
 def agreement_line(record: StudyRecord) -> str:
     """The same in a sentence; empty where it is not known."""
-    found = record.verdict.agreement
+    found = record.assessment.agreement
     if found is None or found.low is None or found.high is None:
         return ""
     ends = f"95 % interval {found.low:.2f} to {found.high:.2f}"

@@ -9,16 +9,16 @@ from typing import Any
 from rich.table import Table
 
 from ...evaluators.base import Measurement, Split
-from ..analysis.assessment import counts, mean_gap
-from ..analysis.baseline_comparison import judged_by
+from ..analysis.assessment import counts, selection_bias
+from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
 from ..space.units import ON_EXAMPLES, amount, phrase, unit_of, with_error
 from ..trial.modelled_time import ModelledTime
 from ..trial.pareto import objective_value
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .console import Output
-from .sentences import curse_line, verdict_lines
+from .sentences import assessment_lines, selection_bias_line
 from .time_sentences import time_data, time_lines
 
 
@@ -34,27 +34,27 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "reference": dict(record.reference),
         "summary": dict(record.summary),
         "ended": record.ended,
-        "verdict": verdict_data(record),
+        "assessment": assessment_data(record),
         "times": time_data(record),
     }
 
 
-def verdict_data(record: StudyRecord) -> dict[str, Any]:
+def assessment_data(record: StudyRecord) -> dict[str, Any]:
     """What the search was worth; an interval that is not known is null."""
-    verdict = record.verdict
+    assessment = record.assessment
     return {
-        "rules": [{"trial": number, "rule": record.trial(number).rule} for number in verdict.rules],
-        "gain": asdict(verdict.gain) if verdict.gain else None,
-        "confirmed_gain": asdict(verdict.confirmed_gain) if verdict.confirmed_gain else None,
-        "outlook": {"trials": AHEAD, **asdict(verdict.outlook)} if verdict.outlook else None,
-        "tied": [{"trial": number, "with": other} for number, other in verdict.ties.items()],
-        "mean_gap": mean_gap(record),
-        "by_rule": [asdict(result) for result in verdict.by_rule],
-        "divergence_ranks_accuracy": asdict(verdict.agreement) if verdict.agreement else None,
+        "rules": [{"trial": number, "rule": record.trial(number).baseline} for number in assessment.rules],
+        "gain": asdict(assessment.gain) if assessment.gain else None,
+        "confirmed_gain": asdict(assessment.confirmed_gain) if assessment.confirmed_gain else None,
+        "forecast": {"trials": AHEAD, **asdict(assessment.forecast)} if assessment.forecast else None,
+        "tied": [{"trial": number, "with": other} for number, other in assessment.ties.items()],
+        "mean_gap": selection_bias(record),
+        "by_rule": [asdict(result) for result in assessment.by_rule],
+        "divergence_ranks_accuracy": asdict(assessment.agreement) if assessment.agreement else None,
     }
 
 
-def row(record: StudyRecord, trial: TrialRecord, file: str | None) -> dict[str, Any]:
+def row(record: StudyRecord, trial: TrialResult, file: str | None) -> dict[str, Any]:
     """One policy of the front; `share` is of the dense model."""
     found: dict[str, Any] = {"trial": trial.number, "policy": f"policies/{file}" if file else None}
     for name in record.objectives:
@@ -97,7 +97,7 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
     if any(entry.floor for entry in record.dense.search.values()):
         reference += "; accuracy counts from guessing"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
-    for line in (*verdict_lines(record), tie_line(record), curse_line(record), *time_lines(record)):
+    for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
         if line:
             console.print(line, highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
@@ -110,8 +110,8 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
 def tie_line(record: StudyRecord) -> str:
     """Which policies of the table are tied; empty where none is."""
     names = {number: Path(file).stem for number, file in policy_files(record).items()} | {record.dense.number: "dense"}
-    pairs = [f"{names[number]} with {names[other]}" for number, other in record.verdict.ties.items()]
-    return f"Tied in {phrase(judged_by(record) or '')} by a paired test: {', '.join(pairs)}." if pairs else ""
+    pairs = [f"{names[number]} with {names[other]}" for number, other in record.assessment.ties.items()]
+    return f"Tied in {phrase(quality_metric(record) or '')} by a paired test: {', '.join(pairs)}." if pairs else ""
 
 
 def headings(record: StudyRecord) -> list[str]:
@@ -150,10 +150,10 @@ def cost_line(record: StudyRecord) -> str:
     cost = record.summary
     if not cost:
         return "no trial was timed"
-    shared = sum(trial.shared_from is not None for trial in record.trials)
+    shared = sum(trial.duplicate_of is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
     measured = sum(counts(trial) and trial.state == "complete" and not trial.is_probe for trial in record.trials)
-    few = sum(bool(trial.estimates) and trial.shared_from is None for trial in record.trials)
+    few = sum(bool(trial.estimates) and trial.duplicate_of is None for trial in record.trials)
     every = cost.get("examples", 0) + cost.get("examples_spared", 0)
     probes = f" after {cost['probes']} probes" if "probes" in cost else ""
     race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""

@@ -172,7 +172,7 @@ class LayerVariables:
 
     Args:
         layer: The first layer of the group.
-        rule: What may happen there; None keeps the layer.
+        baseline: What may happen there; None keeps the layer.
 
     Attributes:
         values: By parameter and label, the choice or the key's value.

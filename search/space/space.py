@@ -12,7 +12,7 @@ from ...evaluators.subject import ModelSpec
 from ...policies.choice import KEEP, LayerChoice, Part
 from ...policies.errors import SpaceError
 from ...policies.wording import nearest, short
-from ..baselines.registry import HEURISTICS, SOURCES
+from ..baselines.registry import BASELINES, SOURCES
 from .constraint import AS_TEXT, Constraint, as_constraint
 from .evaluator_defaults import MOST, shared
 from .fingerprint import Digests, by_content
@@ -25,7 +25,7 @@ SCHEMA: Final = "skipsearch/space/v1"
 OPTIONAL = ("search", "workers", "constraints")
 
 STARTS = ("schedules", *SOURCES)  # the settings of the space's own schedules, and published rules
-RULES = ("schedules", *(name for name, rule in HEURISTICS.items() if not rule.needs_statistics))
+RULES = ("schedules", *(name for name, rule in BASELINES.items() if not rule.needs_statistics))
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 

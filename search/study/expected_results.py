@@ -14,9 +14,9 @@ from ..space.space import Space
 from ..trial.arrays import Floats
 from ..trial.pareto import front_trials, objective_value
 from ..trial.scores import weights_of
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
-BASELINES = 12  # of their front, at most, are confirmed beside the front of the search
+MAX_CONFIRMED = 12  # of their front, at most, are confirmed beside the front of the search
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Known:
     _told: dict[tuple[int, str, int], Measurement] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, records: Sequence[TrialRecord], guide: Guide | None = None, space: Space | None = None) -> "Known":
+    def of(cls, records: Sequence[TrialResult], guide: Guide | None = None, space: Space | None = None) -> "Known":
         """Read it from trials, of which the first is dense.
 
         Args:
@@ -59,7 +59,7 @@ class Known:
             return cls(dense, scores)
         return cls(dense, scores, guide, guide.quality(records, dense), rates(records, space.objectives))
 
-    def expected(self, record: TrialRecord) -> dict[str, Measurement]:
+    def expected(self, record: TrialResult) -> dict[str, Measurement]:
         """A trial's figures; those of some examples as they would be on all of them, as far as that can be told."""
         rough = {name: part for name, part in record.estimates.items() if name in self.dense}
         for name, part in rough.items():
@@ -71,7 +71,7 @@ class Known:
             rough |= self._guided(record, rough.get(QUALITY))
         return {**rough, **record.search}
 
-    def _guided(self, record: TrialRecord, part: Measurement | None) -> dict[str, Measurement]:
+    def _guided(self, record: TrialResult, part: Measurement | None) -> dict[str, Measurement]:
         """The accuracy that the loss lets expect, and few answers where there are any; and costs to be measured yet."""
         loss = self.guide.loss(record.search) if self.guide else None
         if loss is None or self.quality is None:
@@ -114,8 +114,8 @@ class Known:
 
 
 def as_expected(
-    record: TrialRecord, known: Known, violations: Callable[[TrialRecord], Mapping[str, float]]
-) -> TrialRecord:
+    record: TrialResult, known: Known, violations: Callable[[TrialResult], Mapping[str, float]]
+) -> TrialResult:
     """A trial as if it had answered all examples: figures of some examples become those expected of all.
 
     Args:
@@ -125,15 +125,15 @@ def as_expected(
     """
     if not record.estimates:
         return record
-    whole = replace(record, search=known.expected(record), dropped=None, estimates={})
+    whole = replace(record, search=known.expected(record), early_stopped=None, estimates={})
     return replace(whole, violations=violations(whole))
 
 
 def baseline_front(
-    records: Sequence[TrialRecord],
+    records: Sequence[TrialResult],
     objectives: Mapping[str, Direction],
-    violations: Callable[[TrialRecord], Mapping[str, float]],
-) -> list[TrialRecord]:
+    violations: Callable[[TrialResult], Mapping[str, float]],
+) -> list[TrialResult]:
     """The baselines on the front that they make together with dense, the most expensive first.
 
     Args:
@@ -142,12 +142,12 @@ def baseline_front(
         violations: See `as_expected`.
     """
     known = Known.of(records)
-    told = [as_expected(record, known, violations) for record in records if record.rule is not None]
+    told = [as_expected(record, known, violations) for record in records if record.baseline is not None]
     by_number = {record.number: record for record in told}
     return [by_number[number] for number in front_trials([records[0], *told], objectives) if number in by_number]
 
 
-def rates(records: Sequence[TrialRecord], objectives: Iterable[str]) -> dict[str, tuple[str, float]]:
+def rates(records: Sequence[TrialResult], objectives: Iterable[str]) -> dict[str, tuple[str, float]]:
     """How each cost that some trials lack follows the first that all have: the part of its saving, by least squares."""
     dense, paused = records[0].search, [record for record in records if QUALITY not in record.search]
     costs = [name for name in objectives if name != QUALITY and dense[name].value]

@@ -10,7 +10,7 @@ from ..space.guide_metrics import QUALITY
 from ..space.space import Space
 from ..trial.hypervolume import worst
 from ..trial.pareto import objective_value
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 
 def corner(space: Space, dense: Mapping[str, Measurement], guide: Guide | None) -> list[float | None]:
@@ -32,7 +32,7 @@ def corner(space: Space, dense: Mapping[str, Measurement], guide: Guide | None) 
 
 
 def told_by_loss(
-    record: TrialRecord, guide: Guide, space: Space, dense: Mapping[str, Measurement], broken: Mapping[str, float]
+    record: TrialResult, guide: Guide, space: Space, dense: Mapping[str, Measurement], broken: Mapping[str, float]
 ) -> Estimated | None:
     """A trial as the sampler learns it; None where its loss was not measured.
 

@@ -20,7 +20,7 @@ from ...policies.errors import StudyError
 from ...policies.policy import Policy
 from ...policies.wording import visible
 from ..space.space import Space
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .damage import hint_for, refuse_damage, tables
 from .samplers import quiet
 
@@ -155,12 +155,12 @@ def progress_of(path: Path) -> str:
     return f"{own} of {study.user_attrs['space']['search']['trials']} trials"
 
 
-def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
+def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxyType({})) -> TrialResult:
     """Read a trial from its attributes, and what its policy measured on the report split from those of the study."""
     attrs = trial.user_attrs
     policy = Policy.model_validate(json.loads(attrs["policy"]))
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "complete", TrialState.FAIL: "failed"}
-    return TrialRecord(
+    return TrialResult(
         number=trial.number,
         state=states.get(trial.state, "running"),  # type: ignore[arg-type]
         policy=policy,
@@ -171,13 +171,13 @@ def trial_record(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingPro
         },
         violations=dict(trial.constraints),
         failure=shown(attrs.get("failure")),
-        dropped=attrs.get("dropped"),
+        early_stopped=attrs.get("dropped"),
         estimates=measurements_from(attrs.get("estimates")),
         seconds=attrs.get("seconds", {}),
         worker=attrs.get("worker"),
-        shared_from=attrs.get("shared_from"),
+        duplicate_of=attrs.get("shared_from"),
         continues=attrs.get("continues"),
-        rule=attrs.get("rule"),
+        baseline=attrs.get("rule"),
         is_probe=attrs.get("probe", False),
         predicted=tuple(attrs.get("predicted", ())),
         traceback=shown(attrs.get("traceback")),
@@ -195,9 +195,9 @@ def setback_key(number: int) -> str:
     return f"setbacks:{number}"
 
 
-def folded(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def folded(records: Iterable[TrialResult]) -> list[TrialResult]:
     """Each trial once, by its first number: one that was set aside and gone on with as it stands by now."""
-    found: dict[int, TrialRecord] = {}
+    found: dict[int, TrialResult] = {}
     for record in records:
         first = record.number if record.continues is None else record.continues
         if first != record.number and record.state == "failed":
@@ -243,17 +243,17 @@ class Ledger:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
-        self._read: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
+        self._read: dict[int, tuple[FrozenTrial, TrialResult]] = {}
         self._seen: list[FrozenTrial] = []
         self._open: list[int] = []
-        self._records: dict[int, TrialRecord] = {}
+        self._records: dict[int, TrialResult] = {}
         self._ended: dict[int, FrozenTrial] = {}
 
-    def record(self, number: int) -> TrialRecord:
+    def record(self, number: int) -> TrialResult:
         """A trial that was asked for, by its number."""
         return self.read(self.frozen(number))
 
-    def records(self) -> list[TrialRecord]:
+    def records(self) -> list[TrialResult]:
         """Every trial that was asked for, by number, without the figures of the report split."""
         self._follow()
         return [self._records[number] for number in sorted(self._records)]
@@ -276,7 +276,7 @@ class Ledger:
         """How much of the budget is spent: trials that finished or failed by themselves, without duplicates."""
         return len(self._spent())
 
-    def ended(self) -> list[TrialRecord]:
+    def ended(self) -> list[TrialResult]:
         """Trials that ended by themselves, and each time that one answered more, in the order in which they ended."""
         self._follow()
         numbered = sorted((str(trial.datetime_complete), trial.number) for trial in self._ended.values())
@@ -299,7 +299,7 @@ class Ledger:
         """Optuna's own trial, by its number."""
         return self.study.get_trials(deepcopy=False)[number]
 
-    def read(self, trial: FrozenTrial) -> TrialRecord:
+    def read(self, trial: FrozenTrial) -> TrialResult:
         """A trial of Optuna's as a plain value."""
         # Optuna replaces a trial that changes.
         before, record = self._read.get(trial.number, (None, None))

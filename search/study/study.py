@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ...evaluators.base import Measurement
 from ...policies.errors import StudyError
 from ...policies.policy import Policy
-from ..baselines.dense_stats import PREVIEW, Preview, previewed
+from ..baselines.dense_stats import DENSE_STATS, DenseStats, dense_stats
 from ..guide.greedy import Probe
 from ..guide.guide import DECIDED_BY, Guide, better_metric
 from ..sampler.skip_sampler import SkipSampler
@@ -36,7 +36,7 @@ from ..space.space import Space
 from ..trial.modelled_time import ModelledTime, at_best, plain
 from ..trial.outcome import Outcome
 from ..trial.pareto import objective_value
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .expected_results import Known
 from .guided_trials import corner, told_by_loss
 from .samplers import make_sampler, own_sampler, population, quiet
@@ -61,7 +61,7 @@ def attributes(outcome: Outcome) -> dict[str, Any]:
     )
     notes = {
         "failure": outcome.failure,
-        "dropped": outcome.dropped,
+        "dropped": outcome.early_stopped,
         "worker": outcome.worker,
         "traceback": outcome.traceback,
     }
@@ -87,7 +87,7 @@ class Proposal:
         return self.trial.number
 
     @property
-    def rule(self) -> str | None:
+    def baseline(self) -> str | None:
         """What rules it is, where the search starts from it."""
         rule: str | None = self.trial.user_attrs.get("rule")
         return rule
@@ -103,20 +103,20 @@ class SearchStudy(TimedLedger):
         num_layers: The model's decoder layers.
         resume: Go on with a study that exists; else it must not.
         model_id: What to call the model; its id in the space where none is given.
-        preview: Finds out what some rules to begin with need to know of the model, as `Bench.preview` does; it is asked
-            once in a study, and only where such a rule is named.
-        guide: The evaluator whose loss guides the search, as `Bench.guide`; None searches by accuracy alone. A study
-            that is resumed keeps its own.
+        probe_dense: Finds out what some baselines need to know of the model; it is asked once in a study, and only
+            where such a baseline is named.
+        guide: The evaluator whose loss guides the search; None searches by accuracy alone. A study that is resumed
+            keeps its own.
         commit: Of the model on the hub, where it comes from there.
 
     Raises:
         StudyError: the study exists and is not to be resumed, or was made for another space, model or task; or a rule
-            needs a preview, and there is none.
+            needs statistics of the dense model, and nothing probes it.
     """
 
     def __init__(
         self, path: Path, name: str, space: Space, num_layers: int, resume: bool = False, model_id: str | None = None,
-        preview: Callable[[], Preview] | None = None, guide: str | None = None, commit: str | None = None,
+        probe_dense: Callable[[], DenseStats] | None = None, guide: str | None = None, commit: str | None = None,
     ) -> None:  # fmt: skip
         quiet()
         self.space = space
@@ -129,7 +129,7 @@ class SearchStudy(TimedLedger):
         self._check_same(path)
         if not self._any(TrialState.COMPLETE):
             # Nothing is measured yet, not even dense: what a kill left half begun is not worth mending.
-            known = previewed(self.study.user_attrs, self.space.search.rules, self.parameters.domains, preview)
+            known = dense_stats(self.study.user_attrs, self.space.search.rules, self.parameters.domains, probe_dense)
             optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
             self.study = self._opened(path, name)
             self._begin(known, guide)
@@ -138,7 +138,7 @@ class SearchStudy(TimedLedger):
         self._own = self._sampler() if space.search.sampler == "auto" else None
         super().__init__(self.study, space, num_layers)
         self._version = 0, 0
-        self._told: dict[str, TrialRecord] = {}
+        self._told: dict[str, TrialResult] = {}
         self._failed: set[str] = set()
         self._known: Known | None = None
         for record in self.records():
@@ -199,15 +199,15 @@ class SearchStudy(TimedLedger):
                 "resume with the space file and the `--set` it was begun with, or give the new study another `--name`",
             )  # fmt: skip
 
-    def _begin(self, preview: Preview, guide: str | None) -> None:
+    def _begin(self, stats: DenseStats, guide: str | None) -> None:
         """Note what the study is about, and queue the dense model, which is trial 0, and the rules.
 
         A guided search has its greedy path in the place of rules that look at nothing but a layer's place.
         """
         self.study.set_user_attr(GUIDE, guide)
         self.study.set_user_attr("facts", self._facts())
-        if preview.forwards:
-            self.study.set_user_attr(PREVIEW, preview.plain())
+        if stats.forwards:
+            self.study.set_user_attr(DENSE_STATS, stats.plain())
         self.study.set_user_attr("model_id", self.model_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -217,8 +217,8 @@ class SearchStudy(TimedLedger):
         rules = self.space.search.rules
         if guide is not None and self.space.search.start == "rules":
             rules = []
-        begun = starts(self.parameters, rules, min(population(budget), budget) - 1, preview)
-        queued = [{"labels": dict(start.labels), "rule": start.rule} for start in begun]
+        begun = starts(self.parameters, rules, min(population(budget), budget) - 1, stats)
+        queued = [{"labels": dict(start.labels), "rule": start.baseline} for start in begun]
         if guide is None:
             self._queue(queued)
         else:
@@ -277,12 +277,12 @@ class SearchStudy(TimedLedger):
         self._storage.write(trial._trial_id)
         return Proposal(trial, policy)
 
-    def ask_probe(self, labels: Mapping[str, str], rule: str) -> Proposal:
+    def ask_probe(self, labels: Mapping[str, str], baseline: str) -> Proposal:
         """Note a policy as running that is measured by the guide alone, outside of the budget.
 
         Args:
             labels: By parameter.
-            rule: What it belongs to, as `name: setting`.
+            baseline: What it belongs to, as `name: setting`.
 
         Raises:
             StudyError: the space forbids it.
@@ -291,7 +291,7 @@ class SearchStudy(TimedLedger):
         begun = self._probing.pop(policy.fingerprint, None)
         if begun is not None:
             return Proposal(Trial(self.study, begun._trial_id), policy)
-        self.study.enqueue_trial(self.parameters.labels(labels), user_attrs={"rule": rule, "probe": True})
+        self.study.enqueue_trial(self.parameters.labels(labels), user_attrs={"rule": baseline, "probe": True})
         proposal = self.ask()
         if proposal is None:
             raise StudyError("a probe is forbidden by the space", [str(dict(labels))], "report this: it is a defect")
@@ -352,7 +352,7 @@ class SearchStudy(TimedLedger):
         """What a trial that answered few examples is expected to measure, and one in full where times are smoothed."""
         dense, objectives = self.dense_measurements(), list(self.space.objectives)
         record = self.times.smoothed(self.read(trial))
-        if dense is not None and record.in_full and all(name in record.search for name in objectives):
+        if dense is not None and record.full_fidelity and all(name in record.search for name in objectives):
             modelled = any(isinstance(record.search[name], ModelledTime) for name in objectives)
             return Estimated(self.values(record.search), 0.0) if modelled else None
         if dense is None or not record.estimates:
@@ -371,7 +371,7 @@ class SearchStudy(TimedLedger):
             self._known = Known.of(records, self.guide, self.space)
         return self._known
 
-    def _tells(self, record: TrialRecord) -> None:
+    def _tells(self, record: TrialResult) -> None:
         """Keep what a policy measured, for those that are to be told by it."""
         self._told[record.policy.fingerprint] = record
         if not record.estimates:
@@ -396,20 +396,20 @@ class SearchStudy(TimedLedger):
                 return True
         return False
 
-    def twin(self, proposal: Proposal) -> TrialRecord | None:
+    def find_duplicate(self, proposal: Proposal) -> TrialResult | None:
         """The trial that measured the same policy already, or None."""
         return self._told.get(proposal.policy.fingerprint)
 
-    def tell(self, proposal: Proposal, outcome: Outcome, shared_from: int | None = None) -> None:
+    def tell(self, proposal: Proposal, outcome: Outcome, duplicate_of: int | None = None) -> None:
         """Finish a trial with what it measured; one that measured too little is told as failed or stopped early."""
         trial, told = proposal.trial, self.told(proposal.policy, outcome.measurements)
         outcome = replace(outcome, measurements=told)
-        shared = {} if shared_from is None else {"shared_from": shared_from}
+        shared = {} if duplicate_of is None else {"shared_from": duplicate_of}
         for key, value in {**shared, **attributes(outcome)}.items():
             trial.set_user_attr(key, value)
         self._tell(trial, outcome.measurements, outcome.failure)
 
-    def go_on(self, record: TrialRecord, outcome: Outcome, begun: datetime) -> TrialRecord | None:
+    def keep_promoted(self, record: TrialResult, outcome: Outcome, begun: datetime) -> TrialResult | None:
         """Keep what a trial that was set aside has measured by now, in one piece, as a trial that continues it.
 
         Args:
@@ -429,7 +429,7 @@ class SearchStudy(TimedLedger):
         kept: dict[str, Any] = {
             key: first.user_attrs[key] for key in ("policy", "fingerprint", "rule", "probe") if key in first.user_attrs
         }
-        state = self._state(outcome.measurements, None, outcome.dropped is None and not outcome.estimates)
+        state = self._state(outcome.measurements, None, outcome.early_stopped is None and not outcome.estimates)
         trial = create_trial(
             state=state,
             values=self.values(outcome.measurements) if state == TrialState.COMPLETE else None,
@@ -471,11 +471,11 @@ class SearchStudy(TimedLedger):
         elif record.policy.fingerprint not in self._told:
             self._tells(record)
 
-    def _state(self, measurements: Mapping[str, Measurement], failure: str | None, in_full: bool) -> TrialState:
+    def _state(self, measurements: Mapping[str, Measurement], failure: str | None, full_fidelity: bool) -> TrialState:
         """What a trial is to Optuna: stopped early, where something was not measured, or not on all examples."""
         if failure is not None:
             return TrialState.FAIL
-        whole = in_full and all(name in measurements for name in self.space.objectives)
+        whole = full_fidelity and all(name in measurements for name in self.space.objectives)
         return TrialState.COMPLETE if whole else TrialState.PRUNED
 
     def _with_times(self) -> None:

@@ -16,7 +16,7 @@ from ..space.space import Space
 from ..times.smoothed import Times
 from ..times.stand_ins import StandIn, left_out, timers
 from ..trial.modelled_time import ExpectedTime, plain
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .storage import Ledger, measurements_text
 
 NOISE = "dense_against_dense"
@@ -60,7 +60,7 @@ class TimedLedger(Ledger):
         self.times = machine_times(study.user_attrs, space, num_layers)
         self._followed: tuple[int, int] | None = None
 
-    def follow_times(self) -> list[TrialRecord]:
+    def follow_times(self) -> list[TrialResult]:
         """Fit what has to be fitted anew, where a trial was asked for or has finished since; all trials as measured."""
         records = super().records()
         state = len(self._seen), len(self._open)
@@ -69,15 +69,15 @@ class TimedLedger(Ledger):
             self._followed = state
         return records
 
-    def records(self) -> list[TrialRecord]:
+    def records(self) -> list[TrialResult]:
         """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
         return [self.times.smoothed(record) for record in self.follow_times()]
 
-    def record(self, number: int) -> TrialRecord:
+    def record(self, number: int) -> TrialResult:
         """A trial that was asked for, its times smoothed, by its number."""
         return self.times.smoothed(super().record(number))
 
-    def final_records(self) -> list[TrialRecord]:
+    def final_records(self) -> list[TrialResult]:
         """The trials with times that are smoothed by all that was measured, as the report has them."""
         self._followed = None
         return self.times.of(super().records(), whole=True)

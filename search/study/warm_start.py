@@ -10,8 +10,8 @@ from itertools import chain, repeat, zip_longest
 
 from ...policies.choice import KEEP
 from ...policies.policy import Policy
-from ..baselines.dense_stats import Preview
-from ..baselines.registry import HEURISTICS, Choices
+from ..baselines.dense_stats import DenseStats
+from ..baselines.registry import BASELINES, Choices
 from ..space.parameters import Parameters
 from ..trial.trial_result import AND
 
@@ -34,23 +34,23 @@ class Start:
     rules: dict[str, str]
 
     @property
-    def rule(self) -> str:
+    def baseline(self) -> str:
         """All rules in one text."""
         return AND.join(f"{name}: {setting}" for name, setting in self.rules.items())
 
 
-def starts(parameters: Parameters, names: Sequence[str], limit: int, preview: Preview) -> list[Start]:
+def starts(parameters: Parameters, names: Sequence[str], limit: int, stats: DenseStats) -> list[Start]:
     """Policies to begin a search with, the rules taking turns; what the space forbids is left out.
 
     Args:
         parameters: Of the space.
         names: The rules.
         limit: At most so many policies.
-        preview: What is known of the dense model, where a rule needs it.
+        stats: What is known of the dense model, where a rule needs it.
     """
     schedules = parameters.schedule_settings() if "schedules" in names else {}
     turns = [of_schedule(name, settings) for name, settings in schedules.items()]
-    turns += [of_rule(parameters, name, preview) for name in names if name != "schedules"]
+    turns += [of_rule(parameters, name, stats) for name in names if name != "schedules"]
     dense = parameters.policy(parameters.labels())
     found: dict[str, Start] = {}
     for name, setting, labels in (one for row in zip_longest(*turns) for one in row if one is not None):
@@ -71,13 +71,13 @@ def of_schedule(name: str, settings: Iterable[dict[str, str]]) -> Iterator[Setti
         yield name.split()[0], ", ".join(keys), labels
 
 
-def of_rule(parameters: Parameters, name: str, preview: Preview) -> Iterator[Setting]:
+def of_rule(parameters: Parameters, name: str, stats: DenseStats) -> Iterator[Setting]:
     """Every setting of a published rule that says something in a space, those that tell most first."""
     if name == "bandit":
-        policies, selection = [*preview.bandit], {}
+        policies, selection = [*stats.bandit], {}
     else:
-        rule = HEURISTICS[name]
-        policies, selection = rule.policies(parameters.domains, preview.statistics), dict(rule.selection)
+        rule = BASELINES[name]
+        policies, selection = rule.policies(parameters.domains, stats.statistics), dict(rule.selection)
     for choices in spread(policies):
         labels = parameters.layer_labels(choices, selection)
         yield name, in_words(parameters.policy(labels)), labels

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...evaluators.base import Measurement
 from ..space.units import amount, phrase
 from ..trial.modelled_time import ModelledTime, is_time
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .smoothed import counts
 
 LEAST = 12  # policies whose times tell how far apart times are
@@ -20,7 +20,7 @@ def noise_of(null: Sequence[Measurement]) -> float | None:
     return math.sqrt(statistics.fmean((ratio - 1) ** 2 for ratio in ratios)) if ratios else None
 
 
-def spread_of(records: Sequence[TrialRecord], name: str, noise: float) -> float | None:
+def spread_of(records: Sequence[TrialResult], name: str, noise: float) -> float | None:
     """How far apart the times of measured policies lie, noise taken off; None where few were measured."""
     entries = [record.search[name] for record in records[1:] if counts(record) and name in record.search]
     own = [one for one in entries if is_time(name, one) and not (isinstance(one, ModelledTime) and one.is_predicted)]

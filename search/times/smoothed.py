@@ -14,7 +14,7 @@ from ..space.units import unit_of
 from ..trial.modelled_time import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
 from ..trial.pareto import objective_value
 from ..trial.time_model import Features, Timed, TimeEstimate, TimeModel, features
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 EPOCHS = 16  # the model is fitted anew when the search has grown by one part in so many
 
@@ -58,11 +58,11 @@ class Times:
         self._layers, self._bounds = num_layers, bounds
         self.null, self.stand_ins = dict(null), [*stand_ins]
         self._fits: dict[str, Fit] = {}
-        self._smoothed: dict[int, tuple[TrialRecord, TrialRecord]] = {}
+        self._smoothed: dict[int, tuple[TrialResult, TrialResult]] = {}
         self._dense: Mapping[str, Measurement] = {}
         self.version = 0
 
-    def of(self, records: Sequence[TrialRecord], whole: bool = False) -> list[TrialRecord]:
+    def of(self, records: Sequence[TrialResult], whole: bool = False) -> list[TrialResult]:
         """Trials with their times smoothed.
 
         Args:
@@ -72,7 +72,7 @@ class Times:
         self.follow(records, whole)
         return [self.smoothed(record) for record in records]
 
-    def follow(self, records: Sequence[TrialRecord], whole: bool = False) -> None:
+    def follow(self, records: Sequence[TrialResult], whole: bool = False) -> None:
         """Fit what has to be fitted anew; see `of`."""
         dense = next((one for one in records if one.policy.is_dense and one.state == "complete"), None)
         if dense is None:
@@ -86,7 +86,7 @@ class Times:
                 self._fits[name] = self._fitted(name, timed[:begun])
                 self._smoothed, self.version = {}, self.version + 1
 
-    def _fitted(self, name: str, records: Sequence[TrialRecord]) -> Fit:
+    def _fitted(self, name: str, records: Sequence[TrialResult]) -> Fit:
         entries, null = [record.search[name] for record in records], self.null.get(name, ())
         pooled = pooled_spread([*entries, *null])
         costs = tuple(cost for cost in self._costs() if all(cost in record.search for record in records))
@@ -104,7 +104,7 @@ class Times:
         """The counted costs of dense, which are known before a policy is timed."""
         return [name for name, entry in self._dense.items() if unit_of(name) == "flops" and entry.value > 0]
 
-    def _features(self, record: TrialRecord, costs: Sequence[str]) -> Features:
+    def _features(self, record: TrialResult, costs: Sequence[str]) -> Features:
         shares = {cost: record.search[cost].value / self._dense[cost].value for cost in costs}
         return features(record.policy, self._layers, shares)
 
@@ -129,17 +129,17 @@ class Times:
         """What was measured of a policy, its times smoothed, with what stands in for those that are not measured."""
         return with_times(found, self.expected(policy))
 
-    def smoothed(self, record: TrialRecord) -> TrialRecord:
+    def smoothed(self, record: TrialResult) -> TrialResult:
         """A trial with its times as the model sees them."""
         known = self._smoothed.get(record.number)
         if known is None or known[0] is not record:
             self._smoothed[record.number] = known = record, self._told(record)
         return known[1]
 
-    def _told(self, record: TrialRecord) -> TrialRecord:
+    def _told(self, record: TrialResult) -> TrialResult:
         if record.state != "complete" or not self._fits or record.policy.is_dense:
             return record
-        number, search = record.number if record.shared_from is None else record.shared_from, dict(record.search)
+        number, search = record.number if record.duplicate_of is None else record.duplicate_of, dict(record.search)
         expected = self.expected(record.policy)
         for name, fit in self._fits.items():
             if name not in search and name not in record.predicted:
@@ -162,6 +162,6 @@ class Times:
         return self._fits[name].model.misfit if name in self._fits else None
 
 
-def counts(record: TrialRecord) -> bool:
+def counts(record: TrialResult) -> bool:
     """True where a trial's measurements are its own."""
-    return record.state == "complete" and record.shared_from is None
+    return record.state == "complete" and record.duplicate_of is None

@@ -10,7 +10,7 @@ from ...evaluators.base import evaluator_class
 from ..space.space import Space
 from ..space.units import phrase, unit_of
 from ..trial.modelled_time import ModelledTime, is_time
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 from .smoothed import counts
 
 LEAST = 12  # policies over which a correlation is told
@@ -55,7 +55,7 @@ def timers(space: Space) -> dict[str, frozenset[str]]:
 
 
 def stand_ins(
-    records: Sequence[TrialRecord], space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]
+    records: Sequence[TrialResult], space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]
 ) -> list[StandIn]:
     """Times that a counted cost has come to predict.
 
@@ -75,7 +75,7 @@ def stand_ins(
     return found
 
 
-def stand_in(records: Sequence[TrialRecord], time: str, cost: str) -> StandIn:
+def stand_in(records: Sequence[TrialResult], time: str, cost: str) -> StandIn:
     """How well a cost tells a time: by smoothed times, if what was measured says the same but for its noise.
 
     Noise takes from a correlation (Spearman 1904, attenuation): what was measured cannot come to more than the root of
@@ -98,7 +98,7 @@ def stand_in(records: Sequence[TrialRecord], time: str, cost: str) -> StandIn:
     return StandIn(time, cost, found if seen > ALIKE * known else min(found, seen), len(both))
 
 
-def measured(record: TrialRecord, time: str, cost: str) -> bool:
+def measured(record: TrialResult, time: str, cost: str) -> bool:
     """True where a trial has both figures, and the time is no prediction."""
     entry = record.search.get(time)
     predicted = isinstance(entry, ModelledTime) and entry.is_predicted

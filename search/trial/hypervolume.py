@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...evaluators.base import Direction, Measurement, Metric
 
 # How far a divergence may go and still count: it has no worst, and at 1 nat most of the answers are others.
-FAR = 1.0
+DIVERGENCE_CAP = 1.0
 Point = tuple[float, ...]
 
 
@@ -28,7 +28,7 @@ def reference_point(
 
 def worst(metric: Metric, direction: Direction) -> float | None:
     """The worst figure that counts, see `reference_point`; None where that is the dense model's."""
-    return {"fraction": 1.0, "nats": FAR}.get(metric.unit) if direction == "minimize" else 0.0
+    return {"fraction": 1.0, "nats": DIVERGENCE_CAP}.get(metric.unit) if direction == "minimize" else 0.0
 
 
 def hypervolume(
@@ -43,7 +43,7 @@ def hypervolume(
     return _volume([cost for cost in costs if _inside(cost, corner)], corner)
 
 
-class Growing:
+class IncrementalHypervolume:
     """The hypervolume of points that come one by one, with costs in units of the reference: in 0..1 for fractions.
 
     Args:
@@ -70,14 +70,14 @@ class Growing:
 def history(
     points: Iterable[Sequence[float] | None], directions: Sequence[Direction], reference: Sequence[float]
 ) -> list[float]:
-    """Hypervolume after each point, as `Growing` counts it.
+    """Hypervolume after each point, as `IncrementalHypervolume` counts it.
 
     Args:
         points: One entry a trial, in the order of trials.
         directions: Of each objective.
         reference: The reference point, in the objectives' own units.
     """
-    growing = Growing(directions, reference)
+    growing = IncrementalHypervolume(directions, reference)
     return [growing.add(point) for point in points]
 
 

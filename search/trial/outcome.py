@@ -15,7 +15,7 @@ class Outcome:
         measurements: By metric; not all of them where the trial stopped early.
         seconds: Wall-clock seconds by part; `total` is all of it, `forward` what the model's forward passes took.
         failure: Why it failed, in one line; None where it did not.
-        dropped: Why it was given up on few examples; None where it was not.
+        early_stopped: Why it was given up on few examples; None where it was not.
         estimates: Figures of those few examples, by metric.
         worker: Who measured it.
         fault: Whose failure it is; a machine's says nothing of the policy.
@@ -25,7 +25,7 @@ class Outcome:
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
-    dropped: str | None = None
+    early_stopped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     worker: str | None = None
     fault: Fault = "policy"

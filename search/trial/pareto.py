@@ -13,7 +13,7 @@ from .hypervolume import Point, as_costs, covers
 from .modelled_time import DENSE, ModelledTime
 from .tied_times import non_dominated_within
 from .time_model import TimeEstimate
-from .trial_result import TrialRecord
+from .trial_result import TrialResult
 
 CERTAIN = 1.645  # standard errors above guessing: of 20 policies that guess 19 stay below
 
@@ -62,7 +62,7 @@ def objective_point(
     return point if all(map(math.isfinite, point)) else None
 
 
-def feasible_points(trials: Sequence[TrialRecord], objectives: Iterable[str]) -> list[Point | None]:
+def feasible_points(trials: Sequence[TrialResult], objectives: Iterable[str]) -> list[Point | None]:
     """One entry a trial: its objectives' values, or None where it cannot be on the front. The first trial is dense."""
     names = list(objectives)
     return [
@@ -95,7 +95,7 @@ def above_guessing(entry: Measurement) -> bool:
     return entry.value > entry.floor + CERTAIN * (entry.stderr or 0.0)
 
 
-def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
+def front_trials(trials: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
     """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first).
 
     No trial is on it for a difference in a time that lies within the interval of that difference.
@@ -114,14 +114,14 @@ def front_trials(trials: Sequence[TrialRecord], objectives: Mapping[str, Directi
     return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][place], pair[0])))
 
 
-def evenly(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+def evenly(trials: Sequence[TrialResult], count: int) -> list[TrialResult]:
     """At most `count` trials at even places of a sequence, both ends among them."""
     if len(trials) <= count:
         return [*trials]
     return [trials[round(place * (len(trials) - 1) / (count - 1))] for place in range(count)]
 
 
-def as_time(trial: TrialRecord, name: str) -> TimeEstimate | None:
+def as_time(trial: TrialResult, name: str) -> TimeEstimate | None:
     """A trial's time as the model of all times sees it; None for other figures. Dense is what times are told by."""
     entry = trial.search.get(name)
     if isinstance(entry, ModelledTime):

@@ -28,7 +28,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
+class TrialResult:
     """One trial.
 
     Attributes:
@@ -39,16 +39,16 @@ class TrialRecord:
             confirmed.
         violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
         failure: Why it failed, in one line.
-        dropped: Why it was given up on few examples; None where it was not. It can never be on the front.
+        early_stopped: Why it was given up on few examples; None where it was not. It can never be on the front.
         traceback: Of the exception that it failed with.
         setbacks: Why it failed each time that it was to answer more; what it had measured before is kept.
         estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
         predicted: Times that were not measured, since another cost tells them: see `StandIn`.
         seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
         worker: Which worker ran it.
-        shared_from: The trial that measured the same policy before, where this one shares its measurements.
+        duplicate_of: The trial that measured the same policy before, where this one shares its measurements.
         continues: The trial that was set aside on few examples, where this one goes on with it.
-        rule: What rules it is, as `name: setting`, where the search started from it.
+        baseline: What rules it is, as `name: setting`, where the search started from it.
         is_probe: True where the budget of trials does not count it: it was measured to find the path to begin with.
     """
 
@@ -61,11 +61,11 @@ class TrialRecord:
     failure: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str | None = None
-    shared_from: int | None = None
+    duplicate_of: int | None = None
     continues: int | None = None
-    rule: str | None = None
+    baseline: str | None = None
     is_probe: bool = False
-    dropped: str | None = None
+    early_stopped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     predicted: tuple[str, ...] = ()
     traceback: str | None = None
@@ -74,13 +74,13 @@ class TrialRecord:
     @property
     def rules(self) -> dict[str, str]:
         """The setting of each rule that it is, by the rule's name."""
-        parts = (part.partition(": ") for part in (self.rule.split(AND) if self.rule else ()))
+        parts = (part.partition(": ") for part in (self.baseline.split(AND) if self.baseline else ()))
         return {name: setting for name, _, setting in parts}
 
     @property
-    def in_full(self) -> bool:
+    def full_fidelity(self) -> bool:
         """True where nothing was measured on a part of the examples only."""
-        return self.state == "complete" and self.dropped is None and not self.estimates
+        return self.state == "complete" and self.early_stopped is None and not self.estimates
 
     @property
     def breaks_a_bound(self) -> bool:
@@ -90,4 +90,4 @@ class TrialRecord:
     @property
     def feasible(self) -> bool:
         """True where the trial was measured in full and breaks no constraint."""
-        return self.in_full and not self.breaks_a_bound
+        return self.full_fidelity and not self.breaks_a_bound

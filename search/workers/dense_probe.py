@@ -3,22 +3,20 @@
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...evaluators.base import ExamplesFirst
 from ...evaluators.statistics import layer_statistics, on_device
 from ...policies.policy import Policy
 from ..baselines.bandit import bandit
+from ..baselines.dense_stats import DenseStats, reads_statistics
 from ..baselines.registry import Choices
 from ..space.space import Racing
 from .early_stopping import shares
-
-if TYPE_CHECKING:
-    from .evaluate import Bench
-from ..baselines.dense_stats import Preview, reads_statistics
+from .evaluate import PolicyEvaluator
 
 
-def look(bench: "Bench", names: Sequence[str]) -> Preview:
+def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
     """Find out what some rules need, on examples of the search split.
 
     Raises:
@@ -26,44 +24,46 @@ def look(bench: "Bench", names: Sequence[str]) -> Preview:
     """
     from ...evaluators.prompts import made_up_prompt
 
-    subject, domains = bench.subject, bench.space.domains(bench.num_layers)
+    subject, domains = evaluator.subject, evaluator.space.domains(evaluator.num_layers)
     prompts = subject.prompts or [made_up_prompt(subject, prompt_tokens=64)]
     found, policies = None, []
     with counted(subject.model) as forwards:
         if reads_statistics(names):
             found = layer_statistics(subject.model, prompts, ranks="arank" in names)
         if "bandit" in names:
-            policies = bandit(domains, divergence_on(bench, prompts), seed=bench.space.search.seed)
-    return Preview(found, policies, len(forwards))
+            policies = bandit(domains, divergence_on(evaluator, prompts), seed=evaluator.space.search.seed)
+    return DenseStats(found, policies, len(forwards))
 
 
-def divergence_on(bench: "Bench", prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
+def divergence_on(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
     """What tells the bandit how far a policy is from the dense model, in nats a token.
 
     The space's own divergence on the first share of its examples; where it has none, that of the first token of the
     answer to each of some prompts.
     """
-    own = next((one for one in bench.evaluators if isinstance(one, ExamplesFirst) and one.name == "divergence"), None)
+    own = next(
+        (one for one in evaluator.evaluators if isinstance(one, ExamplesFirst) and one.name == "divergence"), None
+    )
     if own is None:
-        return on_prompts(bench, prompts)
-    racing = bench.space.search.racing
+        return on_prompts(evaluator, prompts)
+    racing = evaluator.space.search.racing
     parts = shares(Racing() if racing == "none" else racing)
 
     def on_examples(choices: Choices) -> float:
-        with bench.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", parts)) as rungs:
+        with evaluator.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", parts)) as rungs:
             return next(rungs)["divergence"].value
 
     return on_examples
 
 
-def on_prompts(bench: "Bench", prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
+def on_prompts(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
     """KL(dense || policy) of the token that comes after each prompt; the mean, in nats."""
     import torch
 
     from ...evaluators.predictions import divergence
 
     def predicted(policy: Policy) -> torch.Tensor:
-        with bench.applied(policy) as handle:
+        with evaluator.applied(policy) as handle:
             model = handle.model
             rows = [model(**on_device(prompt, model), use_cache=False).logits[0, -1] for prompt in prompts]
             return torch.stack(rows).float().log_softmax(dim=-1)

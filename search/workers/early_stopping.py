@@ -23,7 +23,7 @@ from ..trial.pareto import as_time, front_trials, objective_point, objective_val
 from ..trial.scores import weights_of
 from ..trial.tied_times import no_slower
 from ..trial.time_model import TimeEstimate
-from ..trial.trial_result import TrialRecord
+from ..trial.trial_result import TrialResult
 
 # Shares of what may be bet at most, from cautious, for a small difference, to bold.
 BETS = np.linspace(0.05, 0.95, 10)
@@ -69,7 +69,7 @@ def shares(racing: Racing | Literal["none"]) -> tuple[float, ...]:
     return (*(step * number for number in range(1, math.ceil(1 / step))), 1.0)
 
 
-def rivals_among(records: Sequence[TrialRecord], objectives: Mapping[str, Direction]) -> list[Rival]:
+def rivals_among(records: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> list[Rival]:
     """The front so far; the first record is the dense model's."""
     front = {*front_trials(records, objectives)}
     found = []
@@ -104,7 +104,7 @@ class Race:
         self._dense = dense
         self._rivals = rivals
 
-    def verdict(self, known: Mapping[str, Measurement], partial: Mapping[str, Measurement]) -> str | None:
+    def reason_to_stop(self, known: Mapping[str, Measurement], partial: Mapping[str, Measurement]) -> str | None:
         """Why a candidate is out; None while it may belong to the front.
 
         Args:
@@ -119,7 +119,7 @@ class Race:
             total = measured.detail["total"]
             if racing == "none" or not doubts:
                 continue
-            found = np.array([fortunes(doubt.differences, total, doubt.floor) for doubt in doubts])
+            found = np.array([betting_wealth(doubt.differences, total, doubt.floor) for doubt in doubts])
             # One that belongs to the front is innocent of all of them, and then to bet a part on each is fair as well.
             if found.mean(0).max() >= 1 / (1 - racing.confidence):
                 return f"{doubts[found.max(1).argmax()].text} ({measured.n} of {total} examples)"
@@ -183,7 +183,7 @@ def best_score(metric: Metric) -> float | None:
     return 1.0 if metric.unit == "fraction" else None
 
 
-def fortunes(differences: Sequence[float], total: int, floor: float) -> NDArray[np.float64]:
+def betting_wealth(differences: Sequence[float], total: int, floor: float) -> NDArray[np.float64]:
     """How strongly differences speak against a mean of 0 or less over all examples, of which these are some.
 
     It is the fortune of who starts with 1 and bets, before each example, that its difference is above what is left on

@@ -15,7 +15,6 @@ from ...evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, 
 from ...evaluators.examples import ExampleEvaluator
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ...policies.policy import Policy
-from ..baselines.dense_stats import Preview
 from ..guide.guide import EXAMPLES, FEWEST
 from ..space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from ..space.space import Space
@@ -23,7 +22,6 @@ from ..trial.failures import Fault, fault_of
 from ..trial.modelled_time import ExpectedTime, at_best, with_times
 from ..trial.outcome import Outcome
 from ..trial.pareto import objective_value
-from .dense_probe import look
 from .early_stopping import Race, Rival, shares
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from ...policies.apply import PolicyHandle
 
 
-class Bench:
+class PolicyEvaluator:
     """Loads a space's model and evaluators once, and measures policies on them.
 
     Args:
@@ -96,7 +94,7 @@ class Bench:
         dense: Mapping[str, Measurement] | None = None,
         rivals: Sequence[Rival] | None = None,
         known: Mapping[str, Measurement] = MappingProxyType({}),
-        until: int | None = None,
+        max_examples: int | None = None,
         times: Mapping[str, ExpectedTime] = MappingProxyType({}),
     ) -> Outcome:
         """Measure a policy, cheap evaluators first, until one breaks a constraint or the race is lost.
@@ -108,7 +106,7 @@ class Bench:
             dense: What the dense model measured, for the constraints; None where they are not to be checked.
             rivals: The front so far, to race against; None measures everything in full.
             known: What was measured of the policy before; what was on a part of the examples is gone on with.
-            until: How many examples are enough for now; None measures all.
+            max_examples: How many examples are enough for now; None measures all.
             times: What is expected of the policy's times, by which those that are measured are judged.
 
         Returns:
@@ -120,7 +118,7 @@ class Bench:
         found: dict[str, Measurement] = {}
         seconds: dict[str, float] = {}
         started = time.perf_counter()
-        failure = dropped = None
+        failure = early_stopped = None
         fault: Fault = "policy"
         trace: str | None = None
         estimates: dict[str, Measurement] = {}
@@ -130,12 +128,12 @@ class Bench:
             with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
                 for evaluator in (one for one in self.evaluators if one.name in names):
-                    judged = with_times({**known, **found}, times)
-                    if dropped or (dense and self._breaks(with_times(found, times), dense)):
+                    assess = with_times({**known, **found}, times)
+                    if early_stopped or (dense and self._breaks(with_times(found, times), dense)):
                         break
                     self._doing(evaluator.name)
                     begin = time.perf_counter()
-                    measured, dropped = self._raced(evaluator, handle, split, race, judged, until)
+                    measured, early_stopped = self._raced(evaluator, handle, split, race, assess, max_examples)
                     seconds[evaluator.name] = time.perf_counter() - begin
                     found |= {name: entry for name, entry in measured.items() if not entry.is_part}
                     estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
@@ -155,7 +153,7 @@ class Bench:
             if fault == "memory":
                 self._give_memory_back()
             return Outcome(seconds=seconds, failure=failure, fault=fault, traceback=trace)
-        return Outcome(found, seconds, dropped=dropped, estimates=estimates)
+        return Outcome(found, seconds, early_stopped=early_stopped, estimates=estimates)
 
     def _give_memory_back(self) -> None:
         """Return what torch holds for later to the device, which was too small for the last policy."""
@@ -172,7 +170,7 @@ class Bench:
         split: Split,
         race: Race | None,
         known: Mapping[str, Measurement],
-        until: int | None,
+        max_examples: int | None,
     ) -> tuple[dict[str, Measurement], str | None]:
         """What an evaluator measures, and why the policy is out; None where it is not, or not yet."""
         if split == "report" and isinstance(evaluator, Revisits):
@@ -186,10 +184,10 @@ class Bench:
         before = {name: entry for name, entry in known.items() if entry.is_part}
         with closing(evaluator.rungs(handle, split, shares(self.space.search.racing), before)) as rungs:
             for measured in rungs:
-                verdict = race.verdict(known, measured) if race else None
-                if verdict:
-                    return measured, verdict
-                if until is not None and all(entry.n >= until for entry in measured.values()):
+                reason = race.reason_to_stop(known, measured) if race else None
+                if reason:
+                    return measured, reason
+                if max_examples is not None and all(entry.n >= max_examples for entry in measured.values()):
                     break
         return measured, None
 
@@ -202,14 +200,6 @@ class Bench:
             name: replace(entry, detail={key: value for key, value in entry.detail.items() if key not in kept})
             for name, entry in found.items()
         }
-
-    def preview(self) -> Preview:
-        """What the rules that the search begins with need to know of the dense model.
-
-        Raises:
-            SkipsearchError: see `look`.
-        """
-        return look(self, self.space.search.rules)
 
     @contextmanager
     def applied(self, policy: Policy) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 
 from ...policies.errors import RunError, SkipsearchError, TaskError
-from ..baselines.dense_stats import Preview
+from ..baselines.dense_stats import DenseStats
 from ..space.space import Space
 from ..trial.failures import fault_of
 from ..trial.outcome import Outcome
@@ -57,7 +57,7 @@ class Pool:
         self._running: dict[Any, tuple[Seat, Job]] = {}
         self._again: deque[Job] = deque()
 
-    def hire(self) -> None:
+    def start_workers(self) -> None:
         """Start a process for each worker that has none; each loads its model."""
         for seat in self._seats:
             if seat.actor is None and seat.strikes < STRIKES:
@@ -70,7 +70,7 @@ class Pool:
         seat.since, seat.measured = time.monotonic(), deque(maxlen=RECENT)
         self._loading[seat.actor.describe.remote()] = seat
 
-    def release(self) -> None:
+    def stop_workers(self) -> None:
         """Stop the workers, so that their devices are free."""
         for seat in self._seats:
             self._stop(seat)
@@ -91,13 +91,13 @@ class Pool:
             SkipsearchError: it cannot be loaded, or its evaluators cannot be set up.
             RunError: no worker comes up.
         """
-        self.hire()
+        self.start_workers()
         while any(seat.strikes == 0 for seat in self._loading.values()) or not self._idle:
             self._look()
         self._num_layers = self._idle[0].described["num_layers"]
         return [seat.described for seat in sorted(self._idle, key=lambda seat: seat.index)]
 
-    def preview(self) -> Preview:
+    def probe_dense(self) -> DenseStats:
         """See the dense model for the rules to begin with, on one worker.
 
         Raises:
@@ -109,7 +109,7 @@ class Pool:
                 self._look()
             seat = self._idle.popleft()
             try:
-                found: Preview = ray.get(seat.actor.preview.remote(), timeout=DENSE_SECONDS)
+                found: DenseStats = ray.get(seat.actor.probe_dense.remote(), timeout=DENSE_SECONDS)
             except RayTaskError as cause:
                 raise self._reason(cause) from None
             except RayError as cause:
@@ -142,7 +142,13 @@ class Pool:
         self._send(seat, job)
 
     def _send(self, seat: Seat, job: Job) -> None:
-        given = {"dense": job.dense, "rivals": job.rivals, "known": job.known, "until": job.until, "times": job.times}
+        given = {
+            "dense": job.dense,
+            "rivals": job.rivals,
+            "known": job.known,
+            "max_examples": job.max_examples,
+            "times": job.times,
+        }
         reference = seat.actor.measure.remote(job.policy.document(), list(job.names), job.split, **given)
         seat.since = time.monotonic()
         self._running[reference] = (seat, job)
@@ -311,7 +317,7 @@ class Pool:
 
     def close(self) -> None:
         """Stop the workers, and the cluster if it was started here."""
-        self.release()
+        self.stop_workers()
         if self.owns_cluster:
             stop_ray()
 

@@ -11,12 +11,13 @@ from ray.experimental.internal_kv import _internal_kv_put
 
 from ...evaluators.base import Measurement, Split
 from ...policies.policy import Policy
-from ..baselines.dense_stats import Preview
+from ..baselines.dense_stats import DenseStats
 from ..space.space import Space
 from ..trial.modelled_time import ExpectedTime
 from ..trial.outcome import Outcome
+from .dense_probe import probe_dense
 from .early_stopping import Rival
-from .evaluate import Bench
+from .evaluate import PolicyEvaluator
 from .prefix_affinity import RECENT, Steps
 
 NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
@@ -28,12 +29,12 @@ class Worker:
     def __init__(self, space: dict[str, Any], threads: int | None) -> None:
         self._space = Space.model_validate(space)
         self._threads = threads
-        self._bench: Bench | None = None
+        self._bench: PolicyEvaluator | None = None
         self._key = ray.get_runtime_context().get_actor_id() or ""
 
-    def _loaded(self) -> Bench:
+    def _loaded(self) -> PolicyEvaluator:
         if self._bench is None:
-            self._bench = Bench(self._space, self._threads, self._note)
+            self._bench = PolicyEvaluator(self._space, self._threads, self._note)
         return self._bench
 
     def _note(self, evaluator: str) -> None:
@@ -44,12 +45,12 @@ class Worker:
         """Load the model, and say what it is and where."""
         return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
-    def preview(self) -> Preview:
-        """See the dense model for the rules to begin with; see `Bench.preview`."""
-        return self._loaded().preview()
+    def probe_dense(self) -> DenseStats:
+        """Find out what the baselines of the space need to know of the dense model; see `probe_dense`."""
+        return probe_dense(self._loaded(), self._space.search.rules)
 
     def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
-        """Measure one policy; see `Bench.measure`."""
+        """Measure one policy; see `PolicyEvaluator.measure`."""
         return self._loaded().measure(Policy.model_validate(policy), names, split, **more)
 
 
@@ -64,7 +65,7 @@ class Job:
         dense: The dense model's figures, for the constraints.
         rivals: The front so far, to race against; None measures everything in full.
         known: What was measured of the policy before, on all or on some of the examples.
-        until: How many examples are enough for now; None measures all.
+        max_examples: How many examples are enough for now; None measures all.
         times: What is expected of its times, by metric.
         seconds: How long it may take; None sets no limit.
         tag: Whatever the driver wants to know it by.
@@ -79,7 +80,7 @@ class Job:
     dense: Mapping[str, Measurement] | None = None
     rivals: Sequence[Rival] | None = None
     known: Mapping[str, Measurement] = field(default_factory=dict)
-    until: int | None = None
+    max_examples: int | None = None
     times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     seconds: float | None = None
     tag: Any = None

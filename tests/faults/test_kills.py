@@ -93,7 +93,7 @@ def test_random_kills_lose_nothing_double_nothing_and_blame_nobody(path, tmp_pat
     now = finished(study)
     lost += sum(now.get(number) != told for number, told in before.items())
     record = read_record(study)
-    own = Counter(trial.policy.fingerprint for trial in record.trials if trial.shared_from is None and trial.search)
+    own = Counter(trial.policy.fingerprint for trial in record.trials if trial.duplicate_of is None and trial.search)
     doubled = sum(count - 1 for count in own.values())
     blamed = sum(trial.state == "failed" for trial in record.trials)
     told = {"killed": killed, "trials": len(own), "lost": lost, "doubled": doubled, "blamed": blamed}
