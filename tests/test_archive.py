@@ -13,7 +13,7 @@ from test_study import LAYERS, measured
 
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.choice import KEEP, NAMED
+from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.policies.errors import UsageError
 from skipsearch.policies.policy import Provenance
 from skipsearch.search.analysis.reselect import best, bounds_of, none_keeps, parsed, under, untold_lines
@@ -58,7 +58,7 @@ def test_a_pick_is_the_most_accurate_within_the_budget(seed):
 
 def test_a_new_constraint_stands_in_the_place_of_the_old_and_beside_the_others():
     record = replace(study(80), constraints={"accuracy": ">= 0.75 * dense", "prefill_flops": "<= 0.9 * dense"})
-    texts = [bound.text for bound in bounds_of(record, bounds(record, "accuracy>=0.6*dense"), [])]
+    texts = [bound.label for bound in bounds_of(record, bounds(record, "accuracy>=0.6*dense"), [])]
     assert texts == ["prefill_flops <= 0.9 * dense", "accuracy >=0.6*dense"]
 
 
@@ -148,7 +148,7 @@ def additive(policy):
 def sparse_study(path, without):
     """Every policy with up to two layers skipped, and three, but for some."""
     rows = [[place in (a, b, c) for place in range(8)] for a in range(8) for b in range(a, 8) for c in (b, 7)]
-    policies = [Policy(), *(Policy.of([NAMED["skip_layer"] if skip else KEEP for skip in row]) for row in rows)]
+    policies = [Policy(), *(Policy.of([CHOICES["skip_layer"] if skip else KEEP for skip in row]) for row in rows)]
     policies = [policy for policy in dict.fromkeys(policies) if policy not in without]
     trials = [TrialResult(number, "complete", policy, additive(policy)) for number, policy in enumerate(policies)]
     space = searching.loaded(path, layers="[{choices: [keep, skip_layer]}]").space
@@ -176,7 +176,7 @@ def test_what_few_examples_say_counts_for_an_offer_and_bars_nothing_from_it(path
     record, space = sparse_study(path, [])
     asked = bounds(record, "prefill_flops<=0.55*dense")
     best = {0, 2, 4, 6}
-    whole = Policy.of([NAMED["skip_layer"] if index in best else KEEP for index in range(8)])
+    whole = Policy.of([CHOICES["skip_layer"] if index in best else KEEP for index in range(8)])
     trials = [*record.trials, TrialResult(len(record.trials), "complete", whole, additive(whole))]
     for place in range(9, len(trials)):
         search = dict(trials[place].search)
@@ -245,7 +245,9 @@ def test_a_constraint_prints_the_front_one_document_a_policy(folder, capsys):
 
 @pytest.mark.parametrize(("constraints", "picks"), [(["accuracy>=0.5*dense"], []), ([], ["accuracy>=0.5*dense"])])
 def test_what_nobody_measured_is_offered_under_bounds_of_both_kinds(constraints, picks, folder, monkeypatch, capsys):
-    better = Policy(layers={1: NAMED["skip_ffn"]}).model_copy(update={"provenance": Provenance(unmeasured="expected")})
+    better = Policy(layers={1: CHOICES["skip_ffn"]}).model_copy(
+        update={"provenance": Provenance(unmeasured="expected")}
+    )
     monkeypatch.setattr(selection, "offer", lambda *given: better)
     found = selection.select(folder, constraints, picks)
     assert found.unmeasured is better and (found.pick is not None) == bool(picks)

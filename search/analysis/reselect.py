@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ...policies.errors import StudyError, UsageError
 from ...policies.wording import nearest, short
@@ -14,25 +14,7 @@ from ..trial.trial_result import TrialResult
 from .study_record import StudyRecord
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A bound on one metric.
-
-    Attributes:
-        metric: Its name.
-        constraint: The bound.
-    """
-
-    metric: str
-    constraint: Constraint
-
-    @property
-    def text(self) -> str:
-        """The bound in words."""
-        return f"{self.metric} {self.constraint.text}"
-
-
-def parsed(texts: Sequence[str], flag: str, record: StudyRecord) -> list[Bound]:
+def parsed(texts: Sequence[str], flag: str, record: StudyRecord) -> list[Constraint]:
     """Bounds as they are given on the command line, such as `ttft_ms<=0.6*dense`.
 
     Raises:
@@ -42,7 +24,7 @@ def parsed(texts: Sequence[str], flag: str, record: StudyRecord) -> list[Bound]:
     for text in texts:
         name, sign, rest = re.split(r"([<>]=)", text, maxsplit=1) if re.search(r"[<>]=", text) else ("", "", "")
         try:
-            found.append(Bound(name.strip(), Constraint.parse(sign + rest)))
+            found.append(Constraint.parse(sign + rest, name.strip()))
         except ValueError:
             problems.append(f"found {short(text)}, expected a metric and a bound, such as 'ttft_ms<=0.6*dense'")
             continue
@@ -53,14 +35,14 @@ def parsed(texts: Sequence[str], flag: str, record: StudyRecord) -> list[Bound]:
     return found
 
 
-def bounds_of(record: StudyRecord, instead: Sequence[Bound], besides: Sequence[Bound]) -> list[Bound]:
+def bounds_of(record: StudyRecord, instead: Sequence[Constraint], besides: Sequence[Constraint]) -> list[Constraint]:
     """What a policy must keep: the study's own constraints, but on metrics that have new ones, and what is added."""
     changed = {bound.metric for bound in instead}
-    own = [Bound(name, Constraint.parse(text)) for name, text in record.constraints.items() if name not in changed]
+    own = [Constraint.parse(text, name) for name, text in record.constraints.items() if name not in changed]
     return [*own, *instead, *besides]
 
 
-def under(record: StudyRecord, bounds: Sequence[Bound]) -> StudyRecord:
+def under(record: StudyRecord, bounds: Sequence[Constraint]) -> StudyRecord:
     """The study as if it had searched under these bounds and no others: what it measured, and the front of that.
 
     A trial that stopped before a bounded metric was measured cannot be told to keep the bound.
@@ -69,7 +51,7 @@ def under(record: StudyRecord, bounds: Sequence[Bound]) -> StudyRecord:
     return replace(record, trials=trials, front=front_trials(trials, record.objectives))
 
 
-def violations(record: StudyRecord, trial: TrialResult, bounds: Sequence[Bound]) -> dict[str, float]:
+def violations(record: StudyRecord, trial: TrialResult, bounds: Sequence[Constraint]) -> dict[str, float]:
     """By metric, how far a trial lies beyond the bound that it breaks most; infinity where it was not measured."""
     found: dict[str, float] = {}
     for bound in bounds:
@@ -77,12 +59,12 @@ def violations(record: StudyRecord, trial: TrialResult, bounds: Sequence[Bound])
     return found
 
 
-def excess(record: StudyRecord, trial: TrialResult, bound: Bound) -> float:
+def excess(record: StudyRecord, trial: TrialResult, bound: Constraint) -> float:
     """How far a trial lies beyond a bound, in the metric's unit."""
     entry, dense = trial.search.get(bound.metric), record.dense.search[bound.metric]
     if entry is None:
         return math.inf
-    return bound.constraint.excess(objective_value(bound.metric, entry, dense), dense.value, dense.floor)
+    return bound.excess(objective_value(bound.metric, entry, dense), dense.value, dense.floor)
 
 
 def best(record: StudyRecord) -> TrialResult | None:
@@ -97,7 +79,7 @@ def best(record: StudyRecord) -> TrialResult | None:
     return record.trial(min(ranked)[1]) if ranked else None
 
 
-def none_keeps(record: StudyRecord, bounds: Sequence[Bound]) -> StudyError:
+def none_keeps(record: StudyRecord, bounds: Sequence[Constraint]) -> StudyError:
     """The error where no measured policy keeps some bounds: it names the one that comes nearest."""
 
     def distance(trial: TrialResult) -> float:
@@ -113,11 +95,11 @@ def none_keeps(record: StudyRecord, bounds: Sequence[Bound]) -> StudyError:
         else []
     )
     hint = "loosen a bound, or search under it: `skipsearch run … --set constraints.METRIC='BOUND' --name NEW`"
-    what = f"no measured policy keeps {' and '.join(bound.text for bound in bounds)}"
+    what = f"no measured policy keeps {' and '.join(bound.label for bound in bounds)}"
     return StudyError(what, [*lines, *untold_lines(record, bounds)], hint)
 
 
-def untold_lines(record: StudyRecord, bounds: Sequence[Bound]) -> list[str]:
+def untold_lines(record: StudyRecord, bounds: Sequence[Constraint]) -> list[str]:
     """How many trials may keep the bounds and stopped too early to tell, by what stopped them."""
     names = {*record.objectives, *(bound.metric for bound in bounds)}
     unknown = [
@@ -131,13 +113,13 @@ def untold_lines(record: StudyRecord, bounds: Sequence[Bound]) -> list[str]:
     return [f"{count} trials {why}, before it could be told" for why, count in told.items() if count]
 
 
-def figures(record: StudyRecord, trial: TrialResult, bounds: Sequence[Bound]) -> str:
+def figures(record: StudyRecord, trial: TrialResult, bounds: Sequence[Constraint]) -> str:
     """A trial's figures beside the bounds on them."""
     parts = []
     for bound in bounds:
         unit, dense = unit_of(bound.metric), record.dense.search[bound.metric]
         value = objective_value(bound.metric, trial.search[bound.metric], dense)
-        limit = bound.constraint.limit(dense.value, dense.floor)
-        sign = ">=" if bound.constraint.at_least else "<="
+        limit = bound.limit(dense.value, dense.floor)
+        sign = ">=" if bound.at_least else "<="
         parts.append(f"{bound.metric} {amount(value, unit)} (asked: {sign} {amount(limit, unit)})")
     return ", ".join(parts)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...policies.policy import Policy
+from ..space.constraint import Constraint
 from ..study.storage import DATABASE, space_of
 from ..trial.trial_result import TrialResult
 from .load_study import read_record
-from .reselect import Bound, best, bounds_of, parsed, under
+from .reselect import best, bounds_of, parsed, under
 from .study_record import StudyRecord
 from .suggest import cannot_tell, offer
 
@@ -27,7 +28,7 @@ class Selection:
     """
 
     record: StudyRecord
-    bounds: Sequence[Bound]
+    bounds: Sequence[Constraint]
     pick: TrialResult | None = None
     unmeasured: Policy | None = None
     untold: str | None = None

@@ -12,6 +12,7 @@ from ..sampler.candidates import double_moves, single_moves
 from ..sampler.gaussian_process import FEWEST, Surrogate
 from ..sampler.knapsack import additive_front
 from ..sampler.search_space import Alternatives
+from ..space.constraint import Constraint
 from ..space.parameters import Parameters
 from ..space.space import Space
 from ..space.units import amount, unit_of
@@ -19,7 +20,7 @@ from ..study.expected_results import Known
 from ..trial.arrays import Codes, Floats
 from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
-from .reselect import Bound, best
+from .reselect import best
 from .study_record import StudyRecord
 
 LEAST = 20  # policies below which nothing is expected of others; those that answered few examples count
@@ -39,7 +40,7 @@ def cannot_tell(record: StudyRecord, space: Space) -> str | None:
     return f"found {found} policies of use, expected at least {LEAST}" if found < LEAST else None
 
 
-def offer(record: StudyRecord, space: Space, bounds: Sequence[Bound]) -> Policy | None:
+def offer(record: StudyRecord, space: Space, bounds: Sequence[Constraint]) -> Policy | None:
     """The policy not measured in full of which most is expected in the first objective.
 
     That objective is expected by the surrogate of the search, every other bounded figure by a sum over the layers. What
@@ -162,11 +163,11 @@ def figure(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> 
     return objective_value(name, found[name], record.dense.search[name])
 
 
-def keeps(record: StudyRecord, bound: Bound, value: float, spread: float) -> bool:
+def keeps(record: StudyRecord, bound: Constraint, value: float, spread: float) -> bool:
     """True where an expected figure keeps a bound even if it is a little worse."""
-    worse = value - CAUTION * spread if bound.constraint.at_least else value + CAUTION * spread
+    worse = value - CAUTION * spread if bound.at_least else value + CAUTION * spread
     dense = record.dense.search[bound.metric]
-    return bound.constraint.excess(worse, dense.value, dense.floor) <= 0
+    return bound.excess(worse, dense.value, dense.floor) <= 0
 
 
 def marked(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:

@@ -33,7 +33,7 @@ def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> No
     console = Console(stderr=True, highlight=False)
     rows = {f"trial {trial.number}": row(record, trial, None) for trial in selection.trials}
     console.print(front_table(record, rows))
-    bounds = ", ".join(bound.text for bound in selection.bounds)
+    bounds = ", ".join(bound.label for bound in selection.bounds)
     for line in (f"under {bounds}", *untold_lines(record, selection.bounds)):
         console.print(line, markup=False)
     if offered is not None:
@@ -52,7 +52,7 @@ def selection_data(selection: Selection) -> dict[str, Any]:
 
     return {
         "study": record.name,
-        "bounds": [bound.text for bound in selection.bounds],
+        "bounds": [bound.label for bound in selection.bounds],
         "front": [plain(record.trial(number)) for number in record.front],
         "pick": plain(selection.pick) if selection.pick else None,
         "unmeasured": selection.unmeasured.document() if selection.unmeasured else None,

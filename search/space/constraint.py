@@ -1,4 +1,4 @@
-"""A bound on a metric, absolute or relative to the dense model."""
+"""Bounds on metrics, absolute or relative to the dense model."""
 
 import math
 import re
@@ -6,26 +6,30 @@ from typing import Any, Self
 
 from pydantic import WithJsonSchema, model_serializer
 
-from ...policies.choice import Part
+from ...policies.choice import StrictModel
 from ...policies.wording import short
 
 NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
 BOUND = rf"(>=|<=)\s*(?:{NUMBER}\s*\*\s*(dense|kept)|{NUMBER}|dense\s*(?:([+-])\s*{NUMBER})?)"
+FORMS = "'>= 0.9 * dense', '>= 0.9 * kept', '>= dense - 0.02' or '<= 12.5'"
 
 
-class Constraint(Part):
-    """A bound on a measured metric, as `>= 0.9 * dense`, `<= 12.5`, `>= dense - 0.02` or `>= 0.9 * kept`.
+class Constraint(StrictModel):
+    """A bound on a metric, such as `>= 0.9 * dense`, `>= 0.9 * kept`, `>= dense - 0.02` or `<= 12.5`.
 
-    What is kept of dense is counted from what guessing gives: a share of 0.9 is floor + 0.9 * (dense - floor).
+    `dense` is the dense model's value. `kept` counts from the chance floor: `0.9 * kept` is
+    floor + 0.9 * (dense - floor), where the floor is the accuracy of guessing.
 
     Attributes:
-        text: As written.
+        metric: The metric that is bounded; empty where the constraint was read without one.
+        text: The bound as written.
         at_least: True for `>=`.
-        factor: What the dense figure is multiplied by; 0 where the bound does not mention it.
-        offset: What is added.
-        above_floor: True where the factor is a share of what dense has beyond guessing.
+        factor: Multiplies the dense model's value; 0 for an absolute bound.
+        offset: Is added to the product.
+        above_floor: True for `kept`: the factor applies to what dense has above the chance floor.
     """
 
+    metric: str = ""
     text: str
     at_least: bool
     factor: float
@@ -33,43 +37,63 @@ class Constraint(Part):
     above_floor: bool = False
 
     @classmethod
-    def parse(cls, text: Any) -> Self:
+    def parse(cls, text: Any, metric: str = "") -> Self:
         """Read a bound.
 
+        Args:
+            text: The bound, without the metric.
+            metric: The metric that it bounds.
+
         Raises:
-            ValueError: it is not of one of the three forms.
+            ValueError: the text is no bound, or a number in it is infinite.
         """
         match = re.fullmatch(BOUND, text.strip()) if isinstance(text, str) else None
-        sign, factor, of, plain, direction, shift = match.groups() if match else ("", "inf", "", "", "", "")
-        offset = float(plain) if plain else float(shift or 0) * (-1 if direction == "-" else 1)
-        times = float(factor) if factor else float(not plain)
-        if not (math.isfinite(times) and math.isfinite(offset)):
-            known = "'>= 0.9 * dense', '>= 0.9 * kept', '>= dense - 0.02' or '<= 12.5'"
-            raise ValueError(f"found {short(text)}, expected a bound such as {known}")
-        return cls(text=text.strip(), at_least=sign == ">=", factor=times, offset=offset, above_floor=of == "kept")
+        sign, factor, base, absolute, direction, shift = match.groups() if match else ("", "inf", "", "", "", "")
+        multiplier = float(factor) if factor else float(not absolute)
+        offset = float(absolute) if absolute else float(shift or 0) * (-1 if direction == "-" else 1)
+        if not (math.isfinite(multiplier) and math.isfinite(offset)):
+            raise ValueError(f"found {short(text)}, expected a bound such as {FORMS}")
+        return cls(
+            metric=metric,
+            text=text.strip(),
+            at_least=sign == ">=",
+            factor=multiplier,
+            offset=offset,
+            above_floor=base == "kept",
+        )
 
     @model_serializer
     def _as_written(self) -> str:
         return self.text
 
+    @property
+    def label(self) -> str:
+        """The metric and its bound, such as `accuracy >= 0.9 * dense`."""
+        return f"{self.metric} {self.text}"
+
     def limit(self, dense: float, floor: float = 0.0) -> float:
-        """The figure that may just be reached.
+        """The last value that satisfies the bound.
 
         Args:
-            dense: The dense model's.
-            floor: That of guessing.
+            dense: The dense model's value.
+            floor: The value of guessing.
         """
         return self.factor * dense + self.offset + ((1 - self.factor) * floor if self.above_floor else 0.0)
 
     def excess(self, value: float, dense: float, floor: float = 0.0) -> float:
-        """How far a value lies beyond the bound; 0 or less where it holds."""
+        """By how much a value violates the bound; 0 or less where it satisfies it."""
         beyond = value - self.limit(dense, floor)
         return -beyond if self.at_least else beyond
 
 
 def as_constraint(value: Any) -> Any:
-    """Let a bound be written as a string."""
+    """Parse a bound that is written as a string."""
     return value if isinstance(value, Constraint) else Constraint.parse(value)
 
 
-AS_TEXT = WithJsonSchema({"type": "string", "pattern": rf"^\s*{BOUND}\s*$"})
+def with_metrics(constraints: dict[str, Constraint]) -> dict[str, Constraint]:
+    """Constraints by metric, each of which names its metric too."""
+    return {metric: bound.model_copy(update={"metric": metric}) for metric, bound in constraints.items()}
+
+
+CONSTRAINT_JSON_SCHEMA = WithJsonSchema({"type": "string", "pattern": rf"^\s*{BOUND}\s*$"})

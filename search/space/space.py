@@ -5,15 +5,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ...evaluators.base import Direction, Metric, evaluator_class
 from ...evaluators.subject import ModelSpec
-from ...policies.choice import KEEP, LayerChoice, Part
+from ...policies.choice import KEEP, LayerChoice, StrictModel
 from ...policies.errors import SpaceError
 from ...policies.wording import nearest, short
 from ..baselines.registry import BASELINES, SOURCES
-from .constraint import AS_TEXT, Constraint, as_constraint
+from .constraint import CONSTRAINT_JSON_SCHEMA, Constraint, as_constraint, with_metrics
 from .evaluator_defaults import MOST, shared
 from .fingerprint import Digests, by_content
 from .guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
@@ -40,7 +40,7 @@ def start_name(value: Any) -> Any:
 StartName = Annotated[str, BeforeValidator(start_name), Field(json_schema_extra={"enum": [*STARTS]})]
 
 
-class Stop(Part):
+class Stop(StrictModel):
     """What ends a search before its trials are spent.
 
     Attributes:
@@ -56,7 +56,7 @@ class Stop(Part):
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class Racing(Part):
+class Racing(StrictModel):
     """How a candidate is judged on few examples first, and on more only while it may belong to the front.
 
     Attributes:
@@ -72,7 +72,7 @@ class Racing(Part):
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 
-class Search(Part):
+class Search(StrictModel):
     """How the search goes.
 
     Attributes:
@@ -104,7 +104,7 @@ class Search(Part):
         return [*dict.fromkeys(named[self.start] if isinstance(self.start, str) else self.start)]
 
 
-class Workers(Part):
+class Workers(StrictModel):
     """Who measures.
 
     Attributes:
@@ -125,7 +125,7 @@ class Workers(Part):
     runner: Literal["actors", "tune"] = "actors"
 
 
-class Space(Part):
+class Space(StrictModel):
     """A search space; see `spaces/README.md` for every key.
 
     Attributes:
@@ -153,7 +153,10 @@ class Space(Part):
     token_selection: SelectionOptions = SelectionOptions()
     evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=MOST)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
-    constraints: dict[str, Annotated[Constraint, BeforeValidator(as_constraint), AS_TEXT]] = {}
+    constraints: Annotated[
+        dict[str, Annotated[Constraint, BeforeValidator(as_constraint), CONSTRAINT_JSON_SCHEMA]],
+        AfterValidator(with_metrics),
+    ] = {}
     search: Search = Search()
     workers: Workers = Workers()
 
@@ -258,7 +261,7 @@ class Space(Part):
         ]
 
 
-class LoadedSpace(Part):
+class LoadedSpace(StrictModel):
     """A space with where it comes from.
 
     Attributes:
