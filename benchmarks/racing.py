@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.choice import NAMED
+from skipsearch.policies.choice import CHOICES
 from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.promotion import ENOUGH, due, examples
 from skipsearch.search.space.load import load_space
@@ -36,7 +36,7 @@ from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.early_stopping import Race, rivals_among, shares
 from skipsearch.search.workers.evaluate import PolicyEvaluator
 
-CHOICES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
+CHOICE_NAMES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
 COSTS = {"keep": 1.0, "skip_ffn": 0.35, "skip_attention": 0.65, "skip_layer": 0.0, "parallel": 1.0}
 DAMAGE = {"keep": 0.0, "skip_ffn": 0.7, "skip_attention": 0.4, "skip_layer": 1.0, "parallel": 0.1}
 OBJECTIVES = "{accuracy: maximize, prefill_flops: minimize}"
@@ -106,7 +106,7 @@ class Digits:
 
     def measure(self, choices: Choices) -> Candidate:
         """Answer all examples of both splits."""
-        policy = Policy.of([NAMED[choice] for choice in choices])
+        policy = Policy.of([CHOICES[choice] for choice in choices])
         found = self._bench.measure(policy, ["accuracy", "flops"]).measurements
         report = self._bench.measure(policy, ["accuracy"], "report").measurements["accuracy"]
         scores = (list(entry.detail["per_example"]) for entry in (found["accuracy"], report))
@@ -128,7 +128,7 @@ def candidates(world: World, count: int, seed: int) -> list[Candidate]:
 def scattered(layers: int, draw: random.Random) -> Choices:
     """Random choices in a random share of the layers."""
     share = draw.random()
-    return tuple(draw.choice(CHOICES[1:]) if draw.random() < share else "keep" for _ in range(layers))
+    return tuple(draw.choice(CHOICE_NAMES[1:]) if draw.random() < share else "keep" for _ in range(layers))
 
 
 def best(known: dict[Choices, Candidate], draw: random.Random) -> Choices:
@@ -145,7 +145,7 @@ def best(known: dict[Choices, Candidate], draw: random.Random) -> Choices:
 def mutated(choices: Choices, draw: random.Random) -> Choices:
     """One to three layers changed."""
     places = draw.sample(range(len(choices)), draw.randint(1, 3))
-    return tuple(draw.choice(CHOICES) if index in places else choice for index, choice in enumerate(choices))
+    return tuple(draw.choice(CHOICE_NAMES) if index in places else choice for index, choice in enumerate(choices))
 
 
 def assess(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[TrialResult], int]:

@@ -107,7 +107,7 @@ def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, Tria
             "race",
             space,
             bench.num_layers,
-            probe_dense=lambda: probe_dense(bench, space.search.rules),
+            probe_dense=lambda: probe_dense(bench, space.search.baselines),
             guide=guide,
         )
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from search_problems import CORNER, DIRECTIONS, Codes
 
-from skipsearch.policies.runtime.retention import Beginnings, Store
+from skipsearch.policies.runtime.retention import PrefixTrie, Store
 from skipsearch.search.trial.hypervolume import history, hypervolume
 from skipsearch.search.trial.pareto import pareto
 
@@ -33,7 +33,7 @@ class Reuse:
     """
 
     def __init__(self, capacity: float) -> None:
-        self._beginnings = Beginnings()
+        self._beginnings = PrefixTrie()
         self._store: Store[One] = Store(capacity, self._beginnings)
 
     def first(self, steps: Sequence[Hashable]) -> int:

@@ -17,7 +17,7 @@ from search_ledger import KEPT
 from search_problems import Codes
 
 from skipsearch import Policy, apply_policy
-from skipsearch.evaluators.accuracy.memo import Memo, remembered_features
+from skipsearch.evaluators.accuracy.memo import Memo, cached_image_features
 from skipsearch.evaluators.flops import flop_counter
 from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.policies.choice import LayerChoice
@@ -202,7 +202,7 @@ class Digits(Measured):
             return handle.steps()
 
     def _run(self, split: str, code: Codes, rows: tuple[int, ...]) -> Codes:
-        with remembered_features(self.model, self._features):
+        with cached_image_features(self.model, self._features):
             return super()._run(split, code, rows)
 
     @staticmethod

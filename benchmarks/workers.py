@@ -22,18 +22,18 @@ import numpy as np
 from search_problems import Planted
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.choice import NAMED
+from skipsearch.policies.choice import CHOICES
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 
-CHOICES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")
-KINDS = [NAMED[name] for name in CHOICES]
+CHOICE_NAMES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")
+KINDS = [CHOICES[name] for name in CHOICE_NAMES]
 LAST = 100  # proposals whose time is told
 SPACE = {
-    "layers": f"[{{range: all, choices: [{', '.join(CHOICES)}]}}]",
+    "layers": f"[{{range: all, choices: [{', '.join(CHOICE_NAMES)}]}}]",
     "evaluate": "{accuracy: {tasks: [none]}, flops: }",
     "objectives": "{accuracy: maximize, prefill_flops: minimize}",
     "constraints": "{}",
@@ -77,7 +77,7 @@ class Sleepers:
         """Wait for a worker to wake up."""
         job, seconds = self._done.get()
         self.busy -= 1
-        kept = NAMED["keep"]
+        kept = CHOICES["keep"]
         code = np.array([KINDS.index(job.policy.layers.get(n, kept)) for n in range(self._problem.layers)])
         cost = float(self._problem.costs[np.arange(len(code)), code].sum())
         found = {

@@ -43,19 +43,19 @@ class Metric:
         unit: `fraction`, `nats`, `flops`, `ms`, `bytes`, or any other, which is printed as it stands.
         direction: Which way is better.
         text: One sentence that says exactly what is counted.
-        declared: The kind, where the unit does not tell it. A `time` that was measured interleaved with dense
+        declared_metrics: The kind, where the unit does not tell it. A `time` that was measured interleaved with dense
             (`Measurement.dense`) is compared by its ratio to that.
     """
 
     unit: str
     direction: Direction
     text: str
-    declared: Kind | None = None
+    declared_metrics: Kind | None = None
 
     @property
     def kind(self) -> Kind:
         """What is measured: as declared, or as the unit tells."""
-        return self.declared or KINDS.get(self.unit, "other")
+        return self.declared_metrics or KINDS.get(self.unit, "other")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Measurement:
         return found
 
     @property
-    def is_part(self) -> bool:
+    def is_partial(self) -> bool:
         """True of a figure of some of the examples only."""
         return "places" in self.detail
 
@@ -126,7 +126,7 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
-class ExamplesFirst(Evaluator, Protocol):
+class IncrementalEvaluator(Evaluator, Protocol):
     """An evaluator that can measure on few examples first and on more after that, and be left at any time.
 
     What it measures on a part has, in `detail`, the score of each example (`per_example`, in the order in which they
@@ -163,7 +163,7 @@ class ExamplesFirst(Evaluator, Protocol):
 
 
 @runtime_checkable
-class Revisits(Evaluator, Protocol):
+class RetimingEvaluator(Evaluator, Protocol):
     """An evaluator of times that can visit a policy shortly, in turns with others, when a front is timed again."""
 
     def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
@@ -211,7 +211,7 @@ def evaluator_class(name: str) -> type[Evaluator]:
 
 
 @functools.cache
-def declared() -> Mapping[str, Metric]:
+def declared_metrics() -> Mapping[str, Metric]:
     """Every metric that an evaluator which can be loaded declares."""
     found: dict[str, Metric] = {}
     for name in available():
@@ -222,9 +222,9 @@ def declared() -> Mapping[str, Metric]:
     return found
 
 
-def metric_of(name: str) -> Metric | None:
+def declared_metric(name: str) -> Metric | None:
     """What was declared of a metric; None where nobody here measures it. Policies call some `search_…` as well."""
-    known = declared()
+    known = declared_metrics()
     return known.get(name) or known.get(name.removeprefix("search_"))
 
 

@@ -119,7 +119,7 @@ class ExampleEvaluator(ABC):
         shares: tuple[float, ...],
         known: Mapping[str, Measurement] = MappingProxyType({}),
     ) -> Generator[dict[str, Measurement], None, None]:
-        """Measure on the examples of a split a share at a time; see `ExamplesFirst.rungs`."""
+        """Measure on the examples of a split a share at a time; see `IncrementalEvaluator.rungs`."""
         (metric,) = self.metrics
         before = known.get(metric)
         self._live.begin(split)
@@ -155,11 +155,11 @@ class ExampleEvaluator(ABC):
     @contextmanager
     def _answering(self, handle: "PolicyHandle") -> Iterator[None]:
         """Let the model answer under a policy, image features remembered."""
-        from .accuracy.memo import remembered_features
+        from .accuracy.memo import cached_image_features
 
         self._model.handle = handle
         try:
-            with remembered_features(handle.model, self._memo), cheap_collection():
+            with cached_image_features(handle.model, self._memo), cheap_collection():
                 yield
         finally:
             self._model.handle = None

@@ -99,7 +99,7 @@ class LatencyEvaluator:
         if self._input is None:
             self._input = fixed_input(self._subject, options.batch_size, options.prompt_tokens)
         policy, dense = Timings(), Timings()
-        with quiet_machine(options.threads):
+        with stable_timing(options.threads):
             for turn in range(-warmup, repeats):
                 for timings in (policy, dense) if turn % 2 == 0 else (dense, policy):
                     with handle.dense() if timings is dense else nullcontext():
@@ -150,7 +150,7 @@ def synchronize(model: Any) -> None:
 
 
 @contextmanager
-def quiet_machine(threads: int | None) -> Iterator[None]:
+def stable_timing(threads: int | None) -> Iterator[None]:
     """Time with the wanted threads, and without pauses of the garbage collector."""
     import torch
 

@@ -41,13 +41,13 @@ def fixed_input(subject: "Subject", batch_size: int = 1, prompt_tokens: int = 64
     """
     import torch
 
-    prompt = subject.prompts[0] if subject.prompts else made_up_prompt(subject, prompt_tokens)
+    prompt = subject.prompts[0] if subject.prompts else synthetic_prompt(subject, prompt_tokens)
     device, dtype = subject.model.device, subject.model.dtype
     batch = {key: torch.cat([value] * batch_size) for key, value in prompt.items()}
     return {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in batch.items()}
 
 
-def made_up_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> dict[str, "Tensor"]:
+def synthetic_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> dict[str, "Tensor"]:
     """A random prompt, the same at each call: an image, where the model takes any, and `prompt_tokens` of text."""
     import torch
 

@@ -10,13 +10,13 @@ LAST_LAYER: Final = 9999
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """Base of everything that stands in a policy or a space file: frozen, and no key is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class LayerChoice(Part):
+class LayerChoice(StrictModel):
     """What one decoder layer does; a key that is left out means what the dense layer does.
 
     Attributes:
@@ -105,7 +105,7 @@ def canonical(choice: LayerChoice) -> LayerChoice:
     )
 
 
-NAMED: Mapping[str, LayerChoice] = {
+CHOICES: Mapping[str, LayerChoice] = {
     "keep": KEEP,
     "skip_ffn": LayerChoice(ffn="skip"),
     "skip_attention": LayerChoice(attention="skip"),

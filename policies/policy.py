@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .choice import KEEP, LAST_LAYER, LayerChoice, Part
+from .choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .schedules import Schedule
@@ -24,7 +24,7 @@ NO_IMAGE = LayerChoice(token_ratio=0.0)
 SKIP_IMAGE = LayerChoice(attention="skip", ffn="skip", tokens="image")
 
 
-class TokenSelection(Part):
+class TokenSelection(StrictModel):
     """How the image tokens of a layer with a token ratio are ranked.
 
     Attributes:
@@ -39,7 +39,7 @@ class TokenSelection(Part):
     reselect: Literal["each_layer", "once"] = "each_layer"
 
 
-class ModelRef(Part):
+class ModelRef(StrictModel):
     """The model a policy was made for."""
 
     id: str | None = None
@@ -47,7 +47,7 @@ class ModelRef(Part):
     num_layers: Annotated[int, Field(ge=1, le=LAST_LAYER + 1)] | None = None
 
 
-class Measured(Part):
+class Measured(StrictModel):
     """One figure that a search measured, beside the dense model's.
 
     Attributes:
@@ -71,7 +71,7 @@ class Measured(Part):
     modelled: float | None = None
 
 
-class Provenance(Part):
+class Provenance(StrictModel):
     """Where a policy comes from.
 
     Attributes:
@@ -87,7 +87,7 @@ class Provenance(Part):
     unmeasured: str | None = None
 
 
-class Policy(Part):
+class Policy(StrictModel):
     """Which computations a model leaves out.
 
     Attributes:

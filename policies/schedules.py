@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from .choice import KEEP, LAST_LAYER, NAMED, LayerChoice, Part, Ratio
+from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
 
 Layer = Annotated[int, Field(ge=0, le=LAST_LAYER, strict=True)]
 Step = Annotated[int, Field(ge=1, le=LAST_LAYER + 1, strict=True)]
@@ -18,7 +18,7 @@ ONE_KEY: Final[dict[str, JsonValue]] = {"minProperties": 1, "maxProperties": 1}
 DIGITS = 6  # of a ratio that a curve gives: the file is for people, and the same on every machine
 
 
-class Decay(Part):
+class Decay(StrictModel):
     """Image tokens that become fewer from layer to layer, along a curve from ½ to -½ that a ratio shifts."""
 
     ratio: Ratio
@@ -69,7 +69,7 @@ class Linear(Decay):
         return 0.5 - depth
 
 
-class FastV(Part):
+class FastV(StrictModel):
     """Fewer image tokens from one layer on; with `token_selection: {reselect: once}` it is FastV (arXiv:2403.06764).
 
     Attributes:
@@ -86,7 +86,7 @@ class FastV(Part):
         return [fewer if index >= self.layer else KEEP for index in range(num_layers)]
 
 
-class Interval(Part):
+class Interval(StrictModel):
     """Every I-th layer, as in ima-lmms (arXiv:2410.09454): l is selected where `start < l < end` and `l mod I = 0`.
 
     Layer 0 is never selected. ima-lmms's modes are phases: its plain one is `decode`, context `both`, onlycontext
@@ -117,7 +117,7 @@ class Interval(Part):
         length = max(1, num_layers // len(intervals))
         end = num_layers - 1 if self.end is None else self.end
         scope = {"norm": self.norm, "phase": self.phase, "tokens": self.tokens}
-        changed = NAMED[self.choice].model_copy(update=scope)
+        changed = CHOICES[self.choice].model_copy(update=scope)
         return [
             changed
             if self.start < index < end and index % intervals[min(index // length, len(intervals) - 1)] == 0
@@ -126,7 +126,7 @@ class Interval(Part):
         ]
 
 
-class Schedule(Part):
+class Schedule(StrictModel):
     """One generator by its name.
 
     Attributes:
@@ -163,7 +163,7 @@ def check_order(least: float, most: float) -> None:
         raise ValueError(f"found min {least:g} above max {most:g}, expected min to be the lower one")
 
 
-def check_one(schedule: Part) -> None:
+def check_one(schedule: StrictModel) -> None:
     """Refuse a mapping that names no generator, or several.
 
     Raises:

@@ -14,10 +14,10 @@ from lm_eval.tasks import TaskManager
 
 import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy.memo import Memo, remembered_features
+from skipsearch.evaluators.accuracy.memo import Memo, cached_image_features
 from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
 
 BATCH = 4
@@ -37,7 +37,7 @@ def no_environment_report(monkeypatch):
 def policies(has_images, count=2):
     """Dense, and some random policies."""
     draw = random.Random(5)
-    choices = [*NAMED.values(), *([LayerChoice(token_ratio=0.5)] if has_images else [])]
+    choices = [*CHOICES.values(), *([LayerChoice(token_ratio=0.5)] if has_images else [])]
     yield Policy()
     for _ in range(count):
         yield Policy.of([draw.choice(choices) for _ in range(tiny.LAYERS)])
@@ -246,7 +246,7 @@ def test_features_are_remembered_by_content_and_the_model_is_left_alone(world):
     before = dict(vars(inner))
     pixels = torch.rand(2, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
     plain = inner.get_image_features(pixel_values=pixels).pooler_output
-    with pytest.raises(KeyError), remembered_features(world.llava.model, memo):
+    with pytest.raises(KeyError), cached_image_features(world.llava.model, memo):
         first = inner.get_image_features(pixel_values=pixels)
         first.pooler_output = None
         again = inner.get_image_features(pixel_values=pixels.clone()).pooler_output

@@ -13,7 +13,7 @@ from skipsearch.evaluators.accuracy.tasks import load_tasks
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.gold import has_answers
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import EvaluatorError
 from skipsearch.policies.policy import Policy
 
@@ -68,7 +68,7 @@ def measured(found, model, policy, split="search"):
 
 
 def some_policy(kind):
-    layers = {0: NAMED["skip_ffn"], 3: LayerChoice(attention="skip", phase="decode")}
+    layers = {0: CHOICES["skip_ffn"], 3: LayerChoice(attention="skip", phase="decode")}
     return Policy(layers={**layers, 1: LayerChoice(token_ratio=0.5)} if kind == "llava" else layers)
 
 
@@ -150,8 +150,8 @@ def test_texts_that_are_scored_whole_or_behind_a_prompt(world):
     assert measured(found, subject.model, policy).detail["per_example"] == pytest.approx(expected, rel=1e-4)
     found = evaluator(world, "llama", edited(world, "text_mc", "rolling", **ROLLING))
     # All of such a text is prompt, also for a choice about the answer.
-    policy = Policy(layers={2: NAMED["skip_ffn"], 3: LayerChoice(attention="skip", phase="decode")})
-    whole = Policy(layers={2: NAMED["skip_ffn"]})
+    policy = Policy(layers={2: CHOICES["skip_ffn"], 3: LayerChoice(attention="skip", phase="decode")})
+    whole = Policy(layers={2: CHOICES["skip_ffn"]})
     expected = []
     for document in documents(found):
         answer = subject.tokenizer(document["question"])["input_ids"]
@@ -220,7 +220,7 @@ def test_what_accuracy_compares_is_computed_once_for_both(world, first):
         found = {one.name: one.measure(handle, "search")[one.name] for one in order}
     assert len(forwards) == 1
     # Another policy has answers of its own.
-    measured(accuracy, subject.model, Policy(layers={1: NAMED["parallel"]}))
+    measured(accuracy, subject.model, Policy(layers={1: CHOICES["parallel"]}))
     hook.remove()
     assert len(forwards) == 2
     assert found["accuracy"].detail["per_example"] == alone.detail["per_example"]

@@ -7,14 +7,14 @@ import pytest
 import searching
 from test_study import LAYERS, SAMPLERS, measured, open_study, spend
 
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.space.space import RULES
-from skipsearch.search.space.ties_and_bans import Forbidden, Run, Together, forbids_dense
+from skipsearch.search.space.space import DEFAULT_BASELINES
+from skipsearch.search.space.ties_and_bans import ForbiddenChoices, ForbiddenRun, ForbiddenTogether, forbids_dense
 from skipsearch.search.study.warm_start import starts
 
 SKIPS = "[{choices: [keep, skip_ffn, skip_layer]}]"
@@ -32,18 +32,18 @@ def space_of(path, **given):
 
 def started(made):
     """Labels of everything that a search may begin with."""
-    return [start.labels for start in starts(made, RULES, 99, DenseStats())]
+    return [start.labels for start in starts(made, DEFAULT_BASELINES, 99, DenseStats())]
 
 
 def allowed(choices):
     """What FORBID says, in other words."""
-    names = ["." if choice == KEEP else "f" if choice == NAMED["skip_ffn"] else "l" for choice in choices]
+    names = ["." if choice == KEEP else "f" if choice == CHOICES["skip_ffn"] else "l" for choice in choices]
     runs = [len(run) for run in "".join(names).replace("f", "l").split(".")]
     return not (names[1] == "f" and names[2] != ".") and max(runs) <= 2
 
 
 def every_policy(count=LAYERS):
-    return [list(row) for row in itertools.product([KEEP, NAMED["skip_ffn"], NAMED["skip_layer"]], repeat=count)]
+    return [list(row) for row in itertools.product([KEEP, CHOICES["skip_ffn"], CHOICES["skip_layer"]], repeat=count)]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_group_is_one_parameter_and_its_layers_do_the_same(path):
     made = Parameters(space_of(path, tied="[[1, 3]]"), LAYERS)
     assert [*made.options] == ["layer_00", "layer_01", "layer_02"]
     assert made.size == 27
-    assert made.policy({"layer_01": "skip_ffn"}) == Policy.of([KEEP, NAMED["skip_ffn"], KEEP, NAMED["skip_ffn"]])
+    assert made.policy({"layer_01": "skip_ffn"}) == Policy.of([KEEP, CHOICES["skip_ffn"], KEEP, CHOICES["skip_ffn"]])
     draw = random.Random(0)
     for labels in [*(made.random(draw) for _ in range(20)), *started(made)]:
         assert made.policy(labels).choice(1) == made.policy(labels).choice(3)
@@ -133,22 +133,22 @@ def test_what_was_turned_away_is_no_trial_of_the_study(path, tmp_path):
 def test_a_forbidden_choice_is_known_in_every_spelling():
     no_image = LayerChoice(attention="skip", ffn="skip", tokens="image")
     spelled = {"attention": "skip", "ffn": "skip", "tokens": "image"}
-    rule = Together.model_validate({0: spelled, 1: {"choice": "skip_layer", "tokens": "image"}})
-    assert Forbidden([rule]).holds(Policy.of([no_image, LayerChoice(token_ratio=0.0)]).choices(2))
-    assert not Forbidden([rule]).holds([no_image, KEEP])
+    rule = ForbiddenTogether.model_validate({0: spelled, 1: {"choice": "skip_layer", "tokens": "image"}})
+    assert ForbiddenChoices([rule]).match(Policy.of([no_image, LayerChoice(token_ratio=0.0)]).choices(2))
+    assert not ForbiddenChoices([rule]).match([no_image, KEEP])
 
 
 def test_a_run_is_of_any_of_its_choices_and_ends_at_others():
-    rule = Forbidden([Run(consecutive=["skip_ffn", "skip_layer"], more_than=2)])
-    f, s = NAMED["skip_ffn"], NAMED["skip_layer"]
-    assert rule.holds([f, s, f])
-    assert not rule.holds([f, s, KEEP, s, f, NAMED["skip_attention"], f])
+    rule = ForbiddenChoices([ForbiddenRun(consecutive=["skip_ffn", "skip_layer"], more_than=2)])
+    f, s = CHOICES["skip_ffn"], CHOICES["skip_layer"]
+    assert rule.match([f, s, f])
+    assert not rule.match([f, s, KEEP, s, f, CHOICES["skip_attention"], f])
 
 
 def test_what_would_forbid_dense_is_told():
-    assert forbids_dense(Run(consecutive=["skip_ffn", "keep"], more_than=1))
-    assert forbids_dense(Together.model_validate({0: ["skip_ffn", "keep"], 1: "keep"}))
-    assert not forbids_dense(Together.model_validate({0: "keep", 1: "skip_ffn"}))
+    assert forbids_dense(ForbiddenRun(consecutive=["skip_ffn", "keep"], more_than=1))
+    assert forbids_dense(ForbiddenTogether.model_validate({0: ["skip_ffn", "keep"], 1: "keep"}))
+    assert not forbids_dense(ForbiddenTogether.model_validate({0: "keep", 1: "skip_ffn"}))
 
 
 @pytest.mark.parametrize("coupling", [{"tied": "[[2, 4]]"}, {"forbid": "[{1: skip_ffn, 4: skip_ffn}]"}])

@@ -10,11 +10,11 @@ from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyO
 from skipsearch.evaluators.accuracy.memo import Memo
 from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.evaluators.answers import whole_text
-from skipsearch.evaluators.base import ExamplesFirst
+from skipsearch.evaluators.base import IncrementalEvaluator
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.evaluators.predictions import divergence, likeliest, merged
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
 
 VOCABULARY = len(tiny.SPECIAL) + len(tiny.WORDS)
@@ -43,7 +43,7 @@ def measured(found, model, policy, split="search"):
 
 
 def some_policy(kind):
-    layers = {0: NAMED["skip_ffn"], 1: NAMED["skip_attention"], 3: NAMED["parallel"]}
+    layers = {0: CHOICES["skip_ffn"], 1: CHOICES["skip_attention"], 3: CHOICES["parallel"]}
     return Policy(layers={**layers, 2: LayerChoice(token_ratio=0.5)} if kind == "llava" else layers)
 
 
@@ -193,7 +193,7 @@ def test_a_share_of_the_examples_first(world, task, monkeypatch):
     monkeypatch.setattr(rungs, "FEWEST", 2)
     kind = "llava" if task == "image_gen" else "llama"
     found, policy = evaluator(world, kind, task, batch_size=2), some_policy(kind)
-    assert isinstance(found, ExamplesFirst)
+    assert isinstance(found, IncrementalEvaluator)
     whole = measured(found, getattr(world, kind).model, policy)
     with apply_policy(getattr(world, kind).model, policy) as handle:
         parts = [part["divergence"] for part in found.rungs(handle, "search", (0.4, 1.0))]

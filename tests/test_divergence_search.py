@@ -18,7 +18,7 @@ from skipsearch.search.report.sections import headline, headline_rule, headline_
 from skipsearch.search.report.terminal import print_evaluation, reuse_line
 from skipsearch.search.run import run_study
 from skipsearch.search.space.objectives import first_cost
-from skipsearch.search.space.units import against, amount, unit_of, with_error
+from skipsearch.search.space.units import versus_dense, amount, unit_of, with_error
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import TrialResult
 
@@ -120,7 +120,7 @@ def test_a_divergence_is_told_in_nats_and_never_as_a_share():
     ]
     assert with_error(0.5, 0.0123, "nats") == "0.5 nats ± 0.012"
     assert with_error(0.5, 0.0123, "fraction") == "50.0 % ± 1.2"
-    assert against(0.3, 0.0, "nats") == "from dense"
+    assert versus_dense(0.3, 0.0, "nats") == "from dense"
 
 
 def test_a_policy_file_with_a_divergence_can_be_shown(capsys):

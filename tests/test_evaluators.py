@@ -19,7 +19,7 @@ from skipsearch.evaluators.base import BUILT_IN, Metric, Options, available, eva
 from skipsearch.evaluators.prompts import fixed_input, generate
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import EvaluatorError, ModelError
 from skipsearch.policies.policy import Policy
 
@@ -51,7 +51,7 @@ def made(name, kind, subjects):
 
 
 def some_policy(kind):
-    layers = {0: NAMED["skip_ffn"], 1: NAMED["skip_attention"], 2: NAMED["parallel"], 3: NAMED["skip_layer"]}
+    layers = {0: CHOICES["skip_ffn"], 1: CHOICES["skip_attention"], 2: CHOICES["parallel"], 3: CHOICES["skip_layer"]}
     return Policy(layers={**layers, 2: LayerChoice(token_ratio=0.5)} if kind == "llava" else layers)
 
 

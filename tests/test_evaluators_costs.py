@@ -11,12 +11,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.flops import FlopsEvaluator
-from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions, quiet_machine
+from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions, stable_timing
 from skipsearch.evaluators.memory import MemoryEvaluator
-from skipsearch.evaluators.prompts import PromptOptions, fixed_input, image_placeholder, made_up_prompt, picture_size
+from skipsearch.evaluators.prompts import PromptOptions, fixed_input, image_placeholder, picture_size, synthetic_prompt
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import EvaluatorError
 from skipsearch.policies.policy import Policy, TokenSelection
 
@@ -74,7 +74,7 @@ def test_flops_of_what_is_skipped_are_gone(paths, attention):
     evaluator = FlopsEvaluator(PromptOptions(prompt_tokens=20), loaded(paths["llama"], attention))
     config = evaluator._subject.model.config
     attend, feed = sublayer_flops(config, 20, 20)
-    layers = {0: NAMED["skip_ffn"], 1: NAMED["skip_attention"], 2: NAMED["skip_layer"], 3: NAMED["parallel"]}
+    layers = {0: CHOICES["skip_ffn"], 1: CHOICES["skip_attention"], 2: CHOICES["skip_layer"], 3: CHOICES["parallel"]}
     assert values(evaluator, Policy(layers=layers))["prefill_flops"] == 2 * attend + 2 * feed
     attend, feed = sublayer_flops(config, 1, 21)
     assert values(evaluator, Policy(layers=layers))["decode_flops"] == 2 * attend + 2 * feed
@@ -124,7 +124,7 @@ def test_cache_bytes_equal_the_closed_form(paths):
     evaluator = MemoryEvaluator(PromptOptions(prompt_tokens=20), loaded(paths["llama"]))
     one_layer = 20 * 2 * 16 * 4
     assert values(evaluator)["kv_cache_bytes"] == tiny.LAYERS * one_layer
-    skipping = Policy(layers={1: NAMED["skip_attention"], 2: NAMED["skip_ffn"], 3: NAMED["skip_layer"]})
+    skipping = Policy(layers={1: CHOICES["skip_attention"], 2: CHOICES["skip_ffn"], 3: CHOICES["skip_layer"]})
     assert values(evaluator, skipping)["kv_cache_bytes"] == 2 * one_layer
 
 
@@ -141,7 +141,7 @@ def test_cache_bytes_of_a_shorter_sequence(paths):
 
 def test_a_made_up_prompt_is_the_same_at_each_call(paths):
     subject = loaded(paths["llava"])
-    first, second = made_up_prompt(subject, 12), made_up_prompt(subject, 12)
+    first, second = synthetic_prompt(subject, 12), synthetic_prompt(subject, 12)
     assert first["input_ids"].shape == first["attention_mask"].shape == (1, 12 + IMAGE_TOKENS)
     assert all(torch.equal(first[key], second[key]) for key in first)
     batch = fixed_input(subject, batch_size=3, prompt_tokens=12)
@@ -229,7 +229,7 @@ def test_latency_is_timed_in_turns(paths, monkeypatch):
         return time(model, inputs)
 
     monkeypatch.setattr(evaluator, "_time", noting)
-    found = measure(evaluator, Policy(layers={0: NAMED["skip_layer"]}))
+    found = measure(evaluator, Policy(layers={0: CHOICES["skip_layer"]}))
     assert order == ["dense", "policy", "policy", "dense", "dense", "policy", "policy", "dense"]
     for measurement in found.values():
         ours, dense = measurement.detail["repeats_ms"], measurement.detail["dense_repeats_ms"]
@@ -254,7 +254,7 @@ def test_latency_generates_every_token(paths):
 
 def test_timing_leaves_threads_and_garbage_collection_as_they_were():
     threads = torch.get_num_threads()
-    with pytest.raises(KeyError), quiet_machine(threads + 1):
+    with pytest.raises(KeyError), stable_timing(threads + 1):
         assert torch.get_num_threads() == threads + 1
         assert not gc.isenabled()
         raise KeyError

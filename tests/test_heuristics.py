@@ -5,13 +5,13 @@ import random
 import pytest
 
 from skipsearch.evaluators.statistics import LayerStatistics
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.schedules import FastV, ShiftedCosine
 from skipsearch.search.baselines.bandit import bandit
 from skipsearch.search.baselines.registry import BASELINES
 
-LAYER, ATTENTION, FFN = NAMED["skip_layer"], NAMED["skip_attention"], NAMED["skip_ffn"]
-EVERYTHING = [*NAMED.values(), *(LayerChoice(token_ratio=ratio) for ratio in (0.75, 0.5, 0.25))]
+LAYER, ATTENTION, FFN = CHOICES["skip_layer"], CHOICES["skip_attention"], CHOICES["skip_ffn"]
+EVERYTHING = [*CHOICES.values(), *(LayerChoice(token_ratio=ratio) for ratio in (0.75, 0.5, 0.25))]
 FLAT = [LayerStatistics(0.5, 0.5, 0.5, 50.0)] * 32
 
 
@@ -44,7 +44,7 @@ def test_interval_selects_the_layers_of_ima_lmms():
         [*range(2, 31, 2)],
     ]
     kinds = {choice for policy in policies("interval", space(*EVERYTHING)) for choice in policy}
-    assert kinds == {*NAMED.values()}
+    assert kinds == {*CHOICES.values()}
 
 
 def test_the_start_of_an_interval_scales_with_the_depth():

@@ -7,18 +7,18 @@ from importlib.resources import files
 import pytest
 from rich.console import Console
 
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance, TokenSelection
 from skipsearch.search.report.layer_map import COLOURS, cell, cells, describe, layer_map
-from skipsearch.search.space.units import amount, phrase, points
+from skipsearch.search.space.units import amount, phrase, signed_points
 
 POLICY = Policy.of(
     [
         KEEP,
-        NAMED["skip_attention"],
-        NAMED["skip_ffn"],
-        NAMED["skip_layer"],
-        NAMED["parallel"],
+        CHOICES["skip_attention"],
+        CHOICES["skip_ffn"],
+        CHOICES["skip_layer"],
+        CHOICES["parallel"],
         LayerChoice(token_ratio=0.5),
         LayerChoice(ffn="skip", token_ratio=0.25),
         LayerChoice(token_ratio=0.0),
@@ -31,7 +31,7 @@ SCOPED = Policy.of(
         LayerChoice(attention="skip", ffn="skip", phase="prefill", tokens="text"),
         LayerChoice(wiring="parallel", norm="shared"),
         LayerChoice(wiring="parallel", tokens="image", token_ratio=0.25),
-        NAMED["skip_layer"],
+        CHOICES["skip_layer"],
         KEEP,
     ],
     TokenSelection(reselect="once"),
@@ -103,7 +103,7 @@ def test_the_legend_counts_layers_and_names_only_what_occurs() -> None:
         "token_ratio 0.5: 1",
     ):
         assert line in text
-    plain = drawn(Policy.of([KEEP, NAMED["skip_ffn"]]), 2)
+    plain = drawn(Policy.of([KEEP, CHOICES["skip_ffn"]]), 2)
     assert "tokens" not in plain
     assert "parallel" not in plain
     assert "every layer does what the dense model does" in drawn(Policy(), 4)
@@ -120,7 +120,7 @@ def test_figures_stand_against_dense() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_eighty_layers_wrap_without_losing_one(width: int) -> None:
-    policy = Policy.of([NAMED["skip_ffn"] if index % 7 == 3 else KEEP for index in range(80)])
+    policy = Policy.of([CHOICES["skip_ffn"] if index % 7 == 3 else KEEP for index in range(80)])
     text = drawn(policy, 80, width)
     lines = text.splitlines()
     assert all(len(line) <= width for line in lines)
@@ -148,7 +148,7 @@ def test_the_page_uses_the_same_colours() -> None:
 
 def test_describe_joins_equal_neighbours() -> None:
     ratio = LayerChoice(token_ratio=0.5)
-    policy = Policy.of([KEEP, NAMED["skip_ffn"], KEEP, ratio, ratio, ratio, NAMED["skip_ffn"]])
+    policy = Policy.of([KEEP, CHOICES["skip_ffn"], KEEP, ratio, ratio, ratio, CHOICES["skip_ffn"]])
     assert describe(policy) == ["1: skip_ffn", "3-5: token_ratio 0.5", "6: skip_ffn"]
     assert describe(Policy()) == []
     assert describe(SCOPED)[:3] == ["0: skip_ffn (decode)", "1: token_ratio 0.5", "2: skip_layer (prefill, text)"]
@@ -184,4 +184,4 @@ def test_words() -> None:
         "TTFT",
         "KV cache",
     ]
-    assert points(-0.008) == "−0.8 points"
+    assert signed_points(-0.008) == "−0.8 points"

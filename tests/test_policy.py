@@ -17,7 +17,7 @@ from policy_files import HEAD, complaint, load
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
-from skipsearch.policies.choice import NAMED
+from skipsearch.policies.choice import CHOICES
 from skipsearch.policies.errors import PolicyMismatch
 from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.schemas import policy_schema
@@ -109,7 +109,7 @@ def test_a_fingerprint_never_changes_between_versions():
 
 
 def test_a_policy_from_choices_names_only_what_differs():
-    policy = Policy.of([NAMED["keep"], NAMED["skip_ffn"], LayerChoice(token_ratio=1.0)])
+    policy = Policy.of([CHOICES["keep"], CHOICES["skip_ffn"], LayerChoice(token_ratio=1.0)])
     assert policy.layers == {1: LayerChoice(ffn="skip")}
     assert [choice.label for choice in policy.choices(3)] == ["keep", "skip_ffn", "keep"]
     assert policy_of({0: {"ffn": "skip", "token_ratio": 0.25}}).choice(0).label == "skip_ffn + token_ratio 0.25"

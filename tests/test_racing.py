@@ -14,7 +14,7 @@ import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED
+from skipsearch.policies.choice import CHOICES
 from skipsearch.policies.errors import RunError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import summary
@@ -205,7 +205,7 @@ def rungs_of(bench, evaluator, policy, looks=(0.125, 0.25, 0.5, 1.0)):
 @pytest.mark.parametrize("names", [["text_gen"], ["likely"], ["text_gen", "likely"]])
 def test_the_last_rung_is_the_whole_and_each_a_part_of_it(path, bench, names):
     evaluator = accuracy_of(bench, *(path.parent / f"{name}.yaml" for name in names))
-    found, whole = rungs_of(bench, evaluator, Policy(layers={1: NAMED["skip_ffn"]}))
+    found, whole = rungs_of(bench, evaluator, Policy(layers={1: CHOICES["skip_ffn"]}))
     assert [rung.n for rung in found] == [24, 48, 96]
     assert (found[-1].value, found[-1].stderr, found[-1].detail["per_example"]) == (
         whole.value, whole.stderr, whole.detail["per_example"],
@@ -222,7 +222,7 @@ def test_every_policy_has_the_same_order_and_answers_no_more_than_asked(path, be
     evaluator = accuracy_of(bench, path.parent / "likely.yaml")
     orders = [
         rungs_of(bench, evaluator, policy)[0][0].detail["places"]
-        for policy in (Policy(), Policy(layers={1: NAMED["parallel"]}))
+        for policy in (Policy(), Policy(layers={1: CHOICES["parallel"]}))
     ]
     assert orders[0] == orders[1]
     asked = []
@@ -478,7 +478,7 @@ def part_of(scores, places):
 
 def trial(number, cost, scores, places=None):
     """A trial that answered all examples, or those of some places."""
-    policy = Policy(layers={n: NAMED["skip_ffn"] for n in range(number)})
+    policy = Policy(layers={n: CHOICES["skip_ffn"] for n in range(number)})
     whole = {"accuracy": measured(scores)} if places is None else {}
     rough = {} if places is None else {"accuracy": part_of(scores, places)}
     figures = {"prefill_flops": Measurement(cost), **whole}
@@ -582,7 +582,7 @@ def test_a_search_that_goes_on_without_races_leaves_nobody_aside(path, bench, tm
 def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path, bench, tmp_path):
     """Most of its combinations are the same policies, which it finds out by asking."""
     ends = {"start": [*range(4)], "end": [*range(1, 5)]}
-    many = {"interval": [*range(1, 11)], **ends, "norm": ["own", "shared"], "choice": [*NAMED][1:]}
+    many = {"interval": [*range(1, 11)], **ends, "norm": ["own", "shared"], "choice": [*CHOICES][1:]}
     space = {"layers": "[]", "schedules": json.dumps([{"interval": many}]), "search__trials": 200}
     found = search(path, bench, tmp_path, search__sampler="auto", **space)
     assert found.study.size > 1000 and "no policy left" in found.ended

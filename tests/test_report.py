@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from skipsearch.search.report.figures import begun_with, card, dots, planes, staircase
@@ -30,7 +30,7 @@ METRICS = {
     "kv_cache_bytes": Metric("bytes", "minimize", "Bytes of keys and values after the prompt, read off the cache."),
 }
 OBJECTIVES: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items()}
-CHOICES = [KEEP, *NAMED.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
+CHOICES = [KEEP, *CHOICES.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
 CHOICES.append(LayerChoice(ffn="skip", token_ratio=0.5))
 SPACE = "schema: skipsearch/space/v1\nmodel: {id: some/model}  # <verbatim> & $unharmed\n"
 
@@ -338,7 +338,7 @@ def test_roles_in_a_plane_follow_the_record() -> None:
 
 def test_the_pointer_shows_figures_and_policy() -> None:
     record = study()
-    policy = Policy.of([KEEP, NAMED["skip_ffn"], *[LayerChoice(token_ratio=0.5)] * 3])
+    policy = Policy.of([KEEP, CHOICES["skip_ffn"], *[LayerChoice(token_ratio=0.5)] * 3])
     figures = {"accuracy": Measurement(0.7, n=200), "<i>_flops": Measurement(4.2e12)}
     record = replace(record, metrics=METRICS | {"<i>_flops": METRICS["prefill_flops"]})
     record = changed(record, 5, policy=policy, search=figures, report={"accuracy": Measurement(0.68)})

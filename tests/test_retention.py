@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from skipsearch.policies.runtime.retention import Beginnings, Store
+from skipsearch.policies.runtime.retention import PrefixTrie, Store
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,12 @@ class Sheet:
     nbytes: int = 1
 
 
-def store(max_bytes: int) -> tuple[Beginnings, Store]:
-    beginnings = Beginnings()
+def store(max_bytes: int) -> tuple[PrefixTrie, Store]:
+    beginnings = PrefixTrie()
     return beginnings, Store(max_bytes, beginnings)
 
 
-def passing(beginnings: Beginnings, kept: Store, policy: str, batch: str = "batch") -> int:
+def passing(beginnings: PrefixTrie, kept: Store, policy: str, batch: str = "batch") -> int:
     """Visit with a policy, one letter a layer, and keep what is new; how many layers were saved."""
     path = beginnings.visit(policy)
     known = kept.find(batch, path)
@@ -29,20 +29,20 @@ def passing(beginnings: Beginnings, kept: Store, policy: str, batch: str = "batc
 
 
 def test_policies_share_the_nodes_of_what_they_begin_with():
-    beginnings = Beginnings()
+    beginnings = PrefixTrie()
     one, other, same = (beginnings.visit(policy) for policy in ("abcd", "abxd", "abcd"))
     assert one == same and one[:2] == other[:2] and not {*one[2:]} & {*other[2:]}
     assert [*beginnings.above(one[3])] == [one[2], one[1], one[0], -1]
 
 
 def test_what_comes_more_often_or_was_here_later_counts_more():
-    beginnings = Beginnings()
+    beginnings = PrefixTrie()
     first, *_, last = [beginnings.visit(policy) for policy in ("ab", "ac", "ad")]
     assert beginnings.level(first[0]) > beginnings.level(last[1]) > beginnings.level(first[1])
 
 
 def test_a_policy_counts_once_on_all_its_batches():
-    beginnings, again = Beginnings(), Beginnings()
+    beginnings, again = PrefixTrie(), PrefixTrie()
     path = [beginnings.visit("ab") for _ in range(3)][0]
     assert beginnings.level(path[1]) == again.level(again.visit("ab")[1])
 

@@ -7,7 +7,7 @@ from policy_files import HEAD, complaint, load
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
-from skipsearch.policies.choice import KEEP, NAMED
+from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.policies.schedules import Schedule
 
 P_MOD = {"ratio": 0.5, "max": 0.85, "min": 0.15}
@@ -27,7 +27,7 @@ def ratios(num_layers, **generator):
 
 def changed(num_layers, **interval):
     found = choices(num_layers, interval={"choice": "skip_layer", **interval})
-    return [index for index, choice in enumerate(found) if choice == NAMED["skip_layer"]]
+    return [index for index, choice in enumerate(found) if choice == CHOICES["skip_layer"]]
 
 
 def test_the_shifted_cosine_is_p_mods_published_list():

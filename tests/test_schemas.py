@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
 from skipsearch.search.space.json_schema import FILES, text_of
 from skipsearch.search.space.load import shipped_spaces
@@ -79,7 +79,9 @@ def test_all_keys_pass_together():
 
 
 def test_what_a_policy_writes_passes():
-    layers = dict(enumerate([*NAMED.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.0, ffn="skip")]))
+    layers = dict(
+        enumerate([*CHOICES.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.0, ffn="skip")])
+    )
     figure = {"value": 0.61, "dense": 0.62, "stderr": 0.01, "n": 20, "split": "report"}
     policy = Policy.model_validate(
         {
@@ -134,7 +136,7 @@ def test_every_key_at_the_top_is_described(schema):
 
 def test_an_editor_completes_names():
     choices = SPACE["$defs"]["LayerRule"]["properties"]["choices"]["items"]["anyOf"]
-    assert choices[0]["enum"] == list(NAMED)
+    assert choices[0]["enum"] == list(CHOICES)
     known = ["accuracy", "answer_loss", "divergence", "flops", "latency", "memory"]
     assert list(SPACE["properties"]["evaluate"]["properties"]) == known
     assert SPACE["properties"]["objectives"]["properties"]["ttft_ms"]["const"] == "minimize"

@@ -5,7 +5,7 @@ import searching
 import yaml
 
 from skipsearch.policies.errors import EvaluatorError, SpaceError
-from skipsearch.search.space.evaluator_defaults import shared
+from skipsearch.search.space.evaluator_defaults import with_accuracy_defaults
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.workers.evaluate import PolicyEvaluator
@@ -22,23 +22,23 @@ ACCURACY = {
 
 @pytest.mark.parametrize("options", [None, {}])
 def test_all_that_is_left_out_is_accuracys(options):
-    found = shared({"accuracy": ACCURACY, "divergence": options})["divergence"]
+    found = with_accuracy_defaults({"accuracy": ACCURACY, "divergence": options})["divergence"]
     assert found == {key: value for key, value in ACCURACY.items() if key != "metric"}
 
 
 def test_what_accuracy_has_beyond_the_examples_is_taken_where_it_is_known():
-    assert shared({"accuracy": ACCURACY, "answer_loss": None})["answer_loss"] == ACCURACY
+    assert with_accuracy_defaults({"accuracy": ACCURACY, "answer_loss": None})["answer_loss"] == ACCURACY
 
 
 def test_who_names_any_examples_names_all_of_them():
-    found = shared({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})["divergence"]
+    found = with_accuracy_defaults({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})["divergence"]
     assert found == {"tasks": ["c"], "batch_size": 9, "apply_chat_template": True}
 
 
 def test_others_and_what_is_no_mapping_are_left_alone():
     evaluate = {"accuracy": ACCURACY, "flops": {}, "memory": None, "unknown": {}, "latency": 3}
-    assert shared(evaluate) == evaluate
-    assert shared({"divergence": {}}) == {"divergence": {}}
+    assert with_accuracy_defaults(evaluate) == evaluate
+    assert with_accuracy_defaults({"divergence": {}}) == {"divergence": {}}
 
 
 @pytest.fixture(scope="module")

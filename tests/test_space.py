@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.layer_choices import LayerRule
@@ -125,14 +125,14 @@ def test_a_name_may_have_a_scope():
 def test_the_labels_of_a_domain_tell_its_choices_apart():
     every = {"norm": ["own", "shared"], "phase": ["both", "prefill", "decode"], "tokens": ["all", "image", "text"],
              "token_ratio": [0, 0.5, 1]}  # fmt: skip
-    choices = LayerRule.model_validate({"choices": [{"choice": list(NAMED), **every}]}).expanded()
+    choices = LayerRule.model_validate({"choices": [{"choice": list(CHOICES), **every}]}).expanded()
     assert len({choice.label for choice in choices}) == len(choices) > 50
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", CHOICES)
 def test_a_name_and_its_mapping_are_the_same_choice(name):
-    spelled = LayerRule.model_validate({"choices": [NAMED[name].document()]})
-    assert LayerRule.model_validate({"choices": [name]}).expanded() == spelled.expanded() == [NAMED[name]]
+    spelled = LayerRule.model_validate({"choices": [CHOICES[name].document()]})
+    assert LayerRule.model_validate({"choices": [name]}).expanded() == spelled.expanded() == [CHOICES[name]]
 
 
 def numbers(count):
@@ -238,7 +238,7 @@ def test_overrides(file):
     assert loaded.space.search.trials == 7
     assert loaded.space.constraints == {}
     assert loaded.space.evaluate["accuracy"]["tasks"] == ["docvqa", str(file.parent / "mine.yaml")]
-    assert loaded.space.layers[0].expanded() == [KEEP, NAMED["skip_layer"]]
+    assert loaded.space.layers[0].expanded() == [KEEP, CHOICES["skip_layer"]]
     assert loaded.space.workers.address == "ray://host:10001"
     notes = "".join(f"\n# --set {key}={value}" for key, value in given.items())
     assert loaded.text == TEXT + notes
@@ -397,10 +397,10 @@ def test_labels_of_keys_and_choices_of_layers_tell_each_other(seed):
     )
     for _ in range(50):
         policy = made.policy(made.random(draw))
-        assert made.policy(made.spelled(policy)) == policy
+        assert made.policy(made.encode(policy)) == policy
     assert made.policy(made.labels()) == made.policy({}) and not made.policy({}).layers
     assert (
-        made.spelled(made.policy({}).model_copy(update={"layers": {2: LayerChoice(ffn="skip", phase="decode")}}))
+        made.encode(made.policy({}).model_copy(update={"layers": {2: LayerChoice(ffn="skip", phase="decode")}}))
         is None
     )
 
@@ -419,7 +419,7 @@ def test_removals_of_sublayers_keep_what_else_a_layer_does_where_it_may():
     found = {move: made.policy(labels).layers for move, labels in made.deletions(begun).items()}
     assert found.keys() == {(0, "attention"), (0, "ffn"), (1, "attention")}
     assert found[0, "ffn"][0] == LayerChoice(ffn="skip", token_ratio=0.5)
-    assert found[1, "attention"][1] == NAMED["skip_layer"]
+    assert found[1, "attention"][1] == CHOICES["skip_layer"]
     flat = Parameters(space_of({"range": "all", "choices": ["keep", "skip_ffn", {"token_ratio": 0.5}]}), 1)
     (after,) = flat.deletions({"layer_00": "token_ratio 0.5"}).values()
     assert after["layer_00"] == "skip_ffn"

@@ -10,7 +10,7 @@ from test_study import LAYERS, open_study, spend
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import read_record
@@ -18,7 +18,7 @@ from skipsearch.search.baselines.dense_stats import DENSE_STATS, DenseStats
 from skipsearch.search.driver.promotion import due
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.space.space import RULES, STARTS
+from skipsearch.search.space.space import DEFAULT_BASELINES, START_NAMES
 from skipsearch.search.study.expected_results import Known
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.study.warm_start import saved, spread, starts
@@ -26,7 +26,7 @@ from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.dense_probe import probe_dense
 from skipsearch.search.workers.evaluate import PolicyEvaluator
 
-FFN, ATTENTION, LAYER = (NAMED[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
+FFN, ATTENTION, LAYER = (CHOICES[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
 SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]
 
 
@@ -71,7 +71,7 @@ def test_policies_that_several_rules_come_to_are_begun_once_and_carry_all_names(
 
 
 def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
-    names = [name for name in STARTS if name != "schedules"]
+    names = [name for name in START_NAMES if name != "schedules"]
     made = Parameters(space_of(path, layers="[{choices: [keep, skip_ffn, skip_attention, skip_layer, "
                                             "{token_ratio: [0.75, 0.5, 0.25]}]}]"), 24)  # fmt: skip
     found = starts(made, names, 3 * len(names), seen(24))
@@ -100,10 +100,10 @@ def test_fastv_takes_tokens_away_for_good_where_the_space_lets_it(path):
 
 
 def test_the_default_names_every_rule_that_need_not_see_the_model(path):
-    assert space_of(path).search.rules == [*RULES]
-    assert {*RULES} == {*STARTS} - {*SEEING}
-    assert space_of(path, search__start="none").search.rules == []
-    assert space_of(path, search__start="[fastv, last, fastv]").search.rules == ["fastv", "last"]
+    assert space_of(path).search.baselines == [*DEFAULT_BASELINES]
+    assert {*DEFAULT_BASELINES} == {*START_NAMES} - {*SEEING}
+    assert space_of(path, search__start="none").search.baselines == []
+    assert space_of(path, search__start="[fastv, last, fastv]").search.baselines == ["fastv", "last"]
 
 
 def test_a_rule_that_nobody_knows_is_told_with_its_place_and_the_nearest(path):
@@ -130,13 +130,13 @@ def bench(path):
 
 
 def test_the_probe_finds_the_statistics_of_the_search_prompts_and_what_the_bandit_found(bench):
-    found = probe_dense(bench, bench.space.search.rules)
+    found = probe_dense(bench, bench.space.search.baselines)
     assert found.statistics == layer_statistics(bench.subject.model, bench.subject.prompts)
     attentions = [[index for index, choice in enumerate(policy) if choice == ATTENTION] for policy in found.bandit]
     assert attentions == [[attentions[0][0]]]  # 3/8 of the three layers that may skip it
     # Prompts once for the statistics and once for dense, and for each of 20 updates as many subsets as there are.
     assert found.forwards == len(bench.subject.prompts) * (1 + 1 + 20 * 3)
-    assert probe_dense(bench, bench.space.search.rules) == found
+    assert probe_dense(bench, bench.space.search.baselines) == found
 
 
 def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monkeypatch):
@@ -151,7 +151,7 @@ def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monk
         return rungs(handle, split, shares, *known)
 
     monkeypatch.setattr(evaluator, "rungs", watched)
-    found = probe_dense(bench, bench.space.search.rules)
+    found = probe_dense(bench, bench.space.search.baselines)
     assert len(asked) == 60 and {split for split, _ in asked} == {"search"}
     assert found.statistics is None and len(found.bandit) == 1
 
@@ -159,7 +159,7 @@ def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monk
 def test_dense_stats_come_back_as_it_was_kept():
     found = seen(3)
     domains = [[KEEP, ATTENTION, LayerChoice(token_ratio=0.5)]] * 3
-    assert DenseStats.of(json.loads(json.dumps(found.plain())), domains) == found
+    assert DenseStats.from_dict(json.loads(json.dumps(found.to_dict())), domains) == found
 
 
 # In a study
@@ -199,7 +199,7 @@ def test_no_more_than_a_generation_is_begun_with(path, tmp_path):
     proposals = Proposals(study)
     assert proposals.next().policy == Policy()
     queued = [trial.user_attrs["rule"] for trial in study.study.trials[1:]]
-    assert len(queued) == 19 and {rule.partition(":")[0] for rule in queued} == {*RULES} - {"schedules"}
+    assert len(queued) == 19 and {rule.partition(":")[0] for rule in queued} == {*DEFAULT_BASELINES} - {"schedules"}
 
 
 def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(path):

@@ -14,7 +14,7 @@ from skipsearch.evaluators.accuracy.model import live_model
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.policies.apply import apply_policy
-from skipsearch.policies.choice import NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.policies.runtime.prefix import PrefixStates
 
@@ -25,9 +25,9 @@ KINDS = {
 }
 CHOICES = [
     LayerChoice(),
-    NAMED["skip_ffn"],
-    NAMED["skip_layer"],
-    NAMED["parallel"],
+    CHOICES["skip_ffn"],
+    CHOICES["skip_layer"],
+    CHOICES["parallel"],
     LayerChoice(attention="skip", phase="decode"),
     LayerChoice(ffn="skip", phase="prefill", tokens="text"),
 ]
@@ -93,7 +93,7 @@ def test_layers_are_counted_that_were_asked_for_and_that_were_run(world, name):
     found, model = evaluator(world, name, "llama", "text_mc"), world.llama.model
     forwards = []
     hooks = [layer.mlp.register_forward_hook(lambda *_: forwards.append(1)) for layer in model.model.layers]
-    for policy in (Policy(), Policy(layers={3: NAMED["parallel"]}), Policy(layers={1: NAMED["parallel"]})):
+    for policy in (Policy(), Policy(layers={3: CHOICES["parallel"]}), Policy(layers={1: CHOICES["parallel"]})):
         forwards.clear()
         layers = measured(found, model, policy).detail["layers"]
         assert layers["run"] == len(forwards) < layers["asked"] or policy.is_dense
@@ -114,14 +114,14 @@ def test_states_of_the_search_make_room_for_those_of_the_report(world):
     measured(found, model, Policy())
     search = {*found._states._store._shelves}
     measured(found, model, Policy(), "report")
-    measured(found, model, Policy(layers={3: NAMED["skip_ffn"]}), "report")
+    measured(found, model, Policy(layers={3: CHOICES["skip_ffn"]}), "report")
     assert {key[0] for key in found._states._store._shelves} == {"report"} != {key[0] for key in search}
 
 
 def test_what_goes_on_with_more_examples_counts_all_of_its_layers(world, monkeypatch):
     monkeypatch.setattr(rungs, "FEWEST", 2)
     found, model = evaluator(world, "divergence", "llama", "text_mc"), world.llama.model
-    policy = Policy(layers={2: NAMED["skip_ffn"]})
+    policy = Policy(layers={2: CHOICES["skip_ffn"]})
     measured(found, model, Policy())
     with apply_policy(model, policy) as handle:
         first = next(found.rungs(handle, "search", (0.4, 1.0)))

@@ -7,7 +7,7 @@ import searching
 from optuna.storages import RDBStorage
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import DenseStats
@@ -315,7 +315,7 @@ def test_labels_become_a_schedule_with_the_layers_own_choices_over_it(path):
                          TokenSelection(score="norm", reselect="once"))  # fmt: skip
     assert made.policy(labels) == expected
     above = made.policy({**labels, "layer_03": "parallel"})
-    assert above.choices(LAYERS)[2:] == [LayerChoice(token_ratio=0.5), NAMED["parallel"]]
+    assert above.choices(LAYERS)[2:] == [LayerChoice(token_ratio=0.5), CHOICES["parallel"]]
     assert made.policy({**labels, "schedule": "fastv 2"}).choice(3) == LayerChoice(token_ratio=0.0)
     parts = made.policy({**labels, "schedule": "interval", "interval.interval": "[2, 1]"})
     assert parts.layers == {2: LayerChoice(ffn="skip", phase="decode")}
@@ -333,7 +333,7 @@ def test_the_start_takes_schedules_and_rules_in_turn(path):
     assert [start.labels["schedule"] for start in found] == [
         "shifted_cosine", "fastv", "interval", "fastv 2", "none", "shifted_cosine", "fastv", "interval",
     ]  # fmt: skip
-    assert made.policy(found[4].labels).layers == {3: NAMED["parallel"]}
+    assert made.policy(found[4].labels).layers == {3: CHOICES["parallel"]}
     every = starts(made, ["schedules", "last"], 100, DenseStats())
     assert {start.labels["schedule"] for start in every[9:]} == {"shifted_cosine", "interval"}
     assert len({made.policy(start.labels).fingerprint for start in every}) == 4 + 2 + 4 + 1 + 1

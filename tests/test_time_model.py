@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from skipsearch.policies.choice import KEEP, NAMED, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.trial.modelled_time import SURE
 from skipsearch.search.trial.time_model import Timed, TimeEstimate, TimeModel, features
 
 LAYERS = 12
-FLAT = [*NAMED.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]
+FLAT = [*CHOICES.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]
 PRODUCT = [LayerChoice(attention=a, ffn=f, token_ratio=r) for a in ("run", "skip") for f in ("run", "skip")
            for r in (1.0, 0.5, 0.25)]  # fmt: skip
 SAVED = {"attention skip both all": -0.02, "ffn skip both all": -0.045, "wiring parallel both all": -0.003,
@@ -77,8 +77,10 @@ def test_a_policy_that_was_not_timed_is_predicted_within_its_interval():
 
 def test_what_two_policies_have_in_common_does_not_keep_them_apart():
     model = Planted(1, 40, 0.05).model()
-    busy = [NAMED["skip_ffn"]] * 8 + [KEEP] * 4
-    one, other = (model.expected(features(Policy.of([*busy[:11], last]), LAYERS)) for last in (KEEP, NAMED["skip_ffn"]))
+    busy = [CHOICES["skip_ffn"]] * 8 + [KEEP] * 4
+    one, other = (
+        model.expected(features(Policy.of([*busy[:11], last]), LAYERS)) for last in (KEEP, CHOICES["skip_ffn"])
+    )
     alone = np.hypot(one.error, other.error)
     assert one.apart(other) < 0.9 * alone
     assert one.apart(other) == pytest.approx(other.apart(one))
@@ -106,7 +108,7 @@ def test_noise_that_repeats_hide_is_found_by_what_they_leave_unexplained():
 
 
 def test_a_counted_cost_tells_times_that_no_layer_was_seen_for():
-    policies = [Policy.of([NAMED["skip_layer"] if layer == place else KEEP for layer in range(LAYERS)])
+    policies = [Policy.of([CHOICES["skip_layer"] if layer == place else KEEP for layer in range(LAYERS)])
                 for place in range(6)]  # fmt: skip
     timed = [
         Timed(features(policy, LAYERS, {"prefill_flops": 1 - (place + 1) / 100}), 1 - (place + 1) / 100, 1e-6)
@@ -120,7 +122,7 @@ def test_a_counted_cost_tells_times_that_no_layer_was_seen_for():
 
 
 def test_equal_policies_have_equal_features_however_they_are_written():
-    same = [LayerChoice(attention="skip", ffn="skip", token_ratio=0.5), NAMED["skip_layer"]]
+    same = [LayerChoice(attention="skip", ffn="skip", token_ratio=0.5), CHOICES["skip_layer"]]
     one, other = (features(Policy.of([KEEP, choice, KEEP]), 3) for choice in same)
     assert one == other == {("attention skip both all", 1): 1.0, ("ffn skip both all", 1): 1.0}
     assert features(Policy(), 3) == {}

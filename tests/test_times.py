@@ -13,7 +13,7 @@ from test_report import study as made_up
 
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
-from skipsearch.policies.choice import KEEP, NAMED
+from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.driver.timing import ROUNDS, merged
 from skipsearch.search.report.folder import write_folder
@@ -45,7 +45,7 @@ def told(ratio, own=0.0):
 
 
 def trial(number, accuracy, entry, flops=1.0):
-    policy = Policy.of([KEEP] * number + [NAMED["skip_ffn"]]) if number else Policy()
+    policy = Policy.of([KEEP] * number + [CHOICES["skip_ffn"]]) if number else Policy()
     search = {"accuracy": Measurement(accuracy), "prefill_flops": Measurement(flops), "ttft_ms": entry}
     return TrialResult(number, "complete", policy, search)
 

@@ -72,7 +72,7 @@ def digest(value: Any) -> Hashable:
 
 
 @contextmanager
-def remembered_features(model: nn.Module, memo: Memo) -> Iterator[None]:
+def cached_image_features(model: nn.Module, memo: Memo) -> Iterator[None]:
     """Compute the features of equal images once, as long as this lasts; the model is left as it was.
 
     Whole calls are remembered, not single images: how a batch is put together may change the last bits.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..families.layers import DecoderLayer, decoder_layers
 from .patch import Patch
-from .retention import Beginnings, Store
+from .retention import PrefixTrie, Store
 from .tokens import Images
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class PrefixStates:
         self.max_bytes = max_bytes
         self.asked = 0
         self.run = 0
-        self._beginnings = Beginnings()
+        self._beginnings = PrefixTrie()
         self._store: Store[State] = Store(max_bytes, self._beginnings)
 
     @contextmanager

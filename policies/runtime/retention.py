@@ -49,7 +49,7 @@ class Tally:
         self.level = math.log(self._count) - math.log(FADING) * now
 
 
-class Beginnings:
+class PrefixTrie:
     """What policies begin with, as a trie: a node for the choices of the first layers, its child for one layer more.
 
     Attributes:
@@ -134,7 +134,7 @@ class Store(Generic[T]):
         beginnings: The trie of the nodes.
     """
 
-    def __init__(self, max_bytes: int, beginnings: Beginnings) -> None:
+    def __init__(self, max_bytes: int, beginnings: PrefixTrie) -> None:
         self.max_bytes = max_bytes
         self._beginnings = beginnings
         self._bytes = 0

@@ -23,7 +23,7 @@ def figures(record: StudyRecord) -> list[tuple[float, float]]:
     for trial in record.trials:
         loss, scored = guide.loss(trial.search), trial.search.get(QUALITY)
         whole = trial.state == "complete" and trial.duplicate_of is None
-        if whole and loss is not None and scored is not None and not scored.is_part:
+        if whole and loss is not None and scored is not None and not scored.is_partial:
             found.append((loss, scored.value))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from ...policies.errors import StudyError
 from ...policies.wording import visible
 from ..baselines.dense_stats import DENSE_STATS
-from ..space.objectives import known_metrics
+from ..space.objectives import metric_definitions
 from ..space.space import Space
 from ..study.storage import DATABASE, folded, open_study, trial_record
 from ..study.study_times import machine_times, stand_ins_of
@@ -47,7 +47,7 @@ def read_record(folder: Path) -> StudyRecord:
     )
     front = front_trials(trials, space.objectives)
     objectives = space.objectives
-    metrics = known_metrics(space)
+    metrics = metric_definitions(space)
     reference = reference_point(trials[0].search, objectives, metrics)
     points = feasible_points(trials, objectives)
     hypervolumes = history(points, list(objectives.values()), [reference[name] for name in objectives])

@@ -113,7 +113,7 @@ class Archive:
         """The number of each layer's or group's choice; None for what no choices of the layers come to."""
         if trial.state != "complete" or trial.duplicate_of is not None:
             return None
-        given = self._parameters.spelled(trial.policy)
+        given = self._parameters.encode(trial.policy)
         return None if given is None else [known.index(given[name]) for name, known in self._labels.items()]
 
     def unseen(self, code: Sequence[int]) -> Policy | None:

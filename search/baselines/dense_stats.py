@@ -64,11 +64,11 @@ def dense_stats(
     return probe_dense() if needing and probe_dense else DenseStats()
 
 
-def reads_statistics(names: Sequence[str]) -> bool:
+def any_needs_statistics(names: Sequence[str]) -> bool:
     """True where one of some rules ranks layers by what the dense model does in them."""
     return any(name in BASELINES and BASELINES[name].needs_statistics for name in names)
 
 
 def is_needed(names: Sequence[str]) -> bool:
     """True where one of some rules needs the model before the search."""
-    return "bandit" in names or reads_statistics(names)
+    return "bandit" in names or any_needs_statistics(names)

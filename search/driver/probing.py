@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 
 from ...policies.choice import KEEP
-from ..baselines.placing import put, ratios
+from ..baselines.placing import place, token_ratio_choices
 from ..baselines.registry import BASELINES
 from ..guide.greedy import Labels, Move, Probed, evenly, lazy_greedy
 from ..space.parameters import Parameters
@@ -135,12 +135,12 @@ def candidates(parameters: Parameters) -> Iterator[tuple[str, Labels]]:
     for name, settings in parameters.schedule_settings().items():
         for number, labels in enumerate(settings):
             yield f"{name} {number}", parameters.labels(labels)
-    for kind in ratios(parameters.domains):
+    for kind in token_ratio_choices(parameters.domains):
         for first in sorted({0, 2, depth // 4, depth // 2}):
-            choices = put(kind, range(first, depth), parameters.domains)
-            yield f"{kind.label} from layer {first} on", parameters.labels(parameters.layer_labels(choices, {}))
+            choices = place(kind, range(first, depth), parameters.domains)
+            yield f"{kind.label} from layer {first} on", parameters.labels(parameters.encode_choices(choices, {}))
     for choices in BASELINES["shifted_cosine"].policies(parameters.domains, None)[1::3]:
-        yield f"shifted_cosine {choices[-1].label}", parameters.labels(parameters.layer_labels(choices, {}))
+        yield f"shifted_cosine {choices[-1].label}", parameters.labels(parameters.encode_choices(choices, {}))
 
 
 def is_schedule(parameters: Parameters, labels: Labels) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from ..guide.guide import least_of_use
 from ..sampler.ehvi import Gain, budgets
 from ..space.guide_metrics import QUALITY
-from ..space.objectives import expensive, first_cost
+from ..space.objectives import expensive_objective, first_cost
 from ..space.space import Space
 from ..study.expected_results import Known
 from ..trial.hypervolume import Point, reference_point
@@ -127,7 +127,7 @@ def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Coll
     aside = np.array([is_paused(record, known) and record.number not in going_on for record, _ in stands], bool)
     if not aside.any():
         return {}
-    place = expensive(space)
+    place = expensive_objective(space)
     name = list(space.objectives)[place]
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in space.objectives.values()])
     reference = reference_point(known.dense, space.objectives, space.metrics())

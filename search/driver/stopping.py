@@ -3,7 +3,7 @@
 import math
 import time
 
-from ..space.objectives import known_metrics
+from ..space.objectives import metric_definitions
 from ..space.space import Space
 from ..trial.hypervolume import IncrementalHypervolume, reference_point
 from ..trial.pareto import objective_point
@@ -42,7 +42,7 @@ class Stopping:
             return
         objectives = self._space.objectives
         if self._growing is None and record.state == "complete":
-            reference = reference_point(record.search, objectives, known_metrics(self._space))
+            reference = reference_point(record.search, objectives, metric_definitions(self._space))
             self._growing = IncrementalHypervolume(list(objectives.values()), [reference[name] for name in objectives])
             self._dense = record
         if self._growing is None or self._dense is None:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ...evaluators.base import Direction, Split
 from ..analysis.baseline_comparison import as_told
 from ..analysis.study_record import StudyRecord, percent_of_dense
-from ..space.units import against, amount, phrase, unit_of
+from ..space.units import versus_dense, amount, phrase, unit_of
 from ..study.expected_results import Known
 from ..trial.hypervolume import DIVERGENCE_CAP
 from ..trial.pareto import pareto
@@ -201,8 +201,8 @@ def card(record: StudyRecord, trial: TrialResult) -> str:
     for name in (name for name in record.metrics if name in trial.search):
         entry, base, unit = trial.search[name], record.dense.search.get(name), record.metrics[name].unit
         dense = entry.dense if entry.dense is not None else base.value if base else math.nan
-        part = f", expected from {entry.n} of {entry.detail['total']} examples" if entry.is_part else ""
-        lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {against(entry.value, dense, unit)}{part}")
+        part = f", expected from {entry.n} of {entry.detail['total']} examples" if entry.is_partial else ""
+        lines.append(f"{phrase(name)}: {amount(entry.value, unit)}, {versus_dense(entry.value, dense, unit)}{part}")
         if name in trial.report:
             again = "timed again" if unit == "ms" else "report split"
             lines.append(f"{phrase(name)}, {again}: {amount(trial.report[name].value, unit)}")

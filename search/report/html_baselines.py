@@ -6,7 +6,7 @@ from html import escape
 from ..analysis.baseline_comparison import as_told, confirmed_hypervolume, quality_metric
 from ..analysis.study_record import BaselineComparison, BaselineResult, StudyRecord, percent_of_dense, policy_files
 from ..baselines.registry import SOURCES
-from ..space.units import amount, phrase, points
+from ..space.units import amount, phrase, signed_points
 from ..study.expected_results import Known
 from ..trial.trial_result import Estimate
 
@@ -79,7 +79,7 @@ def cells(record: StudyRecord, rule: str, one: BaselineComparison, costs: list[s
     if name is None:
         return "".join(f"<td>{cell}</td>" for cell in found)
     unit, entry = record.metrics[name].unit, trial.search[name]
-    part = f"from {entry.n} of {entry.detail['total']}" if entry.is_part else ""
+    part = f"from {entry.n} of {entry.detail['total']}" if entry.is_partial else ""
     found.append(f"{amount(entry.value, unit)}<small>{part}</small>")
     if one.best == one.trial:
         found += ["itself" if one.best in record.front else "nothing better", ""]
@@ -97,7 +97,7 @@ def gain(estimate: Estimate | None, unit: str) -> str:
         return ""
 
     def told(value: float) -> str:
-        return points(value).removesuffix(" points") if unit == "fraction" else f"{value:+.3g} {unit}"
+        return signed_points(value).removesuffix(" points") if unit == "fraction" else f"{value:+.3g} {unit}"
 
     ends = " to ".join(told(end) for end in (estimate.low, estimate.high) if end is not None)
-    return f"{points(estimate.value) if unit == 'fraction' else told(estimate.value)}<small>{ends}</small>"
+    return f"{signed_points(estimate.value) if unit == 'fraction' else told(estimate.value)}<small>{ends}</small>"

@@ -12,7 +12,7 @@ from rich.text import Text
 from ...policies.choice import LayerChoice
 from ...policies.policy import Measured, Policy
 from ...policies.wording import visible
-from ..space.units import _three_digits, against, unit_of, with_error
+from ..space.units import three_digits, versus_dense, unit_of, with_error
 
 # Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
 COLOURS = {
@@ -208,8 +208,8 @@ def _token_symbol(drawn: Cell) -> Text:
 
 def _figure_row(name: str, entry: Measured) -> list[str]:
     unit = unit_of(name)
-    spread = "" if entry.iqr is None else f" (IQR {_three_digits(entry.iqr)})"
+    spread = "" if entry.iqr is None else f" (IQR {three_digits(entry.iqr)})"
     basis = "predicted " if entry.n == 0 else f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
     value = entry.value if entry.modelled is None else entry.modelled
-    change = "" if entry.dense is None else against(value, entry.dense, unit)
+    change = "" if entry.dense is None else versus_dense(value, entry.dense, unit)
     return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]

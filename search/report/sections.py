@@ -9,7 +9,7 @@ from typing import Any
 from ...evaluators.base import Measurement, Split
 from ..analysis.study_record import StudyRecord, percent_of_dense, policy_files, quality
 from ..space.objectives import first_cost
-from ..space.units import ON_EXAMPLES, amount, phrase, points, with_error
+from ..space.units import EXAMPLE_UNITS, amount, phrase, signed_points, with_error
 from ..trial.modelled_time import ModelledTime
 from ..trial.trial_result import TrialResult
 
@@ -102,7 +102,7 @@ def tiles(record: StudyRecord) -> str:
     for name in record.objectives:
         split: Split = "report" if name in trial.report and name in record.dense.report else "search"
         if record.metrics[name].unit == "fraction":
-            figure = points(_gain(record, trial, name, split)).removesuffix(" points")
+            figure = signed_points(_gain(record, trial, name, split)).removesuffix(" points")
             found.append((figure, f"points of {phrase(name)}, {split} split"))
         elif record.metrics[name].unit == "nats":
             found.append((amount(_loss(record, trial, name, split), "nats"), f"of {phrase(name)}, {split} split"))
@@ -179,7 +179,7 @@ def measured_section(record: StudyRecord) -> str:
 
 def sample_counts(record: StudyRecord, name: str) -> str:
     """How many examples or repeats stand behind a metric, and for costs the prompt."""
-    if record.metrics[name].unit not in ON_EXAMPLES:
+    if record.metrics[name].unit not in EXAMPLE_UNITS:
         entry = record.dense.search.get(name)
         repeats = f"{entry.n} repeats " if entry and entry.n > 1 else ""
         prompt = entry.detail.get("prompt") if entry else None
@@ -207,13 +207,13 @@ def _worth_a_column(record: StudyRecord, name: str) -> bool:
 
 
 def _columns(record: StudyRecord, name: str) -> list[tuple[str, Split]]:
-    again = record.metrics[name].unit in ON_EXAMPLES or name in record.dense.report
+    again = record.metrics[name].unit in EXAMPLE_UNITS or name in record.dense.report
     return [(name, "search"), (name, "report")] if again else [(name, "search")]
 
 
 def _column_note(record: StudyRecord, name: str, split: Split) -> str:
     unit = record.metrics[name].unit
-    if unit in ON_EXAMPLES:
+    if unit in EXAMPLE_UNITS:
         entry = getattr(record.dense, split).get(name)
         return f"{split} split" + (f", n {entry.n}" if entry else "")
     if unit == "ms":
@@ -228,11 +228,11 @@ def _figure(record: StudyRecord, trial: TrialResult, name: str, split: Split) ->
         return f"<em>{'not confirmed' if split == 'report' else 'not measured'}</em>"
     unit = record.metrics[name].unit
     predicted = isinstance(entry, ModelledTime) and entry.is_predicted
-    if unit in ON_EXAMPLES:
+    if unit in EXAMPLE_UNITS:
         main = _with_error(record, name, entry)
         gain = _gain(record, trial, name, split)
         plain = unit == "nats" or trial is record.dense or not math.isfinite(gain)
-        note = "" if plain else points(gain)
+        note = "" if plain else signed_points(gain)
     else:
         share = percent_of_dense(record, trial, name, split)
         main = f"{share:.1f} %{_of_time(entry)}" if math.isfinite(share) else "not a number"

@@ -13,7 +13,7 @@ from ..analysis.assessment import counts, selection_bias
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
-from ..space.units import ON_EXAMPLES, amount, phrase, unit_of, with_error
+from ..space.units import EXAMPLE_UNITS, amount, phrase, unit_of, with_error
 from ..trial.modelled_time import ModelledTime
 from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
@@ -129,7 +129,7 @@ def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) ->
     line = []
     for name in record.objectives:
         figure = entry[name]
-        plain = absolute or unit_of(name) in ON_EXAMPLES or figure["share"] is None
+        plain = absolute or unit_of(name) in EXAMPLE_UNITS or figure["share"] is None
         line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
         if name in record.dense.report:
             known = "report" in figure
@@ -194,6 +194,6 @@ def print_evaluation(
         table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(beside, unit), share)
     console = Output()
     console.print(table)
-    on_examples = [name for name in found if unit_of(name) in ON_EXAMPLES]
+    on_examples = [name for name in found if unit_of(name) in EXAMPLE_UNITS]
     if on_examples:
         console.print(f"{' and '.join(on_examples)} on the {split} split", highlight=False)

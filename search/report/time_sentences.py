@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..analysis.study_record import Clock, StudyRecord
-from ..space.units import phrase, points
+from ..space.units import phrase, signed_points
 from ..times.noise import noise_line, warning
 
 
@@ -23,10 +23,10 @@ def time_lines(record: StudyRecord) -> list[str]:
 def gap_line(name: str, one: Clock) -> str:
     """The mean gap between what the search took times for, and what they are when they are measured again."""
     gap, raw = one.gap or 0.0, one.raw_gap
-    lucky = "" if raw is None else f"; as it was measured, without the model, by {points(raw)}"
+    lucky = "" if raw is None else f"; as it was measured, without the model, by {signed_points(raw)}"
     return (
         "Selection bias of times: timed again, in turns with dense and with each other, the "
-        f"{one.again} policies of the front differ in {phrase(name)} by {points(gap)} of dense from what the search "
+        f"{one.again} policies of the front differ in {phrase(name)} by {signed_points(gap)} of dense from what the search "
         f"took them for, on average{lucky}; {one.within} of {one.again} are within their 95 % intervals."
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ...policies.choice import KEEP, LAST_LAYER, NAMED, LayerChoice, Part, Ratio
+from ...policies.choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
 from ...policies.policy import Score
 from ...policies.schedules import Changing
 from ...policies.wording import nearest, short
@@ -33,18 +33,18 @@ def is_default(value: Any) -> bool:
 
 def choice_name(value: Any) -> Any:
     """Check a short name here, so that the message can state the nearest one."""
-    if isinstance(value, str) and value not in NAMED:
-        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*NAMED, 'token_ratio'])}")
+    if isinstance(value, str) and value not in CHOICES:
+        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio'])}")
     if not isinstance(value, str | Mapping | Combination):
-        names = ", ".join(NAMED)
+        names = ", ".join(CHOICES)
         raise ValueError(f"found {short(value)}, expected one of {names}, or a mapping such as {{token_ratio: 0.5}}")
     return value
 
 
-Name = Annotated[str, Field(json_schema_extra={"enum": [*NAMED]})]
+Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
 
 
-class Combination(Part):
+class Combination(StrictModel):
     """A choice that has no short name: keys as in a policy, or a name with a scope; lists give every combination.
 
     Attributes:
@@ -77,7 +77,7 @@ class Combination(Part):
     def choices(self) -> list[LayerChoice]:
         """One choice for each combination, in canonical form."""
         own = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
-        bases = [own] if self.choice is None else [NAMED[name] for name in options(self.choice)]
+        bases = [own] if self.choice is None else [CHOICES[name] for name in options(self.choice)]
         keys = ("norm", "phase", "tokens", "token_ratio")
         return [
             base.model_copy(update=dict(zip(keys, values, strict=True))).canonical()
@@ -90,7 +90,7 @@ def expanded(entries: Iterable[str | Combination]) -> list[LayerChoice]:
     """Every choice that names and combinations stand for, once, in their order."""
     found: list[LayerChoice] = []
     for entry in entries:
-        found += [NAMED[entry]] if isinstance(entry, str) else entry.choices()
+        found += [CHOICES[entry]] if isinstance(entry, str) else entry.choices()
     return list(dict.fromkeys(found))
 
 
@@ -115,7 +115,7 @@ Given = Field(exclude_if=is_default)
 Entry: TypeAlias = Annotated[Name | Combination, BeforeValidator(choice_name)]
 
 
-class LayerRule(Part):
+class LayerRule(StrictModel):
     """What may happen in a range of layers: a list of choices, keys that the search sets by themselves, or both.
 
     Each key with a list is a variable of its own: the rule stands for the product of `choices` and of all lists.
@@ -180,7 +180,7 @@ class LayerRule(Part):
         return int(first), num_layers - 1 if last == "last" else int(last or first)
 
 
-class SelectionOptions(Part):
+class SelectionOptions(StrictModel):
     """How the image tokens of a layer with a token ratio are ranked; of a list the search chooses one.
 
     Attributes:

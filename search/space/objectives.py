@@ -8,7 +8,7 @@ from .space import Space
 from .units import unit_of
 
 
-def probed_cost(space: Space) -> str | None:
+def greedy_cost(space: Space) -> str | None:
     """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
     kinds = [evaluator_class(name) for name in space.evaluate]
     counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
@@ -16,7 +16,7 @@ def probed_cost(space: Space) -> str | None:
     return next((name for name in wanted if name in counted), None)
 
 
-def known_metrics(space: Space) -> dict[str, Metric]:
+def metric_definitions(space: Space) -> dict[str, Metric]:
     """Unit and meaning of what was measured; an objective whose plug-in is gone is told as such."""
     gone = "its evaluator is not installed here"
     found = {name: Metric(unit_of(name), direction, gone) for name, direction in space.objectives.items()}

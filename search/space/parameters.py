@@ -108,7 +108,7 @@ class Parameters:
                 return drawn
         return self.labels()
 
-    def layer_labels(self, choices: Sequence[LayerChoice], selection: Mapping[str, str]) -> dict[str, str]:
+    def encode_choices(self, choices: Sequence[LayerChoice], selection: Mapping[str, str]) -> dict[str, str]:
         """The labels of one choice a layer, of which a group of tied layers does what its first does.
 
         Args:
@@ -146,7 +146,7 @@ class Parameters:
         choices = policy.canonical().choices(len(self.domains))
         if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
             return None
-        labels = self.layer_labels(choices, dict(policy.token_selection))
+        labels = self.encode_choices(choices, dict(policy.token_selection))
         return labels if self.policy(labels).fingerprint == policy.fingerprint else None
 
     @cached_property

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ...policies.choice import Part, Ratio
+from ...policies.choice import Ratio, StrictModel
 from ...policies.schedules import ONE_KEY, Changing, Layer, Schedule, Segments, Step, check_one, check_order
 from .layer_choices import Options, options
 
 
-class DecayOptions(Part):
+class DecayOptions(StrictModel):
     """The options of `shifted_cosine` and `linear`."""
 
     ratio: Options[Ratio]
@@ -23,14 +23,14 @@ class DecayOptions(Part):
         return self
 
 
-class FastVOptions(Part):
+class FastVOptions(StrictModel):
     """The options of `fastv`."""
 
     layer: Options[Layer]
     token_ratio: Options[Ratio]
 
 
-class IntervalOptions(Part):
+class IntervalOptions(StrictModel):
     """The options of `interval`.
 
     Attributes:
@@ -47,7 +47,7 @@ class IntervalOptions(Part):
     tokens: Options[Literal["all", "image", "text"]] = "all"
 
 
-class Pattern(Part):
+class Pattern(StrictModel):
     """One generator by its name; of a list in it the search chooses one.
 
     Attributes:

@@ -24,20 +24,20 @@ from .ties_and_bans import Every, Group, Rule, Together
 SCHEMA: Final = "skipsearch/space/v1"
 OPTIONAL = ("search", "workers", "constraints")
 
-STARTS = ("schedules", *SOURCES)  # the settings of the space's own schedules, and published rules
-RULES = ("schedules", *(name for name, rule in BASELINES.items() if not rule.needs_statistics))
+START_NAMES = ("schedules", *SOURCES)  # the settings of the space's own schedules, and published rules
+DEFAULT_BASELINES = ("schedules", *(name for name, rule in BASELINES.items() if not rule.needs_statistics))
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 def start_name(value: Any) -> Any:
     """Check a rule's name here, so that the message can state the nearest one."""
-    if isinstance(value, str) and value not in STARTS:
+    if isinstance(value, str) and value not in START_NAMES:
         raise ValueError(f"unknown rule {short(value)}; {nearest(value, [*STARTS])}")
     return value
 
 
-StartName = Annotated[str, BeforeValidator(start_name), Field(json_schema_extra={"enum": [*STARTS]})]
+StartName = Annotated[str, BeforeValidator(start_name), Field(json_schema_extra={"enum": [*START_NAMES]})]
 
 
 class Stop(StrictModel):
@@ -100,7 +100,7 @@ class Search(StrictModel):
     @property
     def rules(self) -> list[str]:
         """The rules that the search begins with, by name."""
-        named = {"rules": RULES, "none": ()}
+        named = {"rules": DEFAULT_BASELINES, "none": ()}
         return [*dict.fromkeys(named[self.start] if isinstance(self.start, str) else self.start)]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, RootModel, Tag
 
-from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, Part
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
 from ...policies.policy import Policy
 from .layer_choices import Entry, Options, expanded
 
@@ -24,7 +24,7 @@ Choices: TypeAlias = Annotated[
 ]
 
 
-class Every(Part):
+class Every(StrictModel):
     """Groups of consecutive layers.
 
     Attributes:
@@ -35,7 +35,7 @@ class Every(Part):
     every: Annotated[int, Field(ge=2, strict=True)]
 
 
-class Run(Part):
+class Run(StrictModel):
     """Too many consecutive layers with some choice.
 
     Attributes:

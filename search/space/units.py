@@ -2,18 +2,18 @@
 
 import math
 
-from ...evaluators.base import metric_of
+from ...evaluators.base import declared_metric
 
 WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
 # Figures of examples: they are told as they are, with their error, and not as shares of dense.
-ON_EXAMPLES = ("fraction", "nats")
+EXAMPLE_UNITS = ("fraction", "nats")
 SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
 BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")]
 
 
 def unit_of(metric: str) -> str:
     """The unit that a metric's evaluator declares; of one whose evaluator is not installed, none is known."""
-    found = metric_of(metric)
+    found = declared_metric(metric)
     return found.unit if found is not None else ""
 
 
@@ -34,8 +34,8 @@ def amount(value: float, unit: str) -> str:
     if unit in ("flops", "bytes"):
         scales = SI if unit == "flops" else BINARY
         scale, prefix = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
-        return f"{_three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
-    return f"{_three_digits(value)} {unit}".rstrip()
+        return f"{three_digits(value / scale)} {prefix}{'FLOPs' if unit == 'flops' else ''}"
+    return f"{three_digits(value)} {unit}".rstrip()
 
 
 def with_error(value: float, stderr: float | None, unit: str) -> str:
@@ -59,7 +59,7 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f} points".replace("-", "−")
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits without an exponent."""
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, 2 - magnitude)}f}"

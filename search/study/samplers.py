@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from ...policies.policy import Policy
 from ..sampler.skip_sampler import SkipSampler
 from ..sampler.trial_history import Estimated
-from ..space.objectives import expensive
+from ..space.objectives import expensive_objective
 from ..space.parameters import Parameters
 from ..space.space import Space
 
@@ -46,7 +46,7 @@ def own_sampler(
     """
     return SkipSampler(
         parameters.labels(),
-        expensive=expensive(space),
+        expensive=expensive_objective(space),
         identity=lambda labels: what_it_computes(parameters.policy(labels)),
         allowed=(lambda labels: parameters.allows(parameters.policy(labels))) if space.forbid else None,
         reference=reference,

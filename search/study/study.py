@@ -23,14 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from ...evaluators.base import Measurement
 from ...policies.errors import StudyError
 from ...policies.policy import Policy
-from ..baselines.dense_stats import DENSE_STATS, DenseStats, dense_stats
+from ..baselines.dense_stats import DENSE_STATS, DenseStats, load_or_probe
 from ..guide.greedy import Probe
 from ..guide.guide import DECIDED_BY, Guide, better_metric
 from ..sampler.skip_sampler import SkipSampler
 from ..sampler.trial_history import Estimated
 from ..space.fingerprint import Digests
 from ..space.guide_metrics import ANSWER_LOSS, QUALITY
-from ..space.objectives import expensive, probed_cost
+from ..space.objectives import expensive_objective, greedy_cost
 from ..space.parameters import Parameters
 from ..space.space import Space
 from ..trial.modelled_time import ModelledTime, at_best, plain
@@ -129,7 +129,7 @@ class SearchStudy(TimedLedger):
         self._check_same(path)
         if not self._any(TrialState.COMPLETE):
             # Nothing is measured yet, not even dense: what a kill left half begun is not worth mending.
-            known = dense_stats(self.study.user_attrs, self.space.search.rules, self.parameters.domains, probe_dense)
+            known = load_or_probe(self.study.user_attrs, self.space.search.baselines, self.parameters.domains, probe_dense)
             optuna.delete_study(study_name=self.study.study_name, storage=storage(path))
             self.study = self._opened(path, name)
             self._begin(known, guide)
@@ -207,14 +207,14 @@ class SearchStudy(TimedLedger):
         self.study.set_user_attr(GUIDE, guide)
         self.study.set_user_attr("facts", self._facts())
         if stats.forwards:
-            self.study.set_user_attr(DENSE_STATS, stats.plain())
+            self.study.set_user_attr(DENSE_STATS, stats.to_dict())
         self.study.set_user_attr("model_id", self.model_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.study.set_metric_names(list(self.space.objectives))
         budget = self.space.search.trials
         self.study.enqueue_trial(self.parameters.labels())
-        rules = self.space.search.rules
+        rules = self.space.search.baselines
         if guide is not None and self.space.search.start == "rules":
             rules = []
         begun = starts(self.parameters, rules, min(population(budget), budget) - 1, stats)
@@ -307,7 +307,7 @@ class SearchStudy(TimedLedger):
         loss = None if record is None or self.guide is None else self.guide.loss(record.search)
         if record is None or loss is None:
             return None
-        name = probed_cost(self.space)
+        name = greedy_cost(self.space)
         cost = record.search[name].value if name else -saved(record.policy.choices(self.num_layers))
         return Probe(loss, cost)
 
@@ -357,7 +357,7 @@ class SearchStudy(TimedLedger):
             return Estimated(self.values(record.search), 0.0) if modelled else None
         if dense is None or not record.estimates:
             return None
-        found, name = self.known_in_full().expected(record), objectives[expensive(self.space)]
+        found, name = self.known_in_full().expected(record), objectives[expensive_objective(self.space)]
         if any(objective not in found for objective in objectives):
             return None
         # Of a bound on an objective the sampler learns how it depends on that.

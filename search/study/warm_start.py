@@ -79,7 +79,7 @@ def of_rule(parameters: Parameters, name: str, stats: DenseStats) -> Iterator[Se
         rule = BASELINES[name]
         policies, selection = rule.policies(parameters.domains, stats.statistics), dict(rule.selection)
     for choices in spread(policies):
-        labels = parameters.layer_labels(choices, selection)
+        labels = parameters.encode_choices(choices, selection)
         yield name, in_words(parameters.policy(labels)), labels
 
 

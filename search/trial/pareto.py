@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ...evaluators.base import Direction, Measurement, metric_of
+from ...evaluators.base import Direction, Measurement, declared_metric
 from ..space.objectives import first_cost
 from ..space.units import unit_of
 from .dominance import non_dominated
@@ -43,7 +43,7 @@ def objective_value(name: str, measurement: Measurement, dense_measurement: Meas
     """
     if isinstance(measurement, ModelledTime) and dense_measurement is not None:
         return measurement.estimate.ratio * dense_measurement.value
-    metric = metric_of(name)
+    metric = declared_metric(name)
     if metric is None or metric.kind != "time" or not measurement.dense:
         return measurement.value
     if dense_measurement is None or measurement == dense_measurement:

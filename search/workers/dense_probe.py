@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from ...evaluators.base import ExamplesFirst
+from ...evaluators.base import IncrementalEvaluator
 from ...evaluators.statistics import layer_statistics, on_device
 from ...policies.policy import Policy
 from ..baselines.bandit import bandit
-from ..baselines.dense_stats import DenseStats, reads_statistics
+from ..baselines.dense_stats import DenseStats, any_needs_statistics
 from ..baselines.registry import Choices
 from ..space.space import Racing
 from .early_stopping import shares
@@ -22,13 +22,13 @@ def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
     Raises:
         SkipsearchError: the layers of the model cannot be taken apart, or a policy cannot be measured.
     """
-    from ...evaluators.prompts import made_up_prompt
+    from ...evaluators.prompts import synthetic_prompt
 
     subject, domains = evaluator.subject, evaluator.space.domains(evaluator.num_layers)
-    prompts = subject.prompts or [made_up_prompt(subject, prompt_tokens=64)]
+    prompts = subject.prompts or [synthetic_prompt(subject, prompt_tokens=64)]
     found, policies = None, []
     with counted(subject.model) as forwards:
-        if reads_statistics(names):
+        if any_needs_statistics(names):
             found = layer_statistics(subject.model, prompts, ranks="arank" in names)
         if "bandit" in names:
             policies = bandit(domains, divergence_on(evaluator, prompts), seed=evaluator.space.search.seed)
@@ -42,7 +42,8 @@ def divergence_on(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any
     answer to each of some prompts.
     """
     own = next(
-        (one for one in evaluator.evaluators if isinstance(one, ExamplesFirst) and one.name == "divergence"), None
+        (one for one in evaluator.evaluators if isinstance(one, IncrementalEvaluator) and one.name == "divergence"),
+        None,
     )
     if own is None:
         return on_prompts(evaluator, prompts)

@@ -113,7 +113,7 @@ class Race:
         """
         racing = self._space.search.racing
         for name, measured in partial.items():
-            if not measured.is_part:
+            if not measured.is_partial:
                 continue
             doubts = list(self._doubts(name, known, measured))
             total = measured.detail["total"]
@@ -157,7 +157,7 @@ class Race:
         """
         objectives = self._space.objectives
         others = [other for other in objectives if other != name]
-        if name not in objectives or any(other not in known or known[other].is_part for other in others):
+        if name not in objectives or any(other not in known or known[other].is_partial for other in others):
             return None
         able = [rival for rival in self._rivals if all(self._as_good(rival, other, known[other]) for other in others)]
         return min(able, key=lambda rival: worse_by(objectives[name], rival.values[name], 0.0), default=None)

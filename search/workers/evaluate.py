@@ -11,7 +11,7 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...evaluators.base import Evaluator, ExamplesFirst, Measurement, Revisits, Split, evaluator_class
+from ...evaluators.base import Evaluator, IncrementalEvaluator, Measurement, RetimingEvaluator, Split, evaluator_class
 from ...evaluators.examples import ExampleEvaluator
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ...policies.policy import Policy
@@ -135,8 +135,8 @@ class PolicyEvaluator:
                     begin = time.perf_counter()
                     measured, early_stopped = self._raced(evaluator, handle, split, race, assess, max_examples)
                     seconds[evaluator.name] = time.perf_counter() - begin
-                    found |= {name: entry for name, entry in measured.items() if not entry.is_part}
-                    estimates |= {name: entry for name, entry in measured.items() if entry.is_part}
+                    found |= {name: entry for name, entry in measured.items() if not entry.is_partial}
+                    estimates |= {name: entry for name, entry in measured.items() if entry.is_partial}
             seconds["forward"] = clock[0]
             failure = not_finite({**found, **estimates})
         except TaskError:
@@ -173,15 +173,15 @@ class PolicyEvaluator:
         max_examples: int | None,
     ) -> tuple[dict[str, Measurement], str | None]:
         """What an evaluator measures, and why the policy is out; None where it is not, or not yet."""
-        if split == "report" and isinstance(evaluator, Revisits):
+        if split == "report" and isinstance(evaluator, RetimingEvaluator):
             return evaluator.visit(handle), None
-        if split != "search" or not isinstance(evaluator, ExamplesFirst):
+        if split != "search" or not isinstance(evaluator, IncrementalEvaluator):
             return evaluator.measure(handle, split), None
         if evaluator is self.guide and evaluator.name not in self.space.evaluate:
             return self._guided(evaluator, handle), None
         # Same batches with and without racing, so that rounding is identical.
         measured: dict[str, Measurement] = {}
-        before = {name: entry for name, entry in known.items() if entry.is_part}
+        before = {name: entry for name, entry in known.items() if entry.is_partial}
         with closing(evaluator.rungs(handle, split, shares(self.space.search.racing), before)) as rungs:
             for measured in rungs:
                 reason = race.reason_to_stop(known, measured) if race else None
@@ -191,10 +191,12 @@ class PolicyEvaluator:
                     break
         return measured, None
 
-    def _guided(self, evaluator: ExamplesFirst, handle: "PolicyHandle") -> dict[str, Measurement]:
+    def _guided(self, evaluator: IncrementalEvaluator, handle: "PolicyHandle") -> dict[str, Measurement]:
         """The loss that guides, on the first few dozen examples: that is all that is asked of it."""
         with closing(evaluator.rungs(handle, "search", shares(self.space.search.racing))) as rungs:
-            found = next(one for one in rungs if all(not part.is_part or part.n >= EXAMPLES for part in one.values()))
+            found = next(
+                one for one in rungs if all(not part.is_partial or part.n >= EXAMPLES for part in one.values())
+            )
         kept = ("places", "total", "per_example", "divergences")
         return {
             name: replace(entry, detail={key: value for key, value in entry.detail.items() if key not in kept})

@@ -47,7 +47,7 @@ class Worker:
 
     def probe_dense(self) -> DenseStats:
         """Find out what the baselines of the space need to know of the dense model; see `probe_dense`."""
-        return probe_dense(self._loaded(), self._space.search.rules)
+        return probe_dense(self._loaded(), self._space.search.baselines)
 
     def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
         """Measure one policy; see `PolicyEvaluator.measure`."""

@@ -102,9 +102,9 @@ def odd(monkeypatch):
     before = base.evaluator_class
     monkeypatch.setattr(base, "available", lambda: (*base.BUILT_IN, "odd"))
     monkeypatch.setattr(base, "evaluator_class", lambda name: Odd if name == "odd" else before(name))
-    base.declared.cache_clear()
+    base.declared_metrics.cache_clear()
     yield
-    base.declared.cache_clear()
+    base.declared_metrics.cache_clear()
 
 
 def test_units_are_those_that_are_declared(odd):
