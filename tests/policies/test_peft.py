@@ -1,0 +1,56 @@
+"""Models that PEFT wraps: a policy holds through the wrapper and the model inside, and is refused a second time."""
+
+import copy
+
+import peft
+import pytest
+import torch
+
+from families import FAMILIES, PAD, Batch
+from skipsearch import Policy, apply_policy
+from skipsearch.policies.errors import PolicyError
+
+POLICIES = {
+    "skip": Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}}),
+    "phase": Policy(layers={1: {"ffn": "skip", "phase": "decode"}, 2: {"attention": "skip", "phase": "prefill"}}),
+    "ratio": Policy(layers={1: {"token_ratio": 0.5}, 2: {"token_ratio": 0.25, "ffn": "skip"}}),
+}
+ADAPTER = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], exclude_modules=r".*vision.*")
+
+
+def adapted(family):
+    """A model inside a LoRA adapter with random weights, and the same model with the adapter merged."""
+    wrapped = peft.get_peft_model(family.build("sdpa"), ADAPTER).eval()
+    torch.manual_seed(1)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.3 * torch.randn_like(weight)
+    return wrapped, copy.deepcopy(wrapped).merge_and_unload()
+
+
+def generated(model, inputs):
+    out = model.generate(
+        **inputs, max_new_tokens=4, do_sample=False, pad_token_id=PAD, return_dict_in_generate=True, output_logits=True
+    )
+    return torch.stack(out.logits)
+
+
+@pytest.mark.parametrize("held", ["wrapper", "inside"])
+@pytest.mark.parametrize(
+    ("name", "policy"), [("llama", "skip"), ("llama", "phase"), ("llava", "skip"), ("llava", "ratio")]
+)
+def test_a_policy_under_an_adapter_computes_what_it_does_on_the_merged_model(name, policy, held):
+    family = FAMILIES[name]
+    rows = [(2, "image", 3), (4, "image", 2)] if family.image_tokens else [(6,), (9,)]
+    inputs = Batch.of(family, rows).padded()
+    wrapped, merged = adapted(family)
+    dense = generated(wrapped, inputs)
+    with apply_policy(merged, POLICIES[policy]):
+        wanted = generated(merged, inputs)
+    handle = apply_policy(wrapped if held == "wrapper" else wrapped.base_model.model, POLICIES[policy])
+    torch.testing.assert_close(generated(wrapped, inputs), wanted)
+    assert not torch.allclose(dense, wanted)
+    with pytest.raises(PolicyError, match="already runs under a policy"):
+        apply_policy(wrapped.base_model.model if held == "wrapper" else wrapped, POLICIES[policy])
+    handle.remove()
+    torch.testing.assert_close(generated(wrapped, inputs), dense)
