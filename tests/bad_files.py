@@ -219,17 +219,17 @@ SPACES = {
                              [f'4:1  evaluate: found ["flops"], {MAPPING}']),
     "no objectives": ("{accuracy: maximize, prefill_flops: minimize}", "{}",
                       ["5:1  objectives: found {}, expected 1 or more entries"]),
-    "objective of another evaluator": ("prefill_flops: m", "ttft_ms: m",
-                                       ["5:34  objectives.ttft_ms: nobody measures this; add latency to evaluate"]),
+    "objective of another evaluator": ("prefill_flops: m", "ttft_ms: m", [
+        "5:34  objectives.ttft_ms: no evaluator measures this metric; add latency to evaluate"]),
     "near objective": ("prefill_flops: m", "prefil_flops: m", [
-        "5:34  objectives.prefil_flops: nobody measures this; the nearest known one is 'prefill_flops'"]),
+        "5:34  objectives.prefil_flops: no evaluator measures this metric; the nearest known one is 'prefill_flops'"]),
     "wrong direction": ("flops: minimize", "flops: maximize",
                         ["5:34  objectives.prefill_flops: found 'maximize', expected 'minimize'"]),
     "no direction": ("flops: minimize", "flops: lower",
                      ["5:34  objectives.prefill_flops: found 'lower', expected 'maximize' or 'minimize'"]),
     "no direction, near objective": ("maximize, prefill_flops", "up, prefil_flops", [
         "5:14  objectives.accuracy: found 'up', expected 'maximize' or 'minimize'",
-        "5:28  objectives.prefil_flops: nobody measures this; the nearest known one is 'prefill_flops'"]),
+        "5:28  objectives.prefil_flops: no evaluator measures this metric; the nearest known one is 'prefill_flops'"]),
 }  # fmt: skip
 
 # What is put after SPACE, and the problems that it makes.
@@ -244,8 +244,8 @@ LONGER = {
         f"6:63  schedules[0].interval.choice[1]: found 'keep', expected {CHANGING}",
         "6:70  schedules[0].interval.phase: found 'never', expected 'both', 'prefill' or 'decode', or a list"]),
     "groups that overlap or differ": ("tied: [[2, 3], [3, 4, 4]]", [
-        "6:17  tied[1][0]: layer 3 stands in tied[0] already, expected it once",
-        "6:23  tied[1][2]: layer 4 stands in tied[1] already, expected it once"]),
+        "6:17  tied[1][0]: layer 3 is in tied[0] already, expected it in one group",
+        "6:23  tied[1][2]: layer 4 is in tied[1] already, expected it in one group"]),
     "near key of groups": ("tied: {evry: 2}", [
         "6:1  tied.every: the key is missing", "6:8  tied.evry: unknown key; the nearest known one is 'every'"]),
     "near key of a run": ("forbid: [{consecutive: skip_ffn, more: 1}]", [
@@ -298,8 +298,10 @@ MORE = {
                         "10  forbid[0]: keep is forbidden; the dense model is trial 0 of every study, so every layer "
                         "can be kept"),
     "key twice": ("model: {id: n}", "1  model: the key stands here a second time"),
-    "constraint that nobody measures": ("constraints: {ttft_ms: '<= 3'}",
-                                        "15  constraints.ttft_ms: nobody measures this; add latency to evaluate"),
+    "constraint that nobody measures": (
+        "constraints: {ttft_ms: '<= 3'}",
+        "15  constraints.ttft_ms: no evaluator measures this metric; add latency to evaluate",
+    ),
     "strictly": ("constraints: {accuracy: '> 0.9'}", f"15  constraints.accuracy: found '> 0.9', {BOUNDS}"),
     "bare number": ("constraints: {accuracy: 0.9}", f"15  constraints.accuracy: found 0.9, {BOUNDS}"),
     "infinite bound": ("constraints: {accuracy: '>= 1e999'}", f"15  constraints.accuracy: found '>= 1e999', {BOUNDS}"),
@@ -312,7 +314,7 @@ MORE = {
     "seed too large": ("search: {seed: 4294967296}",
                        "10  search.seed: found 4294967296, expected less than 4294967296"),
     "near rule": ("search: {start: [last, fastvv]}",
-                  "24  search.start[1]: unknown rule 'fastvv'; the nearest known one is 'fastv'"),
+                  "24  search.start[1]: unknown baseline 'fastvv'; the nearest known one is 'fastv'"),
     "near sampler": ("search: {sampler: nsga}",
                      "10  search.sampler: found 'nsga', expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'"),
     "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),

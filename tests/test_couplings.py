@@ -13,9 +13,9 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.space.space import DEFAULT_BASELINES
+from skipsearch.search.space.search_settings import DEFAULT_BASELINES
 from skipsearch.search.space.ties_and_bans import ForbiddenChoices, ForbiddenRun, ForbiddenTogether, forbids_dense
-from skipsearch.search.study.warm_start import starts
+from skipsearch.search.study.warm_start import initial_points
 
 SKIPS = "[{choices: [keep, skip_ffn, skip_layer]}]"
 FORBID = "[{1: skip_ffn, 2: [skip_ffn, skip_layer]}, {consecutive: [skip_layer, skip_ffn], more_than: 2}]"
@@ -32,7 +32,7 @@ def space_of(path, **given):
 
 def started(made):
     """Labels of everything that a search may begin with."""
-    return [start.labels for start in starts(made, DEFAULT_BASELINES, 99, DenseStats())]
+    return [start.labels for start in initial_points(made, DEFAULT_BASELINES, 99, DenseStats())]
 
 
 def allowed(choices):
@@ -104,12 +104,12 @@ def test_no_sampler_measures_what_is_forbidden_and_all_else_is_measured(path, tm
     rules = {"layers": "[{range: 1-3, choices: [keep, skip_ffn, skip_layer]}]", "forbid": FORBID}
     study = open_study(path, tmp_path, search__sampler=sampler, search__trials=99, **rules)
     spend(study)
-    policies = [record.policy.choices(LAYERS) for record in study.records()]
+    policies = [record.policy.choices(LAYERS) for record in study.results()]
     assert all(map(allowed, policies))
-    assert study.known == sum(allowed([KEEP, *rest]) for rest in every_policy(3))
+    assert study.num_measured == sum(allowed([KEEP, *rest]) for rest in every_policy(3))
     if sampler != "auto":  # It knows beforehand.
         assert len(study.study.trials) > len(policies), "something was proposed and turned away"
-    assert study.measured() == study.known
+    assert study.budget_used() == study.num_measured
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -127,7 +127,7 @@ def test_what_was_turned_away_is_no_trial_of_the_study(path, tmp_path):
     proposals.finish(dense, measured(dense.policy))
     study.study.enqueue_trial(study.parameters.labels({"layer_01": "skip_ffn", "layer_02": "skip_layer"}))
     assert study.ask() is None
-    assert (len(study.study.trials), len(study.records()), study.measured()) == (2, 1, 1)
+    assert (len(study.study.trials), len(study.results()), study.budget_used()) == (2, 1, 1)
 
 
 def test_a_forbidden_choice_is_known_in_every_spelling():
@@ -153,5 +153,5 @@ def test_what_would_forbid_dense_is_told():
 
 @pytest.mark.parametrize("coupling", [{"tied": "[[2, 4]]"}, {"forbid": "[{1: skip_ffn, 4: skip_ffn}]"}])
 def test_layers_beyond_the_model_are_refused(path, coupling):
-    with pytest.raises(SpaceError, match="the space speaks of layer 4, model has layers 0 to 3"):
+    with pytest.raises(SpaceError, match="the space names layer 4, the model has layers 0 to 3"):
         Parameters(space_of(path, **coupling), LAYERS)

@@ -1,1 +1,1 @@
-"""Published rules: where a search begins, and what it must beat."""
+"""Baselines: published rules for what to leave out, which a search starts from and has to beat."""

@@ -1,48 +1,52 @@
-"""Putting what a rule wants into the layers, as far as the space allows it."""
+"""Policies of a baseline within the choices that a space allows in each layer."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 from ...policies.choice import KEEP, LayerChoice
 
+# The choices that each layer allows, and one choice a layer.
 Domains: TypeAlias = Sequence[Sequence[LayerChoice]]
 Choices: TypeAlias = list[LayerChoice]
 
 
-def default(domain: Sequence[LayerChoice]) -> LayerChoice:
-    """What a layer does outside a rule: it is kept, or where that is not allowed does the first that is."""
+def default_choice(domain: Sequence[LayerChoice]) -> LayerChoice:
+    """The choice of a layer that a baseline leaves alone: keep, or the first allowed one where keep is not allowed."""
     return KEEP if KEEP in domain else domain[0]
 
 
-def kinds(domains: Domains, fits: Callable[[LayerChoice], bool]) -> Choices:
-    """The choices other than keep that some layer allows and that fit, each once, in the order of the space."""
-    found = dict.fromkeys(choice for domain in domains for choice in domain)
-    return [choice for choice in found if not choice.is_keep and fits(choice)]
+def matching_choices(domains: Domains, matches: Callable[[LayerChoice], bool]) -> Choices:
+    """The distinct allowed choices other than keep that satisfy a condition, in the order of the space."""
+    allowed = dict.fromkeys(choice for domain in domains for choice in domain)
+    return [choice for choice in allowed if not choice.is_keep and matches(choice)]
 
 
-def ratios(domains: Domains) -> Choices:
-    """The choices that leave out image tokens and nothing else, the mildest first."""
-    pure = kinds(domains, lambda choice: choice == LayerChoice(token_ratio=choice.token_ratio))
-    return sorted(pure, key=share, reverse=True)
+def token_ratio_choices(domains: Domains) -> Choices:
+    """The allowed choices that set a token ratio and nothing else, the largest ratio first."""
+    ratios = matching_choices(domains, lambda choice: choice == LayerChoice(token_ratio=choice.token_ratio))
+    return sorted(ratios, key=kept_tokens, reverse=True)
 
 
-def share(choice: LayerChoice) -> float:
-    """Of the image tokens, the share that is processed."""
+def kept_tokens(choice: LayerChoice) -> float:
+    """The share of the image tokens that a choice processes."""
     return 1.0 if choice.token_ratio is None else choice.token_ratio
 
 
-def put(choice: LayerChoice, layers: Collection[int], domains: Domains) -> Choices:
-    """A choice in some layers, where these allow it."""
-    return [choice if index in layers and choice in domain else default(domain) for index, domain in enumerate(domains)]
+def place(choice: LayerChoice, layers: Collection[int], domains: Domains) -> Choices:
+    """A policy with one choice in the given layers that allow it."""
+    return [
+        choice if layer in layers and choice in domain else default_choice(domain)
+        for layer, domain in enumerate(domains)
+    ]
 
 
-def path(choice: LayerChoice, order: Iterable[int], domains: Domains) -> list[Choices]:
-    """A choice in the first layer of an order that allows it, in the first two, and so on to all of them."""
-    allowed = [index for index in order if choice in domains[index]]
-    return [put(choice, allowed[:count], domains) for count in range(1, len(allowed) + 1)]
+def cumulative_policies(choice: LayerChoice, order: Iterable[int], domains: Domains) -> list[Choices]:
+    """Policies with a choice in the first layer of an order that allows it, in the first two, and so on to all."""
+    allowed = [layer for layer in order if choice in domains[layer]]
+    return [place(choice, allowed[:count], domains) for count in range(1, len(allowed) + 1)]
 
 
-def distinct(policies: Iterable[Choices], domains: Domains) -> list[Choices]:
-    """Each policy once, in order, without the one that changes nothing."""
-    nothing = tuple(default(domain) for domain in domains)
-    return [list(policy) for policy in dict.fromkeys(map(tuple, policies)) if policy != nothing]
+def unique_policies(policies: Iterable[Choices], domains: Domains) -> list[Choices]:
+    """The distinct policies in their order, without the policy that leaves every layer alone."""
+    unchanged = tuple(default_choice(domain) for domain in domains)
+    return [list(policy) for policy in dict.fromkeys(map(tuple, policies)) if policy != unchanged]

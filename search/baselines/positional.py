@@ -1,4 +1,4 @@
-"""Rules that read nothing but a layer's place: the patterns that papers apply to every model alike."""
+"""Baselines that depend on the position of a layer alone, so that they need no forward pass."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -6,99 +6,111 @@ from typing import TYPE_CHECKING, Final
 
 from ...policies.choice import KEEP, LayerChoice
 from ...policies.schedules import FastV, Interval, ShiftedCosine
-from .placing import Choices, Domains, default, distinct, kinds, put, ratios, share
+from .placing import (
+    Choices,
+    Domains,
+    default_choice,
+    kept_tokens,
+    matching_choices,
+    place,
+    token_ratio_choices,
+    unique_policies,
+)
 
 if TYPE_CHECKING:
     from ...evaluators.statistics import LayerStatistics
 
-# ima-lmms has 32 layers: the interval, and the last layer before the first that is skipped.
+# Settings of ima-lmms for its 32 layers: the interval, and the last layer before the first one that may be skipped.
 INTERVALS: Final = ((8, 0), (4, 4), (4, 0), (2, 10), (2, 4), (2, 0))
-EVERY: Final = (8, 6, 5, 4, 3, 2)
+INTERVAL_DEPTH: Final = 32
+EVERY_NTH: Final = (8, 6, 5, 4, 3, 2)
 SHIFTS: Final = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-FIRST: Final = (3, 2)
-BEGINNINGS: Final = (Fraction(7, 8), Fraction(3, 4), Fraction(1, 2), Fraction(1, 4), Fraction(0))
+FASTV_LAYERS: Final = (3, 2)
+LAST_PART_STARTS: Final = (Fraction(7, 8), Fraction(3, 4), Fraction(1, 2), Fraction(1, 4), Fraction(0))
 
 
 def interval(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
-    """Every I-th layer between a start and the last one; the start is scaled to the depth.
+    """Change every I-th layer between a start and the last layer (ima-lmms); the start scales with the depth.
 
-    Knobs: I and the start of ima-lmms, the fewest layers first; one path for each choice without a token ratio.
+    Settings: the pairs of I and start of the paper, the fewest layers first, for each choice without a token ratio.
     """
     depth = len(domains)
-    found = []
-    for kind in kinds(domains, lambda choice: choice.token_ratio is None):
+    policies = []
+    for choice in matching_choices(domains, lambda choice: choice.token_ratio is None):
         for step, start in INTERVALS:
-            rule = Interval(interval=step, start=round(start * depth / 32), choice="skip_layer")
-            selected = [index for index, choice in enumerate(rule.choices(depth)) if choice != KEEP]
-            found.append(put(kind, selected, domains))
-    return distinct(found, domains)
+            schedule = Interval(interval=step, start=round(start * depth / INTERVAL_DEPTH), choice="skip_layer")
+            selected = [layer for layer, scheduled in enumerate(schedule.choices(depth)) if scheduled != KEEP]
+            policies.append(place(choice, selected, domains))
+    return unique_policies(policies, domains)
 
 
 def uniform(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
-    """Every n-th layer, layers counted from 1 (LayerDrop's "every other").
+    """Change every n-th layer, with layers counted from 1 (LayerDrop's "every other").
 
-    Knob: n, the fewest layers first; one path for each choice.
+    Settings: n, the fewest layers first, for each choice.
     """
-    return distinct(
+    return unique_policies(
         (
-            put(kind, range(step - 1, len(domains), step), domains)
-            for kind in kinds(domains, lambda choice: True)
-            for step in EVERY
+            place(choice, range(step - 1, len(domains), step), domains)
+            for choice in matching_choices(domains, lambda choice: True)
+            for step in EVERY_NTH
         ),
         domains,
     )
 
 
 def last(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
-    """The last part of the layers.
+    """Change all layers from some depth on (top-layer dropping).
 
-    Knob: where it begins, the fewest layers first; one path for each choice.
+    Settings: where the changed part starts, the fewest layers first, for each choice.
     """
     depth = len(domains)
-    return distinct(
+    return unique_policies(
         (
-            put(kind, range(int(beginning * depth), depth), domains)
-            for kind in kinds(domains, lambda choice: True)
-            for beginning in BEGINNINGS
+            place(choice, range(int(start * depth), depth), domains)
+            for choice in matching_choices(domains, lambda choice: True)
+            for start in LAST_PART_STARTS
         ),
         domains,
     )
 
 
 def shifted_cosine(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
-    """Image tokens decay along half a cosine; each layer takes the allowed ratio that is nearest.
+    """Reduce the image tokens along a shifted cosine (p-MoD); each layer takes the nearest ratio that it allows.
 
-    Knob: the shift R, the most tokens first; p-MoD has 0.5, and its bounds 0.85 and 0.15 hold for every shift.
+    Settings: the shift R, the most tokens first. p-MoD uses 0.5; its bounds of 0.85 and 0.15 apply to every shift.
     """
-    allowed = ratios(domains)
-    found = []
+    allowed = token_ratio_choices(domains)
+    policies = []
     for shift in SHIFTS if allowed else ():
-        wanted = ShiftedCosine(ratio=shift, max=0.85, min=0.15).choices(len(domains))
-        found.append([nearest(choice, domain, allowed) for choice, domain in zip(wanted, domains, strict=True)])
-    return distinct(found, domains)
+        scheduled = ShiftedCosine(ratio=shift, max=0.85, min=0.15).choices(len(domains))
+        policies.append(
+            [nearest_ratio(choice, domain, allowed) for choice, domain in zip(scheduled, domains, strict=True)]
+        )
+    return unique_policies(policies, domains)
 
 
-def nearest(wanted: LayerChoice, domain: Sequence[LayerChoice], allowed: Choices) -> LayerChoice:
-    """What a layer allows that processes about so many image tokens, of two that are as near the milder one."""
-    usable = [default(domain), *(choice for choice in allowed if choice in domain)]
-    return min(usable, key=lambda choice: abs(share(choice) - share(wanted)))
+def nearest_ratio(wanted: LayerChoice, domain: Sequence[LayerChoice], ratios: Choices) -> LayerChoice:
+    """The allowed choice whose share of image tokens is nearest to that of another; of a tie, the larger share."""
+    usable = [default_choice(domain), *(choice for choice in ratios if choice in domain)]
+    return min(usable, key=lambda choice: abs(kept_tokens(choice) - kept_tokens(wanted)))
 
 
 def fastv(domains: Domains, statistics: Sequence["LayerStatistics"] | None = None) -> list[Choices]:
-    """Fewer image tokens from layer K on. It is FastV's own with `token_selection: {reselect: once}`.
+    """Keep a share of the image tokens from layer K on (FastV, with `token_selection: {reselect: once}`).
 
-    Knobs: the ratio, the mildest first, and K, which the paper has at 3 and 2 whatever the depth.
+    Settings: the ratio, the largest first, and K of 3 and 2, which the paper uses at every depth.
     """
-    return distinct(
+    return unique_policies(
         (
             [
-                choice if choice in domain else default(domain)
+                choice if choice in domain else default_choice(domain)
                 for choice, domain in zip(
-                    FastV(layer=first, token_ratio=share(kind)).choices(len(domains)), domains, strict=True
+                    FastV(layer=first, token_ratio=kept_tokens(ratio)).choices(len(domains)), domains, strict=True
                 )
             ]
-            for kind in ratios(domains)
-            for first in FIRST
+            for ratio in token_ratio_choices(domains)
+            for first in FASTV_LAYERS
         ),
         domains,
     )

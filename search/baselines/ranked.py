@@ -1,69 +1,90 @@
-"""Rules that rank the layers by what the dense model's own ones do, and leave out the first of the order."""
+"""Baselines that rank layers by statistics of the dense model and change the lowest-ranked ones."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ...policies.choice import LayerChoice
-from .placing import Choices, Domains, default, distinct, kinds, path, ratios
+from .placing import (
+    Choices,
+    Domains,
+    cumulative_policies,
+    default_choice,
+    matching_choices,
+    token_ratio_choices,
+    unique_policies,
+)
 
 if TYPE_CHECKING:
     from ...evaluators.statistics import LayerStatistics
 
 Sublayer: TypeAlias = Literal["attention", "ffn"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "ffn")
 
 
 def block_influence(domains: Domains, statistics: Sequence["LayerStatistics"]) -> list[Choices]:
-    """Skip the layers that change their input the least.
+    """Skip the layers that change their input least (ShortGPT's Block Influence).
 
-    Knob: how many, the fewest first.
+    Settings: the number of layers, the fewest first.
     """
-    order = sorted(range(len(domains)), key=lambda index: statistics[index].block_influence)
-    skips = kinds(domains, lambda choice: choice.skips_layer and choice.token_ratio is None)
-    return distinct((policy for kind in skips for policy in path(kind, order, domains)), domains)
+    order = sorted(range(len(domains)), key=lambda layer: statistics[layer].block_influence)
+    skips = matching_choices(domains, lambda choice: choice.skips_layer and choice.token_ratio is None)
+    return unique_policies((policy for skip in skips for policy in cumulative_policies(skip, order, domains)), domains)
 
 
 def sublayer_cosine(domains: Domains, statistics: Sequence["LayerStatistics"]) -> list[Choices]:
-    """Skip the sublayers whose output is most like their input: attentions, FFNs, or both in one order.
+    """Skip the sublayers whose output has the highest cosine similarity to their input (LLM-Drop).
 
-    Knob: how many, the fewest first; three paths, as LLM-Drop has them.
+    Settings: the number of sublayers, the fewest first, on LLM-Drop's three paths: attentions, FFNs, and both in one
+    order.
     """
     cosines: dict[tuple[int, Sublayer], float] = {}
-    for index, layer in enumerate(statistics):
-        cosines[index, "attention"], cosines[index, "ffn"] = layer.attention_cosine, layer.ffn_cosine
-    order = sorted(cosines, key=lambda place: -cosines[place])
-    skips = kinds(domains, lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is None)
+    for layer, statistic in enumerate(statistics):
+        cosines[layer, "attention"], cosines[layer, "ffn"] = statistic.attention_cosine, statistic.ffn_cosine
+    order = sorted(cosines, key=lambda sublayer: -cosines[sublayer])
+    skips = matching_choices(
+        domains, lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is None
+    )
     scopes = dict.fromkeys(choice.model_copy(update={"attention": "run", "ffn": "run"}) for choice in skips)
-    both: tuple[Sublayer, ...] = ("attention", "ffn")
-    found: list[Choices] = []
+    policies: list[Choices] = []
     for scope in scopes:
-        for wanted in (both[:1], both[1:], both):
-            found += dropped([place for place in order if place[1] in wanted], scope, domains)
-    return distinct(found, domains)
+        for kinds in (SUBLAYERS[:1], SUBLAYERS[1:], SUBLAYERS):
+            policies += deletion_path([(layer, kind) for layer, kind in order if kind in kinds], scope, domains)
+    return unique_policies(policies, domains)
 
 
-def dropped(order: Sequence[tuple[int, Sublayer]], scope: LayerChoice, domains: Domains) -> Iterator[Choices]:
-    """Sublayers left out one after the other; one that its layer cannot leave out beside the others is passed over.
+def deletion_path(order: Sequence[tuple[int, Sublayer]], scope: LayerChoice, domains: Domains) -> Iterator[Choices]:
+    """Skip sublayers one after the other; pass over one whose layer does not allow it beside those already skipped.
 
     Args:
-        order: Layer and sublayer.
-        scope: A choice with the phase and the tokens for which they are left out.
-        domains: What every layer allows.
+        order: Layer and sublayer, in the order of deletion.
+        scope: A choice with the phase and the tokens for which the sublayers are skipped.
+        domains: The choices that each layer allows.
+
+    Yields:
+        The policy after each deletion.
     """
-    choices = [default(domain) for domain in domains]
-    out = [scope] * len(domains)
-    for index, sublayer in order:
-        without = out[index].model_copy(update={sublayer: "skip"})
-        if without in domains[index]:
-            out[index] = choices[index] = without
+    choices = [default_choice(domain) for domain in domains]
+    deleted = [scope] * len(domains)
+    for layer, sublayer in order:
+        without = deleted[layer].model_copy(update={sublayer: "skip"})
+        if without in domains[layer]:
+            deleted[layer] = choices[layer] = without
             yield [*choices]
 
 
 def arank(domains: Domains, statistics: Sequence["LayerStatistics"]) -> list[Choices]:
-    """Fewer image tokens in the layers whose attention has the lowest rank.
+    """Reduce the image tokens of the layers whose attention maps have the lowest rank (ARank of γ-MoD).
 
-    Knobs: the ratio, the mildest first, and how many layers. γ-MoD takes those of rank below 110, a number that
-    depends on the length of the prompts; the order does not.
+    Settings: the ratio, the largest first, and the number of layers. γ-MoD takes the layers of rank below 110. That
+    threshold depends on the length of the prompts, so only the order of the ranks is used here.
     """
-    ranks = {index: layer.attention_rank for index, layer in enumerate(statistics) if layer.attention_rank is not None}
-    order = sorted(ranks, key=lambda index: ranks[index])
-    return distinct((policy for kind in ratios(domains) for policy in path(kind, order, domains)), domains)
+    ranks = {
+        layer: statistic.attention_rank
+        for layer, statistic in enumerate(statistics)
+        if statistic.attention_rank is not None
+    }
+    order = sorted(ranks, key=lambda layer: ranks[layer])
+    return unique_policies(
+        (policy for ratio in token_ratio_choices(domains) for policy in cumulative_policies(ratio, order, domains)),
+        domains,
+    )

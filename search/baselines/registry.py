@@ -1,4 +1,4 @@
-"""Published rules for what to leave out, by name: where a search may begin, and what it has to beat."""
+"""The table of baselines: published rules for what to leave out, by name, with their papers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ __all__ = ["BASELINES", "SOURCES", "Choices", "Domains", "Baseline", "bandit"]
 
 @dataclass(frozen=True)
 class Baseline:
-    """A rule.
+    """A published rule for what to leave out.
 
     Attributes:
-        source: Where it was published.
-        policies: Gives the choices of all layers, once for each setting of the rule's knob, what leaves out the least
-            first; from what every layer allows and, where it needs them, the statistics of the dense model's layers.
-            It keeps a layer that does not allow what the rule wants, and gives nothing where no layer does.
-        needs_statistics: True where it reads them; the others may be given None.
-        selection: How it ranks image tokens, by key of `token_selection`, where that is a part of the rule.
+        source: The method and its paper.
+        policies: Returns the policies of the rule within the choices that each layer allows, one for each setting, the
+            most expensive first. Its second argument is the statistics of the dense model's layers. A layer that does
+            not allow what the rule asks for is left alone; the list is empty where no layer allows it.
+        needs_statistics: True where the rule reads the statistics; else None may be passed for them.
+        selection: The `token_selection` that belongs to the rule, by key.
     """
 
     source: str
@@ -42,5 +42,7 @@ BASELINES: Mapping[str, Baseline] = {
     "last": Baseline("top-layer dropping, arXiv:2004.03844", last),
 }
 
-# The bandit measures as it goes, so it is a function of its own.
-SOURCES: Mapping[str, str] = {name: one.source for name, one in BASELINES.items()} | {"bandit": "EAS, arXiv:2403.15226"}
+# The bandit evaluates policies while it runs, so it does not fit `Baseline.policies`; see `bandit`.
+SOURCES: Mapping[str, str] = {name: baseline.source for name, baseline in BASELINES.items()} | {
+    "bandit": "EAS, arXiv:2403.15226"
+}

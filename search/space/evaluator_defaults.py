@@ -1,4 +1,4 @@
-"""Evaluators on examples that stand beside `accuracy` have its examples, where they do not name others."""
+"""Default options of evaluators on examples: those of `accuracy` in the same space."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,34 +7,33 @@ from ...evaluators.base import evaluator_class
 from ...evaluators.example_options import ExampleOptions
 from ...policies.errors import EvaluatorError
 
-MOST = 64  # evaluators of a space
-WHICH = ("tasks", "search", "report")  # together they say which examples: they are taken all three or not at all
+MAX_EVALUATORS = 64
+EXAMPLE_KEYS = ("tasks", "search", "report")  # they select the examples together, so they are copied together or not
 
 
-def shared(evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of all evaluators, with those of `accuracy` where others leave them out.
+def with_accuracy_defaults(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by evaluator; an evaluator on examples takes the options that it leaves out from `accuracy`.
 
     Args:
-        evaluate: Options by evaluator, as they are written; not checked yet.
+        evaluate: Options by evaluator as written, before validation.
     """
-    whole = evaluate.get("accuracy")
-    if not isinstance(whole, Mapping) or len(evaluate) > MOST:
+    accuracy = evaluate.get("accuracy")
+    if not isinstance(accuracy, Mapping) or len(evaluate) > MAX_EVALUATORS:
         return dict(evaluate)
-    return {name: with_those(name, options, whole) for name, options in evaluate.items()}
+    return {name: _with_defaults(name, options, accuracy) for name, options in evaluate.items()}
 
 
-def with_those(name: str, options: Any, given: Mapping[str, Any]) -> Any:
-    """The options of one evaluator, with those given where it has the same and leaves them out."""
-    if not isinstance(options, Mapping | None) or not on_examples(name):
+def _with_defaults(name: str, options: Any, accuracy: Mapping[str, Any]) -> Any:
+    """The options of one evaluator, completed from those of accuracy where both have the key."""
+    if not isinstance(options, Mapping | None) or not _measures_examples(name):
         return options
-    own, known = dict(options or {}), evaluator_class(name).options.model_fields
-    names_its_own = any(key in own for key in WHICH)
-    usable = {key: value for key, value in given.items() if key in known}
-    return {key: value for key, value in usable.items() if not (names_its_own and key in WHICH)} | own
+    own, fields = dict(options or {}), evaluator_class(name).options.model_fields
+    skipped = EXAMPLE_KEYS if any(key in own for key in EXAMPLE_KEYS) else ()
+    return {key: value for key, value in accuracy.items() if key in fields and key not in skipped} | own
 
 
-def on_examples(name: str) -> bool:
-    """True for an evaluator whose options say which examples."""
+def _measures_examples(name: str) -> bool:
+    """True for an installed evaluator whose options select examples."""
     try:
         return issubclass(evaluator_class(name).options, ExampleOptions)
     except EvaluatorError:

@@ -1,4 +1,4 @@
-"""What a local model or task contains, for telling whether a study is still about the same."""
+"""Content digests of local models and tasks, which show whether a resumed study is still about the same files."""
 
 import hashlib
 import json
@@ -8,60 +8,60 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 24
-LARGE = 1 << 26  # bytes of a file whose digest is kept: weights, which take minutes to read
+LARGE = 1 << 26  # bytes; the digest of a larger file is cached, because hashing weights takes minutes
 
 
 class Digests:
-    """Digests of files by all of their bytes; those of large ones are kept in a file for the next time.
+    """SHA-256 digests of files; the digests of large files are cached on disk.
 
     Args:
-        cache: That file; None keeps nothing.
+        cache: The JSON file of the cache; None disables it.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
         self._cache = cache
-        self._known: dict[str, str] = {}
+        self._cached: dict[str, str] = {}
         if cache is not None:
-            # One that cannot be read is made anew: it is nothing but a cache.
+            # An unreadable cache is rebuilt.
             with suppress(OSError, ValueError, TypeError):
-                self._known = {str(key): str(value) for key, value in dict(json.loads(cache.read_text())).items()}
+                self._cached = {str(key): str(value) for key, value in dict(json.loads(cache.read_text())).items()}
 
     def of_files(self, path: Path) -> str:
-        """Of the files in a folder, or of a file and those beside it: a task's data lies beside its YAML."""
+        """Digest of the files in a folder, or of a file and its siblings: a task's data lies beside its YAML."""
         folder = path if path.is_dir() else path.parent
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for file in sorted(file for file in folder.iterdir() if file.is_file()):
-            found.update(f"{file.name}:{file.stat().st_size}:".encode())
-            self._add(found, file)
-        return found.hexdigest()[:16]
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            self._update(digest, file)
+        return digest.hexdigest()[:16]
 
-    def _add(self, found: Any, file: Path) -> None:
-        """Add a file's bytes, or the digest of a large file's."""
+    def _update(self, digest: Any, file: Path) -> None:
+        """Add the bytes of a file to a digest, or the cached digest of a large file."""
         state = file.stat()
         if state.st_size <= LARGE:
-            found.update(file.read_bytes())
+            digest.update(file.read_bytes())
             return
         key = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
-        if key not in self._known:
+        if key not in self._cached:
             with file.open("rb") as stream:
-                own = hashlib.sha256()
+                of_file = hashlib.sha256()
                 while chunk := stream.read(CHUNK):
-                    own.update(chunk)
-            self._known[key] = own.hexdigest()
-            self._keep()
-        found.update(self._known[key].encode())
+                    of_file.update(chunk)
+            self._cached[key] = of_file.hexdigest()
+            self._write_cache()
+        digest.update(self._cached[key].encode())
 
-    def _keep(self) -> None:
+    def _write_cache(self) -> None:
         if self._cache is not None and self._cache.parent.is_dir():
             with suppress(OSError):
-                self._cache.write_text(json.dumps(self._known, indent=1))
+                self._cache.write_text(json.dumps(self._cached, indent=1))
 
 
-def by_content(value: Any, digests: Digests) -> Any:
-    """Plain data with each local path in it replaced by a digest of what lies there, so that a study may be moved."""
+def with_digests(value: Any, digests: Digests) -> Any:
+    """Plain data with each local path replaced by the digest of its content, so that a study may be moved."""
     if isinstance(value, Mapping):
-        return {key: by_content(entry, digests) for key, entry in value.items()}
+        return {key: with_digests(entry, digests) for key, entry in value.items()}
     if isinstance(value, list):
-        return [by_content(entry, digests) for entry in value]
+        return [with_digests(entry, digests) for entry in value]
     is_local = isinstance(value, str) and Path(value).is_absolute() and Path(value).exists()
     return f"{Path(value).name}:{digests.of_files(Path(value))}" if is_local else value

@@ -1,7 +1,7 @@
-"""Names of the metrics that can guide a search, and of the one that they stand for."""
+"""Names of the metric that a guided search is about, and of the losses that can guide it."""
 
 from typing import Final
 
-QUALITY: Final = "accuracy"  # what the guide stands for
+QUALITY: Final = "accuracy"
 ANSWER_LOSS: Final = "answer_loss"
 DIVERGENCE: Final = "divergence"

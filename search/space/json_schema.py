@@ -1,4 +1,4 @@
-"""The JSON Schemas of spaces and policies; `python -m skipsearch.search.space.json_schema` writes them."""
+"""The JSON Schemas of space and policy files; `python -m skipsearch.search.space.json_schema` writes them."""
 
 import json
 from pathlib import Path
@@ -12,21 +12,36 @@ from .space import OPTIONAL, Space
 
 ROOT = Path(__file__).resolve().parents[2]
 NULL = {"type": "null"}
+# By its class in a policy file, the options of each schedule in a space.
+SCHEDULES = (("ShiftedCosine", DecayOptions), ("FastV", FastVOptions), ("Interval", IntervalOptions))
 
 
 def space_schema() -> dict[str, Any]:
-    """The JSON Schema of a space file, with the options and metrics of the evaluators that come with skipsearch."""
+    """The JSON Schema of a space file, with the options and metrics of the built-in evaluators."""
     schema = model_schema(Space)
-    keys, definitions = schema["properties"], schema["$defs"]
+    keys = schema["properties"]
+    _add_evaluators(keys, schema["$defs"])
+    # One of the two is enough.
+    schema["required"].remove("layers")
+    schema["anyOf"] = [{"required": [key]} for key in ("layers", "schedules")]
+    keys["layers"]["minItems"] = 1
+    _describe_schedules(schema["$defs"])
+    for key in OPTIONAL:
+        keys[key] = {"description": keys[key].pop("description", ""), "anyOf": [keys[key], NULL]}
+    return {"$schema": DIALECT, "title": "skipsearch space", **schema}
+
+
+def _add_evaluators(keys: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Add the built-in evaluators to `evaluate`, and their metrics to `objectives` and `constraints`."""
     metrics: dict[str, Metric] = {}
     options: dict[str, Any] = {}
     for name in BUILT_IN:
-        kind = evaluator_class(name)
-        metrics |= kind.metrics
-        described = model_schema(kind.options)
-        definitions |= described.pop("$defs", {}) | {kind.options.__name__: described}
-        reference = {"$ref": f"#/$defs/{kind.options.__name__}"}
-        options[name] = {"description": (kind.__doc__ or "").split("\n")[0], "anyOf": [reference, NULL]}
+        evaluator = evaluator_class(name)
+        metrics |= evaluator.metrics
+        described = model_schema(evaluator.options)
+        definitions |= described.pop("$defs", {}) | {evaluator.options.__name__: described}
+        reference = {"$ref": f"#/$defs/{evaluator.options.__name__}"}
+        options[name] = {"description": (evaluator.__doc__ or "").split("\n")[0], "anyOf": [reference, NULL]}
     # Other evaluators and their metrics may come from installed packages.
     keys["evaluate"] |= {"properties": options, "additionalProperties": {"type": ["object", "null"]}}
     keys["objectives"]["properties"] = {
@@ -36,17 +51,14 @@ def space_schema() -> dict[str, Any]:
     keys["constraints"]["properties"] = {
         name: {"description": metric.text, **bound} for name, metric in metrics.items()
     }
-    # Either is enough.
-    schema["required"].remove("layers")
-    schema["anyOf"] = [{"required": [key]} for key in ("layers", "schedules")]
-    keys["layers"]["minItems"] = 1
-    plain = model_schema(Schedule)["$defs"]
-    for name, offered in (("ShiftedCosine", DecayOptions), ("FastV", FastVOptions), ("Interval", IntervalOptions)):
-        for key, entry in definitions[offered.__name__]["properties"].items():
-            entry.setdefault("description", plain[name]["properties"][key]["description"])
-    for key in OPTIONAL:
-        keys[key] = {"description": keys[key].pop("description", ""), "anyOf": [keys[key], NULL]}
-    return {"$schema": DIALECT, "title": "skipsearch space", **schema}
+
+
+def _describe_schedules(definitions: dict[str, Any]) -> None:
+    """Copy the descriptions of a schedule's keys from the schema of policy files."""
+    in_policies = model_schema(Schedule)["$defs"]
+    for name, in_space in SCHEDULES:
+        for key, entry in definitions[in_space.__name__]["properties"].items():
+            entry.setdefault("description", in_policies[name]["properties"][key]["description"])
 
 
 FILES = {
@@ -56,10 +68,10 @@ FILES = {
 
 
 def text_of(schema: dict[str, Any]) -> str:
-    """A schema as its file holds it."""
+    """The text of a schema's file."""
     return json.dumps(schema, indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    for path, made in FILES.items():
-        path.write_text(text_of(made()), encoding="utf-8")
+    for path, schema in FILES.items():
+        path.write_text(text_of(schema()), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a space offers the search to choose from: in a range of layers, and in how image tokens are ranked."""
+"""The choices of a space: what each range of layers may do, and how image tokens may be ranked."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,26 +13,30 @@ from ...policies.schedules import Changing
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
-OWN_KEYS = ("attention", "ffn", "wiring")
-KEYS = (*OWN_KEYS, "norm", "token_ratio", "phase", "tokens")
+SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens")
 
 T = TypeVar("T")
+# A value, or a list of values that the search chooses from.
 Options: TypeAlias = T | Annotated[list[T], Field(min_length=1)]
 
 
-def options(value: Any) -> list[Any]:
-    """Every option of a key once, in the order of the file; a value by itself is the only one."""
+def as_options(value: Any) -> list[Any]:
+    """The distinct options of a key, in the order of the file; a single value is the only option."""
     found = value if isinstance(value, list) else [value]
     return [entry for index, entry in enumerate(found) if entry not in found[:index]]
 
 
 def is_default(value: Any) -> bool:
-    """True for what a key that came later says by default: it is not written, so that older studies stay themselves."""
+    """True for the default of a key that the dump of a space omits.
+
+    Keys that were added later are omitted at their default, so that the fingerprints of older studies stay the same.
+    """
     return value in (None, "own", "both", "all", "run", "sequential", [])
 
 
-def choice_name(value: Any) -> Any:
-    """Check a short name here, so that the message can state the nearest one."""
+def check_choice(value: Any) -> Any:
+    """Check a choice before pydantic does, so that the message can name the nearest known choice."""
     if isinstance(value, str) and value not in CHOICES:
         raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio'])}")
     if not isinstance(value, str | Mapping | Combination):
@@ -41,61 +45,8 @@ def choice_name(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
-
-
-class Combination(StrictModel):
-    """A choice that has no short name: keys as in a policy, or a name with a scope; lists give every combination.
-
-    Attributes:
-        choice: Short names, in the place of `attention`, `ffn` and `wiring`.
-        attention: Run the attention sublayer or skip it.
-        ffn: Run the feed-forward sublayer or skip it.
-        wiring: `parallel` feeds both sublayers the layer's input.
-        norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
-        token_ratio: Share of the image tokens, 0 to 1, that the layer processes.
-        phase: When the choice holds: in `prefill`, in `decode`, or in `both`.
-        tokens: Whom the choice concerns: `all`, the `image` tokens, or the others, `text`.
-    """
-
-    choice: Annotated[Options[Literal["keep"] | Changing] | None, Field(exclude_if=is_default)] = None
-    attention: Literal["run", "skip"] = "run"
-    ffn: Literal["run", "skip"] = "run"
-    wiring: Literal["sequential", "parallel"] = "sequential"
-    norm: Annotated[Options[Literal["own", "shared"]], Field(exclude_if=is_default)] = "own"
-    token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
-    phase: Annotated[Options[Literal["both", "prefill", "decode"]], Field(exclude_if=is_default)] = "both"
-    tokens: Annotated[Options[Literal["all", "image", "text"]], Field(exclude_if=is_default)] = "all"
-
-    @model_validator(mode="after")
-    def _said_once(self) -> Self:
-        twice = [key for key in OWN_KEYS if getattr(self, key) != getattr(KEEP, key)]
-        if self.choice is not None and twice:
-            raise ValueError(f"found choice beside {' and '.join(twice)}, expected one or the other")
-        return self
-
-    def choices(self) -> list[LayerChoice]:
-        """One choice for each combination, in canonical form."""
-        own = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
-        bases = [own] if self.choice is None else [CHOICES[name] for name in options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio")
-        return [
-            base.model_copy(update=dict(zip(keys, values, strict=True))).canonical()
-            for base in bases
-            for values in product(*(options(getattr(self, key)) for key in keys))
-        ]
-
-
-def expanded(entries: Iterable[str | Combination]) -> list[LayerChoice]:
-    """Every choice that names and combinations stand for, once, in their order."""
-    found: list[LayerChoice] = []
-    for entry in entries:
-        found += [CHOICES[entry]] if isinstance(entry, str) else entry.choices()
-    return list(dict.fromkeys(found))
-
-
-def layer_range(value: Any) -> Any:
-    """Check a range here, so that one message tells all its forms."""
+def check_range(value: Any) -> Any:
+    """Check a range before pydantic does, so that one message lists every form."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     if not re.fullmatch(RANGE, text):
         raise ValueError(f"found {short(value)}, expected one layer such as 5, or 2-31, 2-last or all")
@@ -104,76 +55,127 @@ def layer_range(value: Any) -> Any:
     return value
 
 
-def combined(base: LayerChoice, values: Iterable[tuple[str, Any]]) -> LayerChoice:
-    """A choice with the values of some keys, which it does not set itself, in canonical form."""
+Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
+OMIT_DEFAULT = Field(exclude_if=is_default)
+
+
+class Combination(StrictModel):
+    """A choice without a short name: the keys of a policy, or a name with a scope; lists give every combination.
+
+    Attributes:
+        choice: Short names, instead of `attention`, `ffn` and `wiring`.
+        attention: Run the attention sublayer or skip it.
+        ffn: Run the feed-forward sublayer or skip it.
+        wiring: `parallel` feeds both sublayers the layer's input.
+        norm: The norm that feeds the FFN of a parallel wiring: its `own`, or the attention's, `shared`.
+        token_ratio: The share of the image tokens, 0 to 1, that the layer processes.
+        phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
+        tokens: The tokens that the choice applies to: `all`, the `image` tokens, or the others, `text`.
+    """
+
+    choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
+    attention: Literal["run", "skip"] = "run"
+    ffn: Literal["run", "skip"] = "run"
+    wiring: Literal["sequential", "parallel"] = "sequential"
+    norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
+    token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
+    phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
+    tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
+
+    @model_validator(mode="after")
+    def _name_or_keys(self) -> Self:
+        beside = [key for key in SUBLAYER_KEYS if getattr(self, key) != getattr(KEEP, key)]
+        if self.choice is not None and beside:
+            raise ValueError(f"found choice beside {' and '.join(beside)}, expected one or the other")
+        return self
+
+    def choices(self) -> list[LayerChoice]:
+        """The choice of each combination, in canonical form."""
+        by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
+        bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
+        keys = ("norm", "phase", "tokens", "token_ratio")
+        return [
+            with_keys(base, zip(keys, values, strict=True))
+            for base in bases
+            for values in product(*(as_options(getattr(self, key)) for key in keys))
+        ]
+
+
+# An entry of a list of choices: one choice by its name, or a mapping that stands for several.
+ChoiceEntry: TypeAlias = Annotated[Name | Combination, BeforeValidator(check_choice)]
+
+
+def expanded(entries: Iterable[str | Combination]) -> list[LayerChoice]:
+    """The distinct choices that names and combinations stand for, in their order."""
+    found: list[LayerChoice] = []
+    for entry in entries:
+        found += [CHOICES[entry]] if isinstance(entry, str) else entry.choices()
+    return list(dict.fromkeys(found))
+
+
+def with_keys(base: LayerChoice, values: Iterable[tuple[str, Any]]) -> LayerChoice:
+    """A choice with other values of some keys, in canonical form."""
     return base.model_copy(update=dict(values)).canonical()
 
 
-Given = Field(exclude_if=is_default)
-
-# One choice, or a mapping that stands for several.
-Entry: TypeAlias = Annotated[Name | Combination, BeforeValidator(choice_name)]
-
-
 class LayerRule(StrictModel):
-    """What may happen in a range of layers: a list of choices, keys that the search sets by themselves, or both.
+    """What a range of layers may do: a list of choices, keys with lists of values, or both.
 
-    Each key with a list is a variable of its own: the rule stands for the product of `choices` and of all lists.
+    Each key with a list is a parameter of its own. The rule stands for the product of `choices` and of all lists.
 
     Attributes:
         range: `5`, `2-31` (both ends included), `2-last` or `all`.
         choices: Names, or mappings such as `{token_ratio: [0.75, 0.5]}` or `{choice: skip_ffn, phase: decode}`;
-            `keep` alone where a key is given and this is not.
+            beside other keys the default is `keep` alone.
         attention: `run`, `skip`, or the list of both.
         ffn: `run`, `skip`, or the list of both.
         wiring: `sequential`, `parallel`, or the list of both.
         norm: `own`, `shared`, or the list of both.
-        token_ratio: Shares of the image tokens; 1 stands for all of them.
-        phase: When what the layer leaves out is left out.
-        tokens: For which tokens it is left out.
+        token_ratio: Shares of the image tokens that the layer processes; 1 is all of them.
+        phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
+        tokens: The tokens that the choice applies to: `all`, the `image` tokens, or the others, `text`.
     """
 
     range: Annotated[
         Annotated[int, Field(ge=0, le=LAST_LAYER)] | Annotated[str, Field(pattern=RANGE)],
-        BeforeValidator(layer_range),
+        BeforeValidator(check_range),
     ] = "all"
-    choices: Annotated[list[Annotated[Name | Combination, BeforeValidator(choice_name)]], Field(min_length=1)] = [
-        "keep"
-    ]
-    attention: Annotated[Options[Literal["run", "skip"]], Given] = "run"
-    ffn: Annotated[Options[Literal["run", "skip"]], Given] = "run"
-    wiring: Annotated[Options[Literal["sequential", "parallel"]], Given] = "sequential"
-    norm: Annotated[Options[Literal["own", "shared"]], Given] = "own"
-    token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, Given] = None
-    phase: Annotated[Options[Literal["both", "prefill", "decode"]], Given] = "both"
-    tokens: Annotated[Options[Literal["all", "image", "text"]], Given] = "all"
+    choices: Annotated[list[ChoiceEntry], Field(min_length=1)] = ["keep"]
+    attention: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
+    ffn: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
+    wiring: Annotated[Options[Literal["sequential", "parallel"]], OMIT_DEFAULT] = "sequential"
+    norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
+    token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
+    tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _choices_or_keys(self) -> Self:
         if not self.model_fields_set & {"choices", *KEYS}:
             raise ValueError("found no choices, expected `choices: [...]` or keys such as `ffn: [run, skip]`")
         if self.choices != ["keep"]:
             listed = expanded(self.choices)
-            twice = [key for key in self._given() if any(getattr(one, key) != getattr(KEEP, key) for one in listed)]
+            twice = [key for key in self.keys() if any(getattr(one, key) != getattr(KEEP, key) for one in listed)]
             if twice:
                 raise ValueError(f"found {' and '.join(twice)} in choices and as a key, expected one or the other")
         return self
 
-    def _given(self) -> list[str]:
-        return [key for key in KEYS if not is_default(getattr(self, key))]
-
     def keys(self) -> dict[str, list[Any]]:
-        """The values of each key that is given, in the order of `KEYS`."""
-        return {key: options(getattr(self, key)) for key in self._given()}
+        """The options of each key that differs from its default, in the order of `KEYS`."""
+        return {key: as_options(value) for key in KEYS if not is_default(value := getattr(self, key))}
 
     def expanded(self) -> list[LayerChoice]:
-        """Every choice once, in the order of the file."""
+        """The distinct choices of the rule, in the order of the file."""
         bases, keys = expanded(self.choices), self.keys()
-        made = (combined(base, zip(keys, values, strict=True)) for base in bases for values in product(*keys.values()))
-        return list(dict.fromkeys(made)) if keys else bases
+        if not keys:
+            return bases
+        combinations = (
+            with_keys(base, zip(keys, values, strict=True)) for base in bases for values in product(*keys.values())
+        )
+        return list(dict.fromkeys(combinations))
 
     def span(self, num_layers: int) -> tuple[int, int]:
-        """First and last layer."""
+        """The first and the last layer of the range."""
         first, _, last = str(self.range).partition("-")
         if first == "all":
             return 0, num_layers - 1
@@ -181,13 +183,13 @@ class LayerRule(StrictModel):
 
 
 class SelectionOptions(StrictModel):
-    """How the image tokens of a layer with a token ratio are ranked; of a list the search chooses one.
+    """How image tokens are ranked where a layer has a token ratio; the search chooses one value of a list.
 
     Attributes:
-        score: `attention` (of the last prompt token, in the nearest earlier layer that has it), `norm` (of the token's
-            hidden state) or `uniform` (every k-th).
-        reselect: `each_layer` lets a token that one layer left out come back in the next; `once` removes it for good,
-            from all later layers, those without a ratio too.
+        score: `attention` (of the last prompt token, in the nearest earlier layer with attention), `norm` (of the
+            token's hidden state) or `uniform` (evenly spaced tokens).
+        reselect: `each_layer` selects from all image tokens in every layer; `once` removes a dropped token from all
+            later layers, also from those without a ratio.
     """
 
     score: Options[Score] = "attention"

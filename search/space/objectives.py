@@ -1,4 +1,4 @@
-"""Which objective plays which part: the one measured on examples, the first cost, the cost of a greedy deletion."""
+"""The roles of a space's objectives: the expensive one, the first cost, the cost that greedy deletion saves."""
 
 from collections.abc import Mapping
 
@@ -9,33 +9,38 @@ from .units import unit_of
 
 
 def greedy_cost(space: Space) -> str | None:
-    """The cost that greedy deletion saves: the first objective that is counted, not timed, or else FLOPs."""
-    kinds = [evaluator_class(name) for name in space.evaluate]
-    counted = {name for kind in kinds if not (kind.exclusive or kind.splits) for name in kind.metrics}
-    wanted = (*space.objectives, "prefill_flops", "decode_flops")
-    return next((name for name in wanted if name in counted), None)
+    """The cost that greedy deletion saves: the first objective that is counted rather than timed, or else FLOPs."""
+    evaluators = [evaluator_class(name) for name in space.evaluate]
+    counted = {
+        metric
+        for evaluator in evaluators
+        if not (evaluator.exclusive or evaluator.splits)
+        for metric in evaluator.metrics
+    }
+    candidates = (*space.objectives, "prefill_flops", "decode_flops")
+    return next((metric for metric in candidates if metric in counted), None)
 
 
 def metric_definitions(space: Space) -> dict[str, Metric]:
-    """Unit and meaning of what was measured; an objective whose plug-in is gone is told as such."""
-    gone = "its evaluator is not installed here"
-    found = {name: Metric(unit_of(name), direction, gone) for name, direction in space.objectives.items()}
+    """Unit, direction and meaning of the space's metrics, also of objectives whose evaluator is not installed."""
+    missing = "its evaluator is not installed here"
+    definitions = {name: Metric(unit_of(name), direction, missing) for name, direction in space.objectives.items()}
     for name in space.evaluate:
         try:
-            found |= evaluator_class(name).metrics
+            definitions |= evaluator_class(name).metrics
         except EvaluatorError:
             continue
-    return found
+    return definitions
 
 
-def expensive(space: Space) -> int:
-    """The place of the objective that is measured on examples; of several the first, and where there is none too."""
-    kinds = [evaluator_class(name) for name in space.evaluate]
-    scored = {name for kind in kinds if kind.splits for name in kind.metrics}
-    return next((place for place, name in enumerate(space.objectives) if name in scored), 0)
+def expensive_objective(space: Space) -> int:
+    """Index of the first objective that is measured on examples; 0 where there is none."""
+    evaluators = [evaluator_class(name) for name in space.evaluate]
+    on_examples = {metric for evaluator in evaluators if evaluator.splits for metric in evaluator.metrics}
+    return next((index for index, name in enumerate(space.objectives) if name in on_examples), 0)
 
 
 def first_cost(objectives: Mapping[str, Direction]) -> str | None:
-    """The first minimised objective that tells what a policy costs, not how far it is from dense."""
+    """The first minimised objective that is a cost; a distance from dense, in nats, is none."""
     minimised = (name for name, direction in objectives.items() if direction == "minimize")
     return next((name for name in minimised if unit_of(name) != "nats"), None)

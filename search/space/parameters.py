@@ -1,8 +1,9 @@
-"""The choices of a space as named parameters with labels, and back.
+"""Encodes the policies of a space as named categorical parameters with labels, and decodes them.
 
-Every parameter is a label out of a list that never changes: one for each layer or group of tied layers, one that names
-the schedule, one for each key of each schedule, two for the token selection. Parameters of schedules that were not
-taken have no effect; policies that come out equal are measured once.
+The labels of a parameter are a fixed list. There is one parameter for each layer or group of tied layers (or one for
+each key of their rule), one for the schedule, one for each key of each schedule, and two for the token selection. The
+parameters of a schedule have no effect unless that schedule is chosen. Labels that decode to the same policy share one
+measurement.
 """
 
 import math
@@ -15,148 +16,151 @@ from typing import Any
 
 from ...policies.choice import KEEP, LayerChoice
 from ...policies.policy import Policy, TokenSelection
-from .layer_choices import LayerRule, combined, expanded, options
-from .schedules import Pattern
+from .layer_choices import LayerRule, as_options, expanded, with_keys
+from .schedules import ScheduleOptions
 from .space import Space
-from .ties_and_bans import Forbidden
+from .ties_and_bans import ForbiddenChoices
 
-LAYER = "layer_"  # how the names of all parameters of layers begin
+LAYER = "layer_"  # prefix of the names of all layer parameters
 NONE = "none"
-ENUMERABLE = 1024  # up to so many combinations it is counted how many of them differ
-DRAWS = 1000  # so often a random policy is drawn anew because the space forbids it
+MAX_ENUMERATED = 1024  # the distinct policies of a space are counted up to this many combinations of labels
+MAX_DRAWS = 1000  # redraws of a random policy that the space forbids
 
 
 class Parameters:
-    """What a sampler draws in a space, for a model of some number of layers.
+    """The parameters that a sampler draws in a space, for a model of some number of layers.
 
     Args:
         space: The space.
-        num_layers: The model's decoder layers.
+        num_layers: The number of decoder layers of the model.
+
+    Attributes:
+        domains: The choices that each layer allows.
+        groups: The groups of tied layers; an untied layer is a group of its own.
 
     Raises:
-        SpaceError: a rule reaches beyond the last layer.
+        SpaceError: a rule names a layer beyond the last one.
     """
 
     def __init__(self, space: Space, num_layers: int) -> None:
         self.domains = space.domains(num_layers)
         self.groups = space.groups(num_layers)
-        self._forbidden = Forbidden(space.forbid)
-        self._patterns = named(space.schedules)
+        self._forbidden = ForbiddenChoices(space.forbid)
+        self._schedules = numbered_schedules(space.schedules)
         rules = space.rules(num_layers)
-        self._variables = {group: LayerVariables(group[0], rules[group[0]]) for group in self.groups}
-        # By parameter and label, what the label stands for; studies rely on the names and on the order.
+        self._of_group = {group: LayerParameters(group[0], rules[group[0]]) for group in self.groups}
+        # By parameter and label, the value; the database of a study relies on the names and on the order.
         self._values: dict[str, dict[str, Any]] = {}
         self._defaults: dict[str, str] = {}
-        for variables in self._variables.values():
-            self._values |= variables.values
-            self._defaults |= variables.defaults
-        self._values["schedule"] = {NONE: None, **self._patterns}
-        for name, pattern in self._patterns.items():
-            for key, values in pattern.options().items():
+        for parameters in self._of_group.values():
+            self._values |= parameters.values
+            self._defaults |= parameters.defaults
+        self._values["schedule"] = {NONE: None, **self._schedules}
+        for name, schedule in self._schedules.items():
+            for key, values in schedule.options().items():
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
         for key, values in space.token_selection:
-            self._values[key] = {value: value for value in options(values)}
+            self._values[key] = {value: value for value in as_options(values)}
         self._defaults |= {
-            name: next(iter(known)) for name, known in self._values.items() if name not in self._defaults
+            name: next(iter(values)) for name, values in self._values.items() if name not in self._defaults
         }
 
     @property
     def options(self) -> dict[str, list[str]]:
-        """The labels of each parameter that leaves a choice."""
+        """The labels of each parameter that has more than one."""
         return {name: [*values] for name, values in self._values.items() if len(values) > 1}
 
     @cached_property
     def size(self) -> int:
-        """How many different policies may occur; at most so many where there are too many to look at each."""
-        if math.prod(map(len, self._values.values())) > ENUMERABLE:
-            others = [len(known) for name, known in self._values.items() if not name.startswith(LAYER)]
+        """The number of distinct policies; an upper bound where there are too many to enumerate."""
+        if math.prod(map(len, self._values.values())) > MAX_ENUMERATED:
+            others = [len(values) for name, values in self._values.items() if not name.startswith(LAYER)]
             return math.prod([*others, *(len(self.domains[first]) for first, *_ in self.groups)])
         combinations = (zip(self._values, labels, strict=True) for labels in product(*self._values.values()))
         policies = (self.policy(dict(combination)) for combination in combinations)
         return len({policy.fingerprint for policy in policies if self.allows(policy)})
 
     def policy(self, labels: Mapping[str, str]) -> Policy:
-        """The policy that labels stand for; a parameter without a choice may be left out."""
-        values = {name: known[labels.get(name, self._defaults[name])] for name, known in self._values.items()}
-        own = [KEEP] * len(self.domains)
-        for group, variables in self._variables.items():
-            choice = variables.choice(labels)
+        """Decode labels; a missing parameter has its default, which is dense where dense is allowed."""
+        values = {name: by_label[labels.get(name, self._defaults[name])] for name, by_label in self._values.items()}
+        choices = [KEEP] * len(self.domains)
+        for group, parameters in self._of_group.items():
+            choice = parameters.choice(labels)
             for layer in group:
-                own[layer] = choice
-        pattern: Pattern | None = values["schedule"]
-        if pattern is not None:
+                choices[layer] = choice
+        schedule: ScheduleOptions | None = values["schedule"]
+        if schedule is not None:
             prefix = f"{labels['schedule']}."
             setting = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-            base = pattern.schedule(setting).choices(len(own))
-            own = [given if choice == KEEP else choice for choice, given in zip(own, base, strict=True)]
-        return Policy.of(own, TokenSelection(score=values["score"], reselect=values["reselect"]))
+            scheduled = schedule.schedule(setting).choices(len(choices))
+            choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
+        return Policy.of(choices, TokenSelection(score=values["score"], reselect=values["reselect"]))
 
     def allows(self, policy: Policy) -> bool:
-        """False where the space forbids what a policy in canonical form does."""
-        return not self._forbidden.holds(policy.choices(len(self.domains)))
+        """False where the space forbids a policy, which must be in canonical form."""
+        return not self._forbidden.match(policy.choices(len(self.domains)))
 
     def labels(self, given: Mapping[str, str] | None = None) -> dict[str, str]:
-        """What to queue: the labels given and otherwise dense, without the parameters that leave no choice."""
-        every = self._defaults | dict(given or {})
-        return {name: label for name, label in every.items() if len(self._values[name]) > 1}
+        """Labels to enqueue: the given ones, and the defaults of all other parameters with more than one label."""
+        complete = self._defaults | dict(given or {})
+        return {name: label for name, label in complete.items() if len(self._values[name]) > 1}
 
-    def random(self, draw: random.Random) -> dict[str, str]:
-        """Labels drawn at random from those that are allowed; where these are hard to hit, dense ones."""
-        for _ in range(DRAWS):
-            drawn = self.labels({name: draw.choice([*known]) for name, known in self._values.items()})
-            if self.allows(self.policy(drawn)):
-                return drawn
+    def random(self, rng: random.Random) -> dict[str, str]:
+        """Labels of a random allowed policy; those of dense where almost all draws are forbidden."""
+        for _ in range(MAX_DRAWS):
+            labels = self.labels({name: rng.choice([*values]) for name, values in self._values.items()})
+            if self.allows(self.policy(labels)):
+                return labels
         return self.labels()
 
     def encode_choices(self, choices: Sequence[LayerChoice], selection: Mapping[str, str]) -> dict[str, str]:
-        """The labels of one choice a layer, of which a group of tied layers does what its first does.
+        """Labels of one choice a layer; a group of tied layers takes the choice of its first layer.
 
         Args:
-            choices: What each layer allows.
-            selection: How image tokens are ranked, by key; a word that the space does not offer is left out.
+            choices: An allowed choice for each layer.
+            selection: The `token_selection`, by key; a value that the space does not offer is left out.
         """
-        ranked = {key: word for key, word in selection.items() if word in self._values[key]}
-        found: dict[str, str] = {}
-        for group, variables in self._variables.items():
-            found |= variables.labels(choices[group[0]])
-        return found | ranked
+        labels: dict[str, str] = {}
+        for group, parameters in self._of_group.items():
+            labels |= parameters.labels(choices[group[0]])
+        return labels | {key: value for key, value in selection.items() if value in self._values[key]}
 
-    def deletions(self, labels: Mapping[str, str]) -> dict[tuple[int, str], dict[str, str]]:
-        """What a policy becomes when one more sublayer is skipped, by the first of its layers and the sublayer.
-
-        A layer that cannot skip it beside a token ratio gives the ratio up.
-        """
-        found = {}
-        for group, variables in self._variables.items():
-            choice = variables.choice(labels)
-            for sublayer in ("attention", "ffn"):
-                if getattr(choice, sublayer) == "skip":
-                    continue
-                wanted = choice.model_copy(update={sublayer: "skip", "wiring": "sequential", "norm": "own"})
-                spellings = (wanted.canonical(), wanted.model_copy(update={"token_ratio": None}).canonical())
-                allowed = [one for one in spellings if one in self.domains[group[0]]]
-                if allowed:
-                    after = {**labels, **variables.labels(allowed[0])}
-                    if self.allows(self.policy(after)):
-                        found[group[0], sublayer] = after
-        return found
-
-    def spelled(self, policy: Policy) -> dict[str, str] | None:
-        """The labels of the layers that stand for a policy; None for one that they do not come to."""
+    def encode(self, policy: Policy) -> dict[str, str] | None:
+        """Labels that decode to a policy without a schedule; None where there are none."""
         choices = policy.canonical().choices(len(self.domains))
         if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
             return None
         labels = self.encode_choices(choices, dict(policy.token_selection))
         return labels if self.policy(labels).fingerprint == policy.fingerprint else None
 
+    def deletions(self, labels: Mapping[str, str]) -> dict[tuple[int, str], dict[str, str]]:
+        """Labels of a policy with one more sublayer skipped, by the first layer of the group and the sublayer.
+
+        Where a layer does not allow to skip the sublayer beside its token ratio, the ratio is dropped.
+        """
+        deletions = {}
+        for group, parameters in self._of_group.items():
+            choice = parameters.choice(labels)
+            for sublayer in ("attention", "ffn"):
+                if getattr(choice, sublayer) == "skip":
+                    continue
+                without = choice.model_copy(update={sublayer: "skip", "wiring": "sequential", "norm": "own"})
+                candidates = (without.canonical(), without.model_copy(update={"token_ratio": None}).canonical())
+                allowed = [candidate for candidate in candidates if candidate in self.domains[group[0]]]
+                if allowed:
+                    after = {**labels, **parameters.labels(allowed[0])}
+                    if self.allows(self.policy(after)):
+                        deletions[group[0], sublayer] = after
+        return deletions
+
     @cached_property
     def layers(self) -> dict[str, int]:
-        """The first layer that each parameter of layers is about."""
-        return {name: group[0] for group, variables in self._variables.items() for name in variables.values}
+        """The first layer of each layer parameter."""
+        return {name: group[0] for group, parameters in self._of_group.items() for name in parameters.values}
 
     def schedule_settings(self) -> dict[str, Iterator[dict[str, str]]]:
-        """Every setting of each schedule, in the order of the file."""
-        return {name: self._settings(name) for name in self._patterns}
+        """The labels of every setting of each schedule, in the order of the file."""
+        return {name: self._settings(name) for name in self._schedules}
 
     def _settings(self, name: str) -> Iterator[dict[str, str]]:
         keys = [key for key in self._values if key.startswith(f"{name}.")]
@@ -164,70 +168,73 @@ class Parameters:
             yield {"schedule": name, **dict(zip(keys, combination, strict=True))}
 
 
-class LayerVariables:
-    """What a sampler draws for one layer, or for a group of tied ones.
+class LayerParameters:
+    """The parameters of one layer, or of a group of tied layers.
 
-    A rule of `choices` alone is one parameter. Each key that a rule gives is a parameter of its own, so that what
-    skipping an FFN loses is learned once for all token ratios.
+    A rule with `choices` alone is one parameter. Each key of a rule is a parameter of its own, so that a sampler learns
+    the loss of skipping an FFN once for all token ratios.
 
     Args:
         layer: The first layer of the group.
-        baseline: What may happen there; None keeps the layer.
+        rule: The rule of that layer; None keeps the layer.
 
     Attributes:
-        values: By parameter and label, the choice or the key's value.
-        defaults: By parameter, the label of what dense does, or the first.
+        values: By parameter and label, the choice or the value of the key.
+        defaults: By parameter, the label of the dense model, or the first label where dense is not among them.
     """
 
     def __init__(self, layer: int, rule: LayerRule | None) -> None:
         choices = [KEEP] if rule is None else expanded(rule.choices)
         keys = {} if rule is None else rule.keys()
-        self._base = f"{LAYER}{layer:02d}"
-        self._keys = {f"{self._base}.{key}": key for key in keys}
-        self.values: dict[str, dict[str, Any]] = {self._base: {choice.label: choice for choice in choices}}
-        self.values |= {f"{self._base}.{key}": {label(key, one): one for one in given} for key, given in keys.items()}
-        dense = {self._base: [KEEP]} | {name: [getattr(KEEP, key), 1.0] for name, key in self._keys.items()}
+        base = f"{LAYER}{layer:02d}"
+        self._keys = {f"{base}.{key}": key for key in keys}
+        self.values: dict[str, dict[str, Any]] = {base: {choice.label: choice for choice in choices}}
+        self.values |= {f"{base}.{key}": {key_label(key, one): one for one in given} for key, given in keys.items()}
+        # A token ratio of 1 is dense as well as none.
+        dense = {base: [KEEP]} | {name: [getattr(KEEP, key), 1.0] for name, key in self._keys.items()}
         self.defaults = {
-            name: next((word for word, value in known.items() if value in dense[name]), next(iter(known)))
-            for name, known in self.values.items()
+            name: next((label for label, value in by_label.items() if value in dense[name]), next(iter(by_label)))
+            for name, by_label in self.values.items()
         }
-        self._made: dict[tuple[str, ...], LayerChoice] = {}
+        self._decoded: dict[tuple[str, ...], LayerChoice] = {}
 
     def choice(self, labels: Mapping[str, str]) -> LayerChoice:
-        """What labels stand for, in canonical form; a parameter that is missing does what dense does."""
-        taken = tuple(labels.get(name, word) for name, word in self.defaults.items())
-        if taken not in self._made:
-            base, *values = (known[word] for known, word in zip(self.values.values(), taken, strict=True))
-            self._made[taken] = combined(base, zip(self._keys.values(), values, strict=True)) if self._keys else base
-        return self._made[taken]
+        """The choice that labels stand for, in canonical form; a missing parameter has its default."""
+        own = tuple(labels.get(name, label) for name, label in self.defaults.items())
+        if own not in self._decoded:
+            base, *values = (by_label[label] for by_label, label in zip(self.values.values(), own, strict=True))
+            self._decoded[own] = with_keys(base, zip(self._keys.values(), values, strict=True)) if values else base
+        return self._decoded[own]
 
     def labels(self, choice: LayerChoice) -> dict[str, str]:
-        """The labels that stand for a choice which the layer allows; of several spellings the first."""
-        return dict(zip(self.values, self._spelled[choice], strict=True))
+        """The labels of an allowed choice; of several, those with the most defaults first."""
+        return dict(zip(self.values, self._encoded[choice], strict=True))
 
     @cached_property
-    def _spelled(self) -> dict[LayerChoice, tuple[str, ...]]:
-        # The default of each parameter comes first, so that what has no effect stays as dense has it.
-        ordered = [sorted(known, key=lambda word: word != self.defaults[name]) for name, known in self.values.items()]
-        found: dict[LayerChoice, tuple[str, ...]] = {}
-        for taken in product(*ordered):
-            found.setdefault(self.choice(dict(zip(self.values, taken, strict=True))), taken)
-        return found
+    def _encoded(self) -> dict[LayerChoice, tuple[str, ...]]:
+        # The default of each parameter comes first, so that a parameter without an effect keeps its default.
+        ordered = [
+            sorted(values, key=lambda label: label != self.defaults[name]) for name, values in self.values.items()
+        ]
+        encoded: dict[LayerChoice, tuple[str, ...]] = {}
+        for own in product(*ordered):
+            encoded.setdefault(self.choice(dict(zip(self.values, own, strict=True))), own)
+        return encoded
 
 
-def label(key: str, value: Any) -> str:
-    """The value of a key in words that say what it does, the same in all layers."""
+def key_label(key: str, value: Any) -> str:
+    """The label of a key's value, which says what the value does and is the same in all layers."""
     if key == "token_ratio":
         return f"token_ratio {value:g}"
     return f"skip_{key}" if value == "skip" else str(value)
 
 
-def named(patterns: list[Pattern]) -> dict[str, Pattern]:
-    """Patterns by the name of their generator, numbered from the second of a kind on."""
-    seen: Counter[str] = Counter()
+def numbered_schedules(schedules: list[ScheduleOptions]) -> dict[str, ScheduleOptions]:
+    """Schedules by name; a second `fastv` is named `fastv 2`."""
+    counts: Counter[str] = Counter()
     found = {}
-    for pattern in patterns:
-        seen[pattern.generator] += 1
-        number = seen[pattern.generator]
-        found[pattern.generator if number == 1 else f"{pattern.generator} {number}"] = pattern
+    for schedule in schedules:
+        counts[schedule.name] += 1
+        number = counts[schedule.name]
+        found[schedule.name if number == 1 else f"{schedule.name} {number}"] = schedule
     return found

@@ -1,4 +1,4 @@
-"""Schedules in a space: the generators of a policy, each number or word of them one value or a list of options."""
+"""Schedules of a space: the schedules of a policy file, where every key takes a value or a list of options."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ...policies.choice import Ratio, StrictModel
 from ...policies.schedules import ONE_KEY, Changing, Layer, Schedule, Segments, Step, check_one, check_order
-from .layer_choices import Options, options
+from .layer_choices import Options, as_options
 
 
 class DecayOptions(StrictModel):
@@ -19,7 +19,7 @@ class DecayOptions(StrictModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        check_order(max(options(self.min)), min(options(self.max)))
+        check_order(max(as_options(self.min)), min(as_options(self.max)))
         return self
 
 
@@ -34,8 +34,8 @@ class IntervalOptions(StrictModel):
     """The options of `interval`.
 
     Attributes:
-        interval: I, or a list of options; one that has an interval for each of several parts of the depth is a list
-            itself, as in `[2, 4, [2, 4, 8, 2]]`.
+        interval: I, or a list of options. An option that gives an interval for each of several equal parts of the depth
+            is a list itself: `[2, 4, [2, 4, 8, 2]]` has three options.
     """
 
     interval: Step | Annotated[list[Step | Segments], Field(min_length=1)]
@@ -47,13 +47,13 @@ class IntervalOptions(StrictModel):
     tokens: Options[Literal["all", "image", "text"]] = "all"
 
 
-class Pattern(StrictModel):
-    """One generator by its name; of a list in it the search chooses one.
+class ScheduleOptions(StrictModel):
+    """One schedule by its name; the search chooses one value of each list in it.
 
     Attributes:
-        shifted_cosine: Image tokens decay along half a cosine (p-MoD, arXiv:2412.04449).
-        linear: Image tokens decay along a line.
-        fastv: Fewer image tokens from one layer on (FastV, arXiv:2403.06764, with `reselect: once`).
+        shifted_cosine: The share of image tokens decays along half a cosine (p-MoD, arXiv:2412.04449).
+        linear: The share of image tokens decays linearly.
+        fastv: A share of the image tokens from one layer on (FastV, arXiv:2403.06764, with `reselect: once`).
         interval: A choice in every I-th layer (ima-lmms, arXiv:2410.09454).
     """
 
@@ -70,14 +70,14 @@ class Pattern(StrictModel):
         return self
 
     @property
-    def generator(self) -> str:
-        """Its name."""
-        return next(name for name, generator in self if generator is not None)
+    def name(self) -> str:
+        """The name of the schedule."""
+        return next(name for name, schedule in self if schedule is not None)
 
     def options(self) -> dict[str, list[Any]]:
-        """By key of the generator, what it may be."""
-        return {key: options(value) for key, value in getattr(self, self.generator)}
+        """The options of each key."""
+        return {key: as_options(value) for key, value in getattr(self, self.name)}
 
     def schedule(self, setting: Mapping[str, Any]) -> Schedule:
-        """The schedule of one value a key."""
-        return Schedule.model_validate({self.generator: dict(setting)})
+        """The schedule with one value for each key."""
+        return Schedule.model_validate({self.name: dict(setting)})

@@ -1,4 +1,4 @@
-"""What ties layers together in a space: groups that choose as one, and combinations that may not occur."""
+"""Couplings of layers in a space: tied layers share one choice, and forbidden combinations may not occur."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
@@ -7,92 +7,92 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, RootMode
 
 from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
 from ...policies.policy import Policy
-from .layer_choices import Entry, Options, expanded
+from .layer_choices import ChoiceEntry, Options, expanded
 
 Layer: TypeAlias = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 Group: TypeAlias = Annotated[list[Layer], Field(min_length=2)]
 
 
 def as_list(value: Any) -> Any:
-    """Let a list of one be written without brackets."""
+    """Wrap a single value in a list, so that a list of one may be written without brackets."""
     return value if isinstance(value, list) else [value]
 
 
 # One choice or a list of them, each as in a rule of `layers`.
-Choices: TypeAlias = Annotated[
-    list[Entry], BeforeValidator(as_list, json_schema_input_type=Options[Entry]), Field(min_length=1)
+ChoiceList: TypeAlias = Annotated[
+    list[ChoiceEntry], BeforeValidator(as_list, json_schema_input_type=Options[ChoiceEntry]), Field(min_length=1)
 ]
 
 
-class Every(StrictModel):
-    """Groups of consecutive layers.
+class TieEvery(StrictModel):
+    """Groups of consecutive tied layers.
 
     Attributes:
-        every: Layers of a group, counted from the first layer of each rule's range; the last group of a range has what
-            is left.
+        every: The size of a group, counted from the first layer of each rule's range. The last group of a range is
+            smaller where the size does not divide the range.
     """
 
     every: Annotated[int, Field(ge=2, strict=True)]
 
 
-class Run(StrictModel):
-    """Too many consecutive layers with some choice.
+class ForbiddenRun(StrictModel):
+    """A run of consecutive layers with some choice that is too long.
 
     Attributes:
-        consecutive: The choice, or a list of them, of which each layer of the run has one.
-        more_than: The longest run that may occur.
+        consecutive: The choice, or a list of them; each layer of the run has one of these.
+        more_than: The longest run that is allowed.
     """
 
-    consecutive: Choices
+    consecutive: ChoiceList
     more_than: Annotated[int, Field(ge=1, strict=True)]
 
 
-class Together(RootModel[Annotated[dict[Layer, Choices], Field(min_length=2)]]):
+class ForbiddenTogether(RootModel[Annotated[dict[Layer, ChoiceList], Field(min_length=2)]]):
     """Choices of several layers that may not occur together: by layer, a choice or a list of them."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,4}$"}})
 
 
-def kind_of_rule(value: Any) -> str:
-    """Which of the two a rule is to be read as."""
-    is_run = isinstance(value, Run) or (isinstance(value, Mapping) and {"consecutive", "more_than"} & {*value})
+def forbid_tag(value: Any) -> str:
+    """The kind of an entry of `forbid`: `run` or `together`."""
+    is_run = isinstance(value, ForbiddenRun) or (isinstance(value, Mapping) and {"consecutive", "more_than"} & {*value})
     return "run" if is_run else "together"
 
 
-Rule: TypeAlias = Annotated[
-    Annotated[Run, Tag("run")] | Annotated[Together, Tag("together")], Discriminator(kind_of_rule)
+ForbidRule: TypeAlias = Annotated[
+    Annotated[ForbiddenRun, Tag("run")] | Annotated[ForbiddenTogether, Tag("together")], Discriminator(forbid_tag)
 ]
 
 
-class Forbidden:
-    """Tells which policies a space forbids.
+class ForbiddenChoices:
+    """Matches policies against the `forbid` of a space.
 
     Args:
-        rules: The space's `forbid`.
+        rules: The entries of `forbid`.
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[ForbidRule]) -> None:
         self._together: list[dict[int, set[LayerChoice]]] = []
         self._runs: list[tuple[set[LayerChoice], int]] = []
         for rule in rules:
-            if isinstance(rule, Run):
-                self._runs.append((spellings(rule.consecutive), rule.more_than))
+            if isinstance(rule, ForbiddenRun):
+                self._runs.append((canonical_choices(rule.consecutive), rule.more_than))
             else:
-                self._together.append({layer: spellings(choices) for layer, choices in rule.root.items()})
+                self._together.append({layer: canonical_choices(choices) for layer, choices in rule.root.items()})
 
-    def holds(self, choices: Sequence[LayerChoice]) -> bool:
-        """True where the layers' choices, in canonical form, break a rule.
+    def match(self, choices: Sequence[LayerChoice]) -> bool:
+        """True where a policy is forbidden.
 
         Args:
-            choices: One choice a layer.
+            choices: The choice of each layer, of a policy in canonical form.
         """
-        if any(all(choices[layer] in known for layer, known in rule.items()) for rule in self._together):
+        if any(all(choices[layer] in forbidden for layer, forbidden in rule.items()) for rule in self._together):
             return True
-        return any(longest_run(choice in known for choice in choices) > most for known, most in self._runs)
+        return any(longest_run(choice in counted for choice in choices) > limit for counted, limit in self._runs)
 
 
 def longest_run(flags: Iterable[bool]) -> int:
-    """The most consecutive flags that are true."""
+    """The length of the longest run of true flags."""
     longest = current = 0
     for flag in flags:
         current = current + 1 if flag else 0
@@ -100,13 +100,13 @@ def longest_run(flags: Iterable[bool]) -> int:
     return longest
 
 
-def spellings(entries: Iterable[Any]) -> set[LayerChoice]:
-    """The choices that entries of a rule stand for, as they stand in a canonical policy."""
-    found = expanded(entries)
-    return {*found, *(Policy.of([choice]).choice(0) for choice in found)}
+def canonical_choices(entries: Iterable[Any]) -> set[LayerChoice]:
+    """The choices that the entries of a rule stand for, as given and in the form that a canonical policy has."""
+    choices = expanded(entries)
+    return {*choices, *(Policy.of([choice]).choice(0) for choice in choices)}
 
 
-def forbids_dense(rule: Rule) -> bool:
-    """True where a model without a policy breaks a rule."""
-    parts = [rule.consecutive] if isinstance(rule, Run) else [*rule.root.values()]
-    return all(KEEP in expanded(choices) for choices in parts)
+def forbids_dense(rule: ForbidRule) -> bool:
+    """True where a rule forbids the dense model."""
+    choice_lists = [rule.consecutive] if isinstance(rule, ForbiddenRun) else [*rule.root.values()]
+    return all(KEEP in expanded(choices) for choices in choice_lists)

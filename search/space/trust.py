@@ -1,4 +1,4 @@
-"""What a space, which may come from anywhere, may not do by itself: run code, or read weights that can run code."""
+"""Refusal of spaces that run code, or load weights that can run code, without consent on the command line."""
 
 import re
 import site
@@ -16,32 +16,32 @@ INCLUDE = re.compile(r"^include:\s*['\"]?([^'\"\s]+)", re.MULTILINE)
 
 
 def refuse_untrusted(space: Space, options: Namespace, given: Collection[str]) -> None:
-    """Refuse what only the one who types the command may ask for.
+    """Refuse a space that runs code which the command line does not allow; a space may come from anywhere.
 
     Args:
-        space: The space, its paths absolute.
-        options: The command line, which has `trust_task_code`.
-        given: Keys of the space that the command line set.
+        space: The space, with absolute paths.
+        options: The command line, with `trust_task_code`.
+        given: Keys of the space that the command line sets.
 
     Raises:
-        SpaceError: naming what would run.
+        SpaceError: the space would run code; the error lists it.
     """
     if space.model.trust_remote_code and "model.trust_remote_code" not in given:
         found = f"model {space.model.id} with model.trust_remote_code, which runs code that comes with it"
-        hint = "read that code, then say it on the command line: `--set model.trust_remote_code=true`"
-        raise SpaceError("the space asks to run code of its model", [found], hint)
+        hint = "read that code, then add `--set model.trust_remote_code=true`"
+        raise SpaceError("the space runs code of its model", [found], hint)
     if space.model.weights == "any" and "model.weights" not in given:
-        hint = "convert them to safetensors, or say it on the command line: `--set model.weights=any`"
-        found = f"model {space.model.id} with model.weights any: a pickle can run code when it is read"
-        raise SpaceError("the space asks for weights that are no safetensors", [found], hint)
-    code = [line for task in task_files(space.evaluate) for line in functions(task, set())]
-    if code and not options.trust_task_code:
+        found = f"model {space.model.id} with model.weights any: loading a pickle can run code"
+        hint = "convert the weights to safetensors, or add `--set model.weights=any`"
+        raise SpaceError("the space loads weights that are not safetensors", [found], hint)
+    functions = [line for task in task_files(space.evaluate) for line in task_functions(task, set())]
+    if functions and not options.trust_task_code:
         hint = "read these functions, then add `--trust-task-code`"
-        raise SpaceError("task files run code that comes from no installed package", [*dict.fromkeys(code)], hint)
+        raise SpaceError("task files run code that is not from an installed package", [*dict.fromkeys(functions)], hint)
 
 
 def task_files(value: Any) -> Iterator[Path]:
-    """Every YAML file that options of evaluators name."""
+    """The YAML files that the options of evaluators name."""
     if isinstance(value, dict | list):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from task_files(entry)
@@ -49,8 +49,13 @@ def task_files(value: Any) -> Iterator[Path]:
         yield Path(value)
 
 
-def functions(task: Path, seen: set[Path]) -> Iterator[str]:
-    """The functions that a task file names, and those that files name which it includes, one line each."""
+def task_functions(task: Path, seen: set[Path]) -> Iterator[str]:
+    """One line for each function that a task file and the files it includes refer to.
+
+    Args:
+        task: The task file.
+        seen: Files that were read already; is extended.
+    """
     path = task.resolve()
     if path in seen or is_installed(path):
         return
@@ -59,7 +64,7 @@ def functions(task: Path, seen: set[Path]) -> Iterator[str]:
     yield from (f"{path}: {name}" for name in FUNCTION.findall(text))
     for name in INCLUDE.findall(text):
         if (path.parent / name).is_file():
-            yield from functions(path.parent / name, seen)
+            yield from task_functions(path.parent / name, seen)
 
 
 def is_installed(path: Path) -> bool:

@@ -1,30 +1,30 @@
-"""Formatting metrics by their declared unit."""
+"""Formats the values of metrics by the unit that their evaluator declares."""
 
 import math
 
 from ...evaluators.base import declared_metric
 
 WORDS = {"flops": "FLOPs", "kv": "KV", "ttft": "TTFT", "tpot": "TPOT"}
-# Figures of examples: they are told as they are, with their error, and not as shares of dense.
+# Units of metrics that are measured on examples: reported with their standard error, not as a share of dense.
 EXAMPLE_UNITS = ("fraction", "nats")
 SI = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")]
 BINARY = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")]
 
 
 def unit_of(metric: str) -> str:
-    """The unit that a metric's evaluator declares; of one whose evaluator is not installed, none is known."""
-    found = declared_metric(metric)
-    return found.unit if found is not None else ""
+    """The unit that a metric's evaluator declares; empty where the evaluator is not installed."""
+    declared = declared_metric(metric)
+    return declared.unit if declared is not None else ""
 
 
 def phrase(metric: str) -> str:
-    """A metric's name as prose: `prefill_flops` is `prefill FLOPs`, `ttft_ms` is `TTFT`."""
+    """A metric's name in prose: `prefill FLOPs` for `prefill_flops`, `TTFT` for `ttft_ms`."""
     plain = metric.removesuffix("_ms").removesuffix("_bytes")
     return " ".join(WORDS.get(word, word) for word in plain.split("_"))
 
 
 def amount(value: float, unit: str) -> str:
-    """A figure with its unit, to three significant digits; an accuracy to a tenth of a point."""
+    """A value with its unit, to three significant digits; a fraction in percent, to one decimal."""
     if not math.isfinite(value):
         return "not a number"
     if unit == "fraction":
@@ -39,23 +39,23 @@ def amount(value: float, unit: str) -> str:
 
 
 def with_error(value: float, stderr: float | None, unit: str) -> str:
-    """A figure with its standard error, where it has one; that of a fraction in points."""
+    """A value with its unit and its standard error, where it has one; the error of a fraction is in points."""
     spread = "" if stderr is None else f" ± {100 * stderr:.1f}" if unit == "fraction" else f" ± {stderr:.2g}"
     return amount(value, unit) + spread
 
 
-def against(value: float, dense: float, unit: str) -> str:
-    """A figure beside the dense model's: a cost as a share of it, an accuracy as a difference in points."""
+def versus_dense(value: float, dense: float, unit: str) -> str:
+    """A value relative to dense: a cost as a share of it, an accuracy as a difference in points."""
     if unit == "nats":
         return "from dense"
     if unit == "fraction":
-        return f"{points(value - dense)} vs dense {amount(dense, unit)}"
+        return f"{signed_points(value - dense)} vs dense {amount(dense, unit)}"
     ratio = value / dense if dense else math.nan
     return f"{amount(ratio, 'fraction')} of dense {amount(dense, unit)}"
 
 
-def points(difference: float) -> str:
-    """A difference of two fractions, in points."""
+def signed_points(difference: float) -> str:
+    """A difference of two fractions in percentage points, with its sign."""
     return f"{100 * difference:+.1f} points".replace("-", "−")
 
 

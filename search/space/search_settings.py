@@ -1,0 +1,111 @@
+"""How a search runs: the `search` and `workers` sections of a space."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ...policies.choice import StrictModel
+from ...policies.wording import nearest, short
+from ..baselines.registry import BASELINES, SOURCES
+
+START_NAMES = ("schedules", *SOURCES)  # the settings of the space's own schedules, and the baselines
+DEFAULT_BASELINES = ("schedules", *(name for name, baseline in BASELINES.items() if not baseline.needs_statistics))
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+def check_start(value: Any) -> Any:
+    """Check the name of a baseline before pydantic does, so that the message can name the nearest one."""
+    if isinstance(value, str) and value not in START_NAMES:
+        raise ValueError(f"unknown baseline {short(value)}; {nearest(value, [*START_NAMES])}")
+    return value
+
+
+StartName = Annotated[str, BeforeValidator(check_start), Field(json_schema_extra={"enum": [*START_NAMES]})]
+
+
+class Stop(StrictModel):
+    """What ends a search before its trials are spent.
+
+    Attributes:
+        stagnation: End the search when the hypervolume has not grown in this many measured trials, counted from the
+            first policy that improves on dense.
+        gain: The smallest growth that counts, as a share of the hypervolume before those trials.
+        minutes: End the search, with the confirmation of its front, after this time. A resumed search counts the time
+            of its earlier runs. No trial starts in the time that is reserved for the confirmation and the report.
+    """
+
+    stagnation: Count | None = None
+    gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.005
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Racing(StrictModel):
+    """Early stopping: a trial answers a few examples first, and more only while it may belong to the front.
+
+    Attributes:
+        confidence: The probability that a trial which belongs to the current front is not stopped early.
+        step: The share of the examples between two tests, at least one batch.
+        patience: A paused trial is promoted to more examples when it still looks non-dominated after the study has
+            grown by this factor. At the end of the search every trial is promoted that is expected to improve the
+            front. `none` lets a trial answer until a test stops it. Patience needs a sampler that learns from partial
+            results, which is `auto`.
+    """
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    step: Annotated[float, Field(gt=0, le=1)] = 0.0625
+    patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
+
+
+class Search(StrictModel):
+    """How the search runs.
+
+    Attributes:
+        trials: The number of policies to measure, with the dense model; duplicates do not count.
+        seed: The seed of the sampler and of all random inputs.
+        sampler: skipsearch's own sampler (`auto`), or Optuna's NSGA-II, NSGA-III, TPE or random sampler.
+        start: The baselines that the search starts from. `rules` is the space's schedules and the baselines that depend
+            on the position of a layer alone; a list names baselines; `none` leaves the start to the sampler.
+        max_failures: End the search after this many failed trials in a row.
+        stop: What else ends the search.
+        racing: When a trial is stopped early; `none` measures every trial on all examples.
+        guide: `auto` guides the search by the loss of the right answers, or by the divergence from dense where no right
+            answers are known; `none` searches by accuracy alone.
+    """
+
+    trials: Count = 200
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    sampler: Literal["auto", "nsga2", "nsga3", "tpe", "random"] = "auto"
+    start: Literal["rules", "none"] | Annotated[list[StartName], Field(min_length=1)] = "rules"
+    max_failures: Count = 10
+    stop: Stop = Stop()
+    racing: Racing | Literal["none"] = Racing()
+    guide: Annotated[Literal["auto", "none"], Field(exclude_if=lambda value: value == "auto")] = "auto"
+
+    @property
+    def baselines(self) -> list[str]:
+        """The names of the baselines that the search starts from, `schedules` among them."""
+        by_word = {"rules": DEFAULT_BASELINES, "none": ()}
+        return [*dict.fromkeys(by_word[self.start] if isinstance(self.start, str) else self.start)]
+
+
+class Workers(StrictModel):
+    """The Ray workers that measure trials.
+
+    Attributes:
+        count: The number of models that are loaded at the same time; `auto` is as many as the nodes have room for, by
+            `cpus` and `gpus`.
+        gpus: GPUs of each worker.
+        cpus: Cores of each worker, which is also its number of threads.
+        address: The address of a Ray cluster; null starts a local one.
+        timeout: Seconds that a worker may take for a policy; a trial that takes longer fails. `auto` is a minute and
+            twenty times what the dense model took; the dense model may take six hours.
+        runner: Ray actors under one driver, or Ray Tune.
+    """
+
+    count: Count | Literal["auto"] = "auto"
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    cpus: Count = 1
+    address: str | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    runner: Literal["actors", "tune"] = "actors"
