@@ -43,7 +43,7 @@ def finished(study):
 
 def processes(run):
     """What belongs to a search, by kind: the driver, Ray's two daemons, and the workers."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     rows = [(int(pid), int(parent), name) for pid, parent, name, *_ in map(str.split, listed.splitlines())]
     found = {kind: [pid for pid, parent, name in rows if parent == run.pid and Path(name).name == kind]
              for kind in ("raylet", "gcs_server")}  # fmt: skip
