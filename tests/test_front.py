@@ -11,7 +11,7 @@ from optuna._hypervolume import compute_hypervolume
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.policy import Policy
-from skipsearch.search.trial.hypervolume import history, hypervolume, reference_point
+from skipsearch.search.trial.hypervolume import hypervolume_history, hypervolume, reference_point
 from skipsearch.search.trial.pareto import (
     dominates,
     feasible_points,
@@ -81,7 +81,7 @@ def test_history_is_the_normalised_hypervolume_of_every_prefix() -> None:
     points: list[tuple[float, ...] | None] = [(a, 40 * b, 7 * c) for a, b, c in random_points(40, 3, seed=5)]
     points[7], points[11] = None, (math.nan, 1.0, 1.0)
     directions, reference = [MAX, MIN, MIN], [0.0, 40.0, 7.0]
-    curve = history(points, directions, reference)
+    curve = hypervolume_history(points, directions, reference)
     for end in range(1, len(points) + 1):
         known = [point for point in points[:end] if point is not None]
         assert curve[end - 1] == pytest.approx(hypervolume(known, directions, reference) / (40 * 7), abs=1e-12)
@@ -92,7 +92,7 @@ def test_history_is_the_normalised_hypervolume_of_every_prefix() -> None:
 def test_history_of_500_trials_with_a_wide_front_is_fast() -> None:
     rows = [np.abs(row) / np.linalg.norm(row) for row in np.random.default_rng(0).normal(size=(500, 3))]
     started = time.perf_counter()
-    history([tuple(1 - row) for row in rows], [MIN] * 3, [1.0] * 3)
+    hypervolume_history([tuple(1 - row) for row in rows], [MIN] * 3, [1.0] * 3)
     assert time.perf_counter() - started < 10
 
 

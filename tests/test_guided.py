@@ -13,9 +13,9 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
-from skipsearch.search.guide.accuracy_curve import Quality
-from skipsearch.search.guide.greedy import Probe, evenly, lazy_greedy
-from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, better_metric
+from skipsearch.search.guide.accuracy_curve import AccuracyCurve
+from skipsearch.search.guide.greedy import Probe, spread_over_front, lazy_greedy
+from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
@@ -66,7 +66,7 @@ def search(path, bench, folder, jobs=math.inf, size=1, resume=False, **overrides
     pool.jobs = jobs
     driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
     driver.search()
-    return SimpleNamespace(study=study, records=study.records(), order=pool.order)
+    return SimpleNamespace(study=study, records=study.results(), order=pool.order)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_probes_come_first_and_are_no_trials_of_the_budget(guided):
     probes = [record for record in others if record.is_probe]
     assert dense.policy.is_dense and dense.full_fidelity and dense.search["answer_loss"].n >= 48
     assert probes == others[: len(probes)] and 8 <= len(probes) <= 2 * 14
-    assert guided.study.measured() == 14 == 1 + len(others) - len(probes)
+    assert guided.study.budget_used() == 14 == 1 + len(others) - len(probes)
     assert all("answer_loss" in record.search and "prefill_flops" in record.search for record in others)
 
 
@@ -247,8 +247,8 @@ def test_a_path_ends_at_the_loss_of_guessing_and_passes_over_what_fails():
 
 def test_schedules_to_begin_with_are_non_dominated_and_spread():
     points = {f"s{cost}": Probe(10.0 - cost, float(cost)) for cost in range(10)} | {"worse": Probe(9.5, 8.5)}
-    assert evenly(points, 3) == ["s9", "s5", "s0"] and evenly(points, 20)[0] == "s9"
-    assert "worse" not in evenly(points, 20)
+    assert spread_over_front(points, 3) == ["s9", "s5", "s0"] and spread_over_front(points, 20)[0] == "s9"
+    assert "worse" not in spread_over_front(points, 20)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -257,17 +257,17 @@ def test_accuracy_is_learned_as_a_saturating_function_of_the_loss(seed):
     losses = draw.uniform(0.0, 3.0, 60)
     truth = 0.25 + 0.7 / (1 + np.exp((losses - 1.0) / 0.3))
     scores = -(truth + draw.normal(0, 0.03, 60))
-    found = Quality.fit(losses, scores, np.full(60, 0.02), -0.25, np.r_[losses, 8.0])
+    found = AccuracyCurve.fit(losses, scores, np.full(60, 0.02), -0.25, np.r_[losses, 8.0])
     grid = np.linspace(0, 3, 50)
     expected = 0.25 + 0.7 / (1 + np.exp((grid - 1.0) / 0.3))
     assert np.abs(-found(grid) - expected).max() < 0.06
     assert (np.diff(found(grid)) >= 0).all() and (-found(grid) >= 0.25 - 1e-9).all()
     assert found(np.array([found.inverse(-0.6)]))[0] == pytest.approx(-0.6, abs=1e-6)
-    assert 0.01 < found.spread < 0.05
+    assert 0.01 < found.residual < 0.05
 
 
 def test_what_was_answered_counts_more_the_more_it_is():
-    found = Quality(worst=-0.25, span=0.7, middle=1.0, width=0.3, spread=0.03, most=8.0)
+    found = AccuracyCurve(chance_score=-0.25, span=0.7, midpoint=1.0, width=0.3, residual=0.03, max_loss=8.0)
     loss, lucky = np.array([1.0]), np.array([-0.8])
     means = [-found.posterior(loss, lucky, np.array([error]))[0][0] for error in (1.0, 0.05, 0.01)]
     assert pytest.approx(means[0], abs=0.01) == 0.6 and means[0] < means[1] < means[2] < 0.8
@@ -284,6 +284,6 @@ def test_the_figure_that_ranks_accuracy_better_goes_on():
         return TrialResult(number, "complete", Policy(), measured)
 
     rising = [trial(number, number, 10 - number, 1 - number / 20) for number in range(12)]
-    assert better_metric(rising) == ANSWER_LOSS
+    assert best_guide_metric(rising) == ANSWER_LOSS
     falling = [trial(number, 10 - number, number, 1 - number / 20) for number in range(12)]
-    assert better_metric(falling) == ANSWER_DIVERGENCE
+    assert best_guide_metric(falling) == ANSWER_DIVERGENCE

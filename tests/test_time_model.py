@@ -5,8 +5,8 @@ import pytest
 
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.trial.modelled_time import SURE
-from skipsearch.search.trial.time_model import Timed, TimeEstimate, TimeModel, features
+from skipsearch.search.trial.modelled_time import Z95
+from skipsearch.search.trial.time_model import TimedPolicy, TimeEstimate, TimeModel, features
 
 LAYERS = 12
 FLAT = [*CHOICES.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]
@@ -34,7 +34,7 @@ class Planted:
         self.raw = self.true + errors * draw.normal(size=count)
         spread = errors**2 * draw.chisquare(6, size=count) / 6
         self.timed = [
-            Timed(features(policy, LAYERS), float(ratio), float(one))
+            TimedPolicy(features(policy, LAYERS), float(ratio), float(one))
             for policy, ratio, one in zip(self.policies, self.raw, (6 * spread + 4 * spread.mean()) / 10, strict=True)
         ]
         self.null = [(1 + noise * draw.normal(), noise**2) for _ in range(4)]
@@ -55,9 +55,9 @@ def test_intervals_hold_what_they_promise_and_errors_shrink(choices, noise, misf
         model = planted.model()
         found = [model.smoothed(one) for one in planted.timed]
         off = np.array([one.ratio for one in found]) - planted.true
-        inside += [abs(gap) <= SURE * one.error for gap, one in zip(off, found, strict=True)]
+        inside += [abs(gap) <= Z95 * one.error for gap, one in zip(off, found, strict=True)]
         pairs = np.random.default_rng(seed).integers(80, size=(100, 2))
-        apart += [abs(off[a] - off[b]) <= SURE * found[a].apart(found[b]) for a, b in pairs]
+        apart += [abs(off[a] - off[b]) <= Z95 * found[a].difference_error(found[b]) for a, b in pairs]
         error.append(np.mean(off**2))
         raw.append(np.mean((planted.raw - planted.true) ** 2))
     assert np.mean(inside) >= 0.9 and np.mean(apart) >= 0.9
@@ -68,9 +68,9 @@ def test_intervals_hold_what_they_promise_and_errors_shrink(choices, noise, misf
 def test_a_policy_that_was_not_timed_is_predicted_within_its_interval():
     planted, others = Planted(0, 60, 0.03), Planted(0, 200, 0.03)
     model = planted.model()
-    found = [model.expected(features(policy, LAYERS)) for policy in others.policies[60:]]
+    found = [model.predict(features(policy, LAYERS)) for policy in others.policies[60:]]
     off = [abs(one.ratio - true) / one.error for one, true in zip(found, others.true[60:], strict=True)]
-    assert np.mean(np.array(off) <= SURE) > 0.9
+    assert np.mean(np.array(off) <= Z95) > 0.9
     # A fifth of how far the times of all policies lie apart.
     assert np.sqrt(np.mean([one.error**2 for one in found])) < 0.2 * others.true.std()
 
@@ -79,31 +79,31 @@ def test_what_two_policies_have_in_common_does_not_keep_them_apart():
     model = Planted(1, 40, 0.05).model()
     busy = [CHOICES["skip_ffn"]] * 8 + [KEEP] * 4
     one, other = (
-        model.expected(features(Policy.of([*busy[:11], last]), LAYERS)) for last in (KEEP, CHOICES["skip_ffn"])
+        model.predict(features(Policy.of([*busy[:11], last]), LAYERS)) for last in (KEEP, CHOICES["skip_ffn"])
     )
     alone = np.hypot(one.error, other.error)
-    assert one.apart(other) < 0.9 * alone
-    assert one.apart(other) == pytest.approx(other.apart(one))
+    assert one.difference_error(other) < 0.9 * alone
+    assert one.difference_error(other) == pytest.approx(other.difference_error(one))
 
 
 def test_a_new_measurement_moves_an_estimate_by_what_it_is_worth():
     before = TimeEstimate(0.8, np.array([0.03]), 0.04)
-    exact, vague = before.measured(0.7, 1e-12), before.measured(0.7, 100.0)
+    exact, vague = before.updated(0.7, 1e-12), before.updated(0.7, 100.0)
     assert exact.ratio == pytest.approx(0.7) and exact.error == pytest.approx(0, abs=1e-5)
     assert vague.ratio == pytest.approx(0.8, abs=1e-4) and vague.error == pytest.approx(before.error, rel=1e-3)
-    even = before.measured(0.7, before.error**2)
+    even = before.updated(0.7, before.error**2)
     assert even.ratio == pytest.approx(0.75) and even.error == pytest.approx(before.error / np.sqrt(2))
 
 
 def test_noise_that_repeats_hide_is_found_by_what_they_leave_unexplained():
     """Repeats of one minute agree where the machine is slow for all of it: residuals and dense itself tell."""
     planted = Planted(3, 120, 0.05)
-    timed = [Timed(one.features, one.ratio, one.variance / 9) for one in planted.timed]
+    timed = [TimedPolicy(one.features, one.ratio, one.variance / 9) for one in planted.timed]
     null = [(ratio, variance / 9) for ratio, variance in planted.null]
     model = TimeModel(LAYERS, timed, null)
     assert model.noise > 3
     found = [model.smoothed(one) for one in timed]
-    inside = [abs(one.ratio - true) <= SURE * one.error for one, true in zip(found, planted.true, strict=True)]
+    inside = [abs(one.ratio - true) <= Z95 * one.error for one, true in zip(found, planted.true, strict=True)]
     assert np.mean(inside) > 0.85
 
 
@@ -111,13 +111,13 @@ def test_a_counted_cost_tells_times_that_no_layer_was_seen_for():
     policies = [Policy.of([CHOICES["skip_layer"] if layer == place else KEEP for layer in range(LAYERS)])
                 for place in range(6)]  # fmt: skip
     timed = [
-        Timed(features(policy, LAYERS, {"prefill_flops": 1 - (place + 1) / 100}), 1 - (place + 1) / 100, 1e-6)
+        TimedPolicy(features(policy, LAYERS, {"prefill_flops": 1 - (place + 1) / 100}), 1 - (place + 1) / 100, 1e-6)
         for place, policy in enumerate(policies)
     ]
     model = TimeModel(LAYERS, timed)
-    change, errors = model.at_cost("prefill_flops")
-    unseen = model.expected(features(Policy(), LAYERS, {"prefill_flops": 0.9}))
-    assert unseen.ratio == pytest.approx(1 + 0.1 * change) and len(errors) == len(unseen.shared)
+    change, errors = model.cost_effect("prefill_flops")
+    unseen = model.predict(features(Policy(), LAYERS, {"prefill_flops": 0.9}))
+    assert unseen.ratio == pytest.approx(1 + 0.1 * change) and len(errors) == len(unseen.shared_errors)
     assert unseen.ratio < 0.97
 
 

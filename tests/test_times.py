@@ -20,8 +20,8 @@ from skipsearch.search.report.folder import write_folder
 from skipsearch.search.report.html import page
 from skipsearch.search.report.terminal import summary_data
 from skipsearch.search.space.constraint import Constraint
-from skipsearch.search.times.noise import noise_of, warning
-from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, at_best, own_spread, variance, with_times
+from skipsearch.search.times.noise import time_noise, noise_warning
+from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, optimistic_value, repeat_variance, ratio_variance, with_modelled_times
 from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within
 from skipsearch.search.trial.time_model import TimeEstimate
@@ -85,8 +85,8 @@ def test_what_stops_a_trial_is_sure() -> None:
     slow, bound = told(0.62, 0.02), Constraint.parse("<= 0.6 * dense")
     dense = Measurement(100.0)
     assert bound.excess(objective_value("ttft_ms", slow, dense), 100.0) > 0
-    assert bound.excess(objective_value("ttft_ms", at_best(slow, bound), dense), 100.0) < 0
-    late = at_best(told(0.62, 0.005), bound)
+    assert bound.excess(objective_value("ttft_ms", optimistic_value(slow, bound), dense), 100.0) < 0
+    late = optimistic_value(told(0.62, 0.005), bound)
     assert bound.excess(objective_value("ttft_ms", late, dense), 100.0) > 0
 
 
@@ -94,26 +94,26 @@ def test_a_measurement_is_worth_what_its_repeats_agree() -> None:
     ours, dense = [50, 51, 52, 53, 54], [100, 101, 103, 105, 109]
     entry = Measurement(52.0, 5, 103.0, detail={"repeats_ms": ours, "dense_repeats_ms": dense})
     drifting = Measurement(52.0, 5, 103.0, detail={"repeats_ms": ours, "dense_repeats_ms": [2 * one for one in ours]})
-    assert own_spread(drifting) == pytest.approx(1e-8) and 1e-8 < own_spread(entry) < 0.01**2
-    assert own_spread(Measurement(52.0, 1, 103.0)) is None
-    assert own_spread(Measurement(50.0, 4, 100.0, iqr=5.0)) == pytest.approx((1.253 * 2**0.5 * 0.1 / 1.349) ** 2 / 4)
-    assert variance(Measurement(52.0, 1, 104.0), 0.04) == pytest.approx(0.01)
-    assert variance(drifting, 1e-4) == pytest.approx((4e-8 + 4e-4) / 8 * (52 / 103) ** 2, rel=1e-3)
+    assert repeat_variance(drifting) == pytest.approx(1e-8) and 1e-8 < repeat_variance(entry) < 0.01**2
+    assert repeat_variance(Measurement(52.0, 1, 103.0)) is None
+    assert repeat_variance(Measurement(50.0, 4, 100.0, iqr=5.0)) == pytest.approx((1.253 * 2**0.5 * 0.1 / 1.349) ** 2 / 4)
+    assert ratio_variance(Measurement(52.0, 1, 104.0), 0.04) == pytest.approx(0.01)
+    assert ratio_variance(drifting, 1e-4) == pytest.approx((4e-8 + 4e-4) / 8 * (52 / 103) ** 2, rel=1e-3)
 
 
 def test_a_worker_judges_by_the_smoothed_time() -> None:
-    expected = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, pooled=0.05**2)}
+    expected = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, pooled_variance=0.05**2)}
     lucky = {"ttft_ms": Measurement(60.0, 1, 100.0)}
-    [found] = with_times(lucky, expected).values()
+    [found] = with_modelled_times(lucky, expected).values()
     assert isinstance(found, ModelledTime) and 0.7 < found.estimate.ratio < 0.8 and found.value == 60.0
-    assert with_times({}, expected) == {}
-    instead = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, instead=True)}
-    [found] = with_times({}, instead).values()
+    assert with_modelled_times({}, expected) == {}
+    instead = {"ttft_ms": ExpectedTime(time(0.8, 0.02), dense={"ttft_ms": 100.0}, replaces_measurement=True)}
+    [found] = with_modelled_times({}, instead).values()
     assert found.is_predicted and found.value == pytest.approx(80.0)
     costly = {"ttft_ms": ExpectedTime(time(0.9, 0.0), {"prefill_flops": (-0.5, NONE)}, {"ttft_ms": 100.0,
-              "prefill_flops": 10.0}, instead=True)}  # fmt: skip
-    assert with_times({}, costly) == {}
-    assert with_times({"prefill_flops": Measurement(6.0)}, costly)["ttft_ms"].value == pytest.approx(70.0)
+              "prefill_flops": 10.0}, replaces_measurement=True)}  # fmt: skip
+    assert with_modelled_times({}, costly) == {}
+    assert with_modelled_times({"prefill_flops": Measurement(6.0)}, costly)["ttft_ms"].value == pytest.approx(70.0)
 
 
 def test_a_rival_that_is_tied_in_time_is_as_good(path) -> None:
@@ -150,7 +150,7 @@ def alike(path, tmp_path_factory):
 
 def test_smoothed_times_are_nearer_the_truth_than_measured_ones(noisy) -> None:
     driver, bench, _ = noisy
-    records = [one for one in driver.study.final_records()[1:] if one.duplicate_of is None]
+    records = [one for one in driver.study.final_results()[1:] if one.duplicate_of is None]
     entries = [record.search["ttft_ms"] for record in records]
     true = np.array([bench.ratio(record.policy) for record in records])
     raw = np.array([entry.value / entry.dense for entry in entries]) - true
@@ -201,7 +201,7 @@ def test_the_front_is_timed_again_in_turns_and_files_carry_both(noisy) -> None:
 def test_the_report_has_the_front_that_was_confirmed(noisy, alike) -> None:
     for driver, _, folder in (noisy, alike):
         record = read_record(folder)
-        assert record.front == front_trials(driver.study.final_records(), record.objectives)
+        assert record.front == front_trials(driver.study.final_results(), record.objectives)
         assert all({"accuracy", "ttft_ms"} <= record.trial(number).report.keys() for number in record.front)
 
 
@@ -227,7 +227,7 @@ def test_a_cost_that_tells_a_time_ends_its_measurement_and_says_so_once(alike) -
 
 def test_a_time_that_flops_do_not_tell_is_measured_to_the_end(noisy) -> None:
     driver, _, _ = noisy
-    assert driver.study.times.stand_ins == [] and not any(one.predicted for one in driver.study.records())
+    assert driver.study.times.stand_ins == [] and not any(one.predicted for one in driver.study.results())
 
 
 @pytest.mark.parametrize(("sampler", "alike", "kills"), [("random", 1.0, (3, 8)), ("auto", 0.0, (12, 8))])
@@ -239,15 +239,15 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(path, tmp_path, sam
         with pytest.raises(KeyboardInterrupt):
             search(path, folder, PolicyEvaluator(0.02, alike, killed), resume=(folder / "study.db").exists(), **given)
     rest = search(path, folder, PolicyEvaluator(0.02, alike), resume=True, **given)
-    mine, theirs = ([(one.policy, one.predicted) for one in driver.study.records()] for driver in (rest, whole))
+    mine, theirs = ([(one.policy, one.predicted) for one in driver.study.results()] for driver in (rest, whole))
     assert mine == theirs
     assert [one.values for one in rest.study.study.trials] == [one.values for one in whole.study.study.trials]
 
 
 def test_a_machine_that_is_too_noisy_is_said_to_be() -> None:
     null = [Measurement(100 * ratio, dense=100.0) for ratio in (1.04, 0.96)]
-    assert noise_of(null) == pytest.approx(0.04) and noise_of([]) is None
-    assert "Raise `repeats`" in warning("ttft_ms", 0.04, 0.1) and warning("ttft_ms", 0.04, 0.2) == ""
+    assert time_noise(null) == pytest.approx(0.04) and time_noise([]) is None
+    assert "Raise `repeats`" in noise_warning("ttft_ms", 0.04, 0.1) and noise_warning("ttft_ms", 0.04, 0.2) == ""
 
 
 def test_visits_are_merged_by_their_pairs() -> None:

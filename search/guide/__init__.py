@@ -1,1 +1,1 @@
-"""The loss that guides a search before accuracy is measured."""
+"""The guide: a graded loss that ranks policies before their accuracy is measured."""

@@ -1,7 +1,7 @@
-"""Accuracy as a noisy, saturating function of a graded loss, learned from the policies of which both are known.
+"""Accuracy as a saturating function of a graded loss, fitted to the policies that have both.
 
-The loss of the right answers tells policies apart that answer alike; accuracy is what counts. Between them stands a
-logistic curve: accuracy stays near its best while the loss is small, and falls to the task's floor.
+The loss of the right answers distinguishes policies whose answers are equal; accuracy is the objective. A logistic
+curve links them: accuracy stays near its best while the loss is small, and falls to chance level.
 """
 
 from dataclasses import dataclass
@@ -10,87 +10,93 @@ import numpy as np
 
 from ..trial.arrays import Floats
 
-MIDDLES = np.linspace(0.0, 1.0, 41) ** 2  # where accuracy has lost half, between the smallest and the largest loss
-WIDTHS = np.geomspace(0.01, 0.5, 15)  # how fast it falls there, as a share of the same span
-PRIOR = 0.2, 0.08  # a middle and a width to begin with
-TRUST = 0.05, 2.0  # how little the data must gain to leave them: per squared span, per squared factor
-SPREAD = 0.03  # standard deviation of accuracies around the curve, where it is not known yet
-FEW = 8  # policies that the spread is learned from at least
-LEAST = 0.005
+MIDPOINTS = np.linspace(0.0, 1.0, 41) ** 2  # grid of midpoints, between the smallest and the largest loss
+WIDTHS = np.geomspace(0.01, 0.5, 15)  # grid of widths, as shares of the same range
+PRIOR_MIDPOINT, PRIOR_WIDTH = 0.2, 0.08  # also as shares of that range
+# The fit's penalty is (midpoint - prior)^2 / tolerance + log(width / prior)^2 / tolerance.
+MIDPOINT_TOLERANCE, WIDTH_TOLERANCE = 0.05, 2.0
+PRIOR_RESIDUAL = 0.03  # standard deviation of accuracies around the curve, until it can be estimated
+MIN_POLICIES = 8  # policies from which that deviation is estimated, at least
+MIN_RESIDUAL = 0.005
 
 
 @dataclass(frozen=True)
-class Quality:
-    """score(loss) = worst - span * sigmoid((middle - loss) / width), a score being minimised: minus the accuracy.
+class AccuracyCurve:
+    """score(loss) = chance_score - span * sigmoid((midpoint - loss) / width); scores are minimised: minus the accuracy.
 
     Attributes:
-        worst: The score that is no better than guessing.
+        chance_score: The score at chance level.
         span: How much better the best score is.
-        middle: The loss at which half of it is lost.
-        width: How fast it is lost there.
-        spread: Standard deviation of scores around the curve, without that of their own measurement.
-        most: The largest loss that was seen.
+        midpoint: The loss at which half of the span is lost.
+        width: How slowly the score falls there, in units of the loss.
+        residual: Standard deviation of scores around the curve, without their own measurement errors.
+        max_loss: The largest measured loss.
     """
 
-    worst: float
+    chance_score: float
     span: float
-    middle: float
+    midpoint: float
     width: float
-    spread: float
-    most: float
+    residual: float
+    max_loss: float
 
     @classmethod
-    def fit(cls, losses: Floats, scores: Floats, errors: Floats, worst: float, seen: Floats) -> "Quality":
-        """Weighted least squares over a grid of curves, held to `PRIOR` while few scores are known.
+    def fit(
+        cls, losses: Floats, scores: Floats, errors: Floats, chance_score: float, all_losses: Floats
+    ) -> "AccuracyCurve":
+        """Penalised weighted least squares over a grid of curves; the penalty keeps to a prior while scores are few.
 
         Args:
-            losses: (n,): of the policies whose score is known; n may be 0.
+            losses: (n,): of the policies with a score; n may be 0.
             scores: (n,): minus their accuracies.
-            errors: (n,): standard errors of these.
-            worst: Minus the accuracy of guessing.
-            seen: (m,): every loss that was measured; at the largest, guessing is all that is left.
+            errors: (n,): standard errors of the scores.
+            chance_score: Minus the accuracy at chance level.
+            all_losses: (m,): every measured loss; the largest is taken to score at chance level.
         """
-        least, most = float(seen.min()), float(max(seen.max(), seen.min() + 1e-9))
+        least, most = float(all_losses.min()), float(max(all_losses.max(), all_losses.min() + 1e-9))
         unit = most - least
-        x, y = np.r_[losses, most], worst - np.r_[scores, worst]
-        weights = 1 / (np.r_[errors, SPREAD] ** 2 + SPREAD**2)
-        middles, widths = least + unit * MIDDLES[:, None], unit * WIDTHS[None, :]
-        shapes = sigmoid((middles[..., None] - x) / widths[..., None])
+        x, y = np.r_[losses, most], chance_score - np.r_[scores, chance_score]
+        weights = 1 / (np.r_[errors, PRIOR_RESIDUAL] ** 2 + PRIOR_RESIDUAL**2)
+        midpoints, widths = least + unit * MIDPOINTS[:, None], unit * WIDTHS[None, :]
+        shapes = sigmoid((midpoints[..., None] - x) / widths[..., None])
         spans = np.maximum((weights * shapes * y).sum(-1) / (weights * shapes**2).sum(-1).clip(1e-12), 1e-6)
-        misfit = (weights * (y - spans[..., None] * shapes) ** 2).sum(-1)
-        misfit = misfit + ((MIDDLES - PRIOR[0]) ** 2 / TRUST[0])[:, None] + np.log(WIDTHS / PRIOR[1]) ** 2 / TRUST[1]
-        row, column = np.unravel_index(int(misfit.argmin()), misfit.shape)
-        rest = y[:-1] - spans[row, column] * shapes[row, column, :-1]
-        beyond = float(np.mean(rest**2 - errors**2)) if len(rest) >= FEW else SPREAD**2
+        objective = (weights * (y - spans[..., None] * shapes) ** 2).sum(-1)
+        objective = objective + ((MIDPOINTS - PRIOR_MIDPOINT) ** 2 / MIDPOINT_TOLERANCE)[:, None]
+        objective = objective + np.log(WIDTHS / PRIOR_WIDTH) ** 2 / WIDTH_TOLERANCE
+        best, column = np.unravel_index(int(objective.argmin()), objective.shape)
+        residuals = y[:-1] - spans[best, column] * shapes[best, column, :-1]
+        enough = len(residuals) >= MIN_POLICIES
+        variance = float(np.mean(residuals**2 - errors**2)) if enough else PRIOR_RESIDUAL**2
         return cls(
-            worst, float(spans[row, column]), float(middles[row, 0]), float(widths[0, column]),
-            max(beyond, LEAST**2) ** 0.5, most,
+            chance_score, float(spans[best, column]), float(midpoints[best, 0]), float(widths[0, column]),
+            max(variance, MIN_RESIDUAL**2) ** 0.5, most,
         )  # fmt: skip
 
     def __call__(self, losses: Floats) -> Floats:
-        """The scores that are expected of losses."""
-        return self.worst - self.span * sigmoid((self.middle - losses) / self.width)
+        """Expected scores of losses."""
+        return self.chance_score - self.span * sigmoid((self.midpoint - losses) / self.width)
 
     def inverse(self, score: float) -> float:
-        """The loss at which a score is reached, at most the largest that was seen."""
-        share = np.clip((self.worst - score) / self.span, 1e-9, 1 - 1e-9)
-        return float(min(self.middle - self.width * np.log(share / (1 - share)), self.most))
+        """The loss with an expected score, at most the largest measured loss."""
+        share = np.clip((self.chance_score - score) / self.span, 1e-9, 1 - 1e-9)
+        return float(min(self.midpoint - self.width * np.log(share / (1 - share)), self.max_loss))
 
     def posterior(self, losses: Floats, scores: Floats, errors: Floats) -> tuple[Floats, Floats]:
-        """What is expected of policies given their losses and, where these are known, their measured scores.
+        """Posterior of scores: the curve is the prior, a measured score the observation.
 
         Args:
             losses: (n,).
             scores: (n,): NaN where none was measured.
-            errors: (n,): standard errors of these.
+            errors: (n,): standard errors of the scores.
 
         Returns:
             Mean and standard deviation of each score.
         """
-        prior, measured = self.spread**-2, np.isfinite(scores)
-        told = np.where(measured, 1 / np.maximum(np.where(measured, errors, 1.0), 1e-6) ** 2, 0.0)
-        mean = (prior * self(losses) + told * np.where(measured, scores, 0.0)) / (prior + told)
-        return mean, (prior + told) ** -0.5
+        prior_precision, measured = self.residual**-2, np.isfinite(scores)
+        precision = np.where(measured, 1 / np.maximum(np.where(measured, errors, 1.0), 1e-6) ** 2, 0.0)
+        observed = np.where(measured, scores, 0.0)
+        mean = (prior_precision * self(losses) + precision * observed) / (prior_precision + precision)
+        return mean, (prior_precision + precision) ** -0.5
 
 
 def sigmoid(values: Floats) -> Floats:

@@ -1,8 +1,8 @@
-"""What guides a search: a graded loss of the right answers, measured before any accuracy.
+"""The guide of a search: a graded loss of the right answers, measured before accuracy.
 
-Accuracy on a few hundred examples moves in coarse steps, so that single moves look alike; the loss of the right answers
-tells them apart, for one teacher-forced pass over a few dozen examples. Accuracy decides all the same: it is measured
-where the loss lets a place on the front be expected.
+On a few hundred examples accuracy moves in coarse steps, so policies that differ in one sublayer look equal. The loss
+of the right answers ranks them, for one teacher-forced pass over a few dozen examples. Accuracy still decides: it is
+measured where the loss predicts a place on the front.
 """
 
 import math
@@ -16,18 +16,18 @@ from ...evaluators.base import Measurement
 from ..space.constraint import Constraint
 from ..space.guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from ..trial.trial_result import TrialResult
-from .accuracy_curve import Quality
+from .accuracy_curve import AccuracyCurve
 from .rank_correlation import kendall
 
-ANSWER_DIVERGENCE: Final = "answer_divergence"  # of the same answers, as a detail of their loss
-EXAMPLES: Final = 48  # that the guide is measured on
-FEWEST: Final = 64  # examples of the search split below which there is no guide
-DECIDED_BY: Final = 12  # policies with their accuracy that choose between two metrics
+ANSWER_DIVERGENCE: Final = "answer_divergence"  # divergence on the right answers, a detail of `answer_loss`
+GUIDE_EXAMPLES: Final = 48  # examples that the guide is measured on
+MIN_EXAMPLES_TO_GUIDE: Final = 64  # a search split with fewer examples has no guide
+TRIALS_TO_CHOOSE_METRIC: Final = 12  # trials with accuracy from which the guide's metric is chosen
 
 
 @dataclass(frozen=True)
 class Guide:
-    """Which figure guides.
+    """The metric that guides a search.
 
     Attributes:
         metric: `answer_loss`, `answer_divergence` or `divergence`.
@@ -41,59 +41,60 @@ class Guide:
         return DIVERGENCE if self.metric == DIVERGENCE else ANSWER_LOSS
 
     def loss(self, measured: Mapping[str, Measurement]) -> float | None:
-        """The figure among measurements; None where it was not measured."""
+        """The guide's loss among measurements; None where it was not measured."""
         entry = measured.get(self.evaluator)
         if entry is None:
             return None
         return float(entry.detail["divergence"]) if self.metric == ANSWER_DIVERGENCE else entry.value
 
-    def guessing(self, dense: Mapping[str, Measurement]) -> float:
-        """The loss of guessing; infinite where the tasks do not tell it, or dense is no better.
+    def chance_loss(self, dense: Mapping[str, Measurement]) -> float:
+        """The loss at chance level; infinite where the tasks do not give it, or dense is no better.
 
         Args:
-            dense: What the dense model measured.
+            dense: Measurements of the dense model.
         """
         entry = dense.get(self.evaluator)
         return entry.floor if entry is not None and entry.floor > entry.value else math.inf
 
-    def quality(self, records: Sequence[TrialResult], dense: Mapping[str, Measurement]) -> Quality | None:
-        """How accuracy depends on the loss, from all trials that have both; None where no loss is known.
+    def accuracy_curve(self, results: Sequence[TrialResult], dense: Mapping[str, Measurement]) -> AccuracyCurve | None:
+        """Fits accuracy as a function of the loss to all trials that have both; None where no trial has a loss.
 
         Args:
-            records: Trials.
-            dense: What the dense model measured.
+            results: The trials.
+            dense: Measurements of the dense model.
         """
-        pairs = [(loss, record) for record in records if (loss := self.loss(record.search)) is not None]
-        if not pairs:
+        with_loss = [(loss, result) for result in results if (loss := self.loss(result.search)) is not None]
+        if not with_loss:
             return None
-        scored = [(loss, record.search[QUALITY]) for loss, record in pairs if QUALITY in record.search]
+        scored = [(loss, result.search[QUALITY]) for loss, result in with_loss if QUALITY in result.search]
         losses = np.array([loss for loss, _ in scored])
         scores = np.array([-entry.value for _, entry in scored])
         errors = np.array([entry.stderr or 0.0 for _, entry in scored])
-        return Quality.fit(losses, scores, errors, -dense[QUALITY].floor, np.array([loss for loss, _ in pairs]))
+        all_losses = np.array([loss for loss, _ in with_loss])
+        return AccuracyCurve.fit(losses, scores, errors, -dense[QUALITY].floor, all_losses)
 
 
-def least_of_use(dense: Measurement, bound: Constraint | None) -> float:
-    """The accuracy at which a guided search ends: its bound, or half of what dense has beyond guessing.
+def min_useful_accuracy(dense: Measurement, bound: Constraint | None) -> float:
+    """Accuracy of the reference point of a guided search: its constraint, or halfway between chance level and dense.
 
     Args:
         dense: The dense model's accuracy.
-        bound: On accuracy; None where there is none.
+        bound: The constraint on accuracy; None where there is none.
     """
-    half = (dense.value + dense.floor) / 2
-    return half if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
+    halfway = (dense.value + dense.floor) / 2
+    return halfway if bound is None else max(bound.limit(dense.value, dense.floor), dense.floor)
 
 
-def better_metric(records: Sequence[TrialResult]) -> str:
-    """Which of the two figures of the right answers ranks accuracy better, by Kendall's tau-b; of equal ones the loss.
+def best_guide_metric(results: Sequence[TrialResult]) -> str:
+    """Which metric of the right answers ranks accuracy better, by Kendall's tau-b; `answer_loss` where they tie.
 
     Args:
-        records: Trials with both figures and with their accuracy.
+        results: Trials with both metrics and with accuracy.
     """
-    accuracies = np.array([record.search[QUALITY].value for record in records])
-    found = {}
+    accuracies = np.array([result.search[QUALITY].value for result in results])
+    correlations = {}
     for metric in (ANSWER_LOSS, ANSWER_DIVERGENCE):
-        losses = np.array([Guide(metric).loss(record.search) for record in records], float)
-        told = kendall(-losses, accuracies)
-        found[metric] = -1.0 if told is None else told.value
-    return max(found, key=lambda metric: found[metric])
+        losses = np.array([Guide(metric).loss(result.search) for result in results], float)
+        tau = kendall(-losses, accuracies)
+        correlations[metric] = -1.0 if tau is None else tau.value
+    return max(correlations, key=lambda metric: correlations[metric])

@@ -1,40 +1,42 @@
-"""Kendall's rank correlation of two figures, with its error."""
+"""Kendall's rank correlation with a bootstrap interval."""
 
 import numpy as np
 
-from ..trial.trial_result import Estimate
+from ..trial.trial_result import IntervalEstimate
 
-DRAWS = 1000
-LEVELS = (2.5, 97.5)
+BOOTSTRAP_SAMPLES = 1000
+PERCENTILES = (2.5, 97.5)
 
 
-def kendall(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Estimate | None:
-    """Kendall's tau-b of two figures, with a 95 % interval.
+def kendall(values: np.ndarray, others: np.ndarray, seed: int = 0) -> IntervalEstimate | None:
+    """Kendall's tau-b of two variables, with a 95 % interval.
 
-    Of all pairs that neither figure ties, the share that both order alike less the share that they do not; ties of one
-    figure alone count against it (Kendall, The treatment of ties in ranking problems, 1945). The interval is a
-    percentile bootstrap over trials; a trial that is drawn twice ties with itself in both.
+    tau-b is the number of concordant pairs less that of discordant ones, over the geometric mean of the numbers of
+    pairs that each variable does not tie. So a tie in one variable alone counts against it (Kendall, The treatment of
+    ties in ranking problems, 1945). The interval is a percentile bootstrap over trials; a trial that is drawn twice
+    ties with itself in both.
 
     Args:
-        one: The figure of each trial, shape (n,).
-        other: The other figure, shape (n,).
-        seed: Of the bootstrap.
+        values: One variable of each trial, shape (n,).
+        others: The other variable, shape (n,).
+        seed: Seed of the bootstrap.
 
     Returns:
-        None where a figure is the same for all.
+        None where a variable is constant.
     """
-    signs = [np.sign(figure[:, None] - figure[None, :]).astype(np.float32) for figure in (one, other)]
-    count = len(one)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    signs = [np.sign(x[:, None] - x[None, :]).astype(np.float32) for x in (values, others)]
+    count = len(values)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_SAMPLES)
+    # The first row is the sample itself.
     weights = np.concatenate([np.ones((1, count)), draws]).astype(np.float32)
 
-    def pairs(matrix: np.ndarray) -> np.ndarray:
+    def pair_sums(matrix: np.ndarray) -> np.ndarray:
         return np.einsum("di,di->d", weights @ matrix, weights, dtype=np.float64)
 
-    ordered = np.sqrt(pairs(np.abs(signs[0])) * pairs(np.abs(signs[1])))
-    if not ordered[0]:
+    untied = np.sqrt(pair_sums(np.abs(signs[0])) * pair_sums(np.abs(signs[1])))
+    if not untied[0]:
         return None
-    known = ordered > 0
-    value, *again = pairs(signs[0] * signs[1])[known] / ordered[known]
-    low, high = np.percentile(again, LEVELS)
-    return Estimate(float(value), float(low), float(high))
+    defined = untied > 0
+    value, *resampled = pair_sums(signs[0] * signs[1])[defined] / untied[defined]
+    low, high = np.percentile(resampled, PERCENTILES)
+    return IntervalEstimate(float(value), float(low), float(high))

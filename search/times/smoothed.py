@@ -1,7 +1,8 @@
-"""The times of a study: smoothed by a model of all of them, and predicted where another cost stands in for them.
+"""Smooths the times of a study with a model of all of them, and predicts times that are no longer measured.
 
-Everything here is derived from what the study holds, so that a search that was interrupted goes on with the same
-figures. The model is fitted anew when so many more trials were timed; those that come in between are told by it.
+Everything here is computed from the study's trials, so an interrupted search resumes with the same values. The model is
+refitted when the number of timed trials has grown by a fixed share; in between, it predicts the new trials, and each
+measurement updates its own prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,41 +12,51 @@ from ...evaluators.base import Measurement
 from ...policies.policy import Policy
 from ..space.constraint import Constraint
 from ..space.units import unit_of
-from ..trial.modelled_time import ExpectedTime, ModelledTime, is_time, pooled_spread, variance, with_times
+from ..trial.modelled_time import (
+    ExpectedTime,
+    ModelledTime,
+    is_time,
+    pooled_variance,
+    ratio_variance,
+    with_modelled_times,
+)
 from ..trial.pareto import objective_value
-from ..trial.time_model import Features, Timed, TimeEstimate, TimeModel, features
+from ..trial.time_model import Features, TimedPolicy, TimeEstimate, TimeModel, features
 from ..trial.trial_result import TrialResult
 
-EPOCHS = 16  # the model is fitted anew when the search has grown by one part in so many
+REFIT_SHARE = 16  # the model is refitted when the timed trials have grown by one part in so many
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The model of one metric.
+class FittedTime:
+    """The fitted model of one time.
 
     Attributes:
         model: The model.
-        numbers: The trials that it was fitted to.
-        estimates: What it says of those.
-        pooled: See `pooled_spread`.
-        costs: The counted costs that it knows policies by.
+        numbers: Numbers of the trials that it was fitted to.
+        estimates: By those numbers, the smoothed times.
+        pooled_variance: See `modelled_time.pooled_variance`.
+        costs: The counted costs among the model's features.
     """
 
     model: TimeModel
     numbers: tuple[int, ...]
     estimates: Mapping[int, TimeEstimate]
-    pooled: float
+    pooled_variance: float
     costs: tuple[str, ...]
 
 
-class Times:
-    """Smooths the times of trials.
+class SmoothedTimes:
+    """Smooths the times of trials and predicts those of new policies.
 
     Args:
         num_layers: The model's decoder layers.
         bounds: The constraints of the space, by metric.
         null: By metric, measurements of dense against dense.
-        stand_ins: Metrics that are not measured any more.
+        stand_ins: Times that are no longer measured.
+
+    Attributes:
+        version: Grows with every refit.
     """
 
     def __init__(
@@ -57,111 +68,121 @@ class Times:
     ) -> None:
         self._layers, self._bounds = num_layers, bounds
         self.null, self.stand_ins = dict(null), [*stand_ins]
-        self._fits: dict[str, Fit] = {}
+        self._fits: dict[str, FittedTime] = {}
         self._smoothed: dict[int, tuple[TrialResult, TrialResult]] = {}
         self._dense: Mapping[str, Measurement] = {}
         self.version = 0
 
-    def of(self, records: Sequence[TrialResult], whole: bool = False) -> list[TrialResult]:
-        """Trials with their times smoothed.
+    def smooth_all(self, results: Sequence[TrialResult], final: bool = False) -> list[TrialResult]:
+        """Trials with smoothed times.
 
         Args:
-            records: All trials, by number; the first is dense.
-            whole: Fit the model to every trial, as at the end of a search.
+            results: All trials, by number; the first is dense.
+            final: Fit the model to every trial, as at the end of a search.
         """
-        self.follow(records, whole)
-        return [self.smoothed(record) for record in records]
+        self.refit(results, final)
+        return [self.smooth(result) for result in results]
 
-    def follow(self, records: Sequence[TrialResult], whole: bool = False) -> None:
-        """Fit what has to be fitted anew; see `of`."""
-        dense = next((one for one in records if one.policy.is_dense and one.state == "complete"), None)
+    def refit(self, results: Sequence[TrialResult], final: bool = False) -> None:
+        """Refits the models for which enough new trials were timed; for the arguments see `smooth_all`."""
+        dense = next((one for one in results if one.policy.is_dense and one.state == "complete"), None)
         if dense is None:
             return
         self._dense = dense.search
         for name in [name for name, entry in self._dense.items() if is_time(name, entry)]:
-            timed = [one for one in records if counts(one) and is_time(name, one.search.get(name)) and one is not dense]
-            begun = len(timed) if whole else len(timed) - len(timed) % max(1, len(timed) // EPOCHS)
-            numbers = tuple(record.number for record in timed[:begun])
+            timed = [
+                one
+                for one in results
+                if has_own_measurements(one) and is_time(name, one.search.get(name)) and one is not dense
+            ]
+            count = len(timed) if final else len(timed) - len(timed) % max(1, len(timed) // REFIT_SHARE)
+            numbers = tuple(result.number for result in timed[:count])
             if numbers and (name not in self._fits or self._fits[name].numbers != numbers):
-                self._fits[name] = self._fitted(name, timed[:begun])
+                self._fits[name] = self._fit(name, timed[:count])
                 self._smoothed, self.version = {}, self.version + 1
 
-    def _fitted(self, name: str, records: Sequence[TrialResult]) -> Fit:
-        entries, null = [record.search[name] for record in records], self.null.get(name, ())
-        pooled = pooled_spread([*entries, *null])
-        costs = tuple(cost for cost in self._costs() if all(cost in record.search for record in records))
+    def _fit(self, name: str, results: Sequence[TrialResult]) -> FittedTime:
+        entries, null = [result.search[name] for result in results], self.null.get(name, ())
+        pooled = pooled_variance([*entries, *null])
+        costs = tuple(cost for cost in self._counted_costs() if all(cost in result.search for result in results))
         timed = [
-            Timed(self._features(record, costs), entry.value / (entry.dense or 1.0), variance(entry, pooled))
-            for record, entry in zip(records, entries, strict=True)
+            TimedPolicy(
+                self._features(result, costs), entry.value / (entry.dense or 1.0), ratio_variance(entry, pooled)
+            )
+            for result, entry in zip(results, entries, strict=True)
         ]
-        model = TimeModel(
-            self._layers, timed, [(entry.value / (entry.dense or 1.0), variance(entry, pooled)) for entry in null]
-        )
-        estimates = {record.number: model.smoothed(one) for record, one in zip(records, timed, strict=True)}
-        return Fit(model, tuple(estimates), estimates, pooled, costs)
+        null_ratios = [(entry.value / (entry.dense or 1.0), ratio_variance(entry, pooled)) for entry in null]
+        model = TimeModel(self._layers, timed, null_ratios)
+        estimates = {result.number: model.smoothed(one) for result, one in zip(results, timed, strict=True)}
+        return FittedTime(model, tuple(estimates), estimates, pooled, costs)
 
-    def _costs(self) -> list[str]:
-        """The counted costs of dense, which are known before a policy is timed."""
+    def _counted_costs(self) -> list[str]:
+        """The counted costs of dense; those of a policy are known before it is timed."""
         return [name for name, entry in self._dense.items() if unit_of(name) == "flops" and entry.value > 0]
 
-    def _features(self, record: TrialResult, costs: Sequence[str]) -> Features:
-        shares = {cost: record.search[cost].value / self._dense[cost].value for cost in costs}
-        return features(record.policy, self._layers, shares)
+    def _features(self, result: TrialResult, costs: Sequence[str]) -> Features:
+        shares = {cost: result.search[cost].value / self._dense[cost].value for cost in costs}
+        return features(result.policy, self._layers, shares)
 
-    def expected(self, policy: Policy) -> dict[str, ExpectedTime]:
-        """What is expected of a policy's times before it is measured, by metric; dense is what they are told by."""
+    def predict(self, policy: Policy) -> dict[str, ExpectedTime]:
+        """Predicted times of a policy, by metric; empty for dense, because times are ratios to dense."""
         if policy.is_dense:
             return {}
-        plain = features(policy, self._layers)
+        without_costs = features(policy, self._layers)
         return {
             name: ExpectedTime(
-                fit.model.expected(plain),
-                {cost: fit.model.at_cost(cost) for cost in fit.costs},
+                fit.model.predict(without_costs),
+                {cost: fit.model.cost_effect(cost) for cost in fit.costs},
                 {one: self._dense[one].value for one in (name, *fit.costs)},
                 fit.model.noise,
-                fit.pooled,
+                fit.pooled_variance,
                 name in self.stand_ins,
             )
             for name, fit in self._fits.items()
         }
 
-    def told(self, policy: Policy, found: Mapping[str, Measurement]) -> dict[str, Measurement]:
-        """What was measured of a policy, its times smoothed, with what stands in for those that are not measured."""
-        return with_times(found, self.expected(policy))
+    def with_smoothed_times(self, policy: Policy, found: Mapping[str, Measurement]) -> dict[str, Measurement]:
+        """A policy's measurements with smoothed times, and predicted ones where times are no longer measured."""
+        return with_modelled_times(found, self.predict(policy))
 
-    def smoothed(self, record: TrialResult) -> TrialResult:
-        """A trial with its times as the model sees them."""
-        known = self._smoothed.get(record.number)
-        if known is None or known[0] is not record:
-            self._smoothed[record.number] = known = record, self._told(record)
-        return known[1]
+    def smooth(self, result: TrialResult) -> TrialResult:
+        """A trial with smoothed times and the constraint violations that follow from them."""
+        cached = self._smoothed.get(result.number)
+        if cached is None or cached[0] is not result:
+            self._smoothed[result.number] = cached = result, self._compute_smoothed(result)
+        return cached[1]
 
-    def _told(self, record: TrialResult) -> TrialResult:
-        if record.state != "complete" or not self._fits or record.policy.is_dense:
-            return record
-        number, search = record.number if record.duplicate_of is None else record.duplicate_of, dict(record.search)
-        expected = self.expected(record.policy)
-        for name, fit in self._fits.items():
-            if name not in search and name not in record.predicted:
-                continue
-            if number in fit.estimates and name in search:
-                search[name] = ModelledTime.of(search[name], fit.estimates[number])
-            else:
-                time = replace(expected[name], instead=True).modelled(name, search)
-                search |= {} if time is None else {name: time}
+    def _compute_smoothed(self, result: TrialResult) -> TrialResult:
+        if result.state != "complete" or not self._fits or result.policy.is_dense:
+            return result
+        search = {**result.search, **self._modelled_times(result)}
         dense = self._dense
         bounds = {name: bound for name, bound in self._bounds.items() if isinstance(search.get(name), ModelledTime)}
-        excess = {
+        violations = {
             name: bound.excess(objective_value(name, search[name], dense[name]), dense[name].value, dense[name].floor)
             for name, bound in bounds.items()
         }
-        return replace(record, search=search, violations={**record.violations, **excess})
+        return replace(result, search=search, violations={**result.violations, **violations})
+
+    def _modelled_times(self, result: TrialResult) -> dict[str, ModelledTime]:
+        """A trial's times: smoothed where the model was fitted to the trial, else predicted and then updated."""
+        number = result.number if result.duplicate_of is None else result.duplicate_of
+        predictions, found = self.predict(result.policy), {}
+        for name, fit in self._fits.items():
+            if name not in result.search and name not in result.predicted:
+                continue
+            if number in fit.estimates and name in result.search:
+                found[name] = ModelledTime.of(result.search[name], fit.estimates[number])
+            else:
+                time = replace(predictions[name], replaces_measurement=True).modelled(name, result.search)
+                found |= {} if time is None else {name: time}
+        return found
 
     def misfit(self, name: str) -> float | None:
         """Standard deviation of what no sum over the layers explains of a time; None where nothing was timed."""
         return self._fits[name].model.misfit if name in self._fits else None
 
 
-def counts(record: TrialResult) -> bool:
-    """True where a trial's measurements are its own."""
-    return record.state == "complete" and record.duplicate_of is None
+def has_own_measurements(result: TrialResult) -> bool:
+    """True for a complete trial that was measured itself, instead of sharing the measurements of a duplicate."""
+    return result.state == "complete" and result.duplicate_of is None

@@ -1,4 +1,4 @@
-"""Where one cost predicts another: the dearer one, a time, is not measured any more in further trials."""
+"""Finds times that a counted cost predicts; further trials predict such a time instead of measuring it."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluators.base import evaluator_class
+from ...evaluators.base import Measurement, evaluator_class
 from ..space.space import Space
 from ..space.units import phrase, unit_of
 from ..trial.modelled_time import ModelledTime, is_time
 from ..trial.trial_result import TrialResult
-from .smoothed import counts
+from .smoothed import has_own_measurements
 
-LEAST = 12  # policies over which a correlation is told
-ALIKE = 0.95  # rank correlation above which two costs say the same
+MIN_POLICIES = 12  # policies from which a correlation is computed, at least
+MIN_CORRELATION = 0.95  # rank correlation above which a cost stands in for a time
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """A counted cost that tells a time.
+    """A counted cost that stands in for a time.
 
     Attributes:
         metric: The time.
         cost: The counted cost.
-        correlation: Spearman's, over the measured policies.
-        policies: How many those were.
+        correlation: Spearman's rank correlation over the measured policies.
+        policies: Number of those policies.
     """
 
     metric: str
@@ -35,83 +35,92 @@ class StandIn:
 
     @property
     def text(self) -> str:
-        """What the search says of it."""
+        """The sentence that reports it."""
         return (
             f"{phrase(self.cost)} ranks policies as {phrase(self.metric)} does (rank correlation "
-            f"{self.correlation:.3f} over {self.policies} measured policies): from here on {phrase(self.metric)} is "
-            "predicted from what was measured, and measured again for the front alone"
+            f"{self.correlation:.3f} over {self.policies} measured policies): further trials predict "
+            f"{phrase(self.metric)} from earlier measurements, and only the front is measured again"
         )
 
 
-def asked(space: Space) -> list[str]:
-    """The metrics that a search goes by."""
+def requested_metrics(space: Space) -> list[str]:
+    """The metrics among objectives and constraints."""
     return [*dict.fromkeys((*space.objectives, *space.constraints))]
 
 
-def timers(space: Space) -> dict[str, frozenset[str]]:
-    """The evaluators that need the device for themselves, with what they measure."""
-    kinds = {name: evaluator_class(name) for name in space.evaluate}
-    return {name: frozenset(kind.metrics) for name, kind in kinds.items() if kind.exclusive}
+def exclusive_evaluators(space: Space) -> dict[str, frozenset[str]]:
+    """Evaluators that need a device without other work on it, with the metrics that they measure."""
+    classes = {name: evaluator_class(name) for name in space.evaluate}
+    return {name: frozenset(one.metrics) for name, one in classes.items() if one.exclusive}
 
 
-def stand_ins(
-    records: Sequence[TrialResult], space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]
+def find_stand_ins(
+    results: Sequence[TrialResult],
+    space: Space,
+    evaluators: Mapping[str, frozenset[str]],
+    predicted: Collection[str],
 ) -> list[StandIn]:
-    """Times that a counted cost has come to predict.
+    """The best correlated counted cost of each time that has one and is still measured.
 
     Args:
-        records: All trials with what they measured; the first is dense.
+        results: All trials with their measurements; the first is dense.
         space: The search space.
-        clocks: See `timers`.
-        known: Times that are predicted already.
+        evaluators: See `exclusive_evaluators`.
+        predicted: Times that are predicted already.
     """
-    timed, dense = frozenset().union(*clocks.values()), records[0].search
-    times = [name for name in asked(space) if name in timed and name not in known and is_time(name, dense.get(name))]
-    costs = [name for name in asked(space) if unit_of(name) in ("flops", "bytes") and name in dense]
+    timed, dense = frozenset().union(*evaluators.values()), results[0].search
+    names = requested_metrics(space)
+    times = [name for name in names if name in timed and name not in predicted and is_time(name, dense.get(name))]
+    costs = [name for name in names if unit_of(name) in ("flops", "bytes") and name in dense]
     found = []
     for time in times:
-        told = [one for cost in costs if (one := stand_in(records[1:], time, cost)).correlation > ALIKE]
-        found += [max(told, key=lambda one: one.correlation)] if told else []
+        candidates = [stand_in(results[1:], time, cost) for cost in costs]
+        candidates = [one for one in candidates if one.correlation > MIN_CORRELATION]
+        found += [max(candidates, key=lambda one: one.correlation)] if candidates else []
     return found
 
 
-def stand_in(records: Sequence[TrialResult], time: str, cost: str) -> StandIn:
-    """How well a cost tells a time: by smoothed times, if what was measured says the same but for its noise.
+def stand_in(results: Sequence[TrialResult], time: str, cost: str) -> StandIn:
+    """Rank correlation of a cost with smoothed times, if raw times agree with it as far as their noise allows.
 
-    Noise takes from a correlation (Spearman 1904, attenuation): what was measured cannot come to more than the root of
-    its share that is no noise.
+    Noise attenuates a correlation (Spearman 1904): that of raw times is at most the square root of their reliability,
+    the share of their variance that is not noise.
     """
     from scipy.stats import spearmanr
 
-    both = [(one.search[time], one.search[cost].value) for one in records if counts(one) and measured(one, time, cost)]
-    values = np.array([value for _, value in both])
+    both = [(one.search[time], one.search[cost].value) for one in results if has_both(one, time, cost)]
+    costs = np.array([value for _, value in both])
     raw = np.array([entry.value / (entry.dense or math.nan) for entry, _ in both])
-    told = [
-        (entry.estimate.ratio if isinstance(entry, ModelledTime) else one)
-        for (entry, _), one in zip(both, raw, strict=True)
-    ]
-    smoothed = np.array(told)
-    if len(both) < LEAST or min(np.ptp(raw), np.ptp(smoothed), np.ptp(values)) <= 0:
+    smoothed = np.array([smoothed_ratio(entry) for entry, _ in both])
+    if len(both) < MIN_POLICIES or min(np.ptp(raw), np.ptp(smoothed), np.ptp(costs)) <= 0:
         return StandIn(time, cost, 0.0, len(both))
-    known = math.sqrt(max(0.0, 1 - float(np.var(raw - smoothed) / np.var(raw))))
-    found, seen = (float(spearmanr(times, values).statistic) for times in (smoothed, raw))
-    return StandIn(time, cost, found if seen > ALIKE * known else min(found, seen), len(both))
+    attenuation = math.sqrt(max(0.0, 1 - float(np.var(raw - smoothed) / np.var(raw))))
+    of_smoothed, of_raw = (float(spearmanr(times, costs).statistic) for times in (smoothed, raw))
+    agrees = of_raw > MIN_CORRELATION * attenuation
+    return StandIn(time, cost, of_smoothed if agrees else min(of_smoothed, of_raw), len(both))
 
 
-def measured(record: TrialResult, time: str, cost: str) -> bool:
-    """True where a trial has both figures, and the time is no prediction."""
-    entry = record.search.get(time)
+def smoothed_ratio(entry: Measurement) -> float:
+    """A time's smoothed ratio to dense; the raw ratio where no model has smoothed it."""
+    return entry.estimate.ratio if isinstance(entry, ModelledTime) else entry.value / (entry.dense or math.nan)
+
+
+def has_both(result: TrialResult, time: str, cost: str) -> bool:
+    """True for a trial with its own measurements of a time and of a cost; a predicted time does not count."""
+    entry = result.search.get(time)
     predicted = isinstance(entry, ModelledTime) and entry.is_predicted
-    return cost in record.search and is_time(time, entry) and not predicted
+    return has_own_measurements(result) and cost in result.search and is_time(time, entry) and not predicted
 
 
-def left_out(space: Space, clocks: Mapping[str, frozenset[str]], known: Collection[str]) -> set[str]:
-    """The evaluators that further trials do without: all that they are asked for is predicted.
+def predicted_evaluators(
+    space: Space, evaluators: Mapping[str, frozenset[str]], predicted: Collection[str]
+) -> set[str]:
+    """Evaluators that further trials do not run, because all requested metrics of theirs are predicted.
 
     Args:
         space: The search space.
-        clocks: See `timers`.
-        known: Times that are predicted.
+        evaluators: See `exclusive_evaluators`.
+        predicted: Times that are predicted.
     """
-    wanted = {*asked(space)}
-    return {name for name, metrics in clocks.items() if (needed := wanted & metrics) and needed <= {*known}}
+    requested = {*requested_metrics(space)}
+    return {name for name, metrics in evaluators.items() if (needed := requested & metrics) and needed <= {*predicted}}

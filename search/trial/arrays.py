@@ -1,4 +1,4 @@
-"""Types of the arrays that candidates and their figures are held in."""
+"""Array types of policies, losses and costs."""
 
 from typing import TypeAlias
 
@@ -6,4 +6,4 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
-Codes: TypeAlias = NDArray[np.int16]  # by variable, the number of its choice; 0 is what dense does
+Codes: TypeAlias = NDArray[np.int16]  # per variable, the index of its choice; 0 is the dense model's choice

@@ -1,24 +1,25 @@
-"""Kinds of failures: what a policy does wrong, and what the machine does wrong while it is measured."""
+"""Classifies failed measurements: caused by the policy, by too little device memory, or by the machine."""
 
 import errno
 from typing import Final, Literal, TypeAlias
 
 from ...policies.errors import SkipsearchError
 
-# `policy` counts against the policy. `memory` is a device that was too small for it, which counts where it happens
-# twice. `machine` never counts: the policy is measured elsewhere.
+# `policy` counts against the policy. `memory` is a device with too little memory; it counts when it happens twice.
+# `machine` never counts: the policy is measured again elsewhere.
 Fault: TypeAlias = Literal["policy", "memory", "machine"]
 
-# What CUDA, its libraries and torch say of a context or a device that is beyond use; torch's own type for it is new.
+# Messages of CUDA, its libraries and torch about an unusable context or device. They are matched as text, because only
+# recent versions of torch raise a type of their own.
 BROKEN_DEVICE: Final = (
     "CUDA error", "CUDA driver error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error", "CUSOLVER_STATUS_",
     "CUSPARSE_STATUS_", "NCCL error", "NCCL Error", "HIP error", "device-side assert", "uncorrectable ECC error",
     "Found no NVIDIA driver", "No CUDA GPUs are available", "XPU error",
 )  # fmt: skip
-SMALL_DEVICE: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+DEVICE_MEMORY: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 HOST_MEMORY: Final = ("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
-# A full or lost disk, a network drive that went away, a process without file handles or memory left.
-OF_THE_HOST: Final = {
+# A full or lost disk, a network drive that is gone, a process without file handles or memory left.
+HOST_ERRNOS: Final = {
     errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EROFS,
     errno.EAGAIN, errno.ENODEV, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
@@ -26,16 +27,16 @@ OF_THE_HOST: Final = {
 
 
 def fault_of(cause: BaseException) -> Fault:
-    """Whose fault an exception is that stopped a measurement.
+    """Classifies the exception that stopped a measurement.
 
-    An exception that was raised while another one was handled, or from another one, is judged by all of them.
+    All exceptions of its chain count: `machine` goes before `memory`, and `memory` before `policy`.
     """
-    kinds = [_kind(one) for one in chain(cause)]
-    return "machine" if "machine" in kinds else "memory" if "memory" in kinds else "policy"
+    faults = [_fault(one) for one in exception_chain(cause)]
+    return "machine" if "machine" in faults else "memory" if "memory" in faults else "policy"
 
 
-def chain(cause: BaseException) -> list[BaseException]:
-    """An exception and what it was raised from."""
+def exception_chain(cause: BaseException) -> list[BaseException]:
+    """An exception, its explicit causes and the exceptions during whose handling it was raised."""
     found: list[BaseException] = []
     following: BaseException | None = cause
     while following is not None and following not in found:
@@ -44,15 +45,15 @@ def chain(cause: BaseException) -> list[BaseException]:
     return found
 
 
-def _kind(cause: BaseException) -> Fault:
+def _fault(cause: BaseException) -> Fault:
     text, name = str(cause), type(cause).__name__
     if isinstance(cause, MemoryError) or any(words in text for words in HOST_MEMORY):
         return "machine"
     if isinstance(cause, OSError):
-        return "machine" if cause.errno in OF_THE_HOST else "policy"
+        return "machine" if cause.errno in HOST_ERRNOS else "policy"
     if not isinstance(cause, RuntimeError | SkipsearchError):
         return "policy"
-    # By name: nothing here imports torch.
-    if name == "OutOfMemoryError" or any(words in text for words in SMALL_DEVICE):
+    # By name, so that reading results needs no torch.
+    if name == "OutOfMemoryError" or any(words in text for words in DEVICE_MEMORY):
         return "memory"
     return "machine" if name == "AcceleratorError" or any(words in text for words in BROKEN_DEVICE) else "policy"

@@ -1,4 +1,4 @@
-"""What comes back from measuring one policy."""
+"""What a worker sends back about one policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,17 +9,17 @@ from .failures import Fault
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of measuring one policy: a small plain value that crosses processes.
+    """Measurements or failure of one policy, from one worker; a small plain value that crosses processes.
 
     Attributes:
-        measurements: By metric; not all of them where the trial stopped early.
-        seconds: Wall-clock seconds by part; `total` is all of it, `forward` what the model's forward passes took.
-        failure: Why it failed, in one line; None where it did not.
-        early_stopped: Why it was given up on few examples; None where it was not.
-        estimates: Figures of those few examples, by metric.
-        worker: Who measured it.
-        fault: Whose failure it is; a machine's says nothing of the policy.
-        traceback: Of the exception that it failed with, where there was one.
+        measurements: By metric; some are missing where the trial stopped early.
+        seconds: Wall-clock seconds by part; `total` is the whole trial, `forward` the model's forward passes.
+        failure: Why it failed, in one line; None where it succeeded.
+        early_stopped: Why it was stopped after few examples; None where it was not.
+        estimates: By metric, measurements on those few examples.
+        worker: Name of the worker.
+        fault: What caused the failure; `machine` says nothing about the policy.
+        traceback: Traceback of the exception; None where there was none.
     """
 
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Outcome:
     traceback: str | None = None
 
     def then(self, later: "Outcome") -> "Outcome":
-        """This stage of a trial and the next, as one."""
+        """Joins this stage of a trial with the next one."""
         parts = {*self.seconds, *later.seconds}
         seconds = {part: self.seconds.get(part, 0.0) + later.seconds.get(part, 0.0) for part in sorted(parts)}
         worker = self.worker or later.worker

@@ -1,4 +1,4 @@
-"""The Pareto front of a study and its hypervolume: exact and deterministic."""
+"""The Pareto front of a study's trials, and the objective values that decide it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,37 +9,43 @@ from ...evaluators.base import Direction, Measurement, declared_metric
 from ..space.objectives import first_cost
 from ..space.units import unit_of
 from .dominance import non_dominated
-from .hypervolume import Point, as_costs, covers
+from .hypervolume import Point, minimised, weakly_dominates
 from .modelled_time import DENSE, ModelledTime
 from .tied_times import non_dominated_within
 from .time_model import TimeEstimate
 from .trial_result import TrialResult
 
-CERTAIN = 1.645  # standard errors above guessing: of 20 policies that guess 19 stay below
+Z95_ONE_SIDED = 1.645  # standard errors above chance level, at one-sided 95 % confidence
 
 
-def dominates(one: Sequence[float], other: Sequence[float], directions: Sequence[Direction]) -> bool:
-    """True where `one` is nowhere worse than `other` and somewhere better."""
-    return _beats(as_costs(one, directions), as_costs(other, directions))
+def dominates(point: Sequence[float], other: Sequence[float], directions: Sequence[Direction]) -> bool:
+    """True where a point is at least as good as another in every objective and better in one."""
+    cost, other_cost = minimised(point, directions), minimised(other, directions)
+    return weakly_dominates(cost, other_cost) and cost != other_cost
 
 
 def pareto(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
-    """Indices of the points that no other dominates, ascending.
+    """Indices of the non-dominated points, ascending.
 
-    Of equal points the first stays; a point with a NaN is never on the front.
+    Of equal points only the first is on the front; a point with a NaN never is.
     """
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in directions])
     costs = signs * np.array(points, float).reshape(len(points), len(signs))
-    known = np.flatnonzero(~np.isnan(costs).any(1))
-    return [int(place) for place in known[non_dominated(costs[known])]]
+    complete = np.flatnonzero(~np.isnan(costs).any(1))
+    return [int(index) for index in complete[non_dominated(costs[complete])]]
 
 
 def objective_value(name: str, measurement: Measurement, dense_measurement: Measurement | None) -> float:
-    """The figure the search compares.
+    """The value of a metric that trials are compared by.
 
-    A time is compared by its ratio to the dense one that was measured interleaved with it, in units of the
-    baseline's milliseconds: the clock of a machine drifts between trials, the ratio does not. Where a model of all
-    times has smoothed that ratio, its figure counts. Others are compared raw.
+    A time is compared by its ratio to the dense time measured interleaved with it, times the milliseconds of the dense
+    trial: a machine's speed drifts between trials, the ratio does not. Where the time model has smoothed that ratio,
+    the smoothed one counts. Other metrics are compared as measured.
+
+    Args:
+        name: The metric.
+        measurement: Of the trial.
+        dense_measurement: Of the dense trial.
     """
     if isinstance(measurement, ModelledTime) and dense_measurement is not None:
         return measurement.estimate.ratio * dense_measurement.value
@@ -54,7 +60,7 @@ def objective_value(name: str, measurement: Measurement, dense_measurement: Meas
 def objective_point(
     measured: Mapping[str, Measurement], dense: Mapping[str, Measurement], objectives: Iterable[str]
 ) -> Point | None:
-    """The objectives' values of one trial; None where one is missing or not finite."""
+    """The objective values of one trial; None where one is missing or not finite."""
     names = list(objectives)
     if any(name not in measured or name not in dense for name in names):
         return None
@@ -63,71 +69,77 @@ def objective_point(
 
 
 def feasible_points(trials: Sequence[TrialResult], objectives: Iterable[str]) -> list[Point | None]:
-    """One entry a trial: its objectives' values, or None where it cannot be on the front. The first trial is dense."""
+    """Objective values of each trial; None where a trial cannot be on the front.
+
+    A trial is left out that violates a constraint, was not measured at full fidelity, or is at chance level.
+
+    Args:
+        trials: The first is dense.
+        objectives: Their names.
+    """
     names = list(objectives)
     return [
         objective_point(trial.search, trials[0].search, names)
-        if trial.feasible and not only_guesses(trial.search, trials[0].search, names)
+        if trial.feasible and not at_chance_level(trial.search, trials[0].search, names)
         else None
         for trial in trials
     ]
 
 
-def only_guesses(
+def at_chance_level(
     measured: Mapping[str, Measurement], dense: Mapping[str, Measurement], objectives: Iterable[str]
 ) -> bool:
-    """True where an objective that dense is better at than guessing is not, by a one-sided test at 95 %.
+    """True where a policy is at chance level in an objective and dense is above it, by a one-sided test at 95 %.
 
     Args:
-        measured: What a policy measured.
-        dense: What the dense model measured.
+        measured: A policy's measurements.
+        dense: The dense model's measurements.
         objectives: Their names.
     """
     return any(
-        name in measured and above_guessing(dense[name]) and not above_guessing(measured[name])
+        name in measured and above_chance(dense[name]) and not above_chance(measured[name])
         for name in objectives
         if name in dense and dense[name].floor
     )
 
 
-def above_guessing(entry: Measurement) -> bool:
-    """True for a figure that luck does not explain where what guessing measures is the truth."""
-    return entry.value > entry.floor + CERTAIN * (entry.stderr or 0.0)
+def above_chance(entry: Measurement) -> bool:
+    """True for a value significantly above chance level, by a one-sided test at 95 %."""
+    return entry.value > entry.floor + Z95_ONE_SIDED * (entry.stderr or 0.0)
 
 
 def front_trials(trials: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> tuple[int, ...]:
     """Numbers of the Pareto-optimal feasible trials, by falling first cost (dense comes first).
 
-    No trial is on it for a difference in a time that lies within the interval of that difference.
+    A difference in a modelled time counts only where it is significant.
     """
     directions = list(objectives.values())
     cost = first_cost(objectives)
-    place = 0 if cost is None else list(objectives).index(cost)
+    cost_index = 0 if cost is None else list(objectives).index(cost)
     points = feasible_points(trials, objectives)
-    able = [(trial, point) for trial, point in zip(trials, points, strict=True) if point is not None]
-    times = [[as_time(trial, name) for name in objectives] for trial, _ in able]
-    if any(time is not None and time is not DENSE for row in times for time in row):
-        kept = non_dominated_within([as_costs(point, directions) for _, point in able], times)
+    feasible = [(trial, point) for trial, point in zip(trials, points, strict=True) if point is not None]
+    times = [[time_estimate(trial, name) for name in objectives] for trial, _ in feasible]
+    if any(time is not None and time is not DENSE for estimates in times for time in estimates):
+        front = non_dominated_within([minimised(point, directions) for _, point in feasible], times)
     else:
-        kept = pareto([point for _, point in able], directions)
-    numbered = [(able[index][0].number, able[index][1]) for index in kept]
-    return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][place], pair[0])))
+        front = pareto([point for _, point in feasible], directions)
+    numbered = [(feasible[index][0].number, feasible[index][1]) for index in front]
+    return tuple(number for number, _ in sorted(numbered, key=lambda pair: (-pair[1][cost_index], pair[0])))
 
 
-def evenly(trials: Sequence[TrialResult], count: int) -> list[TrialResult]:
-    """At most `count` trials at even places of a sequence, both ends among them."""
+def evenly_spaced(trials: Sequence[TrialResult], count: int) -> list[TrialResult]:
+    """At most `count` trials, evenly spaced over a sequence, with its first and last."""
     if len(trials) <= count:
         return [*trials]
-    return [trials[round(place * (len(trials) - 1) / (count - 1))] for place in range(count)]
+    return [trials[round(index * (len(trials) - 1) / (count - 1))] for index in range(count)]
 
 
-def as_time(trial: TrialResult, name: str) -> TimeEstimate | None:
-    """A trial's time as the model of all times sees it; None for other figures. Dense is what times are told by."""
+def time_estimate(trial: TrialResult, name: str) -> TimeEstimate | None:
+    """A trial's time as the time model estimates it; None for other metrics, and for times without an estimate.
+
+    The dense trial has the ratio 1 without error, because all times are ratios to it.
+    """
     entry = trial.search.get(name)
     if isinstance(entry, ModelledTime):
         return entry.estimate
     return DENSE if trial.policy.is_dense and unit_of(name) == "ms" else None
-
-
-def _beats(one: Point, other: Point) -> bool:
-    return covers(one, other) and one != other

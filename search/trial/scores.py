@@ -1,9 +1,13 @@
-"""Scores of single examples, and how much each counts."""
+"""Weights of the per-example scores."""
 
 from ...evaluators.base import Measurement
 
 
-def weights_of(whole: Measurement) -> list[float]:
-    """What each example counts for in a figure that is the plain mean over tasks, 1 on average."""
+def example_weights(whole: Measurement) -> list[float]:
+    """Weight of each example in a metric that is the unweighted mean over tasks; 1 on average.
+
+    Args:
+        whole: The metric measured on all examples.
+    """
     counts = [task["n"] for task in whole.detail.get("tasks", {"all": {"n": whole.n}}).values()]
     return [sum(counts) / (len(counts) * count) for count in counts for _ in range(count)]

@@ -1,8 +1,9 @@
-"""Measured times as noisy sums: what every layer saves, learned from all policies that were timed.
+"""Bayesian linear model of measured times: learns what each layer saves from all timed policies.
 
-The time of a policy, as a ratio to dense, is 1 minus what its layers save, plus what no sum explains (its misfit), and
-it is measured with noise. What a key saves is expected to be alike in all layers, and most alike in neighbouring ones:
-a Bayesian linear model whose scale, sharing, misfit and noise are weighed by their evidence. It knows no study.
+The time of a policy, as a ratio to dense, is 1 minus the savings of its layers, plus what no sum explains (the misfit),
+plus measurement noise. A change is expected to save alike in all layers, and most alike in neighbouring ones. The
+evidence (marginal likelihood) chooses the scale of the savings and how much layers share; misfit and noise are averaged
+by their evidence. The model needs no study.
 """
 
 import math
@@ -19,65 +20,67 @@ from ...policies.choice import LayerChoice
 from ...policies.policy import Policy
 from .arrays import Floats
 
-Feature: TypeAlias = tuple[str, int]  # what is left out, and in which layer
+Feature: TypeAlias = tuple[str, int]  # what is changed, and in which layer
 Features: TypeAlias = Mapping[Feature, float]
 
-SCALES = (0.2, 0.6, 2.0)  # of a layer's saving, in units of half a layer of dense
-SHARED = (0.5, 0.9)  # the share of a saving's variance that all layers have in common
-MISFITS = (0.02, 0.04, 0.08, 0.16, 0.32)  # in units of what policies save; no sum is exact
-NOISES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0)  # variance of the noise, in units of what repeats show
-DOUBT = 1.5  # standard deviation of the logarithm of the last, before anything is measured
-REACH = 2.0  # layers over which savings resemble each other
-ENOUGH = 256  # policies by which the evidence is told
-COST = -1  # the layer of a saving in a counted cost, which is no layer's
+SCALES = (0.2, 0.6, 2.0)  # prior standard deviation of a layer's saving, in units of half a dense layer
+SHARED = (0.5, 0.9)  # share of a saving's prior variance that all layers have in common
+MISFITS = (0.02, 0.04, 0.08, 0.16, 0.32)  # standard deviation of the misfit, as a share of the RMS saving
+NOISES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0)  # noise variance, as a multiple of what repeats show
+LOG_NOISE_PRIOR = 1.5  # prior standard deviation of the logarithm of that multiple
+CORRELATION_LENGTH = 2.0  # layers over which the correlation of savings falls by 1/e
+MAX_EVIDENCE_POLICIES = 256  # policies from which the evidence is computed, at most
+COST = -1  # layer number of a saving in a counted cost, which belongs to no layer
 
 
 @dataclass(frozen=True, eq=False)
 class TimeEstimate:
-    """A policy's time as a ratio to dense, and how well it is known.
+    """A policy's time as a ratio to dense, with its errors.
 
     Attributes:
         ratio: The expected ratio.
-        shared: (p,): errors that come from what is known of the layers, in units that all policies have in common.
-        own: Standard error that no other policy has a part in.
+        shared_errors: (p,): contributions to the error from p independent standard normal variables that all policies
+            of one model share: the uncertainty of what layers save.
+        independent_error: Standard error that is independent of all other policies.
     """
 
     ratio: float
-    shared: Floats
-    own: float
+    shared_errors: Floats
+    independent_error: float
 
     @property
     def error(self) -> float:
         """Standard error of the ratio."""
-        return math.hypot(float(np.linalg.norm(self.shared)), self.own)
+        return math.hypot(float(np.linalg.norm(self.shared_errors)), self.independent_error)
 
-    def apart(self, other: "TimeEstimate") -> float:
-        """Standard error of the difference of two ratios of one model: what they have in common cancels."""
-        alike = self.shared.shape == other.shared.shape  # Dense has no errors at all.
-        shared = self.shared - other.shared if alike else np.r_[self.shared, other.shared]
-        return math.hypot(float(np.linalg.norm(shared)), self.own, other.own)
+    def difference_error(self, other: "TimeEstimate") -> float:
+        """Standard error of the difference of two ratios of one model: their shared errors partly cancel."""
+        mine, theirs = self.shared_errors, other.shared_errors
+        # The estimate of dense has no shared errors.
+        shared = mine - theirs if mine.shape == theirs.shape else np.r_[mine, theirs]
+        return math.hypot(float(np.linalg.norm(shared)), self.independent_error, other.independent_error)
 
-    def measured(self, ratio: float, variance: float) -> "TimeEstimate":
-        """The estimate once the policy itself was measured.
+    def updated(self, ratio: float, variance: float) -> "TimeEstimate":
+        """The posterior after the policy itself was measured.
 
         Args:
             ratio: The measured ratio.
-            variance: Of the measurement.
+            variance: Variance of the measurement.
         """
-        before = self.error**2
-        gain = before / (before + variance) if before else 0.0
-        own = math.hypot((1 - gain) * self.own, gain * math.sqrt(variance))
-        return TimeEstimate(self.ratio + gain * (ratio - self.ratio), (1 - gain) * self.shared, own)
+        prior = self.error**2
+        gain = prior / (prior + variance) if prior else 0.0  # the Kalman gain
+        independent = math.hypot((1 - gain) * self.independent_error, gain * math.sqrt(variance))
+        return TimeEstimate(self.ratio + gain * (ratio - self.ratio), (1 - gain) * self.shared_errors, independent)
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A policy whose time was measured.
+class TimedPolicy:
+    """A policy with its measured time.
 
     Attributes:
         features: See `features`.
         ratio: Its time, as a ratio to dense.
-        variance: Of that ratio, as its repeats show it.
+        variance: Variance of that ratio, as its repeats show it.
     """
 
     features: Features
@@ -87,38 +90,38 @@ class Timed:
 
 @lru_cache(maxsize=4096)
 def changes(choice: LayerChoice) -> tuple[str, ...]:
-    """What a canonical choice leaves out or changes, key by key, but for its share of the image tokens."""
+    """What a canonical choice skips or changes, one entry a key, except its token ratio."""
     scope = f"{choice.phase} {choice.tokens}"
     keys = choice.document().keys() - {"token_ratio", "phase", "tokens"}
     return tuple(f"{key} {getattr(choice, key)} {scope}" for key in sorted(keys))
 
 
 def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = MappingProxyType({})) -> Features:
-    """What a policy saves: by key and layer 1 where it is changed, of a token ratio the share of tokens left out.
+    """Features of a policy: by change and layer 1, for a token ratio the share of dropped image tokens.
 
     Args:
         policy: The policy.
         num_layers: The model's decoder layers.
-        costs: Counted costs as shares of dense.
+        costs: Counted costs as shares of dense; each adds a feature, the share it saves.
     """
-    same = policy.canonical()
+    canonical = policy.canonical()
     found = {(name, COST): 1 - share for name, share in costs.items()}
-    selection, left = same.token_selection, 1.0
-    for layer, choice in enumerate(same.choices(num_layers)):
+    selection, kept = canonical.token_selection, 1.0
+    for layer, choice in enumerate(canonical.choices(num_layers)):
         found |= {(change, layer): 1.0 for change in changes(choice)}
-        ratio = left if choice.token_ratio is None else min(left, choice.token_ratio)
+        ratio = kept if choice.token_ratio is None else min(kept, choice.token_ratio)
         if choice.token_ratio is not None:
             found[f"selection by {selection.score}", layer] = 1.0
         if ratio < 1:
             running = [key for key in ("attention", "ffn") if getattr(choice, key) == "run"]
             found |= {(f"tokens of {key}", layer): 1 - ratio for key in running}
-        left = ratio if selection.reselect == "once" else 1.0
+        kept = ratio if selection.reselect == "once" else 1.0
     return found
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How times are taken to come about: see the constants of this file; `misfit` and `noise` as variances."""
+class Hyperparameters:
+    """Hyperparameters of the time model, see the constants of this file; here `misfit` is a variance."""
 
     scale: float
     shared: float
@@ -127,7 +130,7 @@ class Setting:
 
 
 class TimeModel:
-    """What is known of times.
+    """The posterior of what each change saves in each layer.
 
     Args:
         num_layers: The model's decoder layers.
@@ -135,69 +138,73 @@ class TimeModel:
         null: Ratio and variance of measurements of dense against dense, whose true ratio is 1.
 
     Attributes:
-        noise: Variance of the noise, in units of what the repeats of one measurement show.
+        noise: Noise variance, as a multiple of what the repeats of one measurement show.
         misfit: Standard deviation of what no sum over the layers explains.
     """
 
-    def __init__(self, num_layers: int, timed: Sequence[Timed], null: Sequence[tuple[float, float]] = ()) -> None:
+    def __init__(self, num_layers: int, timed: Sequence[TimedPolicy], null: Sequence[tuple[float, float]] = ()) -> None:
         self._layers = num_layers
         self._kinds = sorted({(kind, layer == COST) for one in timed for kind, layer in one.features})
         self._null = np.array(null, float).reshape(-1, 2) - (1.0, 0.0)
-        rows = self._rows([one.features for one in timed])
-        saved, spread = (np.array([getattr(one, key) for one in timed], float) for key in ("ratio", "variance"))
-        saved = saved - 1
-        self._setting = self._chosen(rows, saved, spread)
-        self.noise, self.misfit = self._setting.noise, math.sqrt(self._setting.misfit)
-        root = self._half_prior(self._setting.scale, self._setting.shared)
-        white = rows @ root
-        weights = 1 / (self._setting.misfit + self.noise * spread)
-        half = np.linalg.cholesky(np.eye(len(root)) + (white.T * weights) @ white)
-        self._errors: Floats = root @ np.linalg.inv(half).T
-        self._weights: Floats = self._errors @ (self._errors.T @ (rows.T @ (weights * saved)))
+        design = self._design([one.features for one in timed])
+        changed, variances = (np.array([getattr(one, key) for one in timed], float) for key in ("ratio", "variance"))
+        changed = changed - 1
+        self._hyper = self._fit_hyperparameters(design, changed, variances)
+        self.noise, self.misfit = self._hyper.noise, math.sqrt(self._hyper.misfit)
+        root = self._prior_root(self._hyper.scale, self._hyper.shared)
+        whitened = design @ root
+        precisions = 1 / (self._hyper.misfit + self.noise * variances)
+        cholesky = np.linalg.cholesky(np.eye(len(root)) + (whitened.T * precisions) @ whitened)
+        # The posterior covariance of the savings is errors @ errors.T.
+        self._errors: Floats = root @ np.linalg.inv(cholesky).T
+        self._mean: Floats = self._errors @ (self._errors.T @ (design.T @ (precisions * changed)))
 
-    def expected(self, found: Features) -> TimeEstimate:
-        """What a policy that was not measured is expected to take."""
-        [row] = self._rows([found])
-        strange = sum(value**2 for (kind, layer), value in found.items() if (kind, layer == COST) not in self._kinds)
-        own = math.sqrt(self._setting.misfit + strange * (self._setting.scale * self._unit) ** 2)
-        return TimeEstimate(1 + float(row @ self._weights), row @ self._errors, own)
+    def predict(self, found: Features) -> TimeEstimate:
+        """Predicted time of a policy that was not measured."""
+        [row] = self._design([found])
+        unseen = sum(value**2 for (kind, layer), value in found.items() if (kind, layer == COST) not in self._kinds)
+        error = math.sqrt(self._hyper.misfit + unseen * (self._hyper.scale * self._unit) ** 2)
+        return TimeEstimate(1 + float(row @ self._mean), row @ self._errors, error)
 
-    def smoothed(self, one: Timed) -> TimeEstimate:
-        """The time of a policy that the model was fitted to: part of what sets it apart is its own, the rest noise."""
-        before = self.expected(one.features)
+    def smoothed(self, one: TimedPolicy) -> TimeEstimate:
+        """Posterior of the time of a policy that the model was fitted to.
+
+        Its residual is split in proportion to the variances: the misfit's part is the policy's own, the rest noise.
+        """
+        fitted = self.predict(one.features)
         noise = self.noise * one.variance
-        own = self._setting.misfit / (self._setting.misfit + noise)
-        ratio = before.ratio + own * (one.ratio - before.ratio)
-        return TimeEstimate(ratio, (1 - own) * before.shared, math.sqrt(own * noise))
+        share = self._hyper.misfit / (self._hyper.misfit + noise)
+        ratio = fitted.ratio + share * (one.ratio - fitted.ratio)
+        return TimeEstimate(ratio, (1 - share) * fitted.shared_errors, math.sqrt(share * noise))
 
-    def at_cost(self, name: str) -> tuple[float, Floats]:
-        """What saving all of a counted cost adds to an expectation: to its ratio and to its shared errors."""
-        [row] = self._rows([{(name, COST): 1.0}])
-        return float(row @ self._weights), row @ self._errors
+    def cost_effect(self, name: str) -> tuple[float, Floats]:
+        """The change of a predicted ratio, and of its shared errors, when all of a counted cost is saved."""
+        [row] = self._design([{(name, COST): 1.0}])
+        return float(row @ self._mean), row @ self._errors
 
     @property
     def _unit(self) -> float:
-        """Half a layer of dense."""
+        """Half a dense layer, as a ratio to the whole dense model."""
         return 0.5 / self._layers
 
-    def _rows(self, found: Sequence[Features]) -> Floats:
-        """(policies, features): every kind in every layer; costs have one column."""
-        places: dict[Feature, int] = {}
+    def _design(self, found: Sequence[Features]) -> Floats:
+        """(policies, features): the design matrix, a column for every kind in every layer and one for each cost."""
+        columns: dict[Feature, int] = {}
         for kind, is_cost in self._kinds:
             for layer in (COST,) if is_cost else range(self._layers):
-                places[kind, layer] = len(places)
-        rows = np.zeros((len(found), len(places)))
-        for row, one in zip(rows, found, strict=True):
+                columns[kind, layer] = len(columns)
+        design = np.zeros((len(found), len(columns)))
+        for row, one in zip(design, found, strict=True):
             for feature, value in one.items():
-                if feature in places:
-                    row[places[feature]] = value
-        return rows
+                if feature in columns:
+                    row[columns[feature]] = value
+        return design
 
-    def _half_prior(self, scale: float, shared: float) -> Floats:
-        """A root of the covariance of all savings before anything is measured."""
-        apart = np.abs(np.subtract.outer(np.arange(self._layers), np.arange(self._layers)))
-        alike = shared + (1 - shared) * np.exp(-apart / REACH)
-        block = scale * self._unit * np.linalg.cholesky(alike)
+    def _prior_root(self, scale: float, shared: float) -> Floats:
+        """A square root of the prior covariance of all savings."""
+        distance = np.abs(np.subtract.outer(np.arange(self._layers), np.arange(self._layers)))
+        correlation = shared + (1 - shared) * np.exp(-distance / CORRELATION_LENGTH)
+        block = scale * self._unit * np.linalg.cholesky(correlation)
         blocks = [np.eye(1) if is_cost else block for _, is_cost in self._kinds]
         size = sum(map(len, blocks))
         root, place = np.zeros((size, size)), 0
@@ -206,39 +213,47 @@ class TimeModel:
             place += len(one)
         return root
 
-    def _chosen(self, rows: Floats, saved: Floats, spread: Floats) -> Setting:
-        """The setting of highest evidence; misfit and noise are means over all that have some."""
-        some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ENOUGH)).astype(int))
-        rows, saved, spread = rows[some], saved[some], spread[some]
-        unit = float(np.mean(saved**2)) if len(saved) else 0.0
+    def _fit_hyperparameters(self, design: Floats, changed: Floats, variances: Floats) -> Hyperparameters:
+        """Scale and sharing of highest evidence; misfit and noise are averaged, weighted by their evidence."""
+        some = np.unique(np.linspace(0, len(design) - 1, min(len(design), MAX_EVIDENCE_POLICIES)).astype(int))
+        design, changed, variances = design[some], changed[some], variances[some]
+        unit = float(np.mean(changed**2)) if len(changed) else 0.0
 
-        def weighed(
-            priors: Sequence[tuple[float, float]], strays: Iterable[tuple[float, float]]
-        ) -> dict[Setting, float]:
+        def evidence(
+            priors: Sequence[tuple[float, float]], noises: Iterable[tuple[float, float]]
+        ) -> dict[Hyperparameters, float]:
             found = {}
-            strays = list(strays)
+            noises = list(noises)
             for scale, shared in priors:
-                white = rows @ self._half_prior(scale, shared)
-                covariance = white @ white.T
-                for misfit, noise in strays:
-                    setting = Setting(scale, shared, misfit**2 * unit, noise)
-                    found[setting] = self._evidence(covariance, saved, setting.misfit + noise * spread, noise)
+                whitened = design @ self._prior_root(scale, shared)
+                covariance = whitened @ whitened.T
+                for misfit, noise in noises:
+                    hyper = Hyperparameters(scale, shared, misfit**2 * unit, noise)
+                    found[hyper] = self._evidence(covariance, changed, hyper.misfit + noise * variances, noise)
             return found
 
-        rough = weighed([*product(SCALES, SHARED)], product(MISFITS[::2], NOISES[::3]))
-        best = max(rough, key=lambda setting: rough[setting])
-        found = weighed([(best.scale, best.shared)], product(MISFITS, NOISES))
-        most = max(found.values())
-        weights = {setting: math.exp(told - most) for setting, told in found.items()}
+        coarse = evidence([*product(SCALES, SHARED)], product(MISFITS[::2], NOISES[::3]))
+        best = max(coarse, key=lambda hyper: coarse[hyper])
+        found = evidence([(best.scale, best.shared)], product(MISFITS, NOISES))
+        highest = max(found.values())
+        weights = {hyper: math.exp(value - highest) for hyper, value in found.items()}
         total = sum(weights.values())
-        misfit = sum(weight * setting.misfit for setting, weight in weights.items()) / total
-        noise = math.exp(sum(weight * math.log(setting.noise) for setting, weight in weights.items()) / total)
-        return Setting(best.scale, best.shared, misfit, noise)
+        misfit = sum(weight * hyper.misfit for hyper, weight in weights.items()) / total
+        noise = math.exp(sum(weight * math.log(hyper.noise) for hyper, weight in weights.items()) / total)
+        return Hyperparameters(best.scale, best.shared, misfit, noise)
 
-    def _evidence(self, covariance: Floats, saved: Floats, own: Floats, noise: float) -> float:
-        """The logarithm of how probable the measurements are, but for a constant."""
-        half = np.linalg.cholesky(covariance + np.diag(own))
-        told = -0.5 * float((np.linalg.solve(half, saved) ** 2).sum()) - float(np.log(np.diag(half)).sum())
+    def _evidence(self, covariance: Floats, changed: Floats, own: Floats, noise: float) -> float:
+        """Log marginal likelihood of the measurements and log prior of the noise, up to a constant.
+
+        Args:
+            covariance: (n, n): prior covariance of the ratios.
+            changed: (n,): measured ratios minus 1.
+            own: (n,): variance of misfit and noise together.
+            noise: Noise variance, as a multiple of what repeats show.
+        """
+        cholesky = np.linalg.cholesky(covariance + np.diag(own))
+        whitened = np.linalg.solve(cholesky, changed)
+        log_likelihood = -0.5 * float((whitened**2).sum()) - float(np.log(np.diag(cholesky)).sum())
         null, variances = self._null[:, 0], noise * self._null[:, 1]
-        told -= 0.5 * float((null**2 / variances + np.log(variances)).sum())
-        return told - 0.5 * (math.log(noise) / DOUBT) ** 2
+        log_likelihood -= 0.5 * float((null**2 / variances + np.log(variances)).sum())
+        return log_likelihood - 0.5 * (math.log(noise) / LOG_NOISE_PRIOR) ** 2

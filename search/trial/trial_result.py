@@ -1,4 +1,4 @@
-"""A finished study as plain values: what the report, the command line and the exported files are made from."""
+"""The result of one trial as a plain value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from ...policies.policy import Policy
 
 State = Literal["complete", "failed", "running"]
 
-AND = "; "  # between the rules that come to one policy
+BASELINE_SEPARATOR = "; "  # between the baselines of one policy
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure that is known so well.
+class IntervalEstimate:
+    """A point estimate with its 95 % interval.
 
     Attributes:
-        value: The figure.
-        low: Lower end of its 95 % interval; None where there is none.
+        value: The estimate.
+        low: Lower end of the interval; None where there is none.
         high: Upper end.
     """
 
@@ -29,27 +29,28 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial.
+    """The result of one trial.
 
     Attributes:
         number: Optuna's number; trial 0 is dense.
-        policy: What was tried, in canonical form.
-        search: Measurements that the search decided by, by metric name; accuracy is of the search split.
-        report: Measurements on the report split, and times that were measured again; empty unless the trial was
-            confirmed.
-        violations: By metric under a constraint, how far beyond its bound (above 0 is violated).
+        policy: The policy, in canonical form.
+        search: Measurements that the search uses, by metric; accuracy is measured on the search split.
+        report: Measurements on the report split, and times measured again; empty unless the trial was confirmed.
+        violations: By metric under a constraint, how far it lies beyond its bound; above 0 is violated.
         failure: Why it failed, in one line.
-        early_stopped: Why it was given up on few examples; None where it was not. It can never be on the front.
-        traceback: Of the exception that it failed with.
-        setbacks: Why it failed each time that it was to answer more; what it had measured before is kept.
-        estimates: What was measured on few examples only, by metric: of a trial that was given up, or set aside.
-        predicted: Times that were not measured, since another cost tells them: see `StandIn`.
-        seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is all of it.
-        worker: Which worker ran it.
-        duplicate_of: The trial that measured the same policy before, where this one shares its measurements.
-        continues: The trial that was set aside on few examples, where this one goes on with it.
-        baseline: What rules it is, as `name: setting`, where the search started from it.
-        is_probe: True where the budget of trials does not count it: it was measured to find the path to begin with.
+        early_stopped: Why it was stopped after few examples; None where it was not. An early-stopped trial is never on
+            the front.
+        traceback: Traceback of the exception that it failed with.
+        promotion_failures: Why each attempt to measure it on more examples failed; its earlier measurements are kept.
+        estimates: By metric, measurements on few examples, of an early-stopped or paused trial.
+        predicted: Times that were not measured, because a counted cost predicts them: see `StandIn`.
+        seconds: Wall-clock seconds by part, such as `accuracy` or `apply`; `total` is the whole trial.
+        worker: Name of the worker that ran it.
+        duplicate_of: The trial that measured the same policy before and whose measurements this one shares.
+        promoted_from: The paused trial that this one continues on more examples.
+        baseline: The baselines that this policy is, as `name: setting`; None where the search proposed it.
+        is_probe: True where it does not count towards the budget of trials: it was measured to find the initial greedy
+            path.
     """
 
     number: int
@@ -62,32 +63,32 @@ class TrialResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str | None = None
     duplicate_of: int | None = None
-    continues: int | None = None
+    promoted_from: int | None = None
     baseline: str | None = None
     is_probe: bool = False
     early_stopped: str | None = None
     estimates: Mapping[str, Measurement] = field(default_factory=dict)
     predicted: tuple[str, ...] = ()
     traceback: str | None = None
-    setbacks: tuple[str, ...] = ()
+    promotion_failures: tuple[str, ...] = ()
 
     @property
-    def rules(self) -> dict[str, str]:
-        """The setting of each rule that it is, by the rule's name."""
-        parts = (part.partition(": ") for part in (self.baseline.split(AND) if self.baseline else ()))
+    def baseline_settings(self) -> dict[str, str]:
+        """Setting of each baseline that this policy is, by the baseline's name."""
+        parts = (part.partition(": ") for part in (self.baseline.split(BASELINE_SEPARATOR) if self.baseline else ()))
         return {name: setting for name, _, setting in parts}
 
     @property
     def full_fidelity(self) -> bool:
-        """True where nothing was measured on a part of the examples only."""
+        """True for a complete trial none of whose metrics was measured on a subset of the examples."""
         return self.state == "complete" and self.early_stopped is None and not self.estimates
 
     @property
-    def breaks_a_bound(self) -> bool:
-        """True where the trial is known to break a constraint."""
+    def violates_constraint(self) -> bool:
+        """True where a constraint is known to be violated."""
         return any(excess > 0 for excess in self.violations.values())
 
     @property
     def feasible(self) -> bool:
-        """True where the trial was measured in full and breaks no constraint."""
-        return self.full_fidelity and not self.breaks_a_bound
+        """True where the trial has full fidelity and violates no constraint."""
+        return self.full_fidelity and not self.violates_constraint
