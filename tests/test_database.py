@@ -9,7 +9,7 @@ import pytest
 import searching
 
 from skipsearch.policies.errors import StudyError
-from skipsearch.search.study.storage import DATABASE, open_study, progress_of, storage
+from skipsearch.search.study.storage import DATABASE, open_storage, open_study, progress_of
 from skipsearch.search.study.study import SearchStudy
 
 LAYERS = 4
@@ -67,7 +67,7 @@ def test_a_study_that_is_read_stays_as_it_was_at_that_instant(path, tmp_path):
 
 def test_half_made_tables_are_no_study_and_can_be_gone_on_with(path, tmp_path):
     database = tmp_path / DATABASE
-    engine = storage(database).engine
+    engine = open_storage(database).engine
     with engine.begin() as connection:
         for table in ("alembic_version", "version_info", "trial_heartbeats", "trial_values"):
             connection.exec_driver_sql(f"DROP TABLE {table}")

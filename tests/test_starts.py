@@ -18,10 +18,10 @@ from skipsearch.search.baselines.dense_stats import DENSE_STATS, DenseStats
 from skipsearch.search.driver.promotion import due
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.space.space import DEFAULT_BASELINES, START_NAMES
-from skipsearch.search.study.expected_results import Known
+from skipsearch.search.space.search_settings import DEFAULT_BASELINES, START_NAMES
+from skipsearch.search.study.expected_results import ScorePredictor
 from skipsearch.search.study.study import SearchStudy
-from skipsearch.search.study.warm_start import saved, spread, starts
+from skipsearch.search.study.warm_start import initial_points, order_settings, skipped_share
 from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.dense_probe import probe_dense
 from skipsearch.search.workers.evaluate import PolicyEvaluator
@@ -47,7 +47,7 @@ def seen(layers, seed=0):
 
 
 def rules_of(found):
-    return [start.rules for start in found]
+    return [start.baseline_settings for start in found]
 
 
 # Which settings
@@ -55,18 +55,18 @@ def rules_of(found):
 
 def test_rules_take_turns_and_each_tells_what_it_does(path):
     made = Parameters(space_of(path), 12)
-    found = starts(made, ["uniform", "block_influence", "last"], 6, seen(12))
+    found = initial_points(made, ["uniform", "block_influence", "last"], 6, seen(12))
     assert [[*rules] for rules in rules_of(found)] == [["uniform"], ["block_influence"], ["last"]] * 2
     for start in found:
-        (text,) = start.rules.values()
+        (text,) = start.baseline_settings.values()
         labels = [choice.label for choice in made.policy(start.labels).layers.values()]
         assert text == f"{labels[0]} in {len(labels)} layer{'s' * (len(labels) > 1)}"
-        assert start.baseline == f"{next(iter(start.rules))}: {text}"
+        assert start.baseline == f"{next(iter(start.baseline_settings))}: {text}"
 
 
 def test_policies_that_several_rules_come_to_are_begun_once_and_carry_all_names(path):
     made = Parameters(space_of(path, layers="[{range: 3, choices: [keep, skip_ffn]}]"), LAYERS)
-    (found,) = starts(made, ["last", "uniform"], 9, DenseStats())
+    (found,) = initial_points(made, ["last", "uniform"], 9, DenseStats())
     assert found.baseline == "last: skip_ffn in 1 layer; uniform: skip_ffn in 1 layer"
 
 
@@ -74,7 +74,7 @@ def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
     names = [name for name in START_NAMES if name != "schedules"]
     made = Parameters(space_of(path, layers="[{choices: [keep, skip_ffn, skip_attention, skip_layer, "
                                             "{token_ratio: [0.75, 0.5, 0.25]}]}]"), 24)  # fmt: skip
-    found = starts(made, names, 3 * len(names), seen(24))
+    found = initial_points(made, names, 3 * len(names), seen(24))
     counts = [sum(name in rules for rules in rules_of(found)) for name in names]
     assert min(counts) >= 2 and max(counts) <= 4
     assert len({made.policy(start.labels).fingerprint for start in found}) == 3 * len(names)
@@ -83,10 +83,10 @@ def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
 def test_the_first_settings_are_mild_and_of_every_kind():
     paths = [[kind if index < count else KEEP for index in range(32)]
              for kind, count in product((FFN, LAYER), range(1, 33))]  # fmt: skip
-    first = [*spread(paths)][:6]
-    assert [saved(policy) for policy in first] == [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 16, 1 / 16]
+    first = [*order_settings(paths)][:6]
+    assert [skipped_share(policy) for policy in first] == [1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 16, 1 / 16]
     assert [[*{*policy} - {KEEP}] for policy in first] == [[FFN], [LAYER]] * 3
-    assert sorted(map(str, spread(paths))) == sorted(map(str, paths))
+    assert sorted(map(str, order_settings(paths))) == sorted(map(str, paths))
 
 
 def test_fastv_takes_tokens_away_for_good_where_the_space_lets_it(path):
@@ -94,8 +94,8 @@ def test_fastv_takes_tokens_away_for_good_where_the_space_lets_it(path):
     chosen = {"layers": ratios, "token_selection": "{reselect: [each_layer, once]}"}
     for given, expected in ((chosen, "once"), ({"layers": ratios}, "each_layer")):
         made = Parameters(space_of(path, **given), LAYERS)
-        found = starts(made, ["fastv", "last"], 9, DenseStats())
-        fastv = [made.policy(start.labels) for start in found if "fastv" in start.rules]
+        found = initial_points(made, ["fastv", "last"], 9, DenseStats())
+        fastv = [made.policy(start.labels) for start in found if "fastv" in start.baseline_settings]
         assert fastv and {policy.token_selection.reselect for policy in fastv} == {expected}
 
 
@@ -115,7 +115,7 @@ def test_a_rule_that_nobody_knows_is_told_with_its_place_and_the_nearest(path):
     line = next(number for number, row in enumerate(text.splitlines(), 1) if "start:" in row)
     unknown, number = caught.value.details
     assert f"wrong.yaml:{line}:" in unknown
-    assert "search.start[1]: unknown rule 'blok_influence'; the nearest known one is 'block_influence'" in unknown
+    assert "search.start[1]: unknown baseline 'blok_influence'; the nearest known one is 'block_influence'" in unknown
     assert "search.start[2]: found 7, expected text" in number
     with pytest.raises(SpaceError, match="found 'rule', expected 'rules' or 'none', or a list"):
         space_of(path, search__start="rule")
@@ -184,12 +184,12 @@ def test_a_study_looks_at_the_model_once_and_keeps_what_it_saw(path, tmp_path):
     assert len(looks) == 2, "one look for each of two studies"
     assert study.study.user_attrs[DENSE_STATS]["forwards"] == 9
     assert read_record(tmp_path / "cut").summary["forward_passes_for_rules"] == 9
-    named = {name for record in study.records() for name in record.rules}
+    named = {name for record in study.results() for name in record.baseline_settings}
     assert named == {"block_influence", "bandit"}
 
 
 def test_a_study_that_cannot_look_says_who_needs_it(path, tmp_path):
-    with pytest.raises(StudyError, match="need to see the model first") as caught:
+    with pytest.raises(StudyError, match="need statistics of the dense model") as caught:
         open_study(path, tmp_path, search__start="[last, arank, bandit]")
     assert caught.value.details == ("arank", "bandit")
 
@@ -215,4 +215,4 @@ def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(pa
         record(4, 0.7, 6.5),
     )  # fmt: skip
     records = [dense, worse, rule, found, other]
-    assert due(records, Known.of(records), space_of(path), 0).number == 2
+    assert due(records, ScorePredictor.fit(records), space_of(path), 0).number == 2

@@ -13,7 +13,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.driver import stopping as stopping
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.driver.stopping import Stopping, growth
-from skipsearch.search.study.storage import running_seconds
+from skipsearch.search.study.trial_cache import running_seconds
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.trial_result import TrialResult
 
@@ -110,7 +110,7 @@ def test_luck_on_few_examples_is_no_growth(path):
     lucky = [replace(record(number), search={"prefill_flops": Measurement(5.0)}, estimates=part) for number in (2, 3)]
     begun = [record(0), record(1, 0.8, 9.0)]
     assert followed(path, "{stagnation: 2}", begun + lucky)[-1] is not None
-    answered = record(4, 0.9, 5.0, continues=2)
+    answered = record(4, 0.9, 5.0, promoted_from=2)
     assert followed(path, "{stagnation: 2}", [*begun, *lucky, answered])[-1] is None
 
 
@@ -131,7 +131,7 @@ def test_a_resumed_search_counts_the_time_of_its_trials(path, tmp_path):
         proposal = proposals.next()
         proposals.finish(proposal, slow(proposal.policy))
     # All began within a moment, so they ran at the same time, for a minute.
-    assert study.spent_seconds() == pytest.approx(60, abs=5)
+    assert study.seconds_used() == pytest.approx(60, abs=5)
     again = Proposals(open_study(path, tmp_path, resume=True, search__stop="{minutes: 0.9}"))
     assert again.next() is None and again.reason.startswith("0.9 minutes are over")
     assert Proposals(open_study(path, tmp_path, resume=True, search__stop="{minutes: 9}")).next() is not None

@@ -13,9 +13,9 @@ from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.study.samplers import population
+from skipsearch.search.study.samplers import population_size
 from skipsearch.search.study.study import SearchStudy
-from skipsearch.search.study.warm_start import starts
+from skipsearch.search.study.warm_start import initial_points
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.workers.evaluate import not_finite
 
@@ -95,7 +95,7 @@ def test_what_ran_when_the_driver_died_is_asked_for_again_first_and_under_its_nu
     lost = [study.ask(), study.ask()]
     study.study.ask()  # killed before it has drawn anything
     again = open_study(path, tmp_path, resume=True)
-    assert again.measured() == 3
+    assert again.budget_used() == 3
     proposals = [again.ask() for _ in range(4)]
     assert [proposal.number for proposal in proposals] == [3, 4, 5, 6]
     assert [proposal.policy for proposal in proposals[:2]] == [proposal.policy for proposal in lost]
@@ -114,8 +114,8 @@ def test_what_was_measured_but_not_told_when_the_driver_died_is_told(path, tmp_p
         patched.setattr(RDBStorage, "set_trial_state_values", dies)
         study.tell(cut, measured(cut.policy))
     again = open_study(path, tmp_path, resume=True)
-    assert again.measured() == 4
-    record = again.records()[cut.number]
+    assert again.budget_used() == 4
+    record = again.results()[cut.number]
     assert record.state == "complete" and record.search["accuracy"] == measured(cut.policy).measurements["accuracy"]
 
 
@@ -125,13 +125,13 @@ def test_the_rules_that_a_search_begins_with_are_marked_and_stay_so(path, tmp_pa
     dense = proposals.next()
     proposals.finish(dense, measured(dense.policy))
     first, second = study.ask(), study.ask()
-    named = {record.number: record.baseline for record in study.records()}
+    named = {record.number: record.baseline for record in study.results()}
     rules = {first.number: "fastv: layer 1, token_ratio 0.5", second.number: "interval: skip_ffn in 1 layer"}
     assert named == {0: None, **rules}
     given = {"schedules": "[{fastv: {layer: [1, 2], token_ratio: 0.5}}]", "search__trials": 40}
     again = open_study(path, tmp_path, resume=True, **given)
     spend(again)
-    assert rules.items() <= {record.number: record.baseline for record in again.records()}.items()
+    assert rules.items() <= {record.number: record.baseline for record in again.results()}.items()
 
 
 def test_a_driver_that_died_before_dense_was_measured_begins_anew(path, tmp_path):
@@ -160,7 +160,7 @@ def test_a_policy_under_way_is_not_given_out_twice(path, tmp_path):
     assert len({proposal.policy.fingerprint for proposal in out}) == 30
     for proposal in out:
         proposals.finish(proposal, measured(proposal.policy))
-    assert all(record.state == "complete" for record in study.records())
+    assert all(record.state == "complete" for record in study.results())
 
 
 def test_a_small_space_ends_when_all_of_it_is_measured(path, tmp_path):
@@ -210,15 +210,15 @@ def test_failures_do_not_end_a_search_but_too_many_in_a_row_do(path, tmp_path):
     with pytest.raises(RunError, match="3 trials in a row failed"):
         for _ in range(3):
             proposals.finish(proposals.next(), Outcome(failure="broken"))
-    states = [record.state for record in study.records()]
+    states = [record.state for record in study.results()]
     assert states == ["complete", "failed", "complete", "failed", "failed", "failed"]
-    assert study.records()[1].failure == "accuracy is nan"
+    assert study.results()[1].failure == "accuracy is nan"
 
 
 def test_constraints_are_optunas_own_and_bar_from_the_best(path, tmp_path):
     study = open_study(path, tmp_path, constraints="{accuracy: '>= 0.95 * dense'}", search__trials=25)
     spend(study)
-    broken = [record for record in study.records() if not record.feasible]
+    broken = [record for record in study.results() if not record.feasible]
     assert broken and all(record.violations["accuracy"] > 0 for record in broken)
     best = {trial.number for trial in study.study.best_trials}
     assert best and not best & {record.number for record in broken}
@@ -232,9 +232,9 @@ def test_a_trial_that_stopped_early_counts_and_is_kept(path, tmp_path):
     early = proposals.next()
     only_cost = {"prefill_flops": Measurement(3.9e6)}
     proposals.finish(early, Outcome(only_cost, {"total": 0.1}))
-    record = study.records()[1]
+    record = study.results()[1]
     assert record.state == "complete" and not record.feasible and "accuracy" not in record.search
-    assert study.measured() == 2
+    assert study.budget_used() == 2
 
 
 def test_latency_is_compared_by_its_ratio_to_the_dense_of_its_own_process(path, tmp_path):
@@ -248,7 +248,7 @@ def test_latency_is_compared_by_its_ratio_to_the_dense_of_its_own_process(path, 
     proposals.finish(slow_day, Outcome({"ttft_ms": Measurement(16.0, dense=20.0)}, {"total": 1}))
     trial = study.study.trials[1]
     assert trial.values == pytest.approx([8.0])
-    assert study.records()[1].feasible
+    assert study.results()[1].feasible
 
 
 def test_a_resume_that_does_not_match_is_refused(path, tmp_path):
@@ -329,12 +329,12 @@ def test_what_has_no_choice_is_no_parameter(path):
 
 def test_the_start_takes_schedules_and_rules_in_turn(path):
     made = parameters(path)
-    found = starts(made, ["schedules", "last"], 8, DenseStats())
+    found = initial_points(made, ["schedules", "last"], 8, DenseStats())
     assert [start.labels["schedule"] for start in found] == [
         "shifted_cosine", "fastv", "interval", "fastv 2", "none", "shifted_cosine", "fastv", "interval",
     ]  # fmt: skip
     assert made.policy(found[4].labels).layers == {3: CHOICES["parallel"]}
-    every = starts(made, ["schedules", "last"], 100, DenseStats())
+    every = initial_points(made, ["schedules", "last"], 100, DenseStats())
     assert {start.labels["schedule"] for start in every[9:]} == {"shifted_cosine", "interval"}
     assert len({made.policy(start.labels).fingerprint for start in every}) == 4 + 2 + 4 + 1 + 1
 
@@ -346,7 +346,7 @@ def test_a_search_over_schedules_goes_on_where_it_was(path, tmp_path, sampler):
     first = spend(open_study(path, tmp_path / "cut", **given), stop_after=6)
     study = open_study(path, tmp_path / "cut", resume=True, **given)
     assert first + spend(study) == whole and len(set(whole)) == 10
-    assert study.records()[0].policy.is_dense
+    assert study.results()[0].policy.is_dense
     assert len({trial.params["schedule"] for trial in study.study.trials}) == 5
 
 
@@ -365,5 +365,5 @@ def test_queued_trials_become_parents(path, tmp_path, sampler):
     kind = type(study.study.sampler)
     key = f"{kind.__name__}:generation"
     generations = [trial.system_attrs.get(key) for trial in study.study.trials]
-    assert generations[: population(40)] == [0] * population(40)
+    assert generations[: population_size(40)] == [0] * population_size(40)
     assert max(generations) >= 2

@@ -10,7 +10,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
-from skipsearch.search.study.storage import storage
+from skipsearch.search.study.storage import open_storage
 from skipsearch.search.study.write_through import NAMES, PARAMETERS, SYSTEM, USER, WriteThrough
 
 CHOICES = ("keep", "skip")
@@ -19,7 +19,7 @@ KIND = {"layer": CategoricalDistribution(CHOICES)}
 
 @pytest.fixture
 def database(tmp_path):
-    return storage(tmp_path / "study.db")
+    return open_storage(tmp_path / "study.db")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""The trials of a study with their times smoothed, and what it holds of times beside its trials.
+"""The trials of a study with smoothed times, and the measurements of times that belong to no trial.
 
-That is dense against dense, which cost stands in for which time, and what the front took when it was timed again.
+Those are dense timed against dense, the times that a counted cost predicts, and the second timing of the front.
 """
 
 import json
@@ -13,111 +13,118 @@ import optuna
 from ...evaluators.base import Measurement
 from ...policies.policy import Policy
 from ..space.space import Space
-from ..times.smoothed import Times
-from ..times.stand_ins import StandIn, left_out, timers
-from ..trial.modelled_time import ExpectedTime, plain
+from ..times.smoothed import SmoothedTimes
+from ..times.stand_ins import StandIn, exclusive_evaluators, predicted_evaluators
+from ..trial.modelled_time import ExpectedTime, measurement_fields
 from ..trial.trial_result import TrialResult
-from .storage import Ledger, measurements_text
+from .trial_attributes import measurements_json
+from .trial_cache import TrialCache
 
+# Attributes of a study.
 NOISE = "dense_against_dense"
 STAND_INS = "stand_ins"
 
 
-def null_of(attrs: Mapping[str, Any]) -> dict[str, list[Measurement]]:
-    """By metric what dense took beside itself, from the attributes of a study."""
+def dense_timings(attrs: Mapping[str, Any]) -> dict[str, list[Measurement]]:
+    """The measurements of dense against dense by metric, from the attributes of a study."""
     return {
-        name: [Measurement(**one) for one in entries] for name, entries in json.loads(attrs.get(NOISE, "{}")).items()
+        name: [Measurement(**entry) for entry in entries]
+        for name, entries in json.loads(attrs.get(NOISE, "{}")).items()
     }
 
 
 def stand_ins_of(attrs: Mapping[str, Any]) -> list[StandIn]:
-    """Which times a cost stands in for, from the attributes of a study."""
-    return [StandIn(**one) for one in attrs.get(STAND_INS, [])]
+    """The times that a counted cost predicts, from the attributes of a study."""
+    return [StandIn(**entry) for entry in attrs.get(STAND_INS, [])]
 
 
-def machine_times(attrs: Mapping[str, Any], space: Space, num_layers: int) -> Times:
-    """What smooths the times of a study."""
-    return Times(num_layers, space.constraints, null_of(attrs), [one.metric for one in stand_ins_of(attrs)])
+def smoothed_times(attrs: Mapping[str, Any], space: Space, num_layers: int) -> SmoothedTimes:
+    """The model of a study's times, not yet fitted, from the attributes of the study."""
+    predicted = [stand_in.metric for stand_in in stand_ins_of(attrs)]
+    return SmoothedTimes(num_layers, space.constraints, dense_timings(attrs), predicted)
 
 
-class TimedLedger(Ledger):
-    """The trials of a study as plain values, their times smoothed.
+class TimedTrialCache(TrialCache):
+    """The trials of a study as plain values, with smoothed times.
 
     Args:
         study: The study.
         space: Its space.
-        num_layers: The model's decoder layers.
+        num_layers: The number of the model's decoder layers.
 
     Attributes:
-        timers: The evaluators that need the device for themselves, with what they measure.
-        times: What smooths times.
+        exclusive_evaluators: By evaluator that needs the device for itself, what it measures.
+        times: The model of all times.
     """
 
     def __init__(self, study: optuna.Study, space: Space, num_layers: int) -> None:
         super().__init__(study)
         self._space = space
-        self.timers = timers(space)
-        self.times = machine_times(study.user_attrs, space, num_layers)
-        self._followed: tuple[int, int] | None = None
+        self.exclusive_evaluators = exclusive_evaluators(space)
+        self.times = smoothed_times(study.user_attrs, space, num_layers)
+        self._fitted_at: tuple[int, int] | None = None
 
-    def follow_times(self) -> list[TrialResult]:
-        """Fit what has to be fitted anew, where a trial was asked for or has finished since; all trials as measured."""
-        records = super().records()
-        state = len(self._seen), len(self._open)
-        if state != self._followed:
-            self.times.follow(records)
-            self._followed = state
-        return records
+    def refit_times(self) -> list[TrialResult]:
+        """Refit the model of times where a trial was added or has finished since.
 
-    def records(self) -> list[TrialResult]:
-        """Every trial that was asked for, by number, its times smoothed; without the figures of the report split."""
-        return [self.times.smoothed(record) for record in self.follow_times()]
+        Returns:
+            All trials with their measured times.
+        """
+        results = super().results()
+        counts = len(self._trials), len(self._unfinished)
+        if counts != self._fitted_at:
+            self.times.refit(results)
+            self._fitted_at = counts
+        return results
 
-    def record(self, number: int) -> TrialResult:
-        """A trial that was asked for, its times smoothed, by its number."""
-        return self.times.smoothed(super().record(number))
+    def results(self) -> list[TrialResult]:
+        """Every trial that has a policy, by number, with smoothed times; without those on the report split."""
+        return [self.times.smooth(result) for result in self.refit_times()]
 
-    def final_records(self) -> list[TrialResult]:
-        """The trials with times that are smoothed by all that was measured, as the report has them."""
-        self._followed = None
-        return self.times.of(super().records(), whole=True)
+    def result(self, number: int) -> TrialResult:
+        """The trial with this number, with smoothed times."""
+        return self.times.smooth(super().result(number))
 
-    def told(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
-        """What was measured of a policy, its times smoothed or predicted by those of all other trials."""
-        self.follow_times()
-        return self.times.told(policy, measurements) if measurements else measurements
+    def final_results(self) -> list[TrialResult]:
+        """Every trial with times smoothed by a model of all measurements, as the report shows them."""
+        self._fitted_at = None
+        return self.times.smooth_all(super().results(), final=True)
+
+    def with_smoothed_times(self, policy: Policy, measurements: Mapping[str, Measurement]) -> Mapping[str, Measurement]:
+        """Measurements of a policy with times smoothed, or predicted, by the times of all other trials."""
+        self.refit_times()
+        return self.times.with_smoothed_times(policy, measurements) if measurements else measurements
 
     def expected_times(self, policy: Policy) -> dict[str, ExpectedTime]:
-        """What is expected of a policy's times, for a worker that is to judge it."""
-        self.follow_times()
-        return self.times.expected(policy)
+        """The expected times of a policy by metric, which its worker compares measured times with."""
+        self.refit_times()
+        return self.times.predict(policy)
 
     @property
-    def left_out(self) -> set[str]:
-        """The evaluators that further trials do without."""
-        return left_out(self._space, self.timers, self.times.stand_ins)
+    def skipped_evaluators(self) -> set[str]:
+        """The evaluators that further trials skip, because all that they measure is predicted."""
+        return predicted_evaluators(self._space, self.exclusive_evaluators, self.times.stand_ins)
 
     @property
     def noise_is_known(self) -> bool:
-        """True where dense was timed against itself."""
+        """True where dense was timed against dense."""
         return NOISE in self.study.user_attrs
 
     def keep_noise(self, found: Mapping[str, Sequence[Measurement]]) -> None:
-        """Keep what dense took beside itself, by metric."""
-        self.study.set_user_attr(
-            NOISE, json.dumps({name: [plain(one) for one in all_] for name, all_ in found.items()})
-        )
+        """Store the measurements of dense against dense, by metric."""
+        entries = {name: [measurement_fields(entry) for entry in of_metric] for name, of_metric in found.items()}
+        self.study.set_user_attr(NOISE, json.dumps(entries))
         self.times.null = dict(found)
 
     def keep_stand_in(self, found: StandIn) -> None:
-        """Keep that a time is not measured any more."""
+        """Store that a counted cost predicts a time, which is not measured any more."""
         self.study.set_user_attr(STAND_INS, [*self.study.user_attrs.get(STAND_INS, []), asdict(found)])
         self.times.stand_ins.append(found.metric)
 
     def keep_times(self, policy: Policy, found: Mapping[str, Measurement]) -> None:
-        """Keep what a policy took when it was timed again."""
-        self.study.set_user_attr(f"times:{policy.fingerprint}", measurements_text(found))
+        """Store the second timing of a policy on the front."""
+        self.study.set_user_attr(f"times:{policy.fingerprint}", measurements_json(found))
 
     def is_timed(self, policy: Policy) -> bool:
-        """True where a policy was timed again."""
+        """True where the second timing of a policy is stored."""
         return f"times:{policy.fingerprint}" in self.study.user_attrs

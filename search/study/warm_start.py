@@ -1,6 +1,6 @@
-"""What a search begins with: published rules and the space's own schedules, each at a few settings, in turn.
+"""The initial points of a search: published baselines and the space's own schedules at several settings, in turn.
 
-They give every sampler a first front to improve, and the search something to be compared with.
+They give every sampler a first front to improve, and the search a front to be compared with.
 """
 
 from collections import Counter
@@ -13,99 +13,105 @@ from ...policies.policy import Policy
 from ..baselines.dense_stats import DenseStats
 from ..baselines.registry import BASELINES, Choices
 from ..space.parameters import Parameters
-from ..trial.trial_result import AND
+from ..trial.trial_result import BASELINE_SEPARATOR
 
-# Shares of the work that are to be left out, in turn; beyond a half hardly any model answers anything.
-SAVED = (1 / 8, 1 / 4, 1 / 16, 3 / 8, 3 / 16, 1 / 2)
+# Target shares of the work to skip, in the order in which settings are taken; with more than half skipped, hardly any
+# model answers anything.
+TARGET_SHARES = (1 / 8, 1 / 4, 1 / 16, 3 / 8, 3 / 16, 1 / 2)
 
-Setting = tuple[str, str, dict[str, str]]  # a rule's name, its setting in words, and the labels to queue
+Setting = tuple[str, str, dict[str, str]]  # a baseline's name, its setting in words, and the labels to enqueue
 
 
 @dataclass(frozen=True)
-class Start:
-    """A policy to begin with.
+class InitialPoint:
+    """A policy that a search starts from.
 
     Attributes:
-        labels: By parameter, what to queue.
-        rules: The setting of every rule that comes to it, by the rule's name.
+        labels: The labels to enqueue, by parameter.
+        baseline_settings: By baseline that proposes this policy, the setting with which it does.
     """
 
     labels: Mapping[str, str]
-    rules: dict[str, str]
+    baseline_settings: dict[str, str]
 
     @property
     def baseline(self) -> str:
-        """All rules in one text."""
-        return AND.join(f"{name}: {setting}" for name, setting in self.rules.items())
+        """All baselines in one text, as a trial's attribute holds them."""
+        return BASELINE_SEPARATOR.join(f"{name}: {setting}" for name, setting in self.baseline_settings.items())
 
 
-def starts(parameters: Parameters, names: Sequence[str], limit: int, stats: DenseStats) -> list[Start]:
-    """Policies to begin a search with, the rules taking turns; what the space forbids is left out.
+def initial_points(parameters: Parameters, names: Sequence[str], limit: int, stats: DenseStats) -> list[InitialPoint]:
+    """The policies that a search starts from, from each baseline in turn; without those that the space forbids.
 
     Args:
-        parameters: Of the space.
-        names: The rules.
-        limit: At most so many policies.
-        stats: What is known of the dense model, where a rule needs it.
+        parameters: The parameters of the space.
+        names: The baselines.
+        limit: The largest number of policies.
+        stats: Statistics of the dense model, where a baseline needs them.
     """
     schedules = parameters.schedule_settings() if "schedules" in names else {}
-    turns = [of_schedule(name, settings) for name, settings in schedules.items()]
-    turns += [of_rule(parameters, name, stats) for name in names if name != "schedules"]
+    sources = [schedule_settings(name, settings) for name, settings in schedules.items()]
+    sources += [published_settings(parameters, name, stats) for name in names if name != "schedules"]
     dense = parameters.policy(parameters.labels())
-    found: dict[str, Start] = {}
-    for name, setting, labels in (one for row in zip_longest(*turns) for one in row if one is not None):
+    found: dict[str, InitialPoint] = {}
+    in_turn = (setting for turn in zip_longest(*sources) for setting in turn if setting is not None)
+    for name, setting, labels in in_turn:
         policy = parameters.policy(labels)
         if policy.fingerprint in found:
-            found[policy.fingerprint].rules.setdefault(name, setting)
+            found[policy.fingerprint].baseline_settings.setdefault(name, setting)
         elif policy != dense and parameters.allows(policy):
             if len(found) == limit:
                 break
-            found[policy.fingerprint] = Start(parameters.labels(labels), {name: setting})
+            found[policy.fingerprint] = InitialPoint(parameters.labels(labels), {name: setting})
     return [*found.values()]
 
 
-def of_schedule(name: str, settings: Iterable[dict[str, str]]) -> Iterator[Setting]:
-    """Every setting of one schedule, in the order of the file."""
+def schedule_settings(name: str, settings: Iterable[dict[str, str]]) -> Iterator[Setting]:
+    """Every setting of one schedule of the space, in the order of its file."""
     for labels in settings:
         keys = (f"{key.partition('.')[2]} {label}" for key, label in labels.items() if key.startswith(f"{name}."))
         yield name.split()[0], ", ".join(keys), labels
 
 
-def of_rule(parameters: Parameters, name: str, stats: DenseStats) -> Iterator[Setting]:
-    """Every setting of a published rule that says something in a space, those that tell most first."""
+def published_settings(parameters: Parameters, name: str, stats: DenseStats) -> Iterator[Setting]:
+    """Every setting of a published baseline that the space allows, the most informative first."""
     if name == "bandit":
         policies, selection = [*stats.bandit], {}
     else:
-        rule = BASELINES[name]
-        policies, selection = rule.policies(parameters.domains, stats.statistics), dict(rule.selection)
-    for choices in spread(policies):
+        baseline = BASELINES[name]
+        policies, selection = baseline.policies(parameters.domains, stats.statistics), dict(baseline.selection)
+    for choices in order_settings(policies):
         labels = parameters.encode_choices(choices, selection)
-        yield name, in_words(parameters.policy(labels)), labels
+        yield name, describe(parameters.policy(labels)), labels
 
 
-def in_words(policy: Policy) -> str:
-    """What a policy does in how many layers."""
+def describe(policy: Policy) -> str:
+    """What a policy does in how many layers, such as `skip_ffn in 4 layers`."""
     counts = Counter(choice.label for _, choice in sorted(policy.canonical().layers.items()))
     parts = [f"{label} in {number} layer{'s' if number > 1 else ''}" for label, number in counts.items()]
     return ", ".join(parts) or "nothing"
 
 
-def spread(policies: Iterable[Choices]) -> Iterator[Choices]:
-    """All settings of a rule, those that tell most first: each kind of choice in turn, mild but not all alike."""
+def order_settings(policies: Iterable[Choices]) -> Iterator[Choices]:
+    """All settings of a baseline, the most informative first.
+
+    Policies that use the same single choice form a kind, all that mix choices another one. For each target share in
+    turn, every kind gives the policy whose skipped share is closest to it.
+    """
     kinds: dict[frozenset[object], list[Choices]] = {}
     for policy in policies:
         changes = frozenset(policy) - {KEEP}
         kinds.setdefault(changes if len(changes) == 1 else frozenset(), []).append(policy)
-    for wanted in chain(SAVED, repeat(0.0)):
+    for target in chain(TARGET_SHARES, repeat(0.0)):
         for left in kinds.values():
             if left:
-                yield left.pop(min(range(len(left)), key=lambda place: abs(saved(left[place]) - wanted)))
+                yield left.pop(min(range(len(left)), key=lambda index: abs(skipped_share(left[index]) - target)))
         if not any(kinds.values()):
             return
 
 
-def saved(choices: Choices) -> float:
-    """About what share of the work a policy leaves out, sublayers and tokens being alike."""
+def skipped_share(choices: Choices) -> float:
+    """Roughly the share of the work that a policy skips, with all sublayers and all tokens counted alike."""
     done = (((c.attention == "run") + (c.ffn == "run")) / 2 * (1 if c.token_ratio is None else c.token_ratio)
             for c in choices)  # fmt: skip
     return 1 - sum(done) / len(choices)
