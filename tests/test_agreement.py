@@ -10,7 +10,7 @@ import pytest
 from test_report import study
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.search.analysis.agreement import LEAST, agreement
+from skipsearch.search.analysis.agreement import MIN_TRIALS, agreement
 from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.guide.rank_correlation import kendall
 from skipsearch.search.report.sentences import agreement_line, assessment_lines
@@ -84,6 +84,6 @@ def test_trials_that_measured_both_in_full_are_ranked():
 
 
 def test_few_trials_or_no_divergence_are_not_ranked():
-    assert agreement(with_divergence(LEAST - 1)) is None
+    assert agreement(with_divergence(MIN_TRIALS - 1)) is None
     assert agreement(study(60)) is None
     assert agreement_line(assess(study(60))) == ""

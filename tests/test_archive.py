@@ -1,4 +1,4 @@
-"""The archive asked again: fronts under other constraints, the best policy under a budget, and what nobody measured."""
+"""Selection from a study: fronts under other constraints, the best policy within a budget, and suggestions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.policies.errors import UsageError
 from skipsearch.policies.policy import Provenance
-from skipsearch.search.analysis.reselect import best, bounds_of, none_keeps, parsed, under, untold_lines
+from skipsearch.search.analysis import selection
+from skipsearch.search.analysis.reselect import (
+    best_trial,
+    combined_bounds,
+    no_feasible_policy,
+    parse_bounds,
+    undecided_lines,
+    under_bounds,
+)
 from skipsearch.search.analysis.study_record import StudyRecord
-from skipsearch.search.analysis.suggest import offer
+from skipsearch.search.analysis.suggest import suggest
 from skipsearch.search.cli import main
-from skipsearch.search.report import selected as selection
+from skipsearch.search.report.selected import print_selection
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.trial_result import TrialResult
 
@@ -28,7 +36,7 @@ OBJECTIVES = {"accuracy": "maximize", "prefill_flops": "minimize"}
 
 
 def bounds(record, *texts):
-    return parsed(texts, "--pick", record)
+    return parse_bounds(texts, "--pick", record)
 
 
 def value(trial, name):
@@ -51,14 +59,14 @@ def test_a_pick_is_the_most_accurate_within_the_budget(seed):
         and value(trial, "prefill_flops") <= 0.7 * value(dense, "prefill_flops")
         and trial.search["ttft_ms"].value / trial.search["ttft_ms"].dense <= 0.8
     ]
-    asked = bounds_of(record, [], bounds(record, "prefill_flops<=0.7*dense", " ttft_ms <= 0.8 * dense "))
-    found = best(under(record, asked))
+    asked = combined_bounds(record, [], bounds(record, "prefill_flops<=0.7*dense", " ttft_ms <= 0.8 * dense "))
+    found = best_trial(under_bounds(record, asked))
     assert kept and found.number == max(kept, key=lambda trial: (value(trial, "accuracy"), -trial.number)).number
 
 
 def test_a_new_constraint_stands_in_the_place_of_the_old_and_beside_the_others():
     record = replace(study(80), constraints={"accuracy": ">= 0.75 * dense", "prefill_flops": "<= 0.9 * dense"})
-    texts = [bound.label for bound in bounds_of(record, bounds(record, "accuracy>=0.6*dense"), [])]
+    texts = [bound.label for bound in combined_bounds(record, bounds(record, "accuracy>=0.6*dense"), [])]
     assert texts == ["prefill_flops <= 0.9 * dense", "accuracy >=0.6*dense"]
 
 
@@ -67,7 +75,9 @@ def test_a_looser_and_a_tighter_constraint_change_the_front():
     record = study(80, objectives=("accuracy", "prefill_flops"))
     record = changed(record, 5, state="complete", search=cheap, violations={"accuracy": 0.1})
     dense = value(record.dense, "accuracy")
-    fronts = {share: under(record, bounds(record, f"accuracy>={share}*dense")).front for share in (0.5, 0.75, 0.95)}
+    fronts = {
+        share: under_bounds(record, bounds(record, f"accuracy>={share}*dense")).front for share in (0.5, 0.75, 0.95)
+    }
     assert fronts[0.75] == record.front
     assert set(fronts[0.95]) < set(record.front) < set(fronts[0.5]) == {*record.front, 5}
     assert all(value(record.trial(number), "accuracy") >= 0.95 * dense for number in fronts[0.95])
@@ -75,19 +85,19 @@ def test_a_looser_and_a_tighter_constraint_change_the_front():
 
 def test_what_a_search_dropped_or_failed_at_is_never_selected():
     record = study(80)
-    number = best(under(record, [])).number
-    for fields in ({"dropped": "surely worse"}, {"state": "failed", "search": {}}):
-        assert best(under(changed(record, number, **fields), [])).number != number
+    number = best_trial(under_bounds(record, [])).number
+    for fields in ({"early_stopped": "surely worse"}, {"state": "failed", "search": {}}):
+        assert best_trial(under_bounds(changed(record, number, **fields), [])).number != number
 
 
 def test_trials_that_stopped_too_early_are_counted():
     record = study(80)
     early = [trial for trial in record.trials if trial.state == "complete" and "ttft_ms" not in trial.search]
     loose = bounds(record, "accuracy>=0.1*dense")
-    assert early and untold_lines(record, loose) == [
-        f"{len(early)} trials stopped at the study's own constraints, before it could be told"
+    assert early and undecided_lines(record, loose) == [
+        f"{len(early)} trials stopped at the study's own constraints before these metrics were measured"
     ]
-    assert untold_lines(record, bounds(record, "accuracy>=0.75*dense")) == []
+    assert undecided_lines(record, bounds(record, "accuracy>=0.75*dense")) == []
 
 
 def test_trials_that_answered_few_examples_are_counted_and_never_the_nearest():
@@ -99,40 +109,40 @@ def test_trials_that_answered_few_examples_are_counted_and_never_the_nearest():
         record = changed(record, number, search=search, estimates=estimates, violations={})
     assert not any(record.trial(number).feasible for number in aside)
     asked = bounds(record, "prefill_flops<=dense")
-    assert untold_lines(record, asked) == ["5 trials answered few examples only, before it could be told"]
+    assert undecided_lines(record, asked) == ["5 trials answered only some of the examples"]
     bare = replace(record, trials=(record.dense, *(record.trial(number) for number in aside)))
-    error = none_keeps(bare, bounds(record, "prefill_flops<=0.01*dense"))
+    error = no_feasible_policy(bare, bounds(record, "prefill_flops<=0.01*dense"))
     assert error.details[0].startswith("nearest: trial 0 with")
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_is_named():
     record = study(80, objectives=("accuracy", "prefill_flops"))
     asked = bounds(record, "prefill_flops<=0.01*dense", "accuracy>=0.1")
-    assert under(record, asked).front == ()
-    error = none_keeps(record, asked)
+    assert under_bounds(record, asked).front == ()
+    error = no_feasible_policy(record, asked)
     cheapest = min((t for t in record.trials if t.search), key=lambda trial: value(trial, "prefill_flops"))
     assert error.what == "no measured policy keeps prefill_flops <=0.01*dense and accuracy >=0.1"
     assert error.details[0].startswith(f"nearest: trial {cheapest.number} with prefill_flops ")
-    assert error.details[0].endswith("(asked: >= 10.0 %)") and "(asked: <= 84.0 GFLOPs)" in error.details[0]
+    assert error.details[0].endswith("(bound: >= 10.0 %)") and "(bound: <= 84.0 GFLOPs)" in error.details[0]
 
 
 def test_what_is_no_bound_is_told_all_at_once():
     texts = ["accuracy", "accuracy>0.9", "acuracy>=0.9", "ttft_ms<=fast", "tpot_ms<=3", ">=3"]
     with pytest.raises(UsageError) as caught:
-        parsed(texts, "--pick", study())
+        parse_bounds(texts, "--pick", study())
     assert caught.value.what == "--pick takes a measured metric with a bound"
     form = "expected a metric and a bound, such as 'ttft_ms<=0.6*dense'"
     assert caught.value.details == (
         f"found 'accuracy', {form}",
         f"found 'accuracy>0.9', {form}",
-        "nobody measured 'acuracy'; the nearest known one is 'accuracy'",
+        "the study did not measure 'acuracy'; the nearest known one is 'accuracy'",
         f"found 'ttft_ms<=fast', {form}",
-        "nobody measured 'tpot_ms'; the nearest known one is 'ttft_ms'",
-        "nobody measured ''; known: accuracy, kv_cache_bytes, prefill_flops, ttft_ms, vision_flops",
+        "the study did not measure 'tpot_ms'; the nearest known one is 'ttft_ms'",
+        "the study did not measure ''; known: accuracy, kv_cache_bytes, prefill_flops, ttft_ms, vision_flops",
     )
 
 
-# What nobody measured
+# Suggestions
 
 
 LOSS = [0.002, 0.05, 0.004, 0.07, 0.006, 0.03, 0.001, 0.09]
@@ -164,7 +174,7 @@ def path(tmp_path_factory):
 def test_a_better_policy_that_nobody_measured_is_offered_and_marked(path):
     record, space = sparse_study(path, [])
     asked = bounds(record, "prefill_flops<=0.55*dense")
-    found = offer(under(record, asked), space, asked)
+    found = suggest(under_bounds(record, asked), space, asked)
     assert [index for index, choice in found.layers.items() if choice.skips_layer] == [0, 2, 4, 6]
     assert found.measured == {} and found.provenance.trial is None
     assert found.provenance.unmeasured.startswith("expected accuracy 88.")
@@ -182,19 +192,19 @@ def test_what_few_examples_say_counts_for_an_offer_and_bars_nothing_from_it(path
         search = dict(trials[place].search)
         estimates = {"accuracy": replace(search.pop("accuracy"), n=50, stderr=1e-4)}
         trials[place] = replace(trials[place], search=search, estimates=estimates)
-    rough = under(replace(record, trials=tuple(trials)), asked)
-    assert {*offer(rough, space, asked).layers} == best
+    rough = under_bounds(replace(record, trials=tuple(trials)), asked)
+    assert {*suggest(rough, space, asked).layers} == best
     given_up = changed(rough, len(trials) - 1, early_stopped="surely worse")
-    assert {*offer(given_up, space, asked).layers} != best
+    assert {*suggest(given_up, space, asked).layers} != best
 
 
 def test_nothing_is_offered_where_the_best_was_measured_or_nothing_is_known(path):
     record, space = sparse_study(path, [])
     asked = bounds(record, "prefill_flops<=0.75*dense")
-    assert offer(under(record, asked), space, asked) is None
+    assert suggest(under_bounds(record, asked), space, asked) is None
     few = replace(record, trials=record.trials[:9])
     harder = bounds(record, "prefill_flops<=0.55*dense")
-    assert offer(under(few, harder), space, harder) is None
+    assert suggest(under_bounds(few, harder), space, harder) is None
 
 
 def test_an_offer_keeps_to_the_space(path):
@@ -203,10 +213,10 @@ def test_an_offer_keeps_to_the_space(path):
     forbidding = space.model_validate(
         space.model_dump() | {"forbid": [{"0": "skip_layer", "2": "skip_layer", "4": "skip_layer"}]}
     )
-    found = offer(under(record, asked), forbidding, asked)
+    found = suggest(under_bounds(record, asked), forbidding, asked)
     assert found is not None and not {0, 2, 4} <= {*found.layers}
     scheduled = space.model_validate(space.model_dump() | {"schedules": [{"fastv": {"layer": 1, "token_ratio": 0.5}}]})
-    assert offer(under(record, asked), scheduled, asked) is None
+    assert suggest(under_bounds(record, asked), scheduled, asked) is None
 
 
 # The command
@@ -248,12 +258,15 @@ def test_what_nobody_measured_is_offered_under_bounds_of_both_kinds(constraints,
     better = Policy(layers={1: CHOICES["skip_ffn"]}).model_copy(
         update={"provenance": Provenance(unmeasured="expected")}
     )
-    monkeypatch.setattr(selection, "offer", lambda *given: better)
+    monkeypatch.setattr(selection, "suggest", lambda *given: better)
     found = selection.select(folder, constraints, picks)
-    assert found.unmeasured is better and (found.pick is not None) == bool(picks)
-    selection.print_selection(found, as_json=False, unmeasured=True)
+    assert found.suggestion is better and (found.pick is not None) == bool(picks)
+    print_selection(found, as_json=False, unmeasured=True)
     out, err = capsys.readouterr()
-    assert Policy.model_validate(yaml.safe_load(out)).layers == better.layers and "unmeasured: expected" in err
+    assert (
+        Policy.model_validate(yaml.safe_load(out)).layers == better.layers
+        and "an unmeasured policy may be better: expected" in err
+    )
 
 
 def test_a_selection_as_json(folder, capsys):
@@ -273,14 +286,17 @@ def test_a_selection_as_json(folder, capsys):
     ("flags", "says"),
     [
         (["--pick", "prefill_flops<=0"], "no measured policy keeps prefill_flops <=0\n  nearest: trial "),
-        (["--constraint", "acc>=1"], "--constraint takes a measured metric with a bound\n  nobody measured 'acc'"),
+        (
+            ["--constraint", "acc>=1"],
+            "--constraint takes a measured metric with a bound\n  the study did not measure 'acc'",
+        ),
         (
             ["--pick", "accuracy>=0.1", "--unmeasured"],
-            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected",
+            "no unmeasured policy can be suggested\n  found 9 measured policies, expected",
         ),
         (
             ["--constraint", "accuracy>=0.1", "--unmeasured"],
-            "it cannot be told whether an unmeasured policy is better\n  found 9 policies of use, expected",
+            "no unmeasured policy can be suggested\n  found 9 measured policies, expected",
         ),
         (["--unmeasured"], "--unmeasured goes with --pick or --constraint\nhint: "),
     ],  # fmt: skip

@@ -10,15 +10,16 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Measured, Policy
 from skipsearch.search import cli
 from skipsearch.search.driver.progress import best_saving
-from skipsearch.search.report.figures import card, dots, planes
+from skipsearch.search.report.figures import hover_text
 from skipsearch.search.report.folder import write_folder
 from skipsearch.search.report.html import page
 from skipsearch.search.report.layer_map import layer_map
-from skipsearch.search.report.sections import headline, headline_rule, headline_trial
+from skipsearch.search.report.planes import dots, planes
+from skipsearch.search.report.sections import headline, headline_criterion, headline_trial
 from skipsearch.search.report.terminal import print_evaluation, reuse_line
 from skipsearch.search.run import run_study
 from skipsearch.search.space.objectives import first_cost
-from skipsearch.search.space.units import versus_dense, amount, unit_of, with_error
+from skipsearch.search.space.units import amount, unit_of, versus_dense, with_error
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import TrialResult
 
@@ -66,11 +67,11 @@ def test_the_report_speaks_of_nats(finished):
     assert trial is not None
     told = amount(trial.report["divergence"].value, "nats")
     assert f"is {told} from dense on examples the search never saw." in headline(record)
-    assert "0.01 nats of dense" in headline_rule(record)
+    assert "0.01 nats of dense" in headline_criterion(record)
     text = page(record)
     assert "divergence, nats" in text and "search split, n 8" in text and "report split, n 8" in text
     assert "divergence 1 nat" in text and "nan" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
-    assert "Divergence ranks accuracy: Kendall tau" in text
+    assert "Divergence ranks policies by accuracy: Kendall tau" in text
     write_folder(folder)
 
 
@@ -86,7 +87,7 @@ def test_every_trial_stands_in_the_figure_at_its_nats(finished):
             assert dot.confirmed is not None
             assert dot.confirmed[1] == record.trial(number).report["divergence"].value
             assert dot.stderr == record.trial(number).report["divergence"].stderr
-    assert "nats, from dense" in card(record, record.trial(record.front[-1]))
+    assert "nats, from dense" in hover_text(record, record.trial(record.front[-1]))
 
 
 def test_commands_tell_and_pick(finished, capsys):
@@ -97,7 +98,7 @@ def test_commands_tell_and_pick(finished, capsys):
     assert cli.main(["report", str(folder), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["front"][0]["divergence"]["share"] is None
-    assert {"value", "low", "high"} == {*data["assessment"]["divergence_ranks_accuracy"]}
+    assert {"value", "low", "high"} == {*data["verdict"]["divergence_ranks_accuracy"]}
     assert cli.main(["report", str(folder), "--pick", "prefill_flops<=0.9*dense"]) == 0
     picked = capsys.readouterr()
     assert "divergence" in picked.err

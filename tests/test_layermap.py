@@ -88,7 +88,7 @@ def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
 def test_what_is_left_out_once_is_drawn_in_the_later_layers() -> None:
     text = drawn(SCOPED, 7)
     assert row(text, "tokens") == ["·", "▄", "→", "→", "▂", " ", "→"]
-    assert "reselect once" in text and "→ only those that the layers before left (once)" in text
+    assert "reselect once" in text and "→ only the image tokens that earlier layers left (once)" in text
     assert [one.left for one in cells(SCOPED, 7)] == [None, None, 0.5, 0.5, None, 0.25, 0.25]
     assert "→" not in drawn(POLICY, 8)
     assert row(drawn(SCOPED, 7, encoding="ascii"), "tokens") == list("-4>>2 >")
@@ -106,7 +106,7 @@ def test_the_legend_counts_layers_and_names_only_what_occurs() -> None:
     plain = drawn(Policy.of([KEEP, CHOICES["skip_ffn"]]), 2)
     assert "tokens" not in plain
     assert "parallel" not in plain
-    assert "every layer does what the dense model does" in drawn(Policy(), 4)
+    assert "every layer runs as in the dense model" in drawn(Policy(), 4)
 
 
 def test_figures_stand_against_dense() -> None:
@@ -141,7 +141,7 @@ def test_a_pipe_without_unicode_still_works() -> None:
 
 
 def test_the_page_uses_the_same_colours() -> None:
-    template = (files("skipsearch.search") / "report_template.html").read_text(encoding="utf-8")
+    template = (files("skipsearch.search.report") / "page.html").read_text(encoding="utf-8")
     for name, colour in COLOURS.items():
         assert f"--{name}: {colour.lower()};" in template
 

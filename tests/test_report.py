@@ -14,11 +14,13 @@ from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
-from skipsearch.search.report.figures import begun_with, card, dots, planes, staircase
+from skipsearch.search.report.figures import hover_text
 from skipsearch.search.report.html import page, write_report, write_trials_csv
-from skipsearch.search.report.html_layer_map import map_section
+from skipsearch.search.report.html_layer_map import front_map
+from skipsearch.search.report.planes import baseline_dots, dots, planes, staircase
 from skipsearch.search.report.sections import headline, headline_trial
-from skipsearch.search.trial.hypervolume import history, reference_point
+from skipsearch.search.report.templates import render
+from skipsearch.search.trial.hypervolume import hypervolume_history, reference_point
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import State, TrialResult
 
@@ -30,14 +32,14 @@ METRICS = {
     "kv_cache_bytes": Metric("bytes", "minimize", "Bytes of keys and values after the prompt, read off the cache."),
 }
 OBJECTIVES: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items()}
-CHOICES = [KEEP, *CHOICES.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
-CHOICES.append(LayerChoice(ffn="skip", token_ratio=0.5))
+DRAWN = [KEEP, *CHOICES.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
+DRAWN.append(LayerChoice(ffn="skip", token_ratio=0.5))
 SPACE = "schema: skipsearch/space/v1\nmodel: {id: some/model}  # <verbatim> & $unharmed\n"
 
 
 def random_policy(draw: random.Random, layers: int) -> Policy:
     busy = draw.random() ** 1.5
-    return Policy.of([draw.choice(CHOICES) if draw.random() < busy else KEEP for _ in range(layers)])
+    return Policy.of([draw.choice(DRAWN) if draw.random() < busy else KEEP for _ in range(layers)])
 
 
 def share_of_work(policy: Policy, layers: int) -> float:
@@ -116,7 +118,7 @@ def refronted(record: StudyRecord, confirm: bool = True) -> StudyRecord:
     reference = reference_point(record.dense.search, record.objectives, record.metrics)
     points = feasible_points(record.trials, record.objectives)
     finished = [point for point, trial in zip(points, record.trials, strict=True) if trial.state != "running"]
-    curve = history(finished, directions, list(reference.values()))
+    curve = hypervolume_history(finished, directions, list(reference.values()))
     again = [
         replace(t, report=measure(t.policy, record.num_layers, random.Random(t.number))[1])
         if confirm and t.number in {0, *front}
@@ -317,11 +319,11 @@ def test_who_answered_few_examples_is_no_dot_but_as_a_rule_where_it_is_expected(
     aside = {trial.number for trial in whole[:2]}
     for plane in planes(record):
         assert aside.isdisjoint(dot.trial.number for dot in dots(record, plane))
-        assert [dot.trial.number for dot in begun_with(record, plane)] == [whole[0].number]
+        assert [dot.trial.number for dot in baseline_dots(record, plane)] == [whole[0].number]
     lost = sum(trial.state == "complete" and trial.number not in aside for trial in record.trials) - len(
         dots(record, planes(record)[0])
     )
-    assert f"hence not drawn: {lost + 1}." in without_library(page(record))
+    assert f"measured on all examples: {lost + 1} trial" in without_library(page(record))
 
 
 def test_roles_in_a_plane_follow_the_record() -> None:
@@ -342,7 +344,7 @@ def test_the_pointer_shows_figures_and_policy() -> None:
     figures = {"accuracy": Measurement(0.7, n=200), "<i>_flops": Measurement(4.2e12)}
     record = replace(record, metrics=METRICS | {"<i>_flops": METRICS["prefill_flops"]})
     record = changed(record, 5, policy=policy, search=figures, report={"accuracy": Measurement(0.68)})
-    shown = card(record, record.trial(5)).replace("\u00a0", " ")
+    shown = hover_text(record, record.trial(5)).replace("\u00a0", " ")
     for text in ("<b>trial 5</b>", "accuracy: 70.0 %", "report split: 68.0 %", "1: skip_ffn, 2-4: token_ratio 0.5"):
         assert text in shown
     assert "&lt;i&gt; FLOPs: 4.20 TFLOPs" in shown
@@ -421,8 +423,9 @@ def test_the_map_says_when_and_for_whom_a_choice_holds_and_what_is_left() -> Non
         ],
         TokenSelection(reselect="once"),
     )
-    before = map_section(replace(record, front=(0,)))
-    drawn = map_section(replace(changed(record, number, policy=scoped), front=(0, number)))
+    before = render("layer_map.html", layer_map=front_map(replace(record, front=(0,))))
+    only = replace(changed(record, number, policy=scoped), front=(0, number))
+    drawn = render("layer_map.html", layer_map=front_map(only))
     legend, _, grid = drawn.partition('<div class="map"')
     assert "only" not in before and "once" not in before
     assert '<i class="skip_ffn" title="layer 0: skip_ffn (prefill, text)"><b>pt</b></i>' in grid

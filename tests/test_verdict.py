@@ -8,17 +8,24 @@ import pytest
 from test_report import changed, page, refronted, study, without_library
 
 from skipsearch.evaluators.base import Measurement, Metric
-from skipsearch.search.analysis.assessment import assess, growth, selection_bias
+from skipsearch.search.analysis.assessment import assess, hypervolume_curve, selection_bias
 from skipsearch.search.analysis.forecast import forecast
-from skipsearch.search.analysis.paired_tests import chance, difference, examples, mcnemar, resampled
+from skipsearch.search.analysis.paired_tests import (
+    bootstrap_weights,
+    example_scores,
+    mcnemar,
+    p_value,
+    paired_difference,
+)
 from skipsearch.search.analysis.study_record import policy_files
-from skipsearch.search.report.figures import plane_figure, planes
+from skipsearch.search.report.figures import plane_figure
+from skipsearch.search.report.planes import planes
 from skipsearch.search.report.sentences import assessment_lines, selection_bias_line
 from skipsearch.search.report.terminal import print_summary, summary_data, tie_line
-from skipsearch.search.study.expected_results import Known
-from skipsearch.search.trial.hypervolume import history
+from skipsearch.search.study.expected_results import ScorePredictor
+from skipsearch.search.trial.hypervolume import hypervolume_history
 from skipsearch.search.trial.pareto import front_trials
-from skipsearch.search.trial.trial_result import Estimate
+from skipsearch.search.trial.trial_result import IntervalEstimate
 
 EXAMPLES = 400
 
@@ -67,31 +74,31 @@ def test_equal_policies_are_told_apart_as_often_as_stated():
     for _ in range(400):
         hard = draw.random(60)
         one, other = ((draw.random(60) < hard).astype(float) for _ in range(2))
-        rejected += chance(scored(one), scored(other)) < 0.05
+        rejected += p_value(scored(one), scored(other)) < 0.05
     assert rejected / 400 < 0.07
 
 
 def test_scores_that_are_no_hits_are_compared_by_flipping_signs():
     draw = np.random.default_rng(1)
     one = draw.random(80)
-    assert chance(scored(one), scored(one + draw.normal(0, 0.1, 80))) > 0.05
-    assert chance(scored(one), scored(one - 0.1 + draw.normal(0, 0.1, 80))) < 0.01
+    assert p_value(scored(one), scored(one + draw.normal(0, 0.1, 80))) > 0.05
+    assert p_value(scored(one), scored(one - 0.1 + draw.normal(0, 0.1, 80))) < 0.01
     # Two tasks of unequal size: the few examples of one count more, so a count of hits would be wrong.
     small, large = np.zeros(10), np.zeros(90)
     better = scored([*(small + 1), *large], [10, 90])
-    assert better.value == 0.5 and chance(better, scored([*small, *large], [10, 90])) < 0.01
+    assert better.value == 0.5 and p_value(better, scored([*small, *large], [10, 90])) < 0.01
 
 
 def test_without_the_same_examples_nothing_is_said():
     kept = scored([1, 0, 1])
-    assert chance(kept, Measurement(0.5, 3)) is None
-    assert chance(kept, scored([1, 0, 1, 1])) is None
-    assert chance(kept, None) is None
-    assert examples(replace(kept, value=0.9)) is None, "a figure that is not the mean of its examples"
+    assert p_value(kept, Measurement(0.5, 3)) is None
+    assert p_value(kept, scored([1, 0, 1, 1])) is None
+    assert p_value(kept, None) is None
+    assert example_scores(replace(kept, value=0.9)) is None, "a figure that is not the mean of its examples"
 
 
 def test_examples_are_drawn_within_their_task():
-    weights = resampled([3, 5], 50, np.random.default_rng(0))
+    weights = bootstrap_weights([3, 5], 50, np.random.default_rng(0))
     assert weights[:, :3].sum(axis=1) == pytest.approx(0.5) and weights[:, 3:].sum(axis=1) == pytest.approx(0.5)
     assert len({tuple(row) for row in weights.round(6)}) > 30
 
@@ -104,20 +111,20 @@ def test_the_gain_is_the_difference_of_two_hypervolumes():
     assessment, names = record.assessment, ["accuracy", "prefill_flops"]
     begun = [trial for trial in record.trials if trial.number in range(9) and trial.feasible]
     points = [tuple(trial.search[name].value for name in names) for trial in begun]
-    rules = history(points, ["maximize", "minimize"], [record.reference[name] for name in names])[-1]
+    rules = hypervolume_history(points, ["maximize", "minimize"], [record.reference[name] for name in names])[-1]
     assert assessment.gain.value == pytest.approx(record.hypervolume[-1] - rules)
     assert assessment.gain.low < assessment.gain.value < assessment.gain.high
-    assert set(assessment.rules) <= set(range(1, 9)) and assessment.rules
+    assert set(assessment.best_baselines) <= set(range(1, 9)) and assessment.best_baselines
 
 
 def test_a_search_that_found_nothing_beyond_its_rules_gains_nothing():
     record = study(60, objectives=("accuracy", "prefill_flops"))
     found = with_examples(record, rules=range(1, 60))
-    assert found.assessment.gain == Estimate(0.0, 0.0, 0.0)
-    assert "is not told apart from the best simple rules (a rule as trial" in assessment_lines(found)[0]
+    assert found.assessment.gain == IntervalEstimate(0.0, 0.0, 0.0)
+    assert "is not better than the best baselines (a rule as trial" in assessment_lines(found)[0]
     clear = with_examples(record, rules=[2])
     assert clear.assessment.gain.low > 0
-    assert "The search beats the best simple rules (a rule as trial 2)" in assessment_lines(clear)[0]
+    assert "The search is significantly better than the best baseline (a rule as trial 2)" in assessment_lines(clear)[0]
 
 
 def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
@@ -142,13 +149,13 @@ def test_what_luck_chose_is_no_gain_where_both_fronts_are_confirmed():
     def area(numbers):
         points = [tuple((trials[number].search | trials[number].report)[name].value for name in names)
                   for number in numbers]  # fmt: skip
-        return history(points, ["maximize", "minimize"], [found.reference[name] for name in names])[-1]
+        return hypervolume_history(points, ["maximize", "minimize"], [found.reference[name] for name in names])[-1]
 
     rules = [trial.number for trial in trials if trial.baseline and trial.state == "complete"]
     assert confirmed.value == pytest.approx(area([0, *front]) - area([0, *rules]))
     assert confirmed.low <= confirmed.value <= confirmed.high
-    [line] = [line for line in assessment_lines(found) if "best simple rules" in line]
-    assert "neither was chosen by" in line
+    [line] = [line for line in assessment_lines(found) if "the best baselines" in line]
+    assert "on which neither front was selected" in line
     one = front[-1]
     without = tuple(replace(trial, report={}) if trial.number == one else trial for trial in trials)
     assert assess(replace(found, trials=without)).assessment.confirmed_gain is None
@@ -174,7 +181,7 @@ def test_without_examples_there_is_no_interval_and_without_rules_no_gain():
     assert assess(record).assessment.gain is None
     ruled = assess(changed(changed(record, 1, baseline="one"), 2, baseline="two"))
     assert ruled.assessment.gain.low is None
-    assert "no scores of single examples were kept, hence no interval" in " ".join(assessment_lines(ruled))
+    assert "no per-example scores were kept, so there is no interval" in " ".join(assessment_lines(ruled))
 
 
 # The gain over each rule
@@ -197,13 +204,15 @@ def two_objectives():
 def test_each_rule_has_the_hypervolume_of_its_own_trials():
     record = begun(two_objectives(), fastv=range(1, 9), last=range(5, 20), bandit=[59])
     names = ["accuracy", "prefill_flops"]
-    found = {result.name: result for result in record.assessment.by_rule}
+    found = {result.name: result for result in record.assessment.baseline_results}
     assert [*found] == sorted(found, key=lambda name: -found[name].hypervolume)
     for name, numbers in (("fastv", range(1, 9)), ("last", range(5, 20)), ("bandit", [59])):
         own = [trial for trial in record.trials if trial.number in numbers and trial.feasible]
         points = [tuple(trial.search[metric].value for metric in names) for trial in own]
         corner = [record.reference[metric] for metric in names]
-        assert found[name].hypervolume == pytest.approx(history([*points, None], ["maximize", "minimize"], corner)[-1])
+        assert found[name].hypervolume == pytest.approx(
+            hypervolume_history([*points, None], ["maximize", "minimize"], corner)[-1]
+        )
         assert found[name].settings == len({record.trial(number).policy.fingerprint for number in numbers})
         assert {*found[name].front} <= {trial.number for trial in own}
 
@@ -211,7 +220,7 @@ def test_each_rule_has_the_hypervolume_of_its_own_trials():
 def test_beside_a_rule_stands_the_best_of_the_front_that_costs_no_more():
     record = two_objectives()
     record = begun(record, last={*range(1, 40)} - {*record.front[1::2]})
-    (found,) = record.assessment.by_rule
+    (found,) = record.assessment.baseline_results
     assert found.beside and {found.front[0], found.front[-1]} <= {one.trial for one in found.beside}
     beaten = 0
     for one in found.beside:
@@ -223,7 +232,7 @@ def test_beside_a_rule_stands_the_best_of_the_front_that_costs_no_more():
             assert one.search is None and one.best in record.front
             continue
         beaten += 1
-        difference = examples(best["accuracy"]) - examples(rule["accuracy"])
+        difference = example_scores(best["accuracy"]) - example_scores(rule["accuracy"])
         assert one.search.value == pytest.approx(difference.mean())
         spread = 1.96 * difference.std() / len(difference) ** 0.5
         assert one.search.low == pytest.approx(one.search.value - spread, abs=0.35 * spread + 1e-9)
@@ -236,29 +245,29 @@ def test_a_rule_that_answered_some_examples_stands_where_it_is_expected_to():
     places = [*range(0, EXAMPLES, 2)]
     rule = min((trial for trial in record.trials if trial.feasible), key=lambda trial: trial.search["accuracy"].value
                - trial.search["prefill_flops"].value / record.reference["prefill_flops"])  # fmt: skip
-    scores = examples(rule.search["accuracy"])
+    scores = example_scores(rule.search["accuracy"])
     part = scored(scores[places])
     part = replace(part, detail={**part.detail, "places": places, "total": EXAMPLES})
     cost = {"prefill_flops": rule.search["prefill_flops"]}
     record = changed(record, rule.number, search=cost, estimates={"accuracy": part}, early_stopped="it is worse")
     record = begun(record, last=[rule.number])
-    (found,) = record.assessment.by_rule
-    expected = Known.of(record.trials).levelled("accuracy", part).value
+    (found,) = record.assessment.baseline_results
+    expected = ScorePredictor.fit(record.trials).predict_score("accuracy", part).value
     share = 1 - cost["prefill_flops"].value / record.reference["prefill_flops"]
     assert found.front == (rule.number,) and found.hypervolume == pytest.approx(expected * share)
     (one,) = found.beside
-    best = examples(record.trial(one.best).search["accuracy"])
+    best = example_scores(record.trial(one.best).search["accuracy"])
     assert one.search.value == pytest.approx((best - scores)[places].mean())
     assert f"<small>from {len(places)} of {EXAMPLES}</small>" in page(record)
 
 
 def test_only_what_is_confirmed_counts_on_the_report_split():
     record = begun(two_objectives(), last=range(1, 40), fastv=[1])
-    found = {result.name: result for result in record.assessment.by_rule}
+    found = {result.name: result for result in record.assessment.baseline_results}
     confirmed = [number for number in found["last"].front if record.trial(number).report]
     assert found["last"].confirmed == len(confirmed) > 0
     alone = begun(record, last=confirmed)
-    assert alone.assessment.by_rule[0].report == pytest.approx(found["last"].report)
+    assert alone.assessment.baseline_results[0].report == pytest.approx(found["last"].report)
     for one in found["last"].beside:
         both = [record.trial(number).report for number in (one.trial, one.best)]
         assert (one.report is None) == (one.best == one.trial or not all(both))
@@ -267,24 +276,24 @@ def test_only_what_is_confirmed_counts_on_the_report_split():
 def test_rules_without_a_useful_policy_say_so():
     record = two_objectives()
     record = begun(changed(record, 7, violations={"accuracy": 0.1}), last=[7])
-    (found,) = record.assessment.by_rule
+    (found,) = record.assessment.baseline_results
     assert (found.front, found.hypervolume, found.report, found.beside) == ((), 0.0, None, ())
-    assert "none that keeps the constraints is better than dense" in page(record)
+    assert "no policy that keeps the constraints is better than dense" in page(record)
 
 
 def test_the_report_names_each_rule_with_its_source_and_draws_its_points():
     record = begun(two_objectives(), fastv=range(1, 9), last=range(5, 20), mine=[21])
     text = without_library(page(record))
-    assert "What the search gained over published rules" in text
+    assert "What the search gained over published baselines" in text
     assert 'FastV, <a href="https://arxiv.org/abs/2403.06764">arXiv:2403.06764</a>' in text
     for name in ("fastv", "last", "mine"):
         assert f"<th>{name}<small>" in text
         (drawn,) = [trace for trace in plane_figure(record, planes(record)[0]).data if trace.name == name]
-        numbers = [trial.number for trial in record.trials if name in trial.rules and "accuracy" in trial.search]
+        numbers = [trial.number for trial in record.trials if name in trial.baseline_settings and "accuracy" in trial.search]
         assert [f"<b>trial {number}</b>" in hover for number, hover in zip(numbers, drawn.hovertext, strict=True)]
         assert all(f"<br>{name}: setting" in hover or f"; {name}" in hover for hover in drawn.hovertext)
     assert "What the search gained" not in page(study())
-    assert "Hypervolume of each rule by itself: " in " ".join(assessment_lines(record))
+    assert "Hypervolume of each baseline alone: " in " ".join(assessment_lines(record))
 
 
 # The forecast
@@ -319,9 +328,9 @@ def test_a_search_that_has_saturated_is_told_so():
 
 def test_where_nothing_was_gained_the_rule_of_three_bounds_what_may_come():
     flat = [0.1, 0.3, *[0.3] * 78]
-    assert forecast(flat) == Estimate(0.0, 0.0, pytest.approx(0.2 * 100 * 3 / 60))
+    assert forecast(flat) == IntervalEstimate(0.0, 0.0, pytest.approx(0.2 * 100 * 3 / 60))
     assert forecast(flat, ceiling=0.5).high == pytest.approx(0.2)
-    assert forecast([0.0] * 40) == Estimate(0.0, 0.0, 0.0)
+    assert forecast([0.0] * 40) == IntervalEstimate(0.0, 0.0, 0.0)
 
 
 def test_too_few_trials_are_no_ground():
@@ -337,7 +346,7 @@ def test_the_forecast_is_the_same_each_time_and_below_what_can_be():
 def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
     """What is measured in full only at the end would else look like a leap of the search."""
     record = with_examples(study(60, objectives=("accuracy", "prefill_flops")))
-    plain = growth(record)
+    plain = hypervolume_curve(record)
     early = next(
         trial for trial in record.trials[1:] if trial.feasible and plain[trial.number] > plain[trial.number - 1]
     )
@@ -345,9 +354,9 @@ def test_what_was_set_aside_counts_for_the_forecast_when_it_was_found():
     part = replace(entry, detail={**entry.detail, "places": [*range(entry.n)], "total": entry.n})
     search = {name: figure for name, figure in early.search.items() if name != "accuracy"}
     aside = refronted(changed(record, early.number, search=search, estimates={"accuracy": part}), confirm=False)
-    assert growth(aside) == pytest.approx(plain) and aside.hypervolume[early.number] < plain[early.number]
+    assert hypervolume_curve(aside) == pytest.approx(plain) and aside.hypervolume[early.number] < plain[early.number]
     given_up = changed(aside, early.number, early_stopped="surely worse")
-    assert growth(given_up)[early.number] == pytest.approx(growth(given_up)[early.number - 1])
+    assert hypervolume_curve(given_up)[early.number] == pytest.approx(hypervolume_curve(given_up)[early.number - 1])
 
 
 # What is printed
@@ -359,14 +368,14 @@ def test_ties_stand_in_the_table_with_what_they_mean():
     assert ties and set(ties) <= set(record.front)
     for number, other in ties.items():
         assert record.front.index(other) == record.front.index(number) - 1
-        p = chance(record.trial(number).search["accuracy"], record.trial(other).search["accuracy"])
+        p = p_value(record.trial(number).search["accuracy"], record.trial(other).search["accuracy"])
         assert p > 0.05
     untied = [pair for pair in zip(record.front, record.front[1:], strict=False) if ties.get(pair[1]) != pair[0]]
-    assert all(chance(*(record.trial(one).search["accuracy"] for one in pair)) <= 0.05 for pair in untied)
+    assert all(p_value(*(record.trial(one).search["accuracy"] for one in pair)) <= 0.05 for pair in untied)
     text = without_library(page(record))
     number, other = next(pair for pair in ties.items() if pair[1])
     assert f"trial {number}, tied with trial {other}</small>" in text
-    assert "<b>Tied</b> is a policy whose accuracy cannot be told" in text
+    assert "<b>Tied</b> means that the policy’s accuracy does not differ" in text
     assert "<b>Tied</b>" not in page(study())
 
 
@@ -390,7 +399,7 @@ def test_a_search_by_divergence_has_ties_and_a_winners_curse_in_its_unit():
     assert selection_bias(turned) == pytest.approx(selection_bias(record)) and selection_bias(record) != 0
     assert tie_line(turned).startswith("Tied in divergence by a paired test")
     assert f"look {abs(selection_bias(record)):.3g} nats of divergence" in selection_bias_line(turned)
-    assert "<b>Tied</b> is a policy whose divergence cannot be told" in page(turned)
+    assert "<b>Tied</b> means that the policy’s divergence does not differ" in page(turned)
 
 
 def test_no_rule_within_the_constraints_is_not_called_worse_than_dense():
@@ -398,7 +407,7 @@ def test_no_rule_within_the_constraints_is_not_called_worse_than_dense():
     broken = replace(record.dense, violations={"accuracy": 0.1})
     rule = replace(record.trial(1), baseline="a rule", violations={"accuracy": 0.1})
     found = assess(replace(record, trials=(broken, rule, *record.trials[2:])))
-    assert "the simple rules, none within the constraints: " in assessment_lines(found)[0]
+    assert "the baselines, none of which keeps the constraints: " in assessment_lines(found)[0]
 
 
 def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path, capsys):
@@ -410,12 +419,12 @@ def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path,
     text = page(record)
     for line in assessment_lines(record):
         assert line in out
-        assert line.replace("'", "&#x27;") in text
+        assert line.replace("'", "&#39;") in text
     assert "The search ended: all 60 trials are measured" in out
     assert "another 100 trials are expected to add" in out
     assert "confirmed policies look" in out
     data = json.loads(json.dumps(summary_data(record, tmp_path)))
-    assessment = data["assessment"]
+    assessment = data["verdict"]
     assert data["ended"] == record.ended
     assert assessment["rules"] and {entry["rule"] for entry in assessment["rules"]} == {"a rule"}
     assert assessment["gain"]["low"] <= assessment["gain"]["value"] <= assessment["gain"]["high"]
@@ -427,9 +436,9 @@ def test_the_verdict_is_printed_in_the_report_the_terminal_and_as_json(tmp_path,
 def test_a_difference_on_a_part_of_the_examples_is_the_mean_over_tasks_too():
     """One task has many examples, on which nothing differs, and one has few, on which everything does."""
     ours, theirs = scored([1.0] * 60 + [1.0] * 20, [60, 20]), scored([1.0] * 60 + [0.0] * 20, [60, 20])
-    whole = difference(ours, theirs)
+    whole = paired_difference(ours, theirs)
     places = [70, 0, 1, 2, 79, 3, 4, 5, 6, 61]
     part = replace(theirs, n=10, detail={"per_example": [theirs.detail["per_example"][p] for p in places],
                                          "places": places, "total": 80})  # fmt: skip
-    assert whole.value == difference(ours, part).value == 0.5
-    assert difference(ours, part).low == difference(ours, part).high == 0.5
+    assert whole.value == paired_difference(ours, part).value == 0.5
+    assert paired_difference(ours, part).low == paired_difference(ours, part).high == 0.5

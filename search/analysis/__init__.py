@@ -1,1 +1,1 @@
-"""Reading a finished study: its front, its gain over baselines, and policies under other bounds."""
+"""Reads a finished study: its front, its gain over baselines, and policies under other constraints."""

@@ -1,105 +1,113 @@
-"""What the search gained over each rule that it began with: what the rule comes to by itself, beside the front."""
+"""Compares the front of a search with each of the baselines that it started from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ...evaluators.base import Direction
-from ..study.expected_results import Known, as_expected
-from ..trial.hypervolume import Point, history
-from ..trial.pareto import evenly, front_trials, objective_point
-from ..trial.trial_result import Estimate, TrialResult
-from .paired_tests import difference, examples
-from .reselect import bounds_of, violations
-from .study_record import BaselineComparison, BaselineResult, StudyRecord, quality
+from ..study.expected_results import ScorePredictor, with_predicted_scores
+from ..trial.hypervolume import Point, hypervolume_history
+from ..trial.pareto import evenly_spaced, front_trials, objective_point
+from ..trial.trial_result import IntervalEstimate, TrialResult
+from .paired_tests import example_scores, paired_difference
+from .reselect import combined_bounds, violations
+from .study_record import BaselineComparison, BaselineResult, StudyRecord, accuracy_objective
 
-SHOWN = 3  # policies of a rule that are set beside the front
-
-
-def by_rule(record: StudyRecord) -> tuple[BaselineResult, ...]:
-    """Every rule of a study, that of the largest hypervolume first."""
-    names = dict.fromkeys(name for trial in record.trials for name in trial.rules)
-    found = [result(record, name) for name in names]
-    return tuple(sorted(found, key=lambda one: -one.hypervolume))
+MAX_COMPARED = 3  # policies per baseline that are compared with the front
 
 
-def result(record: StudyRecord, name: str) -> BaselineResult:
-    """What the trials of one rule come to."""
-    known = Known.of(record.trials)
-    own = {trial.number: as_told(record, trial, known) for trial in record.trials if name in trial.rules}
-    numbers = front_trials([record.dense, *own.values()], record.objectives)
-    front = [own[number] for number in numbers if number in own]
+def baseline_results(record: StudyRecord) -> tuple[BaselineResult, ...]:
+    """Every baseline of a study, by falling hypervolume."""
+    names = dict.fromkeys(name for trial in record.trials for name in trial.baseline_settings)
+    results = [baseline_result(record, name) for name in names]
+    return tuple(sorted(results, key=lambda result: -result.hypervolume))
+
+
+def baseline_result(record: StudyRecord, name: str) -> BaselineResult:
+    """The front and the hypervolume of one baseline's trials."""
+    predictor = ScorePredictor.fit(record.trials)
+    trials = {trial.number: with_expected_scores(record, trial, predictor)
+              for trial in record.trials if name in trial.baseline_settings}  # fmt: skip
+    numbers = front_trials([record.dense, *trials.values()], record.objectives)
+    front = [trials[number] for number in numbers if number in trials]
     return BaselineResult(
         name=name,
-        settings=len({trial.policy.fingerprint for trial in own.values()}),
+        settings=len({trial.policy.fingerprint for trial in trials.values()}),
         front=tuple(trial.number for trial in front),
         hypervolume=hypervolume_of(record, front),
         confirmed=sum(bool(trial.report) for trial in front),
         report=confirmed_hypervolume(record, front),
-        beside=tuple(beside(record, trial) for trial in evenly(front, SHOWN)),
+        beside=tuple(compare(record, trial) for trial in evenly_spaced(front, MAX_COMPARED)),
     )
 
 
-def as_told(record: StudyRecord, trial: TrialResult, known: Known) -> TrialResult:
-    """A trial with all that is known: what was measured on some of the examples as it is expected to be on all."""
-    return as_expected(trial, known, lambda whole: violations(record, whole, bounds_of(record, (), ())))
+def with_expected_scores(record: StudyRecord, trial: TrialResult, predictor: ScorePredictor) -> TrialResult:
+    """A trial whose scores on some of the examples are replaced by those expected on all of them."""
+    bounds = combined_bounds(record, (), ())
+    return with_predicted_scores(trial, predictor, lambda whole: violations(record, whole, bounds))
 
 
 def hypervolume_of(record: StudyRecord, trials: Sequence[TrialResult]) -> float:
     """The hypervolume of some trials on the search split."""
-    return volume(record, [objective_point(trial.search, record.dense.search, record.objectives) for trial in trials])
+    points = [objective_point(trial.search, record.dense.search, record.objectives) for trial in trials]
+    return front_volume(record, points)
 
 
 def confirmed_hypervolume(record: StudyRecord, trials: Sequence[TrialResult]) -> float | None:
-    """The hypervolume, on the report split, of those that are confirmed; None where none is."""
-    confirmed = [on_report(trial) for trial in trials if trial.report]
-    return hypervolume_of(replace(record, trials=(on_report(record.dense),)), confirmed) if confirmed else None
+    """The hypervolume of the confirmed trials on the report split; None without any."""
+    confirmed = [on_report_split(trial) for trial in trials if trial.report]
+    if not confirmed:
+        return None
+    return hypervolume_of(replace(record, trials=(on_report_split(record.dense),)), confirmed)
 
 
-def on_report(trial: TrialResult) -> TrialResult:
-    """A trial by what it measured on the report split, and by its costs."""
+def on_report_split(trial: TrialResult) -> TrialResult:
+    """A trial whose report measurements take the place of those of the search."""
     return replace(trial, search={**trial.search, **trial.report}, early_stopped=None, estimates={})
 
 
-def volume(record: StudyRecord, points: Sequence[Point | None]) -> float:
-    """Hypervolume of some points, as the study counts it."""
+def front_volume(record: StudyRecord, points: Sequence[Point | None]) -> float:
+    """Hypervolume of some points under the study's directions and reference point."""
     directions: list[Direction] = [*record.objectives.values()]
-    return history([*points, None], directions, [record.reference[name] for name in record.objectives])[-1]
+    reference = [record.reference[name] for name in record.objectives]
+    return hypervolume_history([*points, None], directions, reference)[-1]
 
 
 def quality_metric(record: StudyRecord) -> str | None:
-    """The objective that tells how good a policy is: a fraction, or else one that is measured on examples."""
-    on_examples = (name for name in record.objectives if examples(record.dense.search.get(name)) is not None)
-    return quality(record) or next(on_examples, None)
+    """The objective that measures quality: accuracy, or else the first one with per-example scores."""
+    scored = (name for name in record.objectives if example_scores(record.dense.search.get(name)) is not None)
+    return accuracy_objective(record) or next(scored, None)
 
 
-def minimised(record: StudyRecord, trial: TrialResult) -> dict[str, float]:
-    """The objectives of a trial that has them all, so that less is better."""
+def minimised_objectives(record: StudyRecord, trial: TrialResult) -> dict[str, float]:
+    """The objectives of a trial, with the sign of maximised ones flipped; empty where one is missing."""
     point = objective_point(trial.search, record.dense.search, record.objectives) or ()
     pairs = zip(record.objectives.items(), point, strict=True)
     return {name: -value if direction == "maximize" else value for (name, direction), value in pairs}
 
 
-def beside(record: StudyRecord, trial: TrialResult) -> BaselineComparison:
-    """A policy of a rule and the best policy of the front that costs no more, which may be itself."""
-    name, own = quality_metric(record), minimised(record, trial)
-    front = {number: minimised(record, record.trial(number)) for number in record.front} | {trial.number: own}
-    affordable = {number: costs for number, costs in front.items()
-                  if all(costs[cost] <= own[cost] for cost in own if cost != name)}  # fmt: skip
-    if name is None:
+def compare(record: StudyRecord, trial: TrialResult) -> BaselineComparison:
+    """Compares a baseline's policy with the best policy of the front that costs no more, which may be the same."""
+    quality, own = quality_metric(record), minimised_objectives(record, trial)
+    front = {number: minimised_objectives(record, record.trial(number)) for number in record.front}
+    candidates = front | {trial.number: own}
+    affordable = {number: objectives for number, objectives in candidates.items()
+                  if all(objectives[name] <= own[name] for name in own if name != quality)}  # fmt: skip
+    if quality is None:
         return BaselineComparison(trial.number, next(iter(affordable)), None, None)
-    number = min(affordable, key=lambda number: (affordable[number][name], number != trial.number))
+    number = min(affordable, key=lambda number: (affordable[number][quality], number != trial.number))
     if number == trial.number:
         return BaselineComparison(number, number, None, None)
-    asked, best = record.trial(trial.number), record.trial(number)
-    search = difference(best.search.get(name), {**asked.estimates, **asked.search}.get(name))
-    report = difference(best.report.get(name), asked.report.get(name))
-    flip = record.objectives[name] == "minimize"
-    return BaselineComparison(trial.number, number, turned(search, flip), turned(report, flip))
+    baseline, best = record.trial(trial.number), record.trial(number)
+    search = paired_difference(best.search.get(quality), {**baseline.estimates, **baseline.search}.get(quality))
+    report = paired_difference(best.report.get(quality), baseline.report.get(quality))
+    if record.objectives[quality] == "minimize":
+        search, report = negated(search), negated(report)
+    return BaselineComparison(trial.number, number, search, report)
 
 
-def turned(estimate: Estimate | None, flip: bool) -> Estimate | None:
-    """A difference as a gain."""
-    if estimate is None or not flip:
-        return estimate
+def negated(estimate: IntervalEstimate | None) -> IntervalEstimate | None:
+    """An estimate and its interval with the opposite sign."""
+    if estimate is None:
+        return None
     low, high = (None if end is None else -end for end in (estimate.high, estimate.low))
     return replace(estimate, value=-estimate.value, low=low, high=high)

@@ -1,13 +1,13 @@
-"""How each time of a study was measured: noise, stand-ins, and how the front came out when it was timed again."""
+"""How each time of a study was measured: its noise, the cost it was predicted from, and the front timed again."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from ...evaluators.base import Measurement
-from ..times.noise import noise_of, spread_of
+from ..times.noise import time_noise, time_spread
 from ..times.stand_ins import StandIn
-from ..trial.modelled_time import SURE, ModelledTime, is_time
+from ..trial.modelled_time import Z95, ModelledTime, is_time
 from ..trial.trial_result import TrialResult
 from .study_record import Clock
 
@@ -16,20 +16,20 @@ def clocks(
     trials: Sequence[TrialResult],
     front: Sequence[int],
     null: Mapping[str, Sequence[Measurement]],
-    found: Sequence[StandIn],
+    stand_ins: Sequence[StandIn],
 ) -> dict[str, Clock]:
-    """What is known of each time.
+    """How each time was measured, by metric.
 
     Args:
-        trials: All trials, their times smoothed; the first is dense.
-        front: Numbers of the front's.
-        null: By metric, dense against dense.
-        found: Which cost stands in for which time.
+        trials: All trials with smoothed times; the first is dense.
+        front: Trial numbers of the front.
+        null: By metric, dense measured against dense.
+        stand_ins: Costs that predict a time.
     """
-    instead = {one.metric: one for one in found}
+    by_metric = {stand_in.metric: stand_in for stand_in in stand_ins}
     members = [trial for trial in trials if trial.number in front and not trial.policy.is_dense]
     return {
-        name: clock(name, trials, members, null.get(name, ()), instead.get(name))
+        name: clock(name, trials, members, null.get(name, ()), by_metric.get(name))
         for name, entry in trials[0].search.items()
         if is_time(name, entry)
     }
@@ -40,33 +40,33 @@ def clock(
     trials: Sequence[TrialResult],
     members: Sequence[TrialResult],
     null: Sequence[Measurement],
-    instead: StandIn | None,
+    stand_in: StandIn | None,
 ) -> Clock:
-    """What is known of one time."""
-    noise = noise_of(null)
+    """How one time was measured; `members` are the trials of the front without dense."""
+    noise = time_noise(null)
     both = [(one.search[name], one.report[name]) for one in members if name in one.search and name in one.report]
-    pairs = [(searched, again) for searched, again in both if isinstance(searched, ModelledTime) and again.dense]
-    gaps = [again.value / (again.dense or math.nan) - searched.estimate.ratio for searched, again in pairs]
-    raw = [ratio_of(again) - ratio_of(searched) for searched, again in pairs if not searched.is_predicted]
-    errors = [math.hypot(searched.estimate.error, stray(again)) for searched, again in pairs]
+    pairs = [(search, again) for search, again in both if isinstance(search, ModelledTime) and again.dense]
+    gaps = [ratio_of(again) - search.estimate.ratio for search, again in pairs]
+    raw = [ratio_of(again) - ratio_of(search) for search, again in pairs if not search.is_predicted]
+    errors = [math.hypot(search.estimate.error, ratio_error(again)) for search, again in pairs]
     return Clock(
         noise=noise,
         blocks=len(null),
-        spread=None if noise is None else spread_of(trials, name, noise),
-        cost=instead.cost if instead else None,
-        text=instead.text if instead else "",
+        spread=None if noise is None else time_spread(trials, name, noise),
+        cost=stand_in.cost if stand_in else None,
+        text=stand_in.text if stand_in else "",
         again=len(pairs),
-        within=sum(abs(gap) <= SURE * error for gap, error in zip(gaps, errors, strict=True)),
+        within=sum(abs(gap) <= Z95 * error for gap, error in zip(gaps, errors, strict=True)),
         gap=statistics.fmean(gaps) if gaps else None,
         raw_gap=statistics.fmean(raw) if raw else None,
     )
 
 
 def ratio_of(entry: Measurement) -> float:
-    """A time by that of dense, as it was measured."""
+    """The measured ratio of a time to that of dense."""
     return entry.value / (entry.dense or math.nan)
 
 
-def stray(entry: Measurement) -> float:
+def ratio_error(entry: Measurement) -> float:
     """Standard error of the ratio of a time that was measured again."""
     return (entry.stderr or 0.0) / (entry.dense or math.nan)

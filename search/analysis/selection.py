@@ -1,4 +1,4 @@
-"""Selects policies from the archive of a study under bounds that it was not searched with."""
+"""Selects policies from a study's measured trials, and suggests one that was not measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,52 +9,57 @@ from ..space.constraint import Constraint
 from ..study.storage import DATABASE, space_of
 from ..trial.trial_result import TrialResult
 from .load_study import read_record
-from .reselect import best, bounds_of, parsed, under
+from .reselect import best_trial, combined_bounds, parse_bounds, under_bounds
 from .study_record import StudyRecord
-from .suggest import cannot_tell, offer
+from .suggest import suggest, why_no_suggestion
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a study has to offer under other bounds.
+    """What a study offers under other bounds.
 
     Attributes:
-        record: The study as if it had searched under the bounds.
+        record: The study with violations and front by the bounds.
         bounds: All of them.
-        pick: The best trial under a budget, where one was given.
-        unmeasured: A policy that was not measured in full and is expected to be better than the best that was and keeps
-            the bounds, in the first objective; None where there is none.
-        untold: Why that cannot be told; None where it can.
+        pick: The best trial within a budget, where one was given.
+        suggestion: A policy that was not measured on all examples, keeps the bounds, and is expected to be better in
+            the first objective than every measured one; None where there is none.
+        no_suggestion: Why no suggestion is possible; None where one is.
     """
 
     record: StudyRecord
     bounds: Sequence[Constraint]
     pick: TrialResult | None = None
-    unmeasured: Policy | None = None
-    untold: str | None = None
+    suggestion: Policy | None = None
+    no_suggestion: str | None = None
 
     @property
     def trials(self) -> list[TrialResult]:
-        """The pick, or the front, dearest first."""
+        """The pick, or else the front, most expensive first."""
         return [self.pick] if self.pick else [self.record.trial(number) for number in self.record.front]
 
 
 def select(folder: Path, constraints: Sequence[str], picks: Sequence[str]) -> Selection:
-    """Select from the archive of a study.
+    """Select policies from a study under other bounds.
 
     Args:
         folder: The study's folder.
-        constraints: Bounds such as `accuracy>=0.9*dense`, in the place of the study's own on the same metrics.
-        picks: Bounds that one policy is picked under, such as `ttft_ms<=0.6*dense`; they come on top.
+        constraints: Bounds such as `accuracy>=0.9*dense` that replace the study's own on the same metrics.
+        picks: Bounds such as `ttft_ms<=0.6*dense` that are added, to pick the best policy within a budget.
 
     Raises:
-        UsageError: a bound is none, or on what was not measured.
+        UsageError: a bound cannot be parsed, or the study did not measure its metric.
         StudyError: there is no study.
     """
     record = read_record(folder)
-    bounds = bounds_of(record, parsed(constraints, "--constraint", record), parsed(picks, "--pick", record))
-    found = under(record, bounds)
+    replacing, added = parse_bounds(constraints, "--constraint", record), parse_bounds(picks, "--pick", record)
+    bounds = combined_bounds(record, replacing, added)
+    record = under_bounds(record, bounds)
     space = space_of(folder / DATABASE)
     return Selection(
-        found, bounds, best(found) if picks else None, offer(found, space, bounds), cannot_tell(found, space)
+        record=record,
+        bounds=bounds,
+        pick=best_trial(record) if picks else None,
+        suggestion=suggest(record, space, bounds),
+        no_suggestion=why_no_suggestion(record, space),
     )

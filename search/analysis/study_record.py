@@ -1,4 +1,4 @@
-"""A finished study as plain values: what the report, the command line and the exported files are made from."""
+"""A finished study as plain values: the input of the report, the command line and the exported files."""
 
 import math
 from collections.abc import Mapping
@@ -7,39 +7,39 @@ from typing import Any
 
 from ...evaluators.base import Direction, Metric, Split
 from ..trial.pareto import objective_value
-from ..trial.trial_result import Estimate, TrialResult
+from ..trial.trial_result import IntervalEstimate, TrialResult
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A policy of a rule, and the best of the search's front that costs no more.
+    """A baseline's policy beside the best policy of the front that costs no more.
 
     Attributes:
-        trial: The rule's.
-        best: The front's; the same where nothing on the front is better.
-        search: By how much the front's is better, on the search split.
-        report: The same on the report split; None where they are not both confirmed.
+        trial: The baseline's trial.
+        best: The trial of the front; the same where none on the front is better.
+        search: How much better that one is on the search split; None where both are the same.
+        report: The same on the report split; None unless both are confirmed.
     """
 
     trial: int
     best: int
-    search: Estimate | None
-    report: Estimate | None
+    search: IntervalEstimate | None
+    report: IntervalEstimate | None
 
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """What one rule came to by itself.
+    """What the trials of one baseline achieve alone.
 
     Attributes:
-        name: Of the rule.
-        settings: How many policies were begun as this rule.
-        front: The trials of those that stand on the front which they make together with dense, dearest first. One that
-            answered only some examples stands where it is expected to.
+        name: Of the baseline.
+        settings: How many of its policies were tried.
+        front: Trials on the front that they form together with dense, most expensive first. A trial that answered only
+            some of the examples counts with its expected result.
         hypervolume: Of that front, on the search split.
-        confirmed: How many of that front are confirmed.
-        report: Hypervolume of those on the report split; None where there are none.
-        beside: Some of that front beside the search's.
+        confirmed: How many trials of that front are confirmed.
+        report: Hypervolume of the confirmed ones on the report split; None without any.
+        beside: Some trials of that front, each beside one of the search's front.
     """
 
     name: str
@@ -53,25 +53,25 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a search was worth.
+    """What a search achieved.
 
     Attributes:
-        rules: Trials that were simple rules to start from and stand on the front of these, dearest first.
-        gain: Hypervolume of the search's front beyond that of the rules; None where it began with no rules.
-        confirmed_gain: The same on the report split; None where the two fronts are not both confirmed there.
-        forecast: Hypervolume that the next 100 trials are expected to add; None after too few.
-        ties: By number of a front trial, the next dearer one that it cannot be told from by what tells how good it is.
-        by_rule: What each rule that the search started from came to, the best first.
-        agreement: How well the divergence ranks policies by accuracy; None where not both were measured often enough.
+        best_baselines: Trials on the common front of all baselines, most expensive first.
+        gain: Hypervolume of the search's front minus that of the baselines; None where it started from no baselines.
+        confirmed_gain: The same on the report split; None unless both fronts are confirmed there.
+        forecast: Hypervolume that further trials are expected to add; None with too few trials.
+        ties: By front trial, the next more expensive one that does not differ significantly from it in quality.
+        baseline_results: What each baseline achieves alone, best first.
+        agreement: Kendall's tau of the guide's loss with accuracy; None with too few trials that measured both.
     """
 
-    rules: tuple[int, ...] = ()
-    gain: Estimate | None = None
-    confirmed_gain: Estimate | None = None
-    forecast: Estimate | None = None
+    best_baselines: tuple[int, ...] = ()
+    gain: IntervalEstimate | None = None
+    confirmed_gain: IntervalEstimate | None = None
+    forecast: IntervalEstimate | None = None
     ties: Mapping[int, int] = field(default_factory=dict)
-    by_rule: tuple[BaselineResult, ...] = ()
-    agreement: Estimate | None = None
+    baseline_results: tuple[BaselineResult, ...] = ()
+    agreement: IntervalEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ class Clock:
     """How a time was measured; ratios are to dense.
 
     Attributes:
-        noise: How far one measured ratio strays, by dense against dense; None where that was not measured.
+        noise: Standard error of one measured ratio, from dense against dense; None where that was not measured.
         blocks: How often dense was measured against itself.
-        spread: Standard deviation of the ratios of all measured policies, noise taken off; None where few were.
-        cost: The counted cost that the time was predicted from; None where it was measured in every trial.
-        text: What the search said of that.
+        spread: Standard deviation of the ratios of all measured policies, without the noise; None with few policies.
+        cost: The counted cost that predicts the time; None where the time was measured in every trial.
+        text: What the search said about that prediction.
         again: How many policies of the front were timed again.
-        within: How many of those are within the 95 % interval of the difference.
-        gap: By how much the ratio of those is larger when it is measured again, on average.
-        raw_gap: The same of what was measured in the search, without the model.
+        within: How many of them lie within the 95 % interval of the difference.
+        gap: Mean ratio when timed again minus the ratio that the search estimated.
+        raw_gap: Mean ratio when timed again minus the ratio that the search measured, before smoothing.
     """
 
     noise: float | None = None
@@ -103,12 +103,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study, read from its database.
+    """A study as read from its database.
 
     Attributes:
-        name: The study's name, also its folder's.
+        name: The study's name, and that of its folder.
         model_id: The model that was searched.
-        num_layers: Its decoder layers.
+        num_layers: Its number of decoder layers.
         objectives: Direction by metric, in the space's order.
         constraints: Bound by metric, as written in the space, such as `>= 0.9 * dense`.
         metrics: Unit and meaning of every measured metric.
@@ -118,10 +118,10 @@ class StudyRecord:
         reference: The reference point of the hypervolume, by objective.
         space_text: The space file, verbatim.
         environment: Versions, hardware, seed.
-        summary: What the run measured of itself, such as seconds a trial against seconds of its forward passes.
+        summary: What the trials cost, such as seconds per trial against seconds of their forward passes.
         ended: Why the search ended; None where it was interrupted.
-        assessment: What the search was worth, as far as that can be told.
-        guide: Which figure guided the search; None where accuracy did alone.
+        assessment: What the search achieved.
+        guide: The metric that guided the search; None where accuracy did.
         clocks: By time, how it was measured.
     """
 
@@ -145,7 +145,7 @@ class StudyRecord:
 
     @property
     def dense(self) -> TrialResult:
-        """The dense baseline, trial 0."""
+        """The dense baseline, which is the first trial."""
         return self.trials[0]
 
     def trial(self, number: int) -> TrialResult:
@@ -154,7 +154,7 @@ class StudyRecord:
 
 
 def percent_of_dense(record: StudyRecord, trial: TrialResult, name: str, split: Split = "search") -> float:
-    """A figure in percent of the dense model's on the same examples; NaN where either is missing."""
+    """A metric in percent of the dense model's on the same examples; NaN where either is missing."""
     ours, dense = (getattr(one, split).get(name) for one in (trial, record.dense))
     if ours is None or dense is None or not dense.value:
         return math.nan
@@ -167,7 +167,7 @@ def policy_files(record: StudyRecord) -> dict[int, str]:
     return {number: f"pareto-{place:02d}.yaml" for place, number in enumerate(numbers, start=1)}
 
 
-def quality(record: StudyRecord) -> str | None:
-    """The metric that says how good a model is: the first maximised objective that is a fraction."""
+def accuracy_objective(record: StudyRecord) -> str | None:
+    """The first maximised objective that is a fraction; None without any."""
     fractions = [name for name in record.objectives if record.metrics[name].unit == "fraction"]
     return next((name for name in fractions if record.objectives[name] == "maximize"), None)

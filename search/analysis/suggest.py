@@ -1,4 +1,4 @@
-"""A policy that nobody measured, where all that was measured lets one expect it to be better under some bounds."""
+"""Suggests a policy that was not measured, where the search's models expect it to beat every measured one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,172 +7,184 @@ import numpy as np
 from ...evaluators.base import Measurement
 from ...policies.policy import ModelRef, Policy, Provenance
 from ...policies.version import __version__
-from ..sampler.additive_cost import Sum
+from ..sampler.additive_cost import AdditiveCost
 from ..sampler.candidates import double_moves, single_moves
-from ..sampler.gaussian_process import FEWEST, Surrogate
+from ..sampler.gaussian_process import MIN_FOR_PAIRS, Surrogate
 from ..sampler.knapsack import additive_front
-from ..sampler.search_space import Alternatives
+from ..sampler.search_space import CategoricalSpace
 from ..space.constraint import Constraint
 from ..space.parameters import Parameters
 from ..space.space import Space
 from ..space.units import amount, unit_of
-from ..study.expected_results import Known
+from ..study.expected_results import ScorePredictor
 from ..trial.arrays import Codes, Floats
 from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
-from .reselect import best
+from .reselect import best_trial
 from .study_record import StudyRecord
 
-LEAST = 20  # policies below which nothing is expected of others; those that answered few examples count
-CAUTION = 1.0  # standard deviations by which an expectation must be on the right side
-WEIGHINGS = 16  # of the bounded costs, for each of which the additive front is solved
-PARENTS = 32
-MUTANTS = 2000
+MIN_POLICIES = 20  # policies below which nothing is suggested; trials with scores on some of the examples count
+MARGIN = 1.0  # standard deviations by which a prediction must keep a bound or beat a measurement
+NUM_WEIGHTINGS = 16  # random weightings of the bounded costs, each with its own additive front
+NUM_PARENTS = 32
+NUM_MUTANTS = 2000
 
 
-def cannot_tell(record: StudyRecord, space: Space) -> str | None:
-    """Why nothing can be expected of policies that were not measured; None where something may be."""
+def why_no_suggestion(record: StudyRecord, space: Space) -> str | None:
+    """Why no unmeasured policy can be suggested; None where one can."""
     parameters = Parameters(space, record.num_layers)
+    if not has_only_layers(parameters):
+        return "the space has variables besides the layers' choices (schedules, or how tokens are ranked)"
+    found = len(PolicyPredictor(record, parameters, [next(iter(record.objectives))]).codes)
+    return f"found {found} measured policies, expected at least {MIN_POLICIES}" if found < MIN_POLICIES else None
+
+
+def has_only_layers(parameters: Parameters) -> bool:
+    """True for a space whose variables are all choices of layers."""
     names = [*parameters.options]
-    if not names or not all(name.startswith("layer_") for name in names):
-        return "the space leaves more to choose than layers (schedules, or how tokens are ranked)"
-    found = len(Archive(record, parameters, [next(iter(record.objectives))]).codes)
-    return f"found {found} policies of use, expected at least {LEAST}" if found < LEAST else None
+    return bool(names) and all(name.startswith("layer_") for name in names)
 
 
-def offer(record: StudyRecord, space: Space, bounds: Sequence[Constraint]) -> Policy | None:
-    """The policy not measured in full of which most is expected in the first objective.
+def suggest(record: StudyRecord, space: Space, bounds: Sequence[Constraint]) -> Policy | None:
+    """The unmeasured policy with the best expected first objective that is expected to keep all bounds.
 
-    That objective is expected by the surrogate of the search, every other bounded figure by a sum over the layers. What
-    is expected must keep every bound, and be better than the best that was measured and keeps them, each by a standard
-    deviation.
+    The search's surrogate predicts the first objective, and a sum over layers predicts each other bounded metric. By
+    one standard deviation each, a suggestion must keep every bound and beat the best measured policy that keeps them.
 
     Args:
-        record: The study under the bounds.
-        space: Its space.
+        record: The study, with violations and front by the bounds.
+        space: Its search space.
         bounds: What the policy must keep.
 
     Returns:
-        The policy, without measured figures; None where nothing better is expected, too little was measured, or the
-        space leaves more to choose than layers.
+        The policy, without measurements; None where no policy is expected to be better, too few were measured, or the
+        space has variables besides the layers' choices.
     """
     parameters = Parameters(space, record.num_layers)
-    names = [*parameters.options]
-    if not names or not all(name.startswith("layer_") for name in names):
+    if not has_only_layers(parameters):
         return None
     objective, direction = next(iter(record.objectives.items()))
-    costs = [*dict.fromkeys(bound.metric for bound in bounds if bound.metric != objective)]
-    archive = Archive(record, parameters, [objective, *costs])
-    if len(archive.codes) < LEAST:
+    metrics = [objective, *dict.fromkeys(bound.metric for bound in bounds if bound.metric != objective)]
+    predictor = PolicyPredictor(record, parameters, metrics)
+    if len(predictor.codes) < MIN_POLICIES:
         return None
     sign = -1.0 if direction == "maximize" else 1.0
-    codes, expected, spread = archive.outlook(sign)
-    found = best(record)
-    limit = np.inf if found is None else sign * figure(record, found.search, objective)
-    cautious = expected[:, 0] * sign + CAUTION * spread[:, 0]
-    for place in np.argsort(cautious, kind="stable"):
-        if cautious[place] >= limit:
+    codes, means, deviations = predictor.predict_candidates(sign)
+    best = best_trial(record)
+    limit = np.inf if best is None else sign * compared_value(record, best.search, objective)
+    upper_bounds = means[:, 0] * sign + MARGIN * deviations[:, 0]
+    for place in np.argsort(upper_bounds, kind="stable"):
+        if upper_bounds[place] >= limit:
             break
-        figures = dict(zip([objective, *costs], zip(expected[place], spread[place], strict=True), strict=True))
-        if all(keeps(record, bound, *figures[bound.metric]) for bound in bounds):
-            policy = archive.unseen(codes[place])
+        predicted = dict(zip(metrics, zip(means[place], deviations[place], strict=True), strict=True))
+        if all(keeps_bound(record, bound, *predicted[bound.metric]) for bound in bounds):
+            policy = predictor.unmeasured_policy(codes[place])
             if policy is not None:
-                return marked(record, policy, {name: value for name, (value, _) in figures.items()})
+                return with_expectation(record, policy, {name: mean for name, (mean, _) in predicted.items()})
     return None
 
 
-class Archive:
-    """What was measured of a study, as the surrogate takes it.
+class PolicyPredictor:
+    """Predicts metrics of unmeasured policies from a study's trials.
 
     Args:
         record: The study.
-        parameters: Its space's.
-        metrics: The first objective, and what else is of interest.
+        parameters: The variables of its space.
+        metrics: The first objective, and the other metrics to predict.
+
+    Attributes:
+        codes: Measured policies, shape (policies, variables).
+        values: Their metrics, shape (policies, metrics).
+        errors: Standard error of the first metric, 0 where it was measured on all examples, shape (policies,).
     """
 
     def __init__(self, record: StudyRecord, parameters: Parameters, metrics: Sequence[str]) -> None:
         self._parameters = parameters
-        labels = parameters.options
         dense = parameters.labels()
-        self._labels = {name: sorted(known, key=lambda label: label != dense[name]) for name, known in labels.items()}
-        self._seen = {trial.policy.fingerprint for trial in record.trials if not trial.estimates or trial.early_stopped}
-        rows, known = [], Known.of(record.trials)
+        # Each variable's options, with that of the dense model first: its code is 0.
+        self._options = {name: sorted(options, key=lambda option: option != dense[name])
+                         for name, options in parameters.options.items()}  # fmt: skip
+        whole = [trial for trial in record.trials if not trial.estimates or trial.early_stopped]
+        self._measured = {trial.policy.fingerprint for trial in whole}
+        rows, scores = [], ScorePredictor.fit(record.trials)
         for trial in record.trials:
-            code, told = self._code(trial), known.expected(trial)
-            if code is not None and all(name in told for name in metrics):
-                rough = told[metrics[0]].stderr if metrics[0] in trial.estimates else None
-                figures = [figure(record, told, name) for name in metrics]
-                rows.append((code, figures, rough or 0.0))
+            code, found = self._encode(trial), scores.predict(trial)
+            if code is not None and all(name in found for name in metrics):
+                error = found[metrics[0]].stderr if metrics[0] in trial.estimates else None
+                rows.append((code, [compared_value(record, found, name) for name in metrics], error or 0.0))
         self.codes: Codes = np.array([code for code, _, _ in rows], np.int16)
-        self.figures: Floats = np.array([figures for _, figures, _ in rows], float)
+        self.values: Floats = np.array([values for _, values, _ in rows], float)
         self.errors: Floats = np.array([error for _, _, error in rows], float)
-        layers = [parameters.layers[name] for name in self._labels]
-        self._alternatives = Alternatives([*self._labels.values()], layers)
+        layers = [parameters.layers[name] for name in self._options]
+        self._space = CategoricalSpace([*self._options.values()], layers)
 
-    def _code(self, trial: TrialResult) -> list[int] | None:
-        """The number of each layer's or group's choice; None for what no choices of the layers come to."""
+    def _encode(self, trial: TrialResult) -> list[int] | None:
+        """The code of each variable; None for a trial without a result of its own or outside the space's choices."""
         if trial.state != "complete" or trial.duplicate_of is not None:
             return None
-        given = self._parameters.encode(trial.policy)
-        return None if given is None else [known.index(given[name]) for name, known in self._labels.items()]
+        labels = self._parameters.encode(trial.policy)
+        return None if labels is None else [options.index(labels[name]) for name, options in self._options.items()]
 
-    def unseen(self, code: Sequence[int]) -> Policy | None:
-        """The policy of a code; None where it was tried, or the space forbids it."""
-        labels = {name: known[number] for (name, known), number in zip(self._labels.items(), code, strict=True)}
-        policy = self._parameters.policy(labels)
-        return None if policy.fingerprint in self._seen or not self._parameters.allows(policy) else policy
+    def unmeasured_policy(self, code: Sequence[int]) -> Policy | None:
+        """The policy of a code; None where it was measured, or the space forbids it."""
+        pairs = zip(self._options.items(), code, strict=True)
+        policy = self._parameters.policy({name: options[number] for (name, options), number in pairs})
+        return None if policy.fingerprint in self._measured or not self._parameters.allows(policy) else policy
 
-    def outlook(self, sign: float) -> tuple[Codes, Floats, Floats]:
-        """Candidates, what each metric of theirs is expected to be, and its standard deviation.
+    def predict_candidates(self, sign: float) -> tuple[Codes, Floats, Floats]:
+        """Candidate policies with the predicted mean and standard deviation of each metric.
 
         Args:
-            sign: -1 where the first metric is to be maximised, else 1.
+            sign: -1 where the first metric is maximised, else 1.
+
+        Returns:
+            Codes of shape (candidates, variables); means and deviations of shape (candidates, metrics).
         """
-        space = self._alternatives
-        dense = self.figures[np.flatnonzero(~self.codes.any(1))[0]]
-        losses = sign * (self.figures[:, 0] - dense[0])
-        sums = [Sum(space, self.codes, figures) for figures in self.figures[:, 1:].T]
-        changes = [np.abs(figure.alone()) for figure in sums]
-        saved = sum((change / (change.max() or 1.0) for change in changes), np.zeros(len(space.kind)))
-        weights, whole = saved + 0.2 * (saved.max() or 1.0), int(np.count_nonzero(self.errors == 0))
-        surrogate = Surrogate(space, weights, self.codes, losses, self.errors, sparse=whole >= FEWEST)
-        codes = self._candidates(surrogate, [figure.axis for figure in sums], losses)
+        space = self._space
+        dense = self.values[np.flatnonzero(~self.codes.any(1))[0]]
+        losses = sign * (self.values[:, 0] - dense[0])
+        costs = [AdditiveCost(space, self.codes, values) for values in self.values[:, 1:].T]
+        effects = [np.abs(cost.main_effects()) for cost in costs]
+        saved = sum((effect / (effect.max() or 1.0) for effect in effects), np.zeros(len(space.kind)))
+        weights, num_whole = saved + 0.2 * (saved.max() or 1.0), int(np.count_nonzero(self.errors == 0))
+        surrogate = Surrogate(space, weights, self.codes, losses, self.errors, sparse=num_whole >= MIN_FOR_PAIRS)
+        codes = self._candidates(surrogate, [cost.normalised for cost in costs], losses)
         mean, deviation = surrogate.predict(codes)
-        middle = surrogate.link.inverse(mean)
-        expected = [dense[0] + sign * middle, *(figure(codes) for figure in sums)]
-        spread = [surrogate.link.inverse(mean + deviation) - middle]
-        spread += [np.full(len(codes), figure.error) for figure in sums]
-        return codes, np.array(expected).T, np.array(spread).T
+        loss = surrogate.warping.inverse(mean)
+        means = [dense[0] + sign * loss, *(cost(codes) for cost in costs)]
+        deviations = [surrogate.warping.inverse(mean + deviation) - loss]
+        deviations += [np.full(len(codes), cost.error) for cost in costs]
+        return codes, np.array(means).T, np.array(deviations).T
 
-    def _candidates(self, surrogate: Surrogate, axes: Sequence[Floats], losses: Floats) -> Codes:
-        """The additive front of every weighing, the best that were measured, and what is near to both."""
-        space, draw = self._alternatives, np.random.default_rng(0)
-        alone = space.by_combination(space.table(surrogate.alone()))
-        weights = draw.dirichlet(np.ones(len(axes)), size=WEIGHINGS) if axes else ()
-        fronts = [space.separate(additive_front(alone, np.tensordot(weight, axes, 1))) for weight in weights]
-        parents = np.concatenate([*fronts, self.codes[np.argsort(losses, kind="stable")[:PARENTS]]])
-        nearby = [
-            single_moves(space, parents[:: max(1, len(parents) // PARENTS)]),
-            double_moves(space, parents, MUTANTS, draw),
+    def _candidates(self, surrogate: Surrogate, costs: Sequence[Floats], losses: Floats) -> Codes:
+        """Additive fronts under random weightings of the costs, the best measured policies, and neighbours of both."""
+        space, random = self._space, np.random.default_rng(0)
+        main_effects = space.by_combination(space.table(surrogate.main_effects()))
+        weights = random.dirichlet(np.ones(len(costs)), size=NUM_WEIGHTINGS) if costs else ()
+        fronts = [space.separate(additive_front(main_effects, np.tensordot(weight, costs, 1))) for weight in weights]
+        parents = np.concatenate([*fronts, self.codes[np.argsort(losses, kind="stable")[:NUM_PARENTS]]])
+        neighbours = [
+            single_moves(space, parents[:: max(1, len(parents) // NUM_PARENTS)]),
+            double_moves(space, parents, NUM_MUTANTS, random),
         ]
-        return np.unique(np.concatenate([parents, *nearby]), axis=0)
+        return np.unique(np.concatenate([parents, *neighbours]), axis=0)
 
 
-def figure(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> float:
-    """What was found of a metric, as the search compares it."""
+def compared_value(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> float:
+    """The value of a metric by which the search compares policies."""
     return objective_value(name, found[name], record.dense.search[name])
 
 
-def keeps(record: StudyRecord, bound: Constraint, value: float, spread: float) -> bool:
-    """True where an expected figure keeps a bound even if it is a little worse."""
-    worse = value - CAUTION * spread if bound.at_least else value + CAUTION * spread
+def keeps_bound(record: StudyRecord, bound: Constraint, mean: float, deviation: float) -> bool:
+    """True where a prediction keeps a bound by the margin."""
+    worse = mean - MARGIN * deviation if bound.at_least else mean + MARGIN * deviation
     dense = record.dense.search[bound.metric]
     return bound.excess(worse, dense.value, dense.floor) <= 0
 
 
-def marked(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:
-    """A policy that says that nobody measured it, and what is expected."""
-    told = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in expected.items())
+def with_expectation(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:
+    """The policy with a provenance that marks it as unmeasured and says what is expected of it."""
+    text = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in expected.items())
     model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
-    provenance = Provenance(study=record.name, skipsearch=__version__, unmeasured=f"expected {told}")
+    provenance = Provenance(study=record.name, skipsearch=__version__, unmeasured=f"expected {text}")
     return policy.model_copy(update={"model": model, "provenance": provenance})

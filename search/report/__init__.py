@@ -1,1 +1,1 @@
-"""Drawing a finished study: the folder, the page, figures and terminal output."""
+"""Writes and prints a finished study: its folder, the HTML report, figures and terminal output."""

@@ -1,4 +1,4 @@
-"""The study's folder: what is derived from the database, and can be made again from it at any time."""
+"""Writes a study's folder: its space and environment, and the files that are derived from the database."""
 
 import hashlib
 import itertools
@@ -22,7 +22,7 @@ from ..trial.modelled_time import ModelledTime
 from ..trial.trial_result import TrialResult
 
 POLICIES = "policies"
-WRITTEN = ".written.json"
+DIGESTS = ".written.json"  # SHA-256 of the policy files that were written last
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
@@ -46,7 +46,7 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, or what the platform module knows where the system does not name it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -56,7 +56,7 @@ def processor() -> str:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a package."""
+    """The installed version of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -64,7 +64,7 @@ def package_version(name: str) -> str | None:
 
 
 def write_folder(folder: Path) -> StudyRecord:
-    """Make everything that is derived from the database: policies, table, figure and report.
+    """Write every file that is derived from the database: policies, table, figure and report.
 
     Raises:
         StudyError: see `read_record`.
@@ -79,59 +79,62 @@ def write_folder(folder: Path) -> StudyRecord:
 
 
 def write_policies(record: StudyRecord, folder: Path) -> None:
-    """One file for each policy of the front, by falling cost; files of an older front are removed.
+    """Write one file per policy of the front, by falling cost, and remove the files of an older front.
 
-    A file that was not written here, or was changed since, is kept, under another name where it stands in the way.
+    A file of another origin, or one that was edited since, is kept. It is renamed where its name is needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = written_before(folder)
+    digests = read_digests(folder)
     for old in folder.glob("pareto-*.yaml"):
-        if is_ours(old, record, written):
+        if is_unchanged(old, record, digests):
             old.unlink()
         elif old.name in policy_files(record).values():
             old.rename(free_name(old))
-    found = {}
+    digests = {}
     for number, file in policy_files(record).items():
         exported(record, record.trial(number)).save(folder / file)
-        found[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-    (folder / WRITTEN).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        digests[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
 
-def written_before(folder: Path) -> dict[str, str]:
-    """By name, the digest of each file that was written here last; empty where that is not known."""
+def read_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name of the policies that were written last; empty without a readable list."""
     try:
-        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8")))
+        return dict(json.loads((folder / DIGESTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def is_ours(file: Path, record: StudyRecord, written: Mapping[str, str]) -> bool:
-    """True for a file that was written here and that nobody has changed since."""
-    if file.name in written:
-        return hashlib.sha256(file.read_bytes()).hexdigest() == written[file.name]
-    try:  # An older release kept no list.
+def is_unchanged(file: Path, record: StudyRecord, digests: Mapping[str, str]) -> bool:
+    """True for a policy file that this study wrote and that was not edited since."""
+    if file.name in digests:
+        return hashlib.sha256(file.read_bytes()).hexdigest() == digests[file.name]
+    try:  # Older releases wrote no digests: compare the content.
         policy = Policy.load(file)
     except PolicyError:
         return False
-    return not written and policy.provenance.study == record.name and policy.to_yaml() == file.read_text("utf-8")
+    return not digests and policy.provenance.study == record.name and policy.to_yaml() == file.read_text("utf-8")
 
 
 def free_name(file: Path) -> Path:
-    """A name for a file of somebody else's that stands where one of ours goes."""
+    """An unused name beside a file that must make room."""
     names = (file.with_name(f"{file.stem}.kept-{number}.yaml") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
 
 
 def exported(record: StudyRecord, trial: TrialResult) -> Policy:
-    """A trial's policy with its figures and where it comes from."""
+    """A trial's policy with its measurements and its provenance."""
     model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
     provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
-    update = {"model": model, "measured": figures(trial, record.dense), "provenance": provenance}
+    update = {"model": model, "measured": measurements(trial, record.dense), "provenance": provenance}
     return trial.policy.model_copy(update=update)
 
 
-def figures(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
-    """Every figure beside the dense one: what was measured again by split, that of the search under `search_…`."""
+def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
+    """Every measurement beside that of dense.
+
+    Where a metric was measured again on the report split, the value of the search is named `search_…`.
+    """
     found: dict[str, Measured] = {}
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
@@ -142,25 +145,25 @@ def figures(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
 
 
 def measured(entry: Measurement, dense: Measurement | None, split: Split | None) -> Measured:
-    """One figure for the policy file; a latency stands beside the dense one that was interleaved with it."""
-    beside = entry.dense if entry.dense is not None else (dense.value if dense else None)
+    """One measurement for the policy file; a time is paired with that of dense which was interleaved with it."""
+    dense_value = entry.dense if entry.dense is not None else (dense.value if dense else None)
     modelled, stderr = None, entry.stderr
     if isinstance(entry, ModelledTime) and entry.dense is not None:
         modelled, stderr = entry.estimate.ratio * entry.dense, entry.estimate.error * entry.dense
     return Measured(
-        value=entry.value, dense=beside, stderr=stderr, iqr=entry.iqr, n=entry.n, split=split, modelled=modelled
+        value=entry.value, dense=dense_value, stderr=stderr, iqr=entry.iqr, n=entry.n, split=split, modelled=modelled
     )
 
 
 def start_folder(folder: Path, text: str, facts: Mapping[str, Any], resume: bool) -> None:
-    """Write the run's own input and its environment, before anything is measured.
+    """Write the space and the environment of a run, before anything is measured.
 
-    The environment is that in which the study began; each further start is listed in it with what differs.
+    The environment is that of the study's first run. Each resumed run is listed in it with what differs.
     """
     (folder / SPACE).write_text(text, encoding="utf-8")
-    # One that is there without a study is of a study that was removed.
+    # Without `resume`, an environment in the folder is left over from a study that was removed.
     first = read_environment(folder / ENVIRONMENT) if resume else {}
     if first:
-        again = {key: value for key, value in facts.items() if key == "started" or first.get(key) != value}
-        facts = first | {"resumed": [*first.get("resumed", []), again]}
+        differences = {key: value for key, value in facts.items() if key == "started" or first.get(key) != value}
+        facts = first | {"resumed": [*first.get("resumed", []), differences]}
     (folder / ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

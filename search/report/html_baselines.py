@@ -1,103 +1,137 @@
-"""The part of a report that sets the search beside the published rules it began with."""
+"""The report's table that compares the search with the published baselines, as values for `baselines.html`."""
 
-import re
-from html import escape
+from dataclasses import dataclass
 
-from ..analysis.baseline_comparison import as_told, confirmed_hypervolume, quality_metric
+from ..analysis.baseline_comparison import confirmed_hypervolume, quality_metric, with_expected_scores
 from ..analysis.study_record import BaselineComparison, BaselineResult, StudyRecord, percent_of_dense, policy_files
 from ..baselines.registry import SOURCES
 from ..space.units import amount, phrase, signed_points
-from ..study.expected_results import Known
-from ..trial.trial_result import Estimate
-
-ARXIV = re.compile(r"arXiv:([0-9.]+[0-9])")
-LEAD = (
-    "Each rule at its best settings, and the best policy of the front that costs no more. A gain is told with its 95 % "
-    "interval, from the same examples for both; on the search split it flatters the front, which was chosen there, on "
-    "the report split, told where both are confirmed, it does not. A rule that answered only some of the examples "
-    "stands where it is expected to on all. A hypervolume is that of the rule by itself."
-)
+from ..study.expected_results import ScorePredictor
+from ..trial.trial_result import IntervalEstimate
 
 
-def rules_section(record: StudyRecord) -> str:
-    """The whole section; empty where the search began with no rules."""
-    if not record.assessment.by_rule:
-        return ""
+@dataclass(frozen=True)
+class TableCell:
+    """One cell of the table.
+
+    Attributes:
+        lines: Texts, each with a note in small print beneath; None for no note.
+        link: The trial that the first text links to; None for plain text.
+    """
+
+    lines: list[tuple[str, str | None]]
+    link: int | None = None
+
+    @classmethod
+    def of(cls, text: str, note: str | None = None, link: int | None = None) -> "TableCell":
+        """A cell of one text."""
+        return cls([(text, note)], link)
+
+
+@dataclass(frozen=True)
+class BaselineRows:
+    """One baseline.
+
+    Attributes:
+        name: Its name.
+        source: Where it was published.
+        arxiv: The arXiv number of the source; empty where it has none.
+        settings: How many of its policies were tried.
+        volume: Hypervolume of its own front.
+        rows: One row per policy that is shown; none where no policy that keeps the constraints is better than dense.
+    """
+
+    name: str
+    source: str
+    arxiv: str
+    settings: int
+    volume: TableCell
+    rows: list[list[TableCell]]
+
+
+@dataclass(frozen=True)
+class BaselineTable:
+    """The whole table.
+
+    Attributes:
+        columns: Title and note of each column.
+        num_policies: Policies on the front of the search.
+        volume: Hypervolume of the front of the search.
+        results: The baselines.
+    """
+
+    columns: list[tuple[str, str]]
+    num_policies: int
+    volume: TableCell
+    results: list[BaselineRows]
+
+
+def baseline_table(record: StudyRecord) -> BaselineTable | None:
+    """The search beside each baseline; None where the search started from no baselines."""
+    if not record.assessment.baseline_results:
+        return None
     name = quality_metric(record)
-    costs = [one for one in record.objectives if one != name]
-    head = [("rule", ""), ("hypervolume", "search split"), ("setting", "")]
-    head += [(phrase(cost), "of dense") for cost in costs]
+    costs = [objective for objective in record.objectives if objective != name]
+    columns = [("baseline", ""), ("hypervolume", "search split"), ("setting", "")]
+    columns += [(phrase(cost), "of dense") for cost in costs]
     if name is not None:
-        head += [(phrase(name), "search split"), ("the search", "at no more cost"), ("gain", "search split")]
-    rows = [search_row(record, len(head))]
-    for result in record.assessment.by_rule:
-        rows += rule_rows(record, result, costs, name, len(head))
-    titles = "".join(f"<th>{escape(title)}<small>{note}</small></th>" for title, note in head)
-    return (
-        f"<section><h2>What the search gained over published rules</h2><p>{LEAD}</p>"
-        f'<div class="scroll"><table class="rules"><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+        columns += [(phrase(name), "search split"), ("the search", "at no more cost"), ("gain", "search split")]
+    front = [record.trial(number) for number in policy_files(record)]
+    confirmed = sum(bool(trial.report) for trial in front)
+    return BaselineTable(
+        columns=columns,
+        num_policies=len(front),
+        volume=_volume(record.hypervolume[-1], confirmed_hypervolume(record, front), confirmed, len(front)),
+        results=[_baseline(record, result, costs, name) for result in record.assessment.baseline_results],
     )
 
 
-def search_row(record: StudyRecord, width: int) -> str:
-    """The search's own front, for its hypervolume."""
-    front = [record.trial(number) for number in policy_files(record)]
-    confirmed = sum(bool(trial.report) for trial in front)
-    figures = volumes(record.hypervolume[-1], confirmed_hypervolume(record, front), confirmed, len(front))
-    head = f"<th>the search<small>policies: {len(front)}</small></th>"
-    return f"<tr>{head}<td>{figures}</td>{'<td></td>' * (width - 2)}</tr>"
+def _baseline(record: StudyRecord, result: BaselineResult, costs: list[str], name: str | None) -> BaselineRows:
+    source, _, arxiv = SOURCES.get(result.name, "").partition("arXiv:")
+    return BaselineRows(
+        name=result.name,
+        source=source,
+        arxiv=arxiv,
+        settings=result.settings,
+        volume=_volume(result.hypervolume, result.report, result.confirmed, len(result.front)),
+        rows=[_row(record, result.name, comparison, costs, name) for comparison in result.beside],
+    )
 
 
-def rule_rows(record: StudyRecord, result: BaselineResult, costs: list[str], name: str | None, width: int) -> list[str]:
-    """One row a policy that is shown; one that says so where a rule has none."""
-    source = escape(SOURCES.get(result.name, ""))
-    linked = ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', source)
-    head = f"<th>{escape(result.name)}<small>{linked}</small><small>settings: {result.settings}</small></th>"
-    if not result.beside:
-        note = "none that keeps the constraints is better than dense"
-        return [f'<tr>{head}<td>–</td><td colspan="{width - 2}"><em>{note}</em></td></tr>']
-    head += f"<td>{volumes(result.hypervolume, result.report, result.confirmed, len(result.front))}</td>"
-    rows = []
-    for one in result.beside:
-        rows.append(f"<tr>{head}{cells(record, result.name, one, costs, name)}</tr>")
-        head = "<th></th><td></td>"
-    return rows
-
-
-def volumes(search: float, report: float | None, confirmed: int, count: int) -> str:
-    """A hypervolume on both splits; of how many policies, where they are not all confirmed."""
+def _volume(search: float, report: float | None, confirmed: int, count: int) -> TableCell:
+    """A hypervolume on both splits, and of how many policies where not all are confirmed."""
     part = "" if confirmed == count else f" ({confirmed} of {count})"
-    return f"{search:.4f}<small>{'' if report is None else f'report {report:.4f}{part}'}</small>"
+    return TableCell.of(f"{search:.4f}", "" if report is None else f"report {report:.4f}{part}")
 
 
-def cells(record: StudyRecord, rule: str, one: BaselineComparison, costs: list[str], name: str | None) -> str:
-    """A policy of a rule, what it costs, and what the front has instead."""
-    trial = as_told(record, record.trial(one.trial), Known.of(record.trials))
-    found = [f"{escape(trial.rules[rule])}<small>trial {trial.number}</small>"]
-    found += [f"{percent_of_dense(record, trial, cost):.0f} %" for cost in costs]
+def _row(
+    record: StudyRecord, baseline: str, comparison: BaselineComparison, costs: list[str], name: str | None
+) -> list[TableCell]:
+    """A baseline's policy, its costs, and the policy of the front that replaces it."""
+    trial = with_expected_scores(record, record.trial(comparison.trial), ScorePredictor.fit(record.trials))
+    row = [TableCell.of(trial.baseline_settings[baseline], f"trial {trial.number}")]
+    row += [TableCell.of(f"{percent_of_dense(record, trial, cost):.0f} %") for cost in costs]
     if name is None:
-        return "".join(f"<td>{cell}</td>" for cell in found)
+        return row
     unit, entry = record.metrics[name].unit, trial.search[name]
     part = f"from {entry.n} of {entry.detail['total']}" if entry.is_partial else ""
-    found.append(f"{amount(entry.value, unit)}<small>{part}</small>")
-    if one.best == one.trial:
-        found += ["itself" if one.best in record.front else "nothing better", ""]
-    else:
-        best = record.trial(one.best)
-        notes = [f"{percent_of_dense(record, best, cost):.0f} %" for cost in costs[:1]] + [*best.rules]
-        found.append(f'<a href="#trial-{best.number}">trial {best.number}</a><small>{escape(", ".join(notes))}</small>')
-        found.append(gain(one.search, unit) + (f"report {gain(one.report, unit)}" if one.report else ""))
-    return "".join(f"<td>{cell}</td>" for cell in found)
+    row.append(TableCell.of(amount(entry.value, unit), part))
+    if comparison.best == comparison.trial:
+        replacement = "itself" if comparison.best in record.front else "nothing better"
+        return [*row, TableCell.of(replacement), TableCell([])]
+    best = record.trial(comparison.best)
+    notes = [f"{percent_of_dense(record, best, cost):.0f} %" for cost in costs[:1]] + [*best.baseline_settings]
+    row.append(TableCell.of(f"trial {best.number}", ", ".join(notes), link=best.number))
+    splits = {"": comparison.search, "report ": comparison.report}
+    gains = [(split, *_estimate(gain, unit)) for split, gain in splits.items() if gain is not None]
+    return [*row, TableCell([(f"{split}{text}", interval) for split, text, interval in gains])]
 
 
-def gain(estimate: Estimate | None, unit: str) -> str:
-    """A gain with its interval."""
-    if estimate is None:
-        return ""
+def _estimate(estimate: IntervalEstimate, unit: str) -> tuple[str, str]:
+    """A gain and its interval as text."""
 
-    def told(value: float) -> str:
-        return signed_points(value).removesuffix(" points") if unit == "fraction" else f"{value:+.3g} {unit}"
+    def formatted(value: float) -> str:
+        return signed_points(value) if unit == "fraction" else f"{value:+.3g} {unit}"
 
-    ends = " to ".join(told(end) for end in (estimate.low, estimate.high) if end is not None)
-    return f"{signed_points(estimate.value) if unit == 'fraction' else told(estimate.value)}<small>{ends}</small>"
+    ends = (formatted(end).removesuffix(" points") for end in (estimate.low, estimate.high) if end is not None)
+    return formatted(estimate.value), " to ".join(ends)

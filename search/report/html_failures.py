@@ -1,30 +1,33 @@
-"""What went wrong, in full: the traceback of each exception, once, with the trials that it failed."""
+"""What went wrong in a study, for the report: each traceback once, with the trials that it failed."""
 
 from collections import defaultdict
-from html import escape
+from dataclasses import dataclass
 
 from ..analysis.study_record import StudyRecord
 
-SHOWN = 20  # different tracebacks
+MAX_TRACEBACKS = 20
 
 
-def failures_section(record: StudyRecord) -> str:
-    """Tracebacks, and trials that failed when they were to answer more; empty where there are none."""
+@dataclass(frozen=True)
+class Failures:
+    """What went wrong.
+
+    Attributes:
+        tracebacks: Trial numbers and traceback, one entry per different traceback.
+        setbacks: Trials that failed when they were promoted, and the reasons.
+    """
+
+    tracebacks: list[tuple[list[int], str]]
+    setbacks: list[tuple[int, tuple[str, ...]]]
+
+
+def failures(record: StudyRecord) -> Failures:
+    """Tracebacks of failed trials, and the reasons of failed promotions."""
     trials: defaultdict[str, list[int]] = defaultdict(list)
     for trial in record.trials:
         if trial.traceback is not None and trial.duplicate_of is None:
             trials[trial.traceback].append(trial.number)
-    parts = [
-        f"<details><summary>trial {', '.join(map(str, numbers))}: {escape(trace.strip().splitlines()[-1])}</summary>"
-        f"<pre>{escape(trace)}</pre></details>"
-        for trace, numbers in [*trials.items()][:SHOWN]
-    ]
-    setbacks = [
-        f"<li>trial {trial.number}, when it was to answer more examples; those that it had answered count: "
-        f"{escape('; '.join(trial.setbacks))}</li>"
-        for trial in record.trials
-        if trial.setbacks
-    ]
-    if setbacks:
-        parts.append(f"<ul>{''.join(setbacks)}</ul>")
-    return f"<h3>What went wrong</h3>{''.join(parts)}" if parts else ""
+    return Failures(
+        tracebacks=[(numbers, text) for text, numbers in trials.items()][:MAX_TRACEBACKS],
+        setbacks=[(trial.number, trial.promotion_failures) for trial in record.trials if trial.promotion_failures],
+    )

@@ -1,50 +1,85 @@
-"""The layer map of a report: what every policy of the front leaves out, as HTML."""
+"""The layer map of a report: what every policy of the front leaves out, as values for `layer_map.html`."""
 
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...policies.choice import LayerChoice
 from ..analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from ..space.objectives import first_cost
 from .layer_map import COLOURS, SCOPES, Cell, cells
 
-RATIO_LEGEND = (0.75, 0.5, 0.25)
+LEGEND_RATIOS = (0.75, 0.5, 0.25)
 
 
-def map_section(record: StudyRecord) -> str:
-    """One row a front policy, one column a layer."""
+@dataclass(frozen=True)
+class Swatch:
+    """One cell of the map or of its legend.
+
+    Attributes:
+        classes: CSS classes that colour it.
+        title: The tooltip; empty in the legend.
+        ratio: The layer's own token ratio; None where it has none.
+        left: The share of image tokens that earlier layers left over; None where all are left.
+        scope: Letters of the phase and the tokens that the choice is limited to.
+    """
+
+    classes: str = ""
+    title: str = ""
+    ratio: str | None = None
+    left: str | None = None
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy of the front."""
+
+    trial: int
+    label: str
+    cells: list[Swatch]
+
+
+@dataclass(frozen=True)
+class FrontMap:
+    """One row per policy of the front, one column per layer, and the legend of what occurs."""
+
+    num_layers: int
+    rows: list[Row]
+    legend: list[tuple[Swatch, str]]
+
+
+def front_map(record: StudyRecord) -> FrontMap:
+    """The layer map of the front."""
     cost = first_cost(record.objectives)
-    rows, occurring = [], set[str]()
+    rows, drawn_cells = [], list[Cell]()
     for number in policy_files(record):
         trial = record.trial(number)
         share = f" · {percent_of_dense(record, trial, cost):.0f} %" if cost is not None else ""
         drawn = cells(trial.policy, record.num_layers)
-        choices = trial.policy.choices(record.num_layers)
-        row = "".join(_cell(index, *pair) for index, pair in enumerate(zip(drawn, choices, strict=True)))
-        rows.append(f'<a href="#trial-{number}">trial {number}{share}</a>{row}')
-        occurring |= {part for one in drawn for part in (one.attention, one.phase, one.tokens)}
-        occurring |= {"once"} if any(one.left is not None for one in drawn) else set()
-    ticks = "".join(f"<span>{index if index % 5 == 0 else ''}</span>" for index in range(record.num_layers))
-    grid = f'<div class="map" style="--layers:{record.num_layers}"><span>layer</span>{ticks}{"".join(rows)}</div>'
-    return f'{_legend(occurring)}<div class="scroll">{grid}</div>' if rows else ""
+        pairs = zip(drawn, trial.policy.choices(record.num_layers), strict=True)
+        row = [_swatch(index, cell, choice) for index, (cell, choice) in enumerate(pairs)]
+        rows.append(Row(number, f"trial {number}{share}", row))
+        drawn_cells += drawn
+    return FrontMap(record.num_layers, rows, _legend(drawn_cells))
 
 
-def _cell(index: int, drawn: Cell, choice: LayerChoice) -> str:
-    tokens = "" if drawn.ratio is None else f'<u style="--r:{drawn.ratio:g}"></u>'
-    tokens += "" if drawn.left is None else f'<u class="left" style="--r:{drawn.left:g}"></u>'
-    scope = f"<b>{drawn.phase}{drawn.tokens}</b>" if drawn.phase or drawn.tokens else ""
-    kinds = {drawn.attention, drawn.ffn} - {"keep"}
-    title = f"layer {index}: {choice.label}" + ("" if drawn.left is None else f", of the {drawn.left:g} left (once)")
-    return f'<i class="{" ".join(sorted(kinds))}" title="{escape(title)}">{tokens}{scope}</i>'
+def _swatch(index: int, cell: Cell, choice: LayerChoice) -> Swatch:
+    classes = " ".join(sorted({cell.attention, cell.ffn} - {"keep"}))
+    title = f"layer {index}: {choice.label}" + ("" if cell.left is None else f", of the {cell.left:g} left (once)")
+    return Swatch(classes, title, _ratio(cell.ratio), _ratio(cell.left), cell.phase + cell.tokens)
 
 
-def _legend(occurring: set[str]) -> str:
-    """The common choices, and of the others those that occur."""
+def _ratio(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
+    """The common choices always, the rare ones where they occur."""
+    occurring = {part for cell in drawn for part in (cell.attention, cell.phase, cell.tokens)}
     names = [name for name in ("keep", *COLOURS) if name != "token_ratio"]
     names = [name for name in names if name != "parallel_shared" or name in occurring]
-    entries = [(f'<i class="{name}"></i>', name.replace("_shared", ", shared norm")) for name in names]
-    entries += [(f'<i><u style="--r:{ratio:g}"></u></i>', f"token_ratio {ratio:g}") for ratio in RATIO_LEGEND]
-    if "once" in occurring:
-        entries.append(('<i><u class="left" style="--r:0.5"></u></i>', "left by the layers before (once)"))
-    entries += [(f"<i><b>{letter}</b></i>", text) for letter, text in SCOPES.items() if letter in occurring]
-    items = "".join(f"<span>{swatch}{name}</span>" for swatch, name in entries)
-    return f'<div class="legend">{items}</div>'
+    entries = [(Swatch(name), name.replace("_shared", ", shared norm")) for name in names]
+    entries += [(Swatch(ratio=f"{ratio:g}"), f"token_ratio {ratio:g}") for ratio in LEGEND_RATIOS]
+    if any(cell.left is not None for cell in drawn):
+        entries.append((Swatch(left="0.5"), "left by the layers before (once)"))
+    return entries + [(Swatch(scope=letter), text) for letter, text in SCOPES.items() if letter in occurring]

@@ -1,4 +1,4 @@
-"""How a policy and its figures are shown to people: the words, the colours, and the layer map in the terminal."""
+"""How a policy is drawn: its colours and symbols, the layer map in the terminal, and its description in words."""
 
 import math
 from collections import Counter
@@ -11,10 +11,10 @@ from rich.text import Text
 
 from ...policies.choice import LayerChoice
 from ...policies.policy import Measured, Policy
-from ...policies.wording import visible
-from ..space.units import three_digits, versus_dense, unit_of, with_error
+from ...policies.wording import escape_invisible
+from ..space.units import three_digits, unit_of, versus_dense, with_error
 
-# Okabe and Ito's palette: told apart by colour-blind readers too. A choice is never shown by its colour alone.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish. No choice is shown by its colour alone.
 COLOURS = {
     "skip_attention": "#0072B2",
     "skip_ffn": "#E69F00",
@@ -32,7 +32,7 @@ MEANING = {
     "parallel": (PARALLEL, "parallel (both rows)"),
     "parallel_shared": (SHARED, "parallel, shared norm (both rows)"),
 }
-# The letters of a choice that does not hold in every phase, or not for every token.
+# Letters for a choice that is limited to one phase or to one kind of token.
 SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
 ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
 LABEL_WIDTH = 11
@@ -44,11 +44,11 @@ class Cell:
 
     Attributes:
         attention: `keep`, or the name of the choice that changes the attention.
-        ffn: The same of the ffn.
-        ratio: The share of the image tokens that the layer's own ratio gives it.
-        left: The share that an earlier layer left for it, where what is left out does not come back.
-        phase: `p` or `d` where the choice holds in one phase only.
-        tokens: `i` or `t` where it concerns one kind of tokens only.
+        ffn: `keep`, or the name of the choice that changes the FFN.
+        ratio: The layer's own token ratio; None where it has none.
+        left: The token ratio of an earlier layer whose dropped tokens do not come back; None where there is none.
+        phase: `p` or `d` where the choice holds in prefill or decode only.
+        tokens: `i` or `t` where the choice holds for image or text tokens only.
     """
 
     attention: str
@@ -60,33 +60,33 @@ class Cell:
 
 
 def cell(choice: LayerChoice) -> Cell:
-    """A layer by itself."""
-    same = choice.canonical()
-    attention = "skip_attention" if same.attention == "skip" else "keep"
-    ffn = "skip_ffn" if same.ffn == "skip" else "keep"
-    if same.skips_layer:
+    """One layer's choice, without what earlier layers left over."""
+    choice = choice.canonical()
+    attention = "skip_attention" if choice.attention == "skip" else "keep"
+    ffn = "skip_ffn" if choice.ffn == "skip" else "keep"
+    if choice.skips_layer:
         attention = ffn = "skip_layer"
-    elif same.wiring == "parallel":
-        attention = ffn = "parallel" if same.norm == "own" else "parallel_shared"
-    phase = "" if same.phase == "both" else same.phase[0]
-    tokens = "" if same.tokens == "all" else same.tokens[0]
-    return Cell(attention, ffn, same.token_ratio, phase=phase, tokens=tokens)
+    elif choice.wiring == "parallel":
+        attention = ffn = "parallel" if choice.norm == "own" else "parallel_shared"
+    phase = "" if choice.phase == "both" else choice.phase[0]
+    tokens = "" if choice.tokens == "all" else choice.tokens[0]
+    return Cell(attention, ffn, choice.token_ratio, phase=phase, tokens=tokens)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
-    """Every layer of a policy, first to last."""
-    same = policy.canonical()
+    """All layers of a policy, first to last."""
+    policy = policy.canonical()
     drawn, left = [], None
-    for choice in same.choices(num_layers):
-        one = cell(choice)
-        drawn.append(replace(one, left=left) if one.ratio is None else one)
-        if same.token_selection.reselect == "once" and one.ratio is not None:
-            left = one.ratio
+    for choice in policy.choices(num_layers):
+        own = cell(choice)
+        drawn.append(replace(own, left=left) if own.ratio is None else own)
+        if policy.token_selection.reselect == "once" and own.ratio is not None:
+            left = own.ratio
     return drawn
 
 
 def describe(policy: Policy) -> list[str]:
-    """What differs from dense, one entry a run of equal layers, such as `3: skip_ffn` or `7-9: token_ratio 0.5`."""
+    """What differs from dense, one entry per run of equal layers, such as `3: skip_ffn` or `7-9: token_ratio 0.5`."""
     changed = sorted((index, choice.label) for index, choice in policy.canonical().layers.items())
     runs = groupby(enumerate(changed), key=lambda item: (item[1][0] - item[0], item[1][1]))
     entries = []
@@ -94,75 +94,75 @@ def describe(policy: Policy) -> list[str]:
         layers = [index for _, (index, _) in run]
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
     selection = policy.canonical().token_selection.model_dump(exclude_defaults=True)
-    return entries + [f"{key} {word}" for key, word in selection.items()]
+    return entries + [f"{key} {value}" for key, value in selection.items()]
 
 
 def layer_map(policy: Policy, num_layers: int) -> "LayerMap":
-    """The picture of a policy for a terminal or a pipe: what is measured, and what every layer does."""
+    """A policy for a terminal or a pipe: its measurements, and what every layer does."""
     return LayerMap(policy.canonical(), num_layers)
 
 
 @dataclass(frozen=True)
 class LayerMap:
-    """A rich renderable; wraps to the width it is given, and says everything without colour too."""
+    """A rich renderable of a policy that fits any width and is complete without colour."""
 
     policy: Policy
     num_layers: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw header, figures, rows of layers, legend."""
+        """Draw header, measurements, rows of layers, and legend."""
         room = max(5, (options.max_width - LABEL_WIDTH) // 2)
-        for line in [*self._header(), *self._figures(), Text(), *self._bands(room), *self._legend()]:
+        for line in [*self._header(), *self._measurements(), Text(), *self._bands(room), *self._legend()]:
             if options.ascii_only:
                 line.plain = line.plain.translate(ASCII)
             yield line
 
     def _header(self) -> Iterator[Text]:
         model, origin = self.policy.model, self.policy.provenance
-        yield Text(visible(model.id or "any model"), style="bold")
+        yield Text(escape_invisible(model.id or "any model"), style="bold")
         facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
-        facts += [visible(f"study {origin.study}")] if origin.study is not None else []
+        facts += [escape_invisible(f"study {origin.study}")] if origin.study is not None else []
         facts += [f"trial {origin.trial}"] if origin.trial is not None else []
         yield Text("  " + " · ".join(facts), style="dim")
 
-    def _figures(self) -> Iterator[Text]:
-        """One line a measured figure, its columns aligned."""
-        rows = [_figure_row(name, entry) for name, entry in self.policy.measured.items()]
+    def _measurements(self) -> Iterator[Text]:
+        """One line per measurement, in aligned columns."""
+        rows = [_measurement_row(name, entry) for name, entry in self.policy.measured.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield Text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
     def _bands(self, room: int) -> Iterator[Text]:
-        """The rows, cut into bands of equal length where the layers do not fit side by side."""
-        every = cells(self.policy, self.num_layers)
-        bands = math.ceil(len(every) / room)
-        length = min(room, 5 * math.ceil(len(every) / bands / 5)) if bands > 1 else len(every)
-        for start in range(0, len(every), length):
-            band = every[start : start + length]
+        """The rows, cut into bands of equal length where the layers do not fit into one line."""
+        layers = cells(self.policy, self.num_layers)
+        bands = math.ceil(len(layers) / room)
+        length = min(room, 5 * math.ceil(len(layers) / bands / 5)) if bands > 1 else len(layers)
+        for start in range(0, len(layers), length):
+            band = layers[start : start + length]
             ticks = "".join(f"{index:<10}" for index in range(start, start + len(band), 5))
             yield Text("layer".ljust(LABEL_WIDTH) + ticks.rstrip(), style="dim")
             yield _row("attention", [_symbol(c.attention) for c in band])
             yield _row("ffn", [_symbol(c.ffn) for c in band])
-            if any(c.phase for c in every):
+            if any(c.phase for c in layers):
                 yield _row("phase", [_letter(c.phase) for c in band])
-            if any(c.tokens for c in every):
+            if any(c.tokens for c in layers):
                 yield _row("for", [_letter(c.tokens) for c in band])
-            if any(c.ratio is not None for c in every):
+            if any(c.ratio is not None for c in layers):
                 yield _row("tokens", [_token_symbol(c) for c in band])
             yield Text()
 
     def _legend(self) -> Iterator[Text]:
-        """Only what occurs, with the number of layers it occurs in."""
-        every = cells(self.policy, self.num_layers)
-        used = Counter(kind for c in every for kind in {c.attention, c.ffn})
+        """What occurs in the policy, with the number of layers that it occurs in."""
+        layers = cells(self.policy, self.num_layers)
+        used = Counter(kind for c in layers for kind in {c.attention, c.ffn})
         for kind, (_, meaning) in MEANING.items():
             if used[kind] and kind != "keep":
                 yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
-        scopes = Counter(letter for c in every for letter in (c.phase, c.tokens))
+        scopes = Counter(letter for c in layers for letter in (c.phase, c.tokens))
         for letter, meaning in SCOPES.items():
             if scopes[letter]:
                 yield Text("  ").append_text(_letter(letter)).append(f" {meaning}: {_layers(scopes[letter])}")
-        ratios = Counter(c.ratio for c in every if c.ratio is not None)
+        ratios = Counter(c.ratio for c in layers if c.ratio is not None)
         for ratio in sorted(ratios, reverse=True):
             symbol = _token_symbol(Cell("keep", "keep", ratio))
             yield Text("  ").append_text(symbol).append(f" token_ratio {ratio:g}: {_layers(ratios[ratio])}")
@@ -171,10 +171,10 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.score}, reselect {selection.reselect}", "dim"
             )
-        if any(c.left is not None for c in every):
-            yield Text(f"  {LEFT} only those that the layers before left (once)", "dim")
+        if any(c.left is not None for c in layers):
+            yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
         if not used.keys() - {"keep"} and not ratios:
-            yield Text("  every layer does what the dense model does", style="dim")
+            yield Text("  every layer runs as in the dense model", style="dim")
 
 
 def _layers(count: int) -> str:
@@ -189,7 +189,7 @@ def _row(label: str, symbols: list[Text]) -> Text:
 
 
 def _symbol(kind: str) -> Text:
-    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # the blue is dark, the other colours are light
+    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # The blue is dark, the other colours are light.
     return Text(MEANING[kind][0], style="dim" if kind == "keep" else f"bold {ink} on {COLOURS[kind]}")
 
 
@@ -206,10 +206,15 @@ def _token_symbol(drawn: Cell) -> Text:
     return Text(EIGHTHS[level] if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
 
 
-def _figure_row(name: str, entry: Measured) -> list[str]:
+def _measurement_row(name: str, entry: Measured) -> list[str]:
     unit = unit_of(name)
     spread = "" if entry.iqr is None else f" (IQR {three_digits(entry.iqr)})"
     basis = "predicted " if entry.n == 0 else f"n {entry.n} " if entry.n is not None and entry.n > 1 else ""
     value = entry.value if entry.modelled is None else entry.modelled
     change = "" if entry.dense is None else versus_dense(value, entry.dense, unit)
-    return ["  " + visible(name), with_error(value, entry.stderr, unit) + spread, change, basis + (entry.split or "")]
+    return [
+        "  " + escape_invisible(name),
+        with_error(value, entry.stderr, unit) + spread,
+        change,
+        basis + (entry.split or ""),
+    ]

@@ -1,4 +1,4 @@
-"""What `report --constraint` and `report --pick` print: policies out of the archive, as YAML or JSON."""
+"""What `report --constraint` and `report --pick` print: policies selected from a study, as YAML or JSON."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from ...policies.errors import StudyError
-from ..analysis.reselect import none_keeps, untold_lines
+from ..analysis.reselect import no_feasible_policy, undecided_lines
 from ..analysis.selection import Selection
 from ..trial.trial_result import TrialResult
 from .folder import exported
@@ -14,19 +14,24 @@ from .terminal import front_table, row
 
 
 def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> None:
-    """Policies on standard output, as YAML or JSON; what to know about them on standard error.
+    """Print policies as YAML or JSON on standard output, and their measurements on standard error.
+
+    Args:
+        selection: The policies.
+        as_json: Print JSON in the place of YAML.
+        unmeasured: Print the suggested policy in the place of measured ones.
 
     Raises:
-        StudyError: no measured policy keeps the bounds; or an unmeasured one is asked for, and nothing is expected.
+        StudyError: no measured policy keeps the bounds; or there is no suggestion and one was asked for.
     """
-    record, offered = selection.record, selection.unmeasured
-    if unmeasured and offered is None and selection.untold is not None:
+    record, suggestion = selection.record, selection.suggestion
+    if unmeasured and suggestion is None and selection.no_suggestion is not None:
         hint = "leave out `--unmeasured`, or go on with the search under more `--trials`"
-        raise StudyError("it cannot be told whether an unmeasured policy is better", [selection.untold], hint)
-    if unmeasured and offered is None:
+        raise StudyError("no unmeasured policy can be suggested", [selection.no_suggestion], hint)
+    if unmeasured and suggestion is None:
         raise StudyError("no unmeasured policy is expected to be better", hint="leave out `--unmeasured`")
     if not record.front and not unmeasured:
-        raise none_keeps(record, selection.bounds)
+        raise no_feasible_policy(record, selection.bounds)
     if as_json:
         print(json.dumps(selection_data(selection)))
         return
@@ -34,17 +39,18 @@ def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> No
     rows = {f"trial {trial.number}": row(record, trial, None) for trial in selection.trials}
     console.print(front_table(record, rows))
     bounds = ", ".join(bound.label for bound in selection.bounds)
-    for line in (f"under {bounds}", *untold_lines(record, selection.bounds)):
+    for line in (f"under {bounds}", *undecided_lines(record, selection.bounds)):
         console.print(line, markup=False)
-    if offered is not None:
-        told = f"a better policy is expected, unmeasured: {offered.provenance.unmeasured}; --unmeasured prints it"
-        console.print(told, markup=False)
-    policies = [offered] if unmeasured and offered is not None else [exported(record, one) for one in selection.trials]
+    if suggestion is not None:
+        expected = suggestion.provenance.unmeasured
+        console.print(f"an unmeasured policy may be better: {expected}; print it with --unmeasured", markup=False)
+    measured = [exported(record, trial) for trial in selection.trials]
+    policies = [suggestion] if unmeasured and suggestion is not None else measured
     print("---\n".join(policy.to_yaml() for policy in policies), end="")
 
 
 def selection_data(selection: Selection) -> dict[str, Any]:
-    """The same as plain data."""
+    """A selection as plain data, for JSON."""
     record = selection.record
 
     def plain(trial: TrialResult) -> dict[str, Any]:
@@ -55,5 +61,5 @@ def selection_data(selection: Selection) -> dict[str, Any]:
         "bounds": [bound.label for bound in selection.bounds],
         "front": [plain(record.trial(number)) for number in record.front],
         "pick": plain(selection.pick) if selection.pick else None,
-        "unmeasured": selection.unmeasured.document() if selection.unmeasured else None,
+        "unmeasured": selection.suggestion.document() if selection.suggestion else None,
     }

@@ -1,77 +1,88 @@
 """The assessment of a study in sentences."""
 
-from ..analysis.agreement import IN_WORDS, figures
+from ..analysis.agreement import GUIDE_NAMES, losses_and_accuracies
 from ..analysis.assessment import selection_bias
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
 from ..space.guide_metrics import DIVERGENCE
 from ..space.units import amount, phrase, unit_of
-from ..trial.trial_result import Estimate
+from ..trial.trial_result import IntervalEstimate
 
-NAMED = 3  # so many rules are named in a sentence
+MAX_NAMED = 3  # baselines named in one sentence
 
 
 def selection_bias_line(record: StudyRecord) -> str:
-    """How much of what the front shows is luck on the search split; empty where nothing is confirmed."""
-    gap, name = selection_bias(record), quality_metric(record)
-    if gap is None or name is None:
+    """How much better the front looks on the search split than on the report split; empty with nothing confirmed."""
+    bias, name = selection_bias(record), quality_metric(record)
+    if bias is None or name is None:
         return ""
     confirmed = sum(name in record.trial(number).report for number in policy_files(record))
+    policies = "confirmed policy looks" if confirmed == 1 else f"{confirmed} confirmed policies look"
     unit = unit_of(name)
-    size = f"{abs(100 * gap):.1f} points" if unit == "fraction" else amount(abs(gap), unit)
+    size = f"{abs(100 * bias):.1f} points" if unit == "fraction" else amount(abs(bias), unit)
     return (
-        f"Against dense, the {confirmed} confirmed policies look {size} of {phrase(name)} "
-        f"{'better' if gap >= 0 else 'worse'} on the examples that chose them than on examples the search never saw, "
-        "on average."
+        f"Selection bias: compared with dense, the {policies} {size} of {phrase(name)} "
+        f"{'better' if bias >= 0 else 'worse'} on the search split, which they were selected on, than on the report "
+        "split, on average."
     )
 
 
 def assessment_lines(record: StudyRecord) -> list[str]:
-    """The verdict in sentences."""
+    """Why the search ended, its gain over the baselines, its forecast, and how well its guide ranks policies."""
     assessment = record.assessment
     lines = [f"The search ended: {record.ended}."] if record.ended else []
     if assessment.gain is not None:
         lines.append(gain_line(record, assessment.gain))
-        alone = ", ".join(f"{rule.name} {rule.hypervolume:.4f}" for rule in assessment.by_rule)
-        lines.append(f"Hypervolume of each rule by itself: {alone}; of the search {record.hypervolume[-1]:.4f}.")
+        volumes = ", ".join(f"{baseline.name} {baseline.hypervolume:.4f}" for baseline in assessment.baseline_results)
+        lines.append(f"Hypervolume of each baseline alone: {volumes}; of the search: {record.hypervolume[-1]:.4f}.")
     if assessment.forecast is not None:
-        expected = f"another {AHEAD} trials are expected to add {assessment.forecast.value:.4f}"
-        lines.append(f"By the growth of the hypervolume so far, {expected} to it{interval(assessment.forecast)}.")
+        expected = f"{assessment.forecast.value:.4f} to the hypervolume{interval(assessment.forecast)}"
+        lines.append(f"Forecast: another {AHEAD} trials are expected to add {expected}.")
     return [*lines, *filter(None, [agreement_line(record)])]
 
 
-def gain_line(record: StudyRecord, gain: Estimate) -> str:
-    """Whether the search beats the rules that it began with: by the report split where both fronts are confirmed."""
-    best = [record.trial(number) for number in record.assessment.rules]
-    named = [f"{trial.baseline} as trial {trial.number}" for trial in best[:NAMED]]
-    named += [f"{len(best) - NAMED} more"] if len(best) > NAMED else []
-    none = "none better than dense" if record.dense.feasible else "none within the constraints"
-    rules = f"the best simple rules ({'; '.join(named)})" if best else f"the simple rules, {none}"
+def gain_line(record: StudyRecord, gain: IntervalEstimate) -> str:
+    """Whether the search is better than its baselines, by the report split where both fronts are confirmed there."""
     confirmed = record.assessment.confirmed_gain
-    decides = gain if confirmed is None else confirmed
-    beaten = decides.value > 0 and (decides.low is None or decides.low > 0)
-    result = "beats" if beaten else "is not told apart from"
-    unknown = "; no scores of single examples were kept, hence no interval" if gain.low is None else ""
-    seen = f"{gain.value:+.4f}{interval(gain)} of hypervolume on the search's examples{unknown}"
-    if confirmed is None:
-        return f"The search {result} {rules}: {seen}."
-    unseen = f"{confirmed.value:+.4f}{interval(confirmed)} of hypervolume on examples that neither was chosen by"
-    return f"The search {result} {rules}: {unseen}; {seen}."
+    decisive = gain if confirmed is None else confirmed
+    if decisive.low is None:
+        result = "is better than" if decisive.value > 0 else "is not better than"
+    else:
+        is_significant = decisive.value > 0 and decisive.low > 0
+        result = f"is {'' if is_significant else 'not '}significantly better than"
+    no_interval = "; no per-example scores were kept, so there is no interval" if gain.low is None else ""
+    gains = f"hypervolume {gain.value:+.4f}{interval(gain)} on the search split{no_interval}"
+    if confirmed is not None:
+        on_report = f"hypervolume {confirmed.value:+.4f}{interval(confirmed)} on the report split"
+        gains = f"{on_report}, on which neither front was selected; {gains}"
+    return f"The search {result} {_best_baselines(record)}: {gains}."
 
 
-def interval(estimate: Estimate) -> str:
-    """The interval of an estimate, where it has one."""
+def _best_baselines(record: StudyRecord) -> str:
+    """The baselines on their own front, by name."""
+    best = [record.trial(number) for number in record.assessment.best_baselines]
+    if not best:
+        failing = "is better than dense" if record.dense.feasible else "keeps the constraints"
+        return f"the baselines, none of which {failing}"
+    named = [f"{trial.baseline} as trial {trial.number}" for trial in best[:MAX_NAMED]]
+    named += [f"{len(best) - MAX_NAMED} more"] if len(best) > MAX_NAMED else []
+    return f"the best baseline{'' if len(best) == 1 else 's'} ({'; '.join(named)})"
+
+
+def interval(estimate: IntervalEstimate) -> str:
+    """The interval of an estimate in parentheses; empty where it has none."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f" (95 % interval {estimate.low:.4f} to {estimate.high:.4f})"
 
 
 def agreement_line(record: StudyRecord) -> str:
-    """The same in a sentence; empty where it is not known."""
+    """How well the search's guide ranks policies by accuracy; empty where too few trials measured both."""
     found = record.assessment.agreement
     if found is None or found.low is None or found.high is None:
         return ""
     ends = f"95 % interval {found.low:.2f} to {found.high:.2f}"
-    subject = IN_WORDS[record.guide or DIVERGENCE]
-    return f"{subject} ranks accuracy: Kendall tau {found.value:.2f} ({ends}), {len(figures(record))} trials."
+    subject = GUIDE_NAMES[record.guide or DIVERGENCE]
+    count = len(losses_and_accuracies(record))
+    return f"{subject} ranks policies by accuracy: Kendall tau {found.value:.2f} ({ends}), {count} trials."

@@ -1,4 +1,4 @@
-"""What `run`, `report` and `eval` print when they are done."""
+"""What `run`, `report` and `eval` print on standard output, as tables or JSON."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ...evaluators.base import Measurement, Split
-from ..analysis.assessment import counts, selection_bias
+from ..analysis.assessment import selection_bias, was_measured
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
@@ -23,7 +23,7 @@ from .time_sentences import time_data, time_lines
 
 
 def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
-    """The result of a search as plain data."""
+    """The result of a search as plain data, for JSON."""
     files = policy_files(record)
     return {
         "study": record.name,
@@ -34,47 +34,51 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "reference": dict(record.reference),
         "summary": dict(record.summary),
         "ended": record.ended,
-        "assessment": assessment_data(record),
+        "verdict": assessment_data(record),
         "times": time_data(record),
     }
 
 
 def assessment_data(record: StudyRecord) -> dict[str, Any]:
-    """What the search was worth; an interval that is not known is null."""
+    """The assessment as plain data; an interval that is unknown is null."""
     assessment = record.assessment
     return {
-        "rules": [{"trial": number, "rule": record.trial(number).baseline} for number in assessment.rules],
+        "rules": [{"trial": number, "rule": record.trial(number).baseline} for number in assessment.best_baselines],
         "gain": asdict(assessment.gain) if assessment.gain else None,
         "confirmed_gain": asdict(assessment.confirmed_gain) if assessment.confirmed_gain else None,
-        "forecast": {"trials": AHEAD, **asdict(assessment.forecast)} if assessment.forecast else None,
+        "outlook": {"trials": AHEAD, **asdict(assessment.forecast)} if assessment.forecast else None,
         "tied": [{"trial": number, "with": other} for number, other in assessment.ties.items()],
         "mean_gap": selection_bias(record),
-        "by_rule": [asdict(result) for result in assessment.by_rule],
+        "by_rule": [asdict(result) for result in assessment.baseline_results],
         "divergence_ranks_accuracy": asdict(assessment.agreement) if assessment.agreement else None,
     }
 
 
 def row(record: StudyRecord, trial: TrialResult, file: str | None) -> dict[str, Any]:
-    """One policy of the front; `share` is of the dense model."""
+    """The objectives of one trial as plain data; each `share` is relative to dense."""
     found: dict[str, Any] = {"trial": trial.number, "policy": f"policies/{file}" if file else None}
     for name in record.objectives:
-        dense = record.dense.search[name]
-        value = objective_value(name, trial.search[name], dense)
+        dense, entry = record.dense.search[name], trial.search[name]
+        value = objective_value(name, entry, dense)
         found[name] = {"value": value, "dense": dense.value, "share": value / dense.value if dense.value else None}
-        searched = trial.search[name]
-        if isinstance(searched, ModelledTime):
-            found[name] |= {"share_stderr": searched.estimate.error, "predicted": searched.is_predicted}
+        if isinstance(entry, ModelledTime):
+            found[name] |= {"share_stderr": entry.estimate.error, "predicted": entry.is_predicted}
         if name in trial.report:
-            confirmed, beside = trial.report[name], record.dense.report.get(name)
+            confirmed, dense_report = trial.report[name], record.dense.report.get(name)
             found[name]["report"] = confirmed.value
             found[name]["report_stderr"] = confirmed.stderr
-            found[name]["report_dense"] = beside.value if beside else None
+            found[name]["report_dense"] = dense_report.value if dense_report else None
             found[name]["report_share"] = confirmed.value / confirmed.dense if confirmed.dense else None
     return found
 
 
 def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Table:
-    """Policies by what they are called, beneath the dense model."""
+    """A table of policies beneath the dense model.
+
+    Args:
+        record: The study.
+        rows: Objectives by the policy's name, as `row` gives them.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy", no_wrap=True)
     for heading in headings(record):
@@ -86,7 +90,7 @@ def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Tabl
 
 
 def print_summary(record: StudyRecord, folder: Path) -> None:
-    """The front as a table, what it cost to find, and where everything is."""
+    """Print the front as a table, the assessment, what the search cost, and where its files are."""
     console = Output()
     data = summary_data(record, folder)
     rows = {Path(entry["policy"]).stem: entry for entry in data["front"] if entry["policy"]}
@@ -95,7 +99,7 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
     if any(entry.floor for entry in record.dense.search.values()):
-        reference += "; accuracy counts from guessing"
+        reference += "; accuracy is measured from the guessing level"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
     for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
         if line:
@@ -108,14 +112,14 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
 
 
 def tie_line(record: StudyRecord) -> str:
-    """Which policies of the table are tied; empty where none is."""
+    """Which policies of the table are tied; empty where none are."""
     names = {number: Path(file).stem for number, file in policy_files(record).items()} | {record.dense.number: "dense"}
     pairs = [f"{names[number]} with {names[other]}" for number, other in record.assessment.ties.items()]
     return f"Tied in {phrase(quality_metric(record) or '')} by a paired test: {', '.join(pairs)}." if pairs else ""
 
 
 def headings(record: StudyRecord) -> list[str]:
-    """One column for each objective, two for what was confirmed on the report split."""
+    """The columns of the table: one per objective, and a second one where it was confirmed."""
     found = []
     for name in record.objectives:
         found.append(name)
@@ -125,62 +129,64 @@ def headings(record: StudyRecord) -> list[str]:
 
 
 def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) -> list[str]:
-    """One line of the table: figures of examples as they are, costs as shares of dense, or absolute."""
+    """One line of the table: accuracy and divergence in their own unit, costs as shares of dense unless absolute."""
     line = []
     for name in record.objectives:
-        figure = entry[name]
-        plain = absolute or unit_of(name) in EXAMPLE_UNITS or figure["share"] is None
-        line.append(amount(figure["value"], unit_of(name)) if plain else f"{figure['share']:.0%}")
+        objective, unit = entry[name], unit_of(name)
+        in_own_unit = absolute or unit in EXAMPLE_UNITS or objective["share"] is None
+        line.append(amount(objective["value"], unit) if in_own_unit else f"{objective['share']:.0%}")
         if name in record.dense.report:
-            known = "report" in figure
-            line.append(confirmed_cell(figure, unit_of(name), absolute) if known else "not confirmed")
+            line.append(confirmed_cell(objective, unit, absolute) if "report" in objective else "not confirmed")
     return line
 
 
-def confirmed_cell(figure: Mapping[str, Any], unit: str, absolute: bool) -> str:
-    """A figure on the report split, or a time that was measured again; times as shares of dense."""
-    value, stderr, share = figure["report"], figure["report_stderr"], figure["report_share"]
+def confirmed_cell(objective: Mapping[str, Any], unit: str, absolute: bool) -> str:
+    """An objective on the report split; a time that was measured again as a share of dense unless absolute."""
+    value, stderr, share = objective["report"], objective["report_stderr"], objective["report_share"]
     if unit != "ms" or absolute or share is None:
         return with_error(value, None if absolute and unit == "ms" else stderr, unit)
     return f"{share:.0%}" + ("" if stderr is None else f" ± {100 * share * stderr / value:.1f}")
 
 
 def cost_line(record: StudyRecord) -> str:
-    """Time of a trial against the time of its bare forward passes."""
+    """How many trials were measured, the time of each against its forward passes, and what early stopping saved."""
     cost = record.summary
     if not cost:
         return "no trial was timed"
-    shared = sum(trial.duplicate_of is not None for trial in record.trials)
+    duplicates = sum(trial.duplicate_of is not None for trial in record.trials)
     failed = sum(trial.state == "failed" for trial in record.trials)
-    measured = sum(counts(trial) and trial.state == "complete" and not trial.is_probe for trial in record.trials)
-    few = sum(bool(trial.estimates) and trial.duplicate_of is None for trial in record.trials)
-    every = cost.get("examples", 0) + cost.get("examples_spared", 0)
+    measured = sum(was_measured(trial) and trial.state == "complete" and not trial.is_probe for trial in record.trials)
+    partial = sum(bool(trial.estimates) and trial.duplicate_of is None for trial in record.trials)
+    spared = cost.get("examples_spared", 0)
+    examples = cost.get("examples", 0) + spared
     probes = f" after {cost['probes']} probes" if "probes" in cost else ""
-    race = f"; {few} that answered few examples spared {cost['examples_spared']} of {every} answers" if few else ""
+    saved = f"; early stopping saved {spared:,} of {examples:,} answers ({partial} trials)"
     return (
-        f"{measured} trials measured{probes}, {shared} duplicates answered from them, {failed} failed; "
-        f"{cost['seconds_per_trial']:.2f} s a trial, of which {cost['forward_seconds_per_trial']:.2f} s bare forward "
-        f"passes (everything else adds {cost['overhead']:.0%}){race}"
+        f"{measured} trials measured{probes}, {duplicates} duplicates, {failed} failed; "
+        f"{cost['seconds_per_trial']:.2f} s per trial, of which {cost['forward_seconds_per_trial']:.2f} s are forward "
+        f"passes (overhead {cost['overhead']:.0%}){saved if partial else ''}"
     )
 
 
 def reuse_line(record: StudyRecord) -> str:
-    """How much was not computed again for policies that begin alike; empty where no given answers were scored."""
-    asked, run = (record.summary.get(f"layers_{key}", 0) for key in ("asked", "run"))
-    if not asked:
+    """How many layer executions prefix reuse saved; empty where no given answers were scored."""
+    requested, run = (record.summary.get(f"layers_{key}", 0) for key in ("asked", "run"))
+    if not requested:
         return ""
-    share = f"prefix reuse: {1 - run / asked:.0%} of the layer executions that score given answers were saved"
-    return f"{share}, {asked / run:.2f} times fewer"
+    share = f"prefix reuse: {1 - run / requested:.0%} of the layer executions that score given answers were saved"
+    return f"{share}, {requested / run:.2f} times fewer"
 
 
 def print_evaluation(
     found: Mapping[str, Measurement], dense: Mapping[str, Measurement], split: Split, as_json: bool
 ) -> None:
-    """A policy's figures beside the dense model's."""
-    besides = {name: entry.dense if entry.dense is not None else dense[name].value for name, entry in found.items()}
+    """Print the measurements of a policy beside those of the dense model, as a table or as JSON."""
+    dense_values = {
+        name: entry.dense if entry.dense is not None else dense[name].value for name, entry in found.items()
+    }
     if as_json:
         data = {
-            name: {"value": entry.value, "dense": besides[name], "stderr": entry.stderr, "n": entry.n}
+            name: {"value": entry.value, "dense": dense_values[name], "stderr": entry.stderr, "n": entry.n}
             for name, entry in found.items()
         }
         print(json.dumps({"split": split, "measured": data}))
@@ -189,9 +195,9 @@ def print_evaluation(
     for heading in ("metric", "policy", "dense", "of dense"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, entry in found.items():
-        beside = besides[name]
-        unit, share = unit_of(name), f"{entry.value / beside:.1%}" if beside else ""
-        table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(beside, unit), share)
+        value, unit = dense_values[name], unit_of(name)
+        share = f"{entry.value / value:.1%}" if value else ""
+        table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(value, unit), share)
     console = Output()
     console.print(table)
     on_examples = [name for name in found if unit_of(name) in EXAMPLE_UNITS]

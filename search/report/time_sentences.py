@@ -1,48 +1,49 @@
-"""What a study says of its clock: noise, what stood in for what, and how the front's times came out again."""
+"""What a study says about its measured times: noise, predicted times, and the front's times measured again."""
 
 from typing import Any
 
 from ..analysis.study_record import Clock, StudyRecord
 from ..space.units import phrase, signed_points
-from ..times.noise import noise_line, warning
+from ..times.noise import noise_sentence, noise_warning
 
 
 def time_lines(record: StudyRecord) -> list[str]:
-    """All of it in sentences; the selection bias of times is told for the front's policies that were timed again."""
+    """Noise, predictions and selection bias of every time, in sentences."""
     lines = []
-    for name, one in record.clocks.items():
-        if one.noise is not None:
-            lines.append(noise_line(name, one.noise, one.blocks))
-            if one.spread is not None and name in record.objectives and (said := warning(name, one.noise, one.spread)):
-                lines.append(said)
-        lines += [f"{one.text[0].upper()}{one.text[1:]}."] if one.text else []
-        lines += [gap_line(name, one)] if one.gap is not None else []
-    return lines
+    for name, clock in record.clocks.items():
+        if clock.noise is not None:
+            lines.append(noise_sentence(name, clock.noise, clock.blocks))
+            if clock.spread is not None and name in record.objectives:
+                lines.append(noise_warning(name, clock.noise, clock.spread))
+        if clock.text:
+            lines.append(f"{clock.text[0].upper()}{clock.text[1:]}.")
+        if clock.gap is not None:
+            lines.append(gap_line(name, clock.gap, clock))
+    return [line for line in lines if line]
 
 
-def gap_line(name: str, one: Clock) -> str:
-    """The mean gap between what the search took times for, and what they are when they are measured again."""
-    gap, raw = one.gap or 0.0, one.raw_gap
-    lucky = "" if raw is None else f"; as it was measured, without the model, by {signed_points(raw)}"
+def gap_line(name: str, gap: float, clock: Clock) -> str:
+    """The mean difference between the front's times measured again and the search's estimates of them."""
+    raw = "" if clock.raw_gap is None else f", and from the unsmoothed measurements by {signed_points(clock.raw_gap)}"
     return (
-        "Selection bias of times: timed again, in turns with dense and with each other, the "
-        f"{one.again} policies of the front differ in {phrase(name)} by {signed_points(gap)} of dense from what the search "
-        f"took them for, on average{lucky}; {one.within} of {one.again} are within their 95 % intervals."
+        f"Selection bias of times: timed again, interleaved with dense and with each other, the {clock.again} policies "
+        f"of the front differ in {phrase(name)} from the search's estimates by {signed_points(gap)} of dense on average"
+        f"{raw}; {clock.within} of {clock.again} are within their 95 % intervals."
     )
 
 
 def time_data(record: StudyRecord) -> dict[str, Any]:
-    """The same as plain data."""
+    """The same as plain data, for JSON."""
     return {
         name: {
-            "noise": one.noise,
-            "measurements_of_noise": one.blocks,
-            "spread": one.spread,
-            "predicted_by": one.cost,
-            "gap": one.gap,
-            "raw_gap": one.raw_gap,
-            "timed_again": one.again,
-            "within_interval": one.within,
+            "noise": clock.noise,
+            "measurements_of_noise": clock.blocks,
+            "spread": clock.spread,
+            "predicted_by": clock.cost,
+            "gap": clock.gap,
+            "raw_gap": clock.raw_gap,
+            "timed_again": clock.again,
+            "within_interval": clock.within,
         }
-        for name, one in record.clocks.items()
+        for name, clock in record.clocks.items()
     }
