@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 NAME ?= digits
 
-.PHONY: setup demo test soak lint clean
+.PHONY: setup demo check test soak lint clean
 
 setup: $(VENV)/.installed
 
@@ -18,8 +18,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/skipsearch run digits --name $(NAME) $(if $(wildcard results/$(NAME)/study.db),--resume)
 
+# Linters, types and the tests of files that take a few seconds.
+check: lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not soak"
+
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 # Kills, dead nodes, signals and ten minutes of fuzzing.
 soak: setup
@@ -28,7 +32,7 @@ soak: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy policies evaluators search
+	$(BIN)/mypy policies evaluators search testing
 	$(BIN)/lint-imports
 
 clean:

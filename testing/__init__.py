@@ -1,0 +1,6 @@
+"""Contract suites that a plug-in subclasses in its own tests: evaluators, scores of image tokens, model families."""
+
+from .evaluators import EvaluatorContract
+from .families import FamilyContract
+
+__all__ = ["EvaluatorContract", "FamilyContract"]
