@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from skipsearch.evaluators.subject import ModelSpec
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.search.space.constraint import Constraint
-from skipsearch.search.space.layer_choices import LayerRule
-from skipsearch.search.space.load import load_space, shipped_spaces, space_path
+from skipsearch.search.space.layer_choices import LayerRule, SelectionOptions
+from skipsearch.search.space.load import load_space, shipped_spaces, space_path, validate_file
 from skipsearch.search.space.parameters import Parameters
+from skipsearch.search.space.search_settings import Search, Workers
 from skipsearch.search.space.space import Space
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TEXT = """\
 schema: skipsearch/space/v1
@@ -400,8 +406,7 @@ def test_labels_of_keys_and_choices_of_layers_tell_each_other(seed):
         assert made.policy(made.encode(policy)) == policy
     assert made.policy(made.labels()) == made.policy({}) and not made.policy({}).layers
     assert (
-        made.encode(made.policy({}).model_copy(update={"layers": {2: LayerChoice(ffn="skip", phase="decode")}}))
-        is None
+        made.encode(made.policy({}).model_copy(update={"layers": {2: LayerChoice(ffn="skip", phase="decode")}})) is None
     )
 
 
@@ -440,3 +445,60 @@ def test_mistakes_in_keys_are_told(file, rule, said):
     with pytest.raises(SpaceError) as caught:
         load_space(str(file), {"layers.0": rule})
     assert said in str(caught.value) and "layers" in str(caught.value)
+
+
+# The examples of spaces/README.md
+
+SPACES_README = (ROOT / "spaces" / "README.md").read_text()
+BASE = """\
+schema: skipsearch/space/v1
+model: {id: some/model}
+layers: [{choices: [keep, skip_ffn, skip_attention, skip_layer]}]
+evaluate: {accuracy: {tasks: [chartqa]}, flops: {}, latency: {}}
+objectives: {accuracy: maximize, prefill_flops: minimize}
+"""
+
+
+def merged(base, changes):
+    """A mapping with the entries of another; mappings inside are merged, everything else is replaced."""
+    both = {key: merged(base[key], changes[key]) for key in base.keys() & changes.keys()
+            if isinstance(base[key], dict) and isinstance(changes[key], dict)}  # fmt: skip
+    return {**base, **changes, **both}
+
+
+def readme_examples():
+    """The YAML blocks, and the last column of every table whose header ends with `example`."""
+    found = re.findall(r"^```yaml\n(.*?)^```$", SPACES_README, re.S | re.M)
+    for table in re.findall(r"^\|.*\| example \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", SPACES_README, re.M):
+        found += [row.rpartition("| `")[2].removesuffix("` |") for row in table.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("text", readme_examples())
+def test_the_examples_of_the_readme_are_valid(text, file):
+    given = yaml.safe_load(text)
+    if given.get("schema") == "skipsearch/policy/v1":
+        file.write_text(text)
+        assert validate_file(file) == "policy"
+    else:
+        file.write_text(yaml.safe_dump(merged(yaml.safe_load(BASE), given), sort_keys=False))
+        assert load_space(str(file)).space.domains(32)
+
+
+def test_the_readme_has_an_example_of_every_key():
+    given = [one for one in map(yaml.safe_load, readme_examples()) if one.get("schema") != "skipsearch/policy/v1"]
+    sections = {"model": ModelSpec, "search": Search, "workers": Workers, "token_selection": SelectionOptions}
+    for section, keys in sections.items():
+        shown = {key for one in given for key in one.get(section) or {}}
+        assert shown == set(keys.model_fields), section
+    assert {key for one in given for key in one} >= {*Space.model_fields} - {"schema_"}
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    headings = re.findall(r"^#+ (.+)$", SPACES_README, re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", SPACES_README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / "spaces" / target).exists(), target
