@@ -160,14 +160,14 @@ def test_without_what_a_rule_wants_there_is_nothing(name):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_says_whether_it_reads_statistics(name):
-    heuristic = BASELINES[name]
-    assert "arXiv:" in heuristic.source
-    if heuristic.needs_statistics:
+    baseline = BASELINES[name]
+    assert "arXiv:" in baseline.source
+    if baseline.needs_statistics:
         with pytest.raises(TypeError):
-            heuristic.policies(space(*EVERYTHING), None)
-        assert heuristic.policies(space(*EVERYTHING), FLAT)
+            baseline.policies(space(*EVERYTHING), None)
+        assert baseline.policies(space(*EVERYTHING), FLAT)
     else:
-        assert heuristic.policies(space(*EVERYTHING), None)
+        assert baseline.policies(space(*EVERYTHING), None)
 
 
 def test_the_bandit_finds_the_attentions_that_are_missed_least():

@@ -31,7 +31,9 @@ def test_what_accuracy_has_beyond_the_examples_is_taken_where_it_is_known():
 
 
 def test_who_names_any_examples_names_all_of_them():
-    found = with_accuracy_defaults({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})["divergence"]
+    found = with_accuracy_defaults({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})[
+        "divergence"
+    ]
     assert found == {"tasks": ["c"], "batch_size": 9, "apply_chat_template": True}
 
 
