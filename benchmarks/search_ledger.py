@@ -8,7 +8,7 @@ import numpy as np
 from search_problems import CORNER, DIRECTIONS, Codes
 
 from skipsearch.policies.runtime.retention import PrefixTrie, Store
-from skipsearch.search.trial.hypervolume import history, hypervolume
+from skipsearch.search.trial.hypervolume import hypervolume, hypervolume_history
 from skipsearch.search.trial.pareto import pareto
 
 KEPT = 16  # policies, of all layers of which states may be kept
@@ -26,15 +26,15 @@ class One:
 
 
 class Reuse:
-    """Which layers run where states behind layers are kept: what `policies.prefix.PrefixStates` does, without a model.
+    """Which layers run where hidden states are kept: `policies.runtime.prefix.PrefixStates` without a model.
 
     Args:
         capacity: How many states may be kept.
     """
 
     def __init__(self, capacity: float) -> None:
-        self._beginnings = PrefixTrie()
-        self._store: Store[One] = Store(capacity, self._beginnings)
+        self._trie = PrefixTrie()
+        self._store: Store[One] = Store(capacity, self._trie)
 
     def first(self, steps: Sequence[Hashable]) -> int:
         """The first layer that has to run.
@@ -42,7 +42,7 @@ class Reuse:
         Args:
             steps: What each layer does.
         """
-        path = self._beginnings.visit(steps)
+        path = self._trie.visit(steps)
         found = self._store.find(None, path)
         first = 0 if found is None else found[0] + 1
         for node in path[first:]:
@@ -124,7 +124,7 @@ class Ledger:
     def curves(self) -> dict[str, list[float]]:
         """At some counts of policies: hypervolume on the search's examples and on others, and what was executed."""
         points, front = list(self.points.values()), list[int]()
-        seen = history(points, DIRECTIONS, CORNER)
+        seen = hypervolume_history(points, DIRECTIONS, CORNER)
         counts = thinned(len(points))
         held_out = []
         for before, count in zip([0, *counts], counts, strict=False):

@@ -98,10 +98,10 @@ def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list
 
 def first_layer(model: Any) -> "nn.Module":
     """Where the work of the decoder begins: some run the vision tower in front of their first layer."""
-    from ..policies.families.layers import LISTS
+    from ..policies.families.layers import LAYER_LISTS
 
     decoder = model.get_decoder()
-    lists = (getattr(decoder, name, None) for name in LISTS)
+    lists = (getattr(decoder, name, None) for name in LAYER_LISTS)
     return next((layers[0] for layers in lists if layers), decoder)
 
 

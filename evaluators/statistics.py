@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..policies.families.layers import DecoderLayer
-    from ..policies.runtime.watch import Attention
+    from ..policies.runtime.watch import AttentionCall
 
 # torch is imported where a model is at hand, so that reading statistics stays light.
 
@@ -119,12 +119,12 @@ def add(layer: "DecoderLayer", sums: Sums, x: "Tensor", arguments: dict[str, Any
     """
     from torch.nn.functional import cosine_similarity
 
-    from ..policies.runtime.watch import watched
+    from ..policies.runtime.watch import recorded_attention
 
     parts = layer.sublayers
     # The attention is computed a second time, for the layer shows what both its sublayers add together.
-    with watched(parts.attention) as notes:
-        attention = parts.attend(x, arguments).float()
+    with recorded_attention(parts.attention) as notes:
+        attention = parts.norm_and_attend(x, arguments).float()
     x, y = x.float(), y.float()
     seen = {
         "block": (x, y),
@@ -138,7 +138,7 @@ def add(layer: "DecoderLayer", sums: Sums, x: "Tensor", arguments: dict[str, Any
         sums.ranks.append(rank(notes[-1]))
 
 
-def rank(seen: "Attention") -> float:
+def rank(seen: "AttentionCall") -> float:
     """Rank of the attention's weights below the diagonal, mean of the heads; float32, torch's tolerance."""
     import torch
 

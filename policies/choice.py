@@ -11,23 +11,23 @@ Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)
 
 
 class StrictModel(BaseModel):
-    """Base of everything that stands in a policy or a space file: frozen, and no key is ignored."""
+    """Base of all models read from policy and space files: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class LayerChoice(StrictModel):
-    """What one decoder layer does; a key that is left out means what the dense layer does.
+    """What one decoder layer does; without a key, the layer does what the dense layer does.
 
     Attributes:
-        attention: Run the attention sublayer or skip it with its norm; a skipped one stores no keys and values.
-        ffn: Run the feed-forward sublayer or skip it with its norm.
-        wiring: `parallel` feeds both sublayers the layer's input.
+        attention: Run the attention sublayer, or skip it with its norm; a skipped one stores no keys and values.
+        ffn: Run the feed-forward sublayer, or skip it with its norm.
+        wiring: `parallel` feeds the layer's input to both sublayers.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
         token_ratio: Share of the image tokens, 0 to 1, that the layer processes.
-        phase: When the choice holds: in `prefill`, in `decode`, or in `both`; otherwise the layer is dense.
-        tokens: Whom the choice concerns: `all`, the `image` tokens, or the others (`text`, generated ones among them);
-            the rest has the full layer.
+        phase: The phase in which the choice holds: `prefill`, `decode`, or `both`; in the other one the layer is dense.
+        tokens: The tokens to which the choice applies: `all`, the `image` tokens, or all others (`text`, generated ones
+            included); the remaining tokens go through the full layer.
     """
 
     attention: Literal["run", "skip"] = "run"
@@ -40,17 +40,17 @@ class LayerChoice(StrictModel):
 
     @property
     def is_keep(self) -> bool:
-        """True where the layer does all that the dense layer does."""
+        """True where the layer does what the dense layer does."""
         return self.canonical() is KEEP
 
     @property
     def skips_layer(self) -> bool:
-        """True where neither sublayer runs for those whom the choice concerns."""
+        """True where neither sublayer runs for the tokens to which the choice applies."""
         return self.attention == self.ffn == "skip"
 
     @property
     def label(self) -> str:
-        """The choice in the words of a search space, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
+        """The choice as search spaces name it, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
         parts = []
         if self.skips_layer:
             parts = ["skip_layer"]
@@ -66,32 +66,36 @@ class LayerChoice(StrictModel):
         return " + ".join(parts) or "keep"
 
     def canonical(self) -> "LayerChoice":
-        """The one spelling of what this choice computes: no effect, no words; all that keeps is `KEEP`."""
+        """The canonical form: equal for choices that compute the same, without keys that have no effect.
+
+        Every choice that changes nothing becomes `KEEP`.
+        """
         return canonical(self)
 
     def document(self) -> dict[str, Any]:
-        """The keys that differ from keep."""
+        """The keys that differ from `KEEP`, as plain data."""
         return self.model_dump(exclude_defaults=True)
 
 
 KEEP = LayerChoice()
 
 
-# A search spells the same few choices of many layers millions of times.
+# Cached, because a search makes the same few choices canonical millions of times.
 @lru_cache(maxsize=4096)
 def canonical(choice: LayerChoice) -> LayerChoice:
     """See `LayerChoice.canonical`."""
-    # Image tokens stand in the prompt alone.
-    nobody = choice.tokens == "image" and choice.phase == "decode"
+    # Image tokens occur in the prompt only.
+    no_tokens = choice.tokens == "image" and choice.phase == "decode"
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
-    changes = not nobody and (parallel or "skip" in (choice.attention, choice.ffn))
-    chooses = choice.token_ratio not in (None, 1.0) and choice.phase != "decode" and choice.tokens != "text"
+    changes_sublayers = not no_tokens and (parallel or "skip" in (choice.attention, choice.ffn))
+    selects_images = choice.token_ratio not in (None, 1.0) and choice.phase != "decode" and choice.tokens != "text"
     if choice.skips_layer and choice.tokens != "text":
-        chooses = False
-    ratio = abs(choice.token_ratio) if chooses and choice.token_ratio is not None else None
+        selects_images = False
+    # `abs` turns -0.0 into 0.0.
+    ratio = abs(choice.token_ratio) if selects_images and choice.token_ratio is not None else None
     if ratio == 0 and choice.tokens == "image":
-        changes = False
-    if not changes:
+        changes_sublayers = False
+    if not changes_sublayers:
         return KEEP if ratio is None else LayerChoice(token_ratio=ratio)
     return LayerChoice(
         attention=choice.attention,
@@ -100,7 +104,7 @@ def canonical(choice: LayerChoice) -> LayerChoice:
         norm=choice.norm if parallel else "own",
         token_ratio=ratio,
         phase="both" if choice.tokens == "image" else choice.phase,
-        # A token that is generated is text.
+        # Every generated token is text, so a scope changes nothing in the decode phase.
         tokens="all" if choice.phase == "decode" else choice.tokens,
     )
 

@@ -1,4 +1,4 @@
-"""Reading YAML files so that every mistake in them is reported at once, with its line and column."""
+"""Reading YAML files, and reporting all mistakes in them at once, each with its line and column."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,38 +9,38 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import DocumentError
 from .wording import MAPPING, Key, dotted, expectation, explain, in_yaml, short
-from .yamltext import MAX_DEPTH, TAG, TooMuch, composed, misread
+from .yamltext import MAX_DEPTH, TAG, DocumentTooLarge, composed, misread
 
 MAX_BYTES = 1 << 18
-MAX_VALUES = 100_000  # with what aliases stand for
+MAX_VALUES = 100_000  # after aliases are expanded
 MAX_LIST, MAX_KEYS = 1000, 10_000
 MAX_PROBLEMS = 50
-MAX_MISTAKES = 2500  # that are looked at
+MAX_MISTAKES = 2500  # of which MAX_PROBLEMS are shown
 
 Position = tuple[int, int]
 KeyPath = tuple[Key, ...]
 Problem = tuple[Position, str]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-AS_TEXT = {f"{TAG}{name}" for name in ("str", "timestamp", "value", "merge")}
-PLAIN: dict[type[yaml.Node], set[str]] = {
+TEXT_TAGS = {f"{TAG}{name}" for name in ("str", "timestamp", "value", "merge")}
+ALLOWED_TAGS: dict[type[yaml.Node], set[str]] = {
     yaml.MappingNode: {f"{TAG}map"},
     yaml.SequenceNode: {f"{TAG}seq"},
-    yaml.ScalarNode: AS_TEXT | {f"{TAG}{name}" for name in ("int", "float", "bool", "null")},
+    yaml.ScalarNode: TEXT_TAGS | {f"{TAG}{name}" for name in ("int", "float", "bool", "null")},
 }
-KINDS: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+NODE_NAMES: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
 
 
 class Document:
-    """Plain data read from YAML, and the place in the file where each value stands.
+    """Plain data read from YAML, with the line and column of each value.
 
     Args:
         text: The YAML source.
-        name: What to call the source in messages, usually its path.
+        name: The name of the source in messages, usually its path.
         error: The exception to raise, so that a space and a policy fail with their own type.
 
     Raises:
-        DocumentError: (as `error`) the text is not one YAML mapping, or expands to too much.
+        DocumentError: (as `error`) the text is not one YAML mapping, or exceeds a limit.
     """
 
     def __init__(self, text: str, name: str, error: type[DocumentError]) -> None:
@@ -57,7 +57,11 @@ class Document:
 
     @classmethod
     def read(cls, path: Path, error: type[DocumentError]) -> "Document":
-        """Read a file; see the class for what is refused."""
+        """Read a file.
+
+        Raises:
+            DocumentError: (as `error`) the file cannot be read, or see the class.
+        """
         try:
             with path.open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
@@ -76,17 +80,17 @@ class Document:
             raise error(f"{short(str(path))} cannot be read", [str(cause.strerror)]) from None
 
     def where(self, path: KeyPath) -> str:
-        """The `file:line:column` of a value, or of the nearest value around it that stands in the file."""
+        """The `file:line:column` of a value, or where the file lacks it of the nearest value around it."""
         return self._place(path)[1]
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """One mistake: where, which key, what."""
+        """One mistake, as its position and a line with the place, the key and the message."""
         position, place = self._place(path)
         label = dotted(path)
         return position, f"{place}  {label + ': ' if label else ''}{message}"
 
     def failure(self, problems: list[Problem], hint: str | None = None) -> DocumentError:
-        """One exception for all problems of this document, in the order of the file."""
+        """One exception that lists all problems of this document, in the order of the file."""
         lines = list(dict.fromkeys(line for _, line in sorted(problems, key=lambda problem: problem[0])))
         count = "a problem" if len(lines) == 1 else f"{len(lines)} problems"
         shown = lines[:MAX_PROBLEMS]
@@ -95,13 +99,16 @@ class Document:
         return self.error(f"{self.name} has {count}", shown, hint)
 
     def require_schema(self, *known: str) -> str:
-        """Refuse a document of another kind, before its other keys are judged.
+        """Check the key `schema` before all others, to refuse a document of another kind.
+
+        Args:
+            known: The accepted values.
 
         Returns:
-            Which one it is.
+            The value found.
 
         Raises:
-            DocumentError: (as `self.error`) the key `schema` is missing or says something else.
+            DocumentError: (as `self.error`) the key is missing or has another value.
         """
         found = self.data.get("schema")
         if found in known:
@@ -114,13 +121,17 @@ class Document:
         raise self.failure(unread or [problem], hint)
 
     def check(self) -> Self:
-        """Refuse what the YAML itself has wrong, such as a key that stands twice."""
+        """Refuse mistakes in the YAML itself, such as a duplicate key.
+
+        Raises:
+            DocumentError: (as `self.error`) listing them.
+        """
         if self._problems:
             raise self.failure(self._problems)
         return self
 
     def put(self, path: KeyPath, value: Any, source: str) -> None:
-        """Set a value that does not stand in the file; `source` is what messages call its place."""
+        """Set a value that is not in the file; messages give `source` as its place."""
         target: Any = self.data
         for part in path[:-1]:
             target = target[part]
@@ -128,17 +139,17 @@ class Document:
         self._sources[path] = (0, len(self._sources)), source
 
     def checked(self, model: type[ModelT]) -> tuple[ModelT | None, list[Problem]]:
-        """The data as a pydantic model, None where it is none, and everything that is wrong with it."""
+        """The data as a pydantic model, None where it is invalid, and all mistakes."""
         try:
             return model.model_validate(self.data), list(self._problems)
         except ValidationError as cause:
             return None, self._problems + self.mistakes(model, cause)
 
     def validate(self, model: type[ModelT]) -> ModelT:
-        """Turn the data into a pydantic model, or list everything that is wrong with it.
+        """The data as a pydantic model.
 
         Raises:
-            DocumentError: (as `self.error`) with one line a mistake.
+            DocumentError: (as `self.error`) with one line for each mistake.
         """
         value, problems = self.checked(model)
         if value is None or problems:
@@ -146,13 +157,13 @@ class Document:
         return value
 
     def mistakes(self, model: type[BaseModel], cause: ValidationError, base: KeyPath = ()) -> list[Problem]:
-        """What pydantic found in the value at `base`, in the words of the file.
+        """Translate pydantic's errors about the value at `base` into problems of the file.
 
-        Pydantic lists the complaint of every member of a union. Those about the kind of a value are dropped where
-        another member found that kind right and looked into it; the others are told together.
+        Pydantic reports an error for every member of a union. Type errors are dropped where another member accepted the
+        type and looked inside the value; the remaining ones are merged into one line.
         """
         entries: list[tuple[KeyPath, dict[str, Any]]] = [
-            (self._known((*base, *entry["loc"])), dict(entry))
+            (self._path_in_data((*base, *entry["loc"])), dict(entry))
             for entry in cause.errors(include_url=False)[:MAX_MISTAKES]
         ]
         entered = {path[:depth] for path, _ in entries for depth in range(len(path))}
@@ -175,8 +186,8 @@ class Document:
             problems.append(self.problem(path, f"found {short(found[path])}, expected {wanted}"))
         return problems
 
-    def _known(self, loc: KeyPath) -> KeyPath:
-        """The part of a pydantic path that stands in the data: without names of union members and of key positions."""
+    def _path_in_data(self, loc: KeyPath) -> KeyPath:
+        """A pydantic location without the parts that the data lacks, such as names of union members."""
         path: KeyPath = ()
         value: Any = self.data
         for part in loc:
@@ -199,7 +210,7 @@ class Document:
     def _mapping(self, text: str) -> dict[Key, Any]:
         try:
             node = composed(text)
-        except TooMuch as cause:
+        except DocumentTooLarge as cause:
             position = (cause.mark.line + 1, cause.mark.column + 1)
             raise self.failure([self._at(position, cause.reason)]) from None
         except yaml.MarkedYAMLError as cause:
@@ -212,13 +223,13 @@ class Document:
         except (yaml.YAMLError, ValueError, OverflowError) as cause:
             raise self.failure([self._at((1, 1), f"not YAML: {cause}")]) from None
         if not isinstance(node, yaml.MappingNode):
-            found = "nothing" if node is None else KINDS[type(node)]
+            found = "nothing" if node is None else NODE_NAMES[type(node)]
             raise self.failure([self._at((1, 1), f"found {found}, expected {MAPPING}")])
         value = self._construct(node, ())
         return value if isinstance(value, dict) else {}
 
     def _construct(self, node: yaml.Node, path: KeyPath) -> Any:
-        """Build plain data, weighing values so that aliases cannot expand without bound."""
+        """Build plain data, and count values so that aliases cannot expand without bound."""
         position = (node.start_mark.line + 1, node.start_mark.column + 1)
         self._positions.setdefault(path, position)
         self._weight += 1 + (len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0)
@@ -226,7 +237,7 @@ class Document:
             raise self.failure([self._at(position, f"aliases expand to over {MAX_VALUES} values")])
         if len(path) > MAX_DEPTH:
             raise self.failure([self._at(position, f"nested too deeply, expected at most {MAX_DEPTH} levels")])
-        if node.tag not in PLAIN[type(node)]:
+        if node.tag not in ALLOWED_TAGS[type(node)]:
             self._refuse(path, f"found the tag {node.tag.replace(TAG, '!!')}, expected plain values")
             return None
         most = MAX_KEYS if isinstance(node, yaml.MappingNode) else MAX_LIST
@@ -242,7 +253,7 @@ class Document:
         seen: set[str] = set()
         for key_node, value_node in node.value:
             position = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-            plain = isinstance(key_node, yaml.ScalarNode) and key_node.tag in PLAIN[yaml.ScalarNode]
+            plain = isinstance(key_node, yaml.ScalarNode) and key_node.tag in ALLOWED_TAGS[yaml.ScalarNode]
             reason = misread(key_node.tag, key_node.value) if plain else None
             key = self._scalar(key_node, path) if plain and reason is None else None
             if reason is not None:
@@ -255,13 +266,13 @@ class Document:
             else:
                 whole = (*path, key)
                 if str(key) in seen:
-                    self._problems.append(self._at(position, f"{dotted(whole)}: the key stands here a second time"))
+                    self._problems.append(self._at(position, f"{dotted(whole)}: duplicate key"))
                 seen.add(str(key))
                 self._positions.setdefault(whole, position)
                 yield key, self._construct(value_node, whole)
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        if node.tag in AS_TEXT:
+        if node.tag in TEXT_TAGS:
             return node.value
         reason = misread(node.tag, node.value)
         if reason is not None:
@@ -279,5 +290,5 @@ class Document:
 
 
 def line_and_column(before: str) -> Position:
-    """Where a text stops, counted from 1."""
+    """The line and column where a text ends, counted from 1."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")

@@ -4,25 +4,25 @@ SkipsearchError
 ├── DocumentError        a YAML file that cannot be read or does not validate
 │   ├── SpaceError
 │   └── PolicyError
-│       └── PolicyMismatch   a sound policy, but not for this model
-├── ModelError           a model that cannot be loaded, or has no layers we can wrap
+│       └── PolicyMismatch   a valid policy that does not fit the model
+├── ModelError           a model that cannot be loaded, or has no layers that can be wrapped
 ├── EvaluatorError       an evaluator that is unknown, misconfigured or cannot measure
-│   └── TaskError            a task's own mistake, which no policy would mend
+│   └── TaskError            a mistake in a task, which stops every policy alike
 ├── StudyError           a study that cannot be opened, resumed or reported
-├── RunError             a search that began and cannot go on
-└── UsageError           a command line that asks for what does not exist
+├── RunError             a search that started and cannot go on
+└── UsageError           a command line that names something that does not exist
 """
 
 from collections.abc import Sequence
 
 
 class SkipsearchError(Exception):
-    """A mistake the user can mend, told in parts that the command line lays out.
+    """Base of errors that a user can correct; the command line prints their parts one below the other.
 
     Args:
         what: What is wrong, in one line, lower case and without a full stop.
-        details: Where, and found against expected; one line each.
-        hint: One action that works.
+        details: Where it is, and what was found against what is expected; one line each.
+        hint: One action that solves it.
     """
 
     def __init__(self, what: str, details: Sequence[str] = (), hint: str | None = None) -> None:
@@ -38,7 +38,7 @@ class SkipsearchError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], str | None]]:
-        """Keep all three parts when the exception crosses a process boundary."""
+        """Pickle all three parts, so that they survive a process boundary."""
         return type(self), (self.what, self.details, self.hint)
 
 
@@ -47,15 +47,15 @@ class DocumentError(SkipsearchError):
 
 
 class SpaceError(DocumentError):
-    """A search space is wrong."""
+    """A search space is invalid."""
 
 
 class PolicyError(DocumentError):
-    """A policy is wrong."""
+    """A policy is invalid, or cannot be applied."""
 
 
 class PolicyMismatch(PolicyError):
-    """A policy was made for another model."""
+    """A valid policy does not fit the model."""
 
 
 class ModelError(SkipsearchError):
@@ -75,8 +75,8 @@ class StudyError(SkipsearchError):
 
 
 class RunError(SkipsearchError):
-    """A search began and cannot go on; what it measured is kept."""
+    """A search started and cannot go on; its measurements are kept."""
 
 
 class UsageError(SkipsearchError):
-    """The command line asks for what does not exist."""
+    """The command line names something that does not exist."""

@@ -1,4 +1,4 @@
-"""What a policy is: which computations a model leaves out, as a frozen value that lives in a YAML file."""
+"""Policies: which computations a model leaves out, as frozen values that are read from and written to YAML."""
 
 import hashlib
 import json
@@ -14,33 +14,31 @@ from .choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .schedules import Schedule
-from .wording import visible
+from .scores.table import DESCRIPTION, ScoreName
+from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
-Score = Literal["attention", "norm", "uniform"]
 
 NO_IMAGE = LayerChoice(token_ratio=0.0)
 SKIP_IMAGE = LayerChoice(attention="skip", ffn="skip", tokens="image")
 
 
 class TokenSelection(StrictModel):
-    """How the image tokens of a layer with a token ratio are ranked.
+    """How layers with a token ratio select image tokens.
 
     Attributes:
-        score: `attention` (of the last prompt token, mean of heads, in the nearest earlier layer in which it attends to
-            image tokens; a token that such a layer left out keeps the score it had; where there is no earlier one, as
-            `uniform`), `norm` (of the token's hidden state) or `uniform` (every k-th).
-        reselect: `each_layer` lets a token that one layer left out come back in the next; `once` removes it for good,
-            from all later layers, those without a ratio too.
+        score: The score that ranks them; see `scores.table`.
+        reselect: `each_layer` lets a token that one layer leaves out come back in the next; `once` removes it for good,
+            from all later layers, also from layers without a ratio.
     """
 
-    score: Score = "attention"
+    score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION}")] = "attention"
     reselect: Literal["each_layer", "once"] = "each_layer"
 
 
 class ModelRef(StrictModel):
-    """The model a policy was made for."""
+    """The model that a policy was made for."""
 
     id: str | None = None
     revision: str | None = None
@@ -48,18 +46,18 @@ class ModelRef(StrictModel):
 
 
 class Measured(StrictModel):
-    """One figure that a search measured, beside the dense model's.
+    """The value of one metric that a search measured, beside the dense model's.
 
     Attributes:
-        value: The figure; an accuracy is a fraction, the unit of others is the suffix of their name.
-        dense: The same of the model without a policy.
+        value: The value; an accuracy is a fraction, the unit of other metrics is the suffix of their name.
+        dense: The value of the dense model.
         stderr: Standard error of an accuracy, or of a latency that was measured in several visits or modelled.
         iqr: Interquartile range of a latency.
-        n: How many examples or repeats stand behind it; 0 where a latency was predicted and not measured.
-        split: Which examples: `search` (they guided the search) or `report` (the search never saw them); of latencies
-            those that guided the search, and those that were measured again at its end.
-        modelled: What the search took a latency for: a model of all its latencies takes the noise off; `stderr` is the
-            standard error of this.
+        n: Number of examples or repeats; 0 for a latency that was predicted and not measured.
+        split: The examples: `search` (they guided the search) or `report` (the search never saw them). Latencies of the
+            split `report` were measured again at the end of the search.
+        modelled: The latency that the search used: a model of all its latencies removes the noise; `stderr` is the
+            standard error of this value.
     """
 
     value: float
@@ -76,9 +74,9 @@ class Provenance(StrictModel):
 
     Attributes:
         study: The study's name.
-        trial: The trial that measured it.
+        trial: The trial that measured the policy.
         skipsearch: The version that wrote the file.
-        unmeasured: What is expected of a policy that nobody measured; such a one has no trial.
+        unmeasured: What is expected of a policy that was not measured; it has no trial.
     """
 
     study: str | None = None
@@ -92,12 +90,13 @@ class Policy(StrictModel):
 
     Attributes:
         schema: The kind of the file and the version of its keys.
-        model: The model it was made for; a hand-written policy may leave it out.
-        schedule: A generator of choices, such as `fastv: {layer: 2, token_ratio: 0.5}`; it is expanded to `layers` when
-            the policy is made, which needs the model's `num_layers`, and no policy value has one.
-        layers: By 0-based layer number, what differs from keep, or from what the schedule says of that layer.
-        token_selection: How image tokens are ranked where a layer has a token ratio.
-        measured: Figures of a search, by metric; accuracy on the report split, `search_accuracy` on the search split.
+        model: The model the policy was made for; a hand-written policy may leave it out.
+        schedule: A generator of choices, such as `fastv: {layer: 2, token_ratio: 0.5}`. It is expanded into `layers`
+            when the policy is made, which needs the model's `num_layers`.
+        layers: By 0-based layer number, the choices that differ from keep, or from the schedule's choice.
+        token_selection: How image tokens are selected where a layer has a token ratio.
+        measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
+            split.
         provenance: The study and trial it comes from.
     """
 
@@ -117,7 +116,7 @@ class Policy(StrictModel):
     @field_validator("schedule")
     @classmethod
     def _needs_a_depth(cls, value: Schedule | None, info: ValidationInfo) -> Schedule | None:
-        model = info.data.get("model")  # None where it is wrong itself.
+        model = info.data.get("model")  # None where it is invalid itself.
         if value is not None and model is not None and model.num_layers is None:
             raise ValueError("found no number of layers to expand it for; write `model: {num_layers: 32}`")
         return value
@@ -127,7 +126,7 @@ class Policy(StrictModel):
         if self.schedule is not None and self.model.num_layers is not None:
             choices = self.schedule.choices(self.model.num_layers)
             given = {index: choice for index, choice in enumerate(choices) if choice != KEEP}
-            # The value is frozen for everyone but its own making.
+            # The value is frozen, so pydantic would refuse to set its fields.
             self.__dict__.update(schedule=None, layers={**given, **self.layers})
         return self
 
@@ -139,7 +138,7 @@ class Policy(StrictModel):
         """Read a policy file.
 
         Raises:
-            PolicyError: with every mistake in the file, each with its line and column.
+            PolicyError: listing all mistakes in the file, each with its line and column.
         """
         return cls.read(Document.read(Path(path), PolicyError))
 
@@ -161,41 +160,41 @@ class Policy(StrictModel):
 
     @classmethod
     def of(cls, choices: list[LayerChoice], selection: TokenSelection = TokenSelection()) -> Self:
-        """A policy from one choice a layer, in canonical form."""
+        """Make a policy from one choice for each layer, in canonical form."""
         return cls(layers=dict(enumerate(choices)), token_selection=selection).canonical()
 
     def canonical(self) -> Self:
-        """The one spelling of what this policy computes; measurements and provenance stay."""
-        kept = {index: choice.canonical() for index, choice in sorted(self.layers.items())}
+        """The canonical form: equal `layers` for policies that compute the same; measurements and provenance stay."""
+        changed = {index: choice.canonical() for index, choice in sorted(self.layers.items())}
         if self.token_selection.reselect == "once":
-            kept = falling(kept)
+            changed = drop_ineffective_ratios(changed)
         else:
-            # A layer that image tokens skip is one that processes none of them.
-            kept = {
+            # Skipping a layer for image tokens is the same as a token ratio of 0.
+            changed = {
                 index: NO_IMAGE if choice.tokens == "image" and choice == SKIP_IMAGE else choice
-                for index, choice in kept.items()
+                for index, choice in changed.items()
             }
-        layers = {index: choice for index, choice in kept.items() if choice is not KEEP}
+        layers = {index: choice for index, choice in changed.items() if choice is not KEEP}
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
         selection = self.token_selection if ratios else TokenSelection()
         if not any(ratios):
-            # Where no image token is kept at all, there is nothing to rank.
+            # Where every ratio is 0, no score ranks anything.
             selection = TokenSelection(reselect=selection.reselect)
         return self.model_copy(update={"layers": layers, "token_selection": selection})
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits, equal for policies that compute the same, whatever their spelling."""
-        same = self.canonical()
+        """A hash of 16 hex digits, equal for policies that compute the same."""
+        canonical = self.canonical()
         plain = {
-            "layers": {str(index): choice.document() for index, choice in same.layers.items()},
-            "token_selection": same.token_selection.model_dump(),
+            "layers": {str(index): choice.document() for index, choice in canonical.layers.items()},
+            "token_selection": canonical.token_selection.model_dump(),
         }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_dense(self) -> bool:
-        """True where nothing is left out."""
+        """True where the policy leaves nothing out."""
         return all(choice.canonical() is KEEP for choice in self.layers.values())
 
     def choice(self, layer: int) -> LayerChoice:
@@ -210,7 +209,7 @@ class Policy(StrictModel):
         """Refuse a model with another number of layers.
 
         Raises:
-            PolicyMismatch: the policy names another layer count, or a layer the model does not have.
+            PolicyMismatch: the policy was made for another number of layers, or changes a layer that the model lacks.
         """
         made_for = self.model.num_layers
         highest = max(self.layers, default=-1)
@@ -222,56 +221,56 @@ class Policy(StrictModel):
             )
         if highest >= num_layers:
             raise PolicyMismatch(
-                f"policy speaks of layer {highest}, model has layers 0 to {num_layers - 1}",
+                f"policy has a choice for layer {highest}, model has layers 0 to {num_layers - 1}",
                 [f"model {model_name}"],
                 "remove that layer from the policy, or use the model it was made for",
             )
 
     def document(self) -> dict[str, Any]:
-        """The policy as plain data, in the order of the file, without what is empty."""
-        same = self.canonical()
+        """The canonical policy as plain data, in the order of the file, without empty keys."""
+        canonical = self.canonical()
         data: dict[str, Any] = {"schema": SCHEMA}
-        if same.model != ModelRef():
-            data["model"] = same.model.model_dump()
-        data["layers"] = {index: choice.document() for index, choice in same.layers.items()}
-        if any(choice.token_ratio is not None for choice in same.layers.values()):
-            data["token_selection"] = same.token_selection.model_dump()
-        if same.measured:
+        if canonical.model != ModelRef():
+            data["model"] = canonical.model.model_dump()
+        data["layers"] = {index: choice.document() for index, choice in canonical.layers.items()}
+        if any(choice.token_ratio is not None for choice in canonical.layers.values()):
+            data["token_selection"] = canonical.token_selection.model_dump()
+        if canonical.measured:
             data["measured"] = {
-                name: {key: tidy(value) for key, value in entry.model_dump(exclude_none=True).items()}
-                for name, entry in same.measured.items()
+                name: {key: readable_number(value) for key, value in entry.model_dump(exclude_none=True).items()}
+                for name, entry in canonical.measured.items()
             }
-        if same.provenance != Provenance():
-            data["provenance"] = same.provenance.model_dump(exclude_none=True)
+        if canonical.provenance != Provenance():
+            data["provenance"] = canonical.provenance.model_dump(exclude_none=True)
         return data
 
     def to_yaml(self) -> str:
-        """The text of the policy file: one line a layer."""
+        """The text of the policy file, with one line for each layer."""
         options: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 120}
         text: str = yaml.safe_dump(self.document(), **options, allow_unicode=True)
-        # What a reader could not see is written as its number.
-        return text if visible(text) == text else yaml.safe_dump(self.document(), **options)
+        # Invisible characters are escaped.
+        return text if escape_invisible(text) == text else yaml.safe_dump(self.document(), **options)
 
     def save(self, path: str | Path) -> None:
         """Write the policy file."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
 
 
-def falling(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:
-    """Canonical choices without the ratios that remove nothing, where what one layer removed does not come back."""
-    least, found = 1.0, {}
+def drop_ineffective_ratios(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:
+    """Drop token ratios that remove nothing under `reselect: once`: those not below every earlier ratio."""
+    lowest, result = 1.0, {}
     for index, choice in layers.items():
         ratio = choice.token_ratio
-        if ratio is not None and ratio >= least:
+        if ratio is not None and ratio >= lowest:
             choice = choice.model_copy(update={"token_ratio": None}).canonical()
         elif ratio is not None:
-            least = ratio
-        found[index] = choice
-    return found
+            lowest = ratio
+        result[index] = choice
+    return result
 
 
-def tidy(value: Any) -> Any:
-    """Whole numbers without a fraction, others with six significant digits: the file is for people too."""
+def readable_number(value: Any) -> Any:
+    """Round a number for the file: whole numbers without a fraction, others to six significant digits."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
     return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Schedules: named generators of the published patterns, which give one choice a layer from a few numbers.
+"""Schedules: generators of published patterns, which expand a few numbers into one choice for each layer.
 
 `l` is the 0-based number of a layer and `L` the number of layers of the model.
 """
@@ -15,11 +15,12 @@ Step = Annotated[int, Field(ge=1, le=LAST_LAYER + 1, strict=True)]
 Segments = Annotated[list[Step], Field(min_length=1)]
 Changing = Literal["skip_ffn", "skip_attention", "skip_layer", "parallel"]
 ONE_KEY: Final[dict[str, JsonValue]] = {"minProperties": 1, "maxProperties": 1}
-DIGITS = 6  # of a ratio that a curve gives: the file is for people, and the same on every machine
+# Decimals of a ratio from a curve: enough for a readable file that is the same on every machine.
+DIGITS = 6
 
 
 class Decay(StrictModel):
-    """Image tokens that become fewer from layer to layer, along a curve from ½ to -½ that a ratio shifts."""
+    """Base of schedules in which the share of image tokens falls along a curve from ½ to -½, shifted by a ratio."""
 
     ratio: Ratio
     max: Ratio
@@ -31,7 +32,7 @@ class Decay(StrictModel):
         return self
 
     def curve(self, depth: float) -> float:
-        """What is added to the ratio at a depth `l / (L-1)`, 0 to 1."""
+        """The curve at a depth `l / (L-1)`, 0 to 1; it is added to the ratio."""
         raise NotImplementedError
 
     def choices(self, num_layers: int) -> list[LayerChoice]:
@@ -45,13 +46,13 @@ class ShiftedCosine(Decay):
     """Progressive ratio decay of p-MoD (arXiv:2412.04449): `½ cos(π l / (L-1)) + ratio`.
 
     Attributes:
-        ratio: The mean share of the image tokens, before `max` and `min` cut the curve.
-        max: A layer whose share is above this is kept dense.
-        min: No layer has a smaller share.
+        ratio: The mean share of the image tokens, before `max` and `min` apply.
+        max: A layer with a share above this is kept dense.
+        min: A smaller share is raised to this.
     """
 
     def curve(self, depth: float) -> float:
-        """Half a wave."""
+        """Half a cosine."""
         return math.cos(math.pi * depth) / 2
 
 
@@ -59,9 +60,9 @@ class Linear(Decay):
     """The linear variant of p-MoD's decay (arXiv:2412.04449): `½ - l / (L-1) + ratio`.
 
     Attributes:
-        ratio: The mean share of the image tokens, before `max` and `min` cut the curve.
-        max: A layer whose share is above this is kept dense.
-        min: No layer has a smaller share.
+        ratio: The mean share of the image tokens, before `max` and `min` apply.
+        max: A layer with a share above this is kept dense.
+        min: A smaller share is raised to this.
     """
 
     def curve(self, depth: float) -> float:
@@ -73,8 +74,8 @@ class FastV(StrictModel):
     """Fewer image tokens from one layer on; with `token_selection: {reselect: once}` it is FastV (arXiv:2403.06764).
 
     Attributes:
-        layer: K, the first layer that processes fewer.
-        token_ratio: The share of the image tokens that is processed. FastV's R is the share removed: 1 - token_ratio.
+        layer: FastV's K, the first layer that processes fewer.
+        token_ratio: The share of the image tokens that it processes. FastV's R is the share removed, 1 - token_ratio.
     """
 
     layer: Layer
@@ -87,20 +88,20 @@ class FastV(StrictModel):
 
 
 class Interval(StrictModel):
-    """Every I-th layer, as in ima-lmms (arXiv:2410.09454): l is selected where `start < l < end` and `l mod I = 0`.
+    """A choice in every I-th layer, as in ima-lmms (arXiv:2410.09454): where `start < l < end` and `l mod I = 0`.
 
-    Layer 0 is never selected. ima-lmms's modes are phases: its plain one is `decode`, context `both`, onlycontext
-    `prefill`; its parallel layers share one norm.
+    Layer 0 is never selected. ima-lmms's modes are phases: plain is `decode`, context `both`, onlycontext `prefill`;
+    its parallel layers share one norm.
 
     Attributes:
-        interval: I; or a list of them, each for one of as many equal parts of the depth (what is left over when the
-            layers do not divide belongs to the last part).
+        interval: I, or a list of them: the depth is divided into as many equal parts, one interval each (layers that
+            remain belong to the last part).
         start: The last layer before the selected ones.
-        end: The first layer after them; the model's last where none is given.
-        choice: What happens in a selected layer.
+        end: The first layer after the selected ones; by default the model's last layer.
+        choice: What a selected layer does.
         norm: Where the choice is `parallel`, which norm feeds the FFN.
-        phase: When the choice holds.
-        tokens: Whom it concerns.
+        phase: The phase in which the choice holds.
+        tokens: The tokens to which the choice applies.
     """
 
     interval: Step | Segments
@@ -127,11 +128,11 @@ class Interval(StrictModel):
 
 
 class Schedule(StrictModel):
-    """One generator by its name.
+    """One schedule, by its name.
 
     Attributes:
-        shifted_cosine: Image tokens decay along half a cosine (p-MoD).
-        linear: Image tokens decay along a line.
+        shifted_cosine: The share of image tokens falls along half a cosine (p-MoD).
+        linear: The share of image tokens falls along a line.
         fastv: Fewer image tokens from one layer on (FastV).
         interval: A choice in every I-th layer (ima-lmms).
     """
@@ -150,26 +151,26 @@ class Schedule(StrictModel):
 
     def choices(self, num_layers: int) -> list[LayerChoice]:
         """What every layer does, first to last."""
-        return next(generator.choices(num_layers) for _, generator in self if generator is not None)
+        return next(pattern.choices(num_layers) for _, pattern in self if pattern is not None)
 
 
 def check_order(least: float, most: float) -> None:
-    """Refuse a decay whose smallest share is above its largest.
+    """Refuse a decay with `min` above `max`.
 
     Raises:
-        ValueError: with both.
+        ValueError: naming both.
     """
     if least > most:
         raise ValueError(f"found min {least:g} above max {most:g}, expected min to be the lower one")
 
 
 def check_one(schedule: StrictModel) -> None:
-    """Refuse a mapping that names no generator, or several.
+    """Refuse a mapping that names no schedule, or several.
 
     Raises:
-        ValueError: with what was found.
+        ValueError: naming what was found.
     """
-    given = [name for name, generator in schedule if generator is not None]
+    given = [name for name, value in schedule if value is not None]
     if len(given) != 1:
         known = ", ".join(type(schedule).model_fields)
-        raise ValueError(f"found {' and '.join(given) or 'no generator'}, expected exactly one of {known}")
+        raise ValueError(f"found {' and '.join(given) or 'no schedule'}, expected exactly one of {known}")

@@ -1,4 +1,4 @@
-"""The words for what is wrong in a file: found against expected, without the terms of the libraries that noticed it."""
+"""Messages about mistakes in files: found against expected, in the terms of the file and not of pydantic or PyYAML."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 Key = str | int
 
-# Control characters but line feed and tab; marks of direction, isolates, and other characters that take no room.
+# Control characters except line feed and tab; marks and isolates of writing direction; other zero-width characters.
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
@@ -19,7 +19,7 @@ HIDDEN = re.compile(
 WHOLE, NUMBER, TEXT, LOGICAL = "a whole number", "a number", "text", "true or false"
 MAPPING, LIST = "a mapping of keys to values", "a list"
 
-# By pydantic's names for its errors; the braces are filled with its context.
+# What pydantic's error types expect; braces are filled from the error's context.
 EXPECTED = {
     "bool_parsing": LOGICAL,
     "bool_type": LOGICAL,
@@ -50,7 +50,7 @@ EXPECTED = {
     "tuple_type": LIST,
 }
 
-# What PyYAML says, for what a reader can act on.
+# Messages of PyYAML, and what a user can act on instead.
 YAML_WORDS = {
     "but found another document": "found a second document, expected one",
     "found character '\\t' that cannot start any token": "found a tab, expected spaces",
@@ -59,17 +59,17 @@ YAML_WORDS = {
     "found character '`' that cannot start any token": "found '`' at the start of a value; put the value in quotes",
     "mapping values are not allowed here": "found a ':' inside a value, or a line that is indented too far",
     "found unexpected end of stream": "found the end of the file inside quotes",
-    "second occurrence": "the anchor stands here a second time",
+    "second occurrence": "duplicate anchor",
 }
 
 
 def in_yaml(reason: str) -> str:
-    """A complaint of PyYAML's in plain words, where there are some."""
+    """A message of PyYAML in plain words, where there are any."""
     return YAML_WORDS.get(reason, reason.replace("'<stream end>'", "the end of the file"))
 
 
 def dotted(path: Iterable[Key]) -> str:
-    """Write a path the way people do: `layers[0].choices`."""
+    """Format a key path, such as `layers[0].choices`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
@@ -77,13 +77,13 @@ def dotted(path: Iterable[Key]) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """State the nearest known name as a fact, or list the known ones."""
+    """Name the known name that is most similar, or list all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"the nearest known one is '{close[0]}'" if close else f"known: {', '.join(sorted(known))}"
 
 
 def expectation(entry: dict[str, Any]) -> str | None:
-    """What pydantic expected in the place of a value; None where its complaint is not of that kind."""
+    """What a pydantic error expects in place of a value; None for errors about keys and whole values."""
     kind, context = entry["type"], entry.get("ctx", {})
     if kind in ("extra_forbidden", "missing", "value_error"):
         return None
@@ -101,7 +101,7 @@ def is_whole(value: Any) -> bool:
 
 
 def is_quoted(entry: dict[str, Any]) -> bool:
-    """True for text that reads as a number: one in quotes, or `1e-3`, which is text in YAML 1.1."""
+    """True for text that reads as a number: a number in quotes, or `1e-3`, which is text in YAML 1.1."""
     try:
         return isinstance(entry["input"], str) and math.isfinite(float(entry["input"]))
     except ValueError:
@@ -109,7 +109,7 @@ def is_quoted(entry: dict[str, Any]) -> bool:
 
 
 def explain(model: type[BaseModel], entry: dict[str, Any]) -> str:
-    """Say what one pydantic error that is about a key or a whole value means in the words of the file."""
+    """The message for a pydantic error about a key or a whole value."""
     if entry["type"] == "missing":
         return "the key is missing"
     if entry["type"] == "extra_forbidden":
@@ -118,16 +118,16 @@ def explain(model: type[BaseModel], entry: dict[str, Any]) -> str:
     return str(entry.get("ctx", {}).get("error", entry["msg"]))
 
 
-def visible(text: str) -> str:
-    """A text whose control characters and marks of writing direction are written out, so that it looks as it is.
+def escape_invisible(text: str) -> str:
+    """A text with control characters and marks of writing direction escaped.
 
-    A terminal obeys the former, and the latter make a name look like another one.
+    A terminal executes control characters, and marks of direction make one name look like another.
     """
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def short(value: Any) -> str:
-    """A value as it would stand in the file, cut to a readable length."""
+    """A value as the file would show it, cut to 60 characters."""
     if isinstance(value, str):
         text = "'" + repr(value)[1:-1] + "'"
     elif isinstance(value, float) and not math.isfinite(value):
@@ -141,11 +141,11 @@ def short(value: Any) -> str:
 
 
 def fields_at(model: type[BaseModel], path: Iterable[Key]) -> list[str]:
-    """The keys that a mapping at `path` may have, by following the path through the models' fields."""
+    """The keys that a mapping at `path` may have; follows the path through the fields of the models."""
     current = [model]
     for part in path:
         fields = [field for one in current for name, field in one.model_fields.items() if part in (name, field.alias)]
-        # What is no field is the key of a mapping, the place in a list or the name of a union's member.
+        # Other parts of a path are keys of mappings, places in lists or names of union members.
         current = [found for field in fields for found in models_in(field.annotation)] or current
     return sorted({field.alias or name for one in current for name, field in one.model_fields.items()})
 

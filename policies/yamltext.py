@@ -1,30 +1,31 @@
-"""YAML text to nodes, in a time that does not depend on what the text contains."""
+"""Parsing YAML text into nodes, within limits that bound the time."""
 
 import re
 from typing import Any, Final
 
 import yaml
 
-MAX_VALUES: Final = 20_000  # in the text itself; aliases expand to more
+MAX_VALUES: Final = 20_000  # in the text itself; aliases may expand to more
 MAX_DEPTH: Final = 40
-FEW: Final = 2_000  # values after which the slow parser is not asked for its better words
+# Up to this many values, a text that libyaml rejects is parsed again by the slow parser, whose messages are better.
+REPARSE_LIMIT: Final = 2_000
 
 TAG: Final = "tag:yaml.org,2002:"
-# YAML 1.1 reads all of these as numbers; 1.2, and most people, read only the decimal ones so.
+# YAML 1.1 reads all of these as numbers; YAML 1.2, and most users, only the decimal ones.
 DECIMAL: Final = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 SEXAGESIMAL: Final = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 MAX_DIGITS: Final = 20
 
-# libyaml, which is written in C, takes a tenth of the time.
+# libyaml is written in C and takes a tenth of the time.
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class TooMuch(Exception):
-    """A text has more in it than anything we read.
+class DocumentTooLarge(Exception):
+    """A text exceeds a limit on values or on nesting.
 
     Args:
-        reason: What it has too much of.
-        mark: Where.
+        reason: Which limit, with what was found.
+        mark: The place in the text.
     """
 
     def __init__(self, reason: str, mark: Any) -> None:
@@ -33,11 +34,11 @@ class TooMuch(Exception):
 
 
 def composed(text: str) -> yaml.Node | None:
-    """The node of a text's one document; None where it is empty.
+    """The root node of a text with one YAML document; None where it is empty.
 
     Raises:
-        TooMuch: it has too many values, or they are nested too deeply.
-        yaml.YAMLError: it is not YAML, or several documents.
+        DocumentTooLarge: there are too many values, or they are nested too deeply.
+        yaml.YAMLError: the text is not YAML, or has several documents.
     """
     values = depth = 0
     try:
@@ -45,18 +46,18 @@ def composed(text: str) -> yaml.Node | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             values += isinstance(event, yaml.NodeEvent)
             if depth > MAX_DEPTH + 1:
-                raise TooMuch(f"nested too deeply, expected at most {MAX_DEPTH} levels", event.start_mark)
+                raise DocumentTooLarge(f"nested too deeply, expected at most {MAX_DEPTH} levels", event.start_mark)
             if values > MAX_VALUES:
-                raise TooMuch(f"found over {MAX_VALUES} values, expected fewer", event.start_mark)
+                raise DocumentTooLarge(f"found over {MAX_VALUES} values, expected fewer", event.start_mark)
         return yaml.compose(text, Loader=FAST)
     except yaml.YAMLError:
-        if values > FEW:
+        if values > REPARSE_LIMIT:
             raise
         return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def misread(tag: str, text: str) -> str | None:
-    """Why a scalar that YAML 1.1 reads as a number is refused; None where it is read as everyone expects."""
+    """Why a scalar that YAML 1.1 reads as an unexpected number is refused; None where the reading is plain."""
     kind = tag.removeprefix(TAG)
     if kind not in ("int", "float") or (kind == "float" and not SEXAGESIMAL.fullmatch(text)):
         return None

@@ -38,7 +38,7 @@ YAML = {
     "colon in a value": ("schema: a: b\n", ["1:10  found a ':' inside a value, or a line that is indented too far"]),
     "at sign": ("schema: @a\n", ["1:9  found '@' at the start of a value; put the value in quotes"]),
     "unknown alias": ("schema: *a\n", ["1:9  found undefined alias 'a'"]),
-    "anchor twice": ("a: &a 1\nb: &a 2\n", ["2:4  the anchor stands here a second time"]),
+    "anchor twice": ("a: &a 1\nb: &a 2\n", ["2:4  duplicate anchor"]),
     "control character": ("schema: \0\n", ["1:9  found the character #x0000, which YAML does not allow"]),
     "impossible escape": ('schema: "\\UFFFFFFFF"\n', ["1:1  not YAML: Python int too large to convert to C int"]),
     "alias bomb": (f"b0: &b0 [x, x, x, x]\n{ALIASES}\n", ["1:16  aliases expand to over 100000 values"]),
@@ -72,11 +72,11 @@ POLICIES = {
                                               "base 60; write '1-30' for a range, or a decimal number"]),
     "merge key": ("layers: {1: {<<: {ffn: skip}}}", ["2:14  merge keys (<<) are not read; write the keys out"]),
     "layer twice": ("layers:\n  3: {ffn: skip}\n  3: {ffn: run}",
-                    ["4:3  layers[3]: the key stands here a second time"]),
+                    ["4:3  layers[3]: duplicate key"]),
     "layer twice, once in hexadecimal": ("layers: {3: {}, 0x3: {}}",
                                          ["2:17  found '0x3' as a key, which YAML reads as a number in base 16; "
                                           "write a decimal number"]),
-    "layer twice, once in quotes": ("layers: {3: {}, '3': {}}", ["2:17  layers.3: the key stands here a second time"]),
+    "layer twice, once in quotes": ("layers: {3: {}, '3': {}}", ["2:17  layers.3: duplicate key"]),
     "half a layer": ("layers: {1.5: {}}", ["2:10  found '1.5' as a key, expected a name or a whole number"]),
     "list as a key": ("layers: {[1]: {}}", ["2:10  found a list, mapping or tag as a key, "
                                             "expected a name or a whole number"]),
@@ -113,7 +113,7 @@ POLICIES = {
     "near schedule": (f"{DEPTH}schedule: {{fastvv: {{layer: 2}}}}",
                       ["3:12  schedule.fastvv: unknown key; the nearest known one is 'fastv'"]),
     "schedule by its name alone": (f"{DEPTH}schedule: fastv", [f"3:1  schedule: found 'fastv', {MAPPING}"]),
-    "empty schedule": (f"{DEPTH}schedule: {{}}", [f"3:1  schedule: found no generator, {GENERATORS}"]),
+    "empty schedule": (f"{DEPTH}schedule: {{}}", [f"3:1  schedule: found no schedule, {GENERATORS}"]),
     "two schedules": (f"{DEPTH}schedule: {{fastv: {{layer: 2, token_ratio: 0}}, linear: {{ratio: 0, max: 1, min: 0}}}}",
                       [f"3:1  schedule: found linear and fastv, {GENERATORS}"]),
     "numbers of a schedule": (f"{DEPTH}schedule: {{fastv: {{layer: -1, token_ratio: 1.5, ratio: 2}}}}", [
@@ -274,7 +274,7 @@ MORE = {
     "no schedules": ("schedules: []", "1  schedules: found [], expected 1 or more entries"),
     "schedules without a list": ("schedules: {fastv: 1}", '1  schedules: found {"fastv": 1}, expected a list'),
     "schedule by its name alone": ("schedules: [fastv]", f"13  schedules[0]: found 'fastv', {MAPPING}"),
-    "empty schedule": ("schedules: [{}]", f"13  schedules[0]: found no generator, {GENERATORS}"),
+    "empty schedule": ("schedules: [{}]", f"13  schedules[0]: found no schedule, {GENERATORS}"),
     "two schedules in one": (
         "schedules: [{fastv: {layer: 2, token_ratio: 0.5}, interval: {interval: 2, choice: parallel}}]",
         f"13  schedules[0]: found fastv and interval, {GENERATORS}",
@@ -297,7 +297,7 @@ MORE = {
     "dense forbidden": ("forbid: [{2: keep, 3: [keep, skip_ffn]}]",
                         "10  forbid[0]: keep is forbidden; the dense model is trial 0 of every study, so every layer "
                         "can be kept"),
-    "key twice": ("model: {id: n}", "1  model: the key stands here a second time"),
+    "key twice": ("model: {id: n}", "1  model: duplicate key"),
     "constraint that nobody measures": (
         "constraints: {ttft_ms: '<= 3'}",
         "15  constraints.ttft_ms: no evaluator measures this metric; add latency to evaluate",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from families import LAYERS, Batch, forget, run
 from skipsearch import Policy, apply_policy
+from skipsearch.policies.scores import table
 
 Choice = dict[str, Any]
 ANSWER, BEAMS = 4, 3
@@ -33,7 +34,7 @@ RATIOS = [
     *({**HALF, **choice, "tokens": "image"} for choice in PLAIN if choice != NAMED["skip_layer"]),
     {**HALF, **NAMED["skip_ffn"], "phase": "prefill"},
 ]
-SCORES = ["attention", "norm", "uniform"]
+SCORES = [*table.SCORES]
 CHOICES: dict[str, list[Choice]] = {
     **{name: [choice] for name, choice in NAMED.items()},
     "norm: shared": [PLAIN[-1]],

@@ -56,7 +56,7 @@ REFUSALS = (
     Refusal(
         without_image_tokens,
         lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
-        "a choice about image tokens is nothing in",
+        "so no choice can be about them",
         "the image is not among the tokens, so choices about image tokens are refused",
     ),
     Refusal(

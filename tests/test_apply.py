@@ -17,7 +17,7 @@ from skipsearch import Policy, apply_policy
 from skipsearch.policies.apply import applied_policy
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
 from skipsearch.policies.families.layers import decoder_layers
-from skipsearch.policies.runtime.narrow import masks_of
+from skipsearch.policies.runtime.narrow import check_implementation
 
 EVERYTHING = {0: {"ffn": "skip"}, 1: {"attention": "skip"}, 2: {"attention": "skip", "ffn": "skip"}}
 TEXT_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"wiring": "parallel"}}})
@@ -297,7 +297,7 @@ def test_a_policy_for_another_number_of_layers_is_refused():
 
 
 def test_a_token_ratio_on_a_text_model_is_refused():
-    with pytest.raises(PolicyMismatch, match="which has none"):
+    with pytest.raises(PolicyMismatch, match="has no image tokens"):
         apply_policy(built("llama", "sdpa"), IMAGE_POLICY)
 
 
@@ -327,7 +327,7 @@ def test_a_token_ratio_under_another_attention_is_refused():
     layer = decoder_layers(model)[3]
     model.get_decoder().config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match="flash_attention_2"):
-        masks_of(layer)
+        check_implementation(layer)
 
 
 @pytest.mark.parametrize(

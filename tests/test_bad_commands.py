@@ -179,14 +179,14 @@ COMMANDS = {
         "hint: use the model named in the policy, or search again for this one with `skipsearch run`",
     ],
     "eval ninth.yaml --space space.yaml": [
-        "error: policy speaks of layer 9, model has layers 0 to 3",
+        "error: policy has a choice for layer 9, model has layers 0 to 3",
         "  model LlavaForConditionalGeneration",
         "hint: remove that layer from the policy, or use the model it was made for",
     ],
     "eval half.yaml --space text.yaml": [
-        "error: a choice about image tokens is nothing in LlamaForCausalLM, which has none",
+        "error: LlamaForCausalLM has no image tokens, so no choice can be about them",
         "  layer 1 has token_ratio 0.5",
-        "hint: leave token_ratio and `tokens: image` out of policies and spaces for text models",
+        "hint: leave token_ratio and `tokens: image` out of policies and spaces for this model",
     ],
     "eval policy.yaml --space space.yaml --set model.id=/nowhere/model": [
         "error: model folder /nowhere/model does not exist",
@@ -283,7 +283,7 @@ def test_resume_with_another_space(change, here, capsys, monkeypatch):
 def test_a_layer_beyond_the_model(here, capsys, monkeypatch):
     monkeypatch.setattr("skipsearch.search.workers.ray_pool.Pool", LoadedPool)
     assert refused(["run", "space.yaml", "--set", "layers.0.range=2-4"], capsys) == [
-        "error: the space speaks of layer 4, model has layers 0 to 3",
+        "error: the space names layer 4, the model has layers 0 to 3",
         f"  range 2-4, model {here}/llava",
         "hint: use `last` for the last layer, as in `range: 2-last`",
     ]

@@ -60,7 +60,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path, monkey
         "6:31  evaluate.latency.repeat: unknown key; the nearest known one is 'repeats'",
         "7:14  objectives.prefill_flops: found 'down', expected 'maximize' or 'minimize'",
         "8:10  search.trials: found -3, expected 1 or more",
-        "8:22  search.trials: the key stands here a second time",
+        "8:22  search.trials: duplicate key",
         "9:1  surprise: found the tag !!set, expected plain values",
     ]
     assert main(["validate", "f.yaml"]) == 2

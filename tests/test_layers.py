@@ -37,8 +37,8 @@ def close(actual, expected):
 
 
 def compose(parts, x, arguments):
-    attended = x + parts.attend(x, arguments)
-    return attended + parts.feed(parts.normalise(x if parts.parallel else attended), arguments)
+    attended = x + parts.norm_and_attend(x, arguments)
+    return attended + parts.run_ffn(parts.ffn_norm(x if parts.parallel else attended), arguments)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -50,13 +50,13 @@ def test_every_sublayer_is_what_the_formulas_of_its_family_say(name):
         x, parts = arguments.pop("hidden_states"), layer.sublayers
         with torch.no_grad():
             added, _ = formulas.a(layer.module, x, arguments)
-            close(parts.attend(x, arguments), added)
+            close(parts.norm_and_attend(x, arguments), added)
             for normed in (formulas.n1(layer.module, x), formulas.n2(layer.module, x)):
-                close(parts.feed(normed, arguments), formulas.f(layer.module, normed, arguments))
-            assert torch.equal(parts.normalise_shared(x), formulas.n1(layer.module, x))
-            assert torch.equal(parts.normalise(x), formulas.n2(layer.module, x))
+                close(parts.run_ffn(normed, arguments), formulas.f(layer.module, normed, arguments))
+            assert torch.equal(parts.attention_norm(x), formulas.n1(layer.module, x))
+            assert torch.equal(parts.ffn_norm(x), formulas.n2(layer.module, x))
             assert parts.parallel == formulas.parallel(layer.module)
-            y = parts.returned(compose(parts, x, arguments))
+            y = parts.as_layer_output(compose(parts, x, arguments))
         assert type(y) is type(output) and (not isinstance(y, tuple) or len(y) == len(output))
         close(*(value[0] if isinstance(value, tuple) else value for value in (y, output)))
 
@@ -76,7 +76,7 @@ def test_tokens_that_see_no_image_get_no_ffn_from_a_layer_that_attends_to_it():
     x, parts = arguments.pop("hidden_states"), layer.sublayers
     with torch.no_grad():
         close(compose(parts, x, arguments), output)
-        added = parts.feed(parts.normalise(x), arguments)
+        added = parts.run_ffn(parts.ffn_norm(x), arguments)
     assert not added[:, :4].any() and added[:, 4:].any()
 
 

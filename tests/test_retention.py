@@ -14,13 +14,13 @@ class Sheet:
 
 
 def store(max_bytes: int) -> tuple[PrefixTrie, Store]:
-    beginnings = PrefixTrie()
-    return beginnings, Store(max_bytes, beginnings)
+    trie = PrefixTrie()
+    return trie, Store(max_bytes, trie)
 
 
-def passing(beginnings: PrefixTrie, kept: Store, policy: str, batch: str = "batch") -> int:
+def passing(trie: PrefixTrie, kept: Store, policy: str, batch: str = "batch") -> int:
     """Visit with a policy, one letter a layer, and keep what is new; how many layers were saved."""
-    path = beginnings.visit(policy)
+    path = trie.visit(policy)
     known = kept.find(batch, path)
     first = 0 if known is None else known[0] + 1
     for place in range(first, len(path)):
@@ -29,71 +29,71 @@ def passing(beginnings: PrefixTrie, kept: Store, policy: str, batch: str = "batc
 
 
 def test_policies_share_the_nodes_of_what_they_begin_with():
-    beginnings = PrefixTrie()
-    one, other, same = (beginnings.visit(policy) for policy in ("abcd", "abxd", "abcd"))
+    trie = PrefixTrie()
+    one, other, same = (trie.visit(policy) for policy in ("abcd", "abxd", "abcd"))
     assert one == same and one[:2] == other[:2] and not {*one[2:]} & {*other[2:]}
-    assert [*beginnings.above(one[3])] == [one[2], one[1], one[0], -1]
+    assert [*trie.ancestors(one[3])] == [one[2], one[1], one[0], -1]
 
 
 def test_what_comes_more_often_or_was_here_later_counts_more():
-    beginnings = PrefixTrie()
-    first, *_, last = [beginnings.visit(policy) for policy in ("ab", "ac", "ad")]
-    assert beginnings.level(first[0]) > beginnings.level(last[1]) > beginnings.level(first[1])
+    trie = PrefixTrie()
+    first, *_, last = [trie.visit(policy) for policy in ("ab", "ac", "ad")]
+    assert trie.log_count(first[0]) > trie.log_count(last[1]) > trie.log_count(first[1])
 
 
 def test_a_policy_counts_once_on_all_its_batches():
-    beginnings, again = PrefixTrie(), PrefixTrie()
-    path = [beginnings.visit("ab") for _ in range(3)][0]
-    assert beginnings.level(path[1]) == again.level(again.visit("ab")[1])
+    trie, again = PrefixTrie(), PrefixTrie()
+    path = [trie.visit("ab") for _ in range(3)][0]
+    assert trie.log_count(path[1]) == again.log_count(again.visit("ab")[1])
 
 
 def test_the_last_value_on_the_path_is_found():
-    beginnings, kept = store(100)
-    assert passing(beginnings, kept, "abcd") == 0
-    assert passing(beginnings, kept, "abxd") == 2
-    assert passing(beginnings, kept, "abxy") == 3
-    assert kept.find("batch", beginnings.visit("abxd"))[1] == Sheet("abxd")
-    assert kept.find("other batch", beginnings.visit("abxd")) is None
+    trie, kept = store(100)
+    assert passing(trie, kept, "abcd") == 0
+    assert passing(trie, kept, "abxd") == 2
+    assert passing(trie, kept, "abxy") == 3
+    assert kept.find("batch", trie.visit("abxd"))[1] == Sheet("abxd")
+    assert kept.find("other batch", trie.visit("abxd")) is None
 
 
 def test_no_more_is_kept_than_fits_and_a_walk_in_circles_finds_something_all_the_same():
     for max_bytes in (1, 3, 7):
-        beginnings, kept = store(max_bytes)
+        trie, kept = store(max_bytes)
         batches = [f"batch {number}" for number in range(4)]
-        saved = [sum(passing(beginnings, kept, f"abcdefg{n}", batch) for batch in batches) for n in range(9)]
-        assert kept._bytes == max_bytes == sum(len(shelf.values) for shelf in kept._shelves.values())
+        saved = [sum(passing(trie, kept, f"abcdefg{n}", batch) for batch in batches) for n in range(9)]
+        assert kept._bytes == max_bytes == sum(len(batch.values) for batch in kept._batches.values())
         # Dropping the oldest would have dropped each state just before it is asked for.
         assert all(count >= max_bytes for count in saved[3:])
 
 
 def test_of_few_values_those_far_apart_on_a_busy_path_are_kept():
-    beginnings, kept = store(2)
+    trie, kept = store(2)
     for number in range(30):
-        passing(beginnings, kept, f"abcdef{number}")
+        passing(trie, kept, f"abcdef{number}")
     for number in range(30):
-        passing(beginnings, kept, f"x{number}yzuvw")
-    assert passing(beginnings, kept, "abcdef") >= 5
+        passing(trie, kept, f"x{number}yzuvw")
+    assert passing(trie, kept, "abcdef") >= 5
 
 
 def test_a_search_that_moves_on_takes_the_room():
-    beginnings, kept = store(3)
+    trie, kept = store(3)
     for number in range(40):
-        passing(beginnings, kept, f"abcdef{number:02}")
-    saved = [passing(beginnings, kept, f"uvwxyz{number:03}") for number in range(200)]
+        passing(trie, kept, f"abcdef{number:02}")
+    saved = [passing(trie, kept, f"uvwxyz{number:03}") for number in range(200)]
     assert max(saved[:2]) < 6 <= min(saved[-9:])
 
 
 def test_what_is_too_large_by_itself_pushes_nothing_out():
-    beginnings, kept = store(3)
-    passing(beginnings, kept, "abc")
-    path = beginnings.visit("abx")
+    trie, kept = store(3)
+    passing(trie, kept, "abc")
+    path = trie.visit("abx")
     kept.find("batch", path)
     kept.put("batch", path[2], Sheet(nbytes=4))
     assert kept.find("batch", path) == (1, Sheet("ab"))
 
 
 def test_nothing_is_left_when_it_is_cleared():
-    beginnings, kept = store(9)
-    passing(beginnings, kept, "abc")
+    trie, kept = store(9)
+    passing(trie, kept, "abc")
     kept.clear()
-    assert passing(beginnings, kept, "abc") == 0
+    assert passing(trie, kept, "abc") == 0

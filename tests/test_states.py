@@ -112,10 +112,10 @@ def test_a_policy_that_tells_prompt_from_answer_goes_on_from_one_that_does_not(w
 def test_states_of_the_search_make_room_for_those_of_the_report(world):
     found, model = evaluator(world, "divergence", "llama", "text_mc"), world.llama.model
     measured(found, model, Policy())
-    search = {*found._states._store._shelves}
+    search = {*found._states._store._batches}
     measured(found, model, Policy(), "report")
     measured(found, model, Policy(layers={3: CHOICES["skip_ffn"]}), "report")
-    assert {key[0] for key in found._states._store._shelves} == {"report"} != {key[0] for key in search}
+    assert {key[0] for key in found._states._store._batches} == {"report"} != {key[0] for key in search}
 
 
 def test_what_goes_on_with_more_examples_counts_all_of_its_layers(world, monkeypatch):

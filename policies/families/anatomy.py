@@ -1,4 +1,4 @@
-"""How the decoder layers of each family are put together: a table of their parts, and the sublayers made of these."""
+"""The parts of decoder layers: a table of how families name and combine them, and the sublayers made of them."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,26 +10,27 @@ from torch import Tensor, nn
 
 Kind = Literal["attention", "linear", "cross"]
 
-# What a layer, an attention or a linear mixer calls the cache that it is given.
-CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
+# The names that layers, attentions and linear mixers give to their cache argument.
+CACHE_ARGUMENTS = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where a kind of decoder layer keeps its parts, as attribute names, and how it adds them up.
+    """The attribute names of a decoder layer's parts, and how the layer combines them.
 
     Attributes:
-        attention: What mixes tokens: an attention, or what stands in its place.
+        attention: The token mixer: an attention, or a recurrence or convolution in its place.
         ffn: The modules of the feed-forward sublayer, in the order they run.
-        before_attention: The norm that feeds the attention; None where the attention reads the stream as it is.
-        before_ffn: The same for the FFN.
+        before_attention: The norm that feeds the attention; None where the attention reads the residual stream itself.
+        before_ffn: The norm that feeds the FFN; None where the FFN reads the residual stream itself.
         after_attention: A norm on the attention's output, which belongs to the sublayer.
-        after_ffn: The same for the FFN.
-        scales: What the outputs of both sublayers are multiplied by: numbers, or parameters whose tanh is the gate.
+        after_ffn: A norm on the FFN's output, which belongs to the sublayer.
+        scales: Factors of the two sublayers' outputs: numbers, or gate parameters, of which the tanh is taken.
         parallel: True where both sublayers read the layer's input.
-        kind: Self-attention with keys and values; a linear (recurrent or convolutional) mixer; attention to an image.
-        renamed: Arguments of the attention that the layer is given under another name.
-        rows: The argument by which the FFN's output is multiplied.
+        kind: `attention` (stores keys and values), `linear` (a recurrence or convolution), or `cross` (attention to an
+            image).
+        renamed: Arguments of the attention with another name in the layer: pairs of (attention's name, layer's name).
+        rows: The argument that multiplies the FFN's output, row by row.
     """
 
     attention: str
@@ -45,17 +46,17 @@ class Anatomy:
     rows: str | None = None
 
     def fits(self, layer: nn.Module) -> bool:
-        """True where the layer has these parts, its mixer is one of this kind, and no weights are left over."""
+        """True where a layer has exactly these parts, no further weights, and a mixer of this kind."""
         norms = (self.before_attention, self.before_ffn, self.after_attention, self.after_ffn)
         names = {name for name in (self.attention, *self.ffn, *norms, *(self.scales or ())) if name is not None}
         weights = {name.split(".")[0] for name, _ in chain(layer.named_parameters(), layer.named_buffers())}
         if not weights <= names or any(getattr(layer, name, None) is None for name in names):
             return False
-        stored = cache_name(getattr(layer, self.attention))
-        return stored is not None and (self.kind == "linear" or stored != "cache_params")
+        argument = cache_argument(getattr(layer, self.attention))
+        return argument is not None and (self.kind == "linear" or argument != "cache_params")
 
 
-# Several may fit a layer. They are tried in order, and the first that gives the layer's own output is taken.
+# Several may fit a layer. They are tried in order; the first that reproduces the layer's own output is taken.
 ANATOMIES = (
     # Gemma 2 and 3: norms before and after each sublayer.
     Anatomy(
@@ -75,7 +76,7 @@ ANATOMIES = (
         "post_self_attn_layernorm",
         "post_mlp_layernorm",
     ),
-    # Granite: what the sublayers add is scaled.
+    # Granite: the outputs of the sublayers are scaled.
     Anatomy(
         "self_attn",
         ("mlp",),
@@ -115,11 +116,11 @@ ANATOMIES = (
         "post_attention_layernorm",
         scales=("residual_scale", "residual_scale"),
     ),
-    # Llama, Mistral, Qwen and most of the field: norms before each sublayer.
+    # Llama, Mistral, Qwen and most other families: a norm before each sublayer.
     Anatomy("self_attn", ("mlp",), "input_layernorm", "post_attention_layernorm"),
     # Gated DeltaNet in Qwen3-Next and Qwen3.5.
     Anatomy("linear_attn", ("mlp",), "input_layernorm", "post_attention_layernorm", kind="linear"),
-    # OLMo 2 and 3, EXAONE 4: norms after each sublayer only.
+    # OLMo 2 and 3, EXAONE 4: a norm after each sublayer only.
     Anatomy(
         "self_attn",
         ("mlp",),
@@ -143,7 +144,7 @@ ANATOMIES = (
     Anatomy("mamba", ("feed_forward",), "input_layernorm", "pre_ff_layernorm", kind="linear"),
     # Llama 4.
     Anatomy("self_attn", ("feed_forward",), "input_layernorm", "post_attention_layernorm"),
-    # Mllama: attention to the image, each sublayer behind a gate; rows that see no image have no FFN.
+    # Mllama: cross-attention to the image, a gate on each sublayer; rows that see no image have no FFN.
     Anatomy(
         "cross_attn",
         ("mlp",),
@@ -154,15 +155,15 @@ ANATOMIES = (
         renamed=(("attention_mask", "cross_attention_mask"),),
         rows="full_text_row_masked_out_mask",
     ),
-    # OPT: the FFN's two matrices stand in the layer itself.
+    # OPT: the two matrices of the FFN are attributes of the layer itself.
     Anatomy("self_attn", ("fc1", "activation_fn", "fc2"), "self_attn_layer_norm", "final_layer_norm"),
-    # GPT-NeoX and Pythia: both sublayers read the layer's input, or not.
+    # GPT-NeoX and Pythia, with `use_parallel_residual` and without.
     Anatomy("attention", ("mlp",), "input_layernorm", "post_attention_layernorm", parallel=True),
     Anatomy("attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
     # GPT-2; GPT-J and CodeGen.
     Anatomy("attn", ("mlp",), "ln_1", "ln_2"),
     Anatomy("attn", ("mlp",), "ln_1", "ln_1", parallel=True),
-    # Falcon: its newer layers, its older ones one after the other, and side by side.
+    # Falcon: the new decoder architecture, and the old one, sequential or parallel.
     Anatomy("self_attention", ("mlp",), "ln_attn", "ln_mlp", parallel=True),
     Anatomy("self_attention", ("mlp",), "input_layernorm", "post_attention_layernorm"),
     Anatomy("self_attention", ("mlp",), "input_layernorm", "input_layernorm", parallel=True),
@@ -172,30 +173,31 @@ ANATOMIES = (
 class Sublayers:
     """The attention and the FFN of one decoder layer, each with the norms that belong to it.
 
-    With A and F the sublayers (what they add to the stream, scales included) and N1 and N2 the norms that feed them, a
-    layer is x' = x + A(N1 x), y = x' + F(N2 x'), or where it is parallel y = x + A(N1 x) + F(N2 x).
+    A and F are the sublayers (what they add to the residual stream, scales included), N1 and N2 the norms that feed
+    them. A layer computes x' = x + A(N1 x), y = x' + F(N2 x'); a parallel one y = x + A(N1 x) + F(N2 x).
 
     Args:
         layer: The decoder layer.
-        anatomy: Where its parts are.
-        output: What the layer returned when it was observed.
+        anatomy: The names of its parts.
+        output: What the layer returned in a recorded call.
     """
 
     def __init__(self, layer: nn.Module, anatomy: Anatomy, output: Any) -> None:
         self._layer = layer
         self._anatomy = anatomy
-        self._returns = len(output) if isinstance(output, tuple) else None
-        # Looked up once: the forward may be compiled, and whoever replaces an attention keeps its arguments.
+        self._tuple_length = len(output) if isinstance(output, tuple) else None
+        # Read once, because `inspect` cannot run in a compiled forward; a replaced attention takes the same arguments.
         accepted = parameters(self.attention)
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         self._accepted = None if takes_all else frozenset(accepted)
         self._renamed = anatomy.renamed
-        if (ours := cache_name(layer)) != (theirs := cache_name(self.attention)) and ours and theirs:
-            self._renamed += ((theirs, ours),)
+        in_layer, in_attention = cache_argument(layer), cache_argument(self.attention)
+        if in_layer != in_attention and in_layer and in_attention:
+            self._renamed += ((in_attention, in_layer),)
 
     @property
     def attention(self) -> nn.Module:
-        """The attention, or the mixer in its place, without its norms."""
+        """The attention module, or the mixer in its place, without its norms."""
         return getattr(self._layer, self._anatomy.attention)
 
     @property
@@ -208,29 +210,34 @@ class Sublayers:
         """`attention`, `linear` or `cross`; see `Anatomy`."""
         return self._anatomy.kind
 
-    def attend(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """A(N1 x) of shape (batch, tokens, width), with the arguments that the layer was called with."""
-        return self.mix(self.normalise_shared(x), arguments)
+    def norm_and_attend(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """A(N1 x), shape (batch, tokens, width).
 
-    def mix(self, normed: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        Args:
+            x: The layer's input, shape (batch, tokens, width).
+            arguments: What else the layer was called with.
+        """
+        return self.run_attention(self.attention_norm(x), arguments)
+
+    def run_attention(self, normed: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """A of an input that is already normalised, shape (batch, tokens, width)."""
-        out = first(self.attention(normed, **self._passed(arguments)))
+        out = first(self.attention(normed, **self._attention_arguments(arguments)))
         return self._scaled(0, self._run(self._anatomy.after_attention, out))
 
-    def normalise_shared(self, x: Tensor) -> Tensor:
-        """N1 x, the norm that feeds the attention."""
+    def attention_norm(self, x: Tensor) -> Tensor:
+        """N1 x, the input of the attention."""
         return self._run(self._anatomy.before_attention, x)
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """N2 x, the norm that feeds the FFN."""
+    def ffn_norm(self, x: Tensor) -> Tensor:
+        """N2 x, the input of the FFN."""
         return self._run(self._anatomy.before_ffn, x)
 
-    def feed(self, normed: Tensor, arguments: Mapping[str, Any] | None = None) -> Tensor:
+    def run_ffn(self, normed: Tensor, arguments: Mapping[str, Any] | None = None) -> Tensor:
         """F of an input that is already normalised, shape (batch, tokens, width).
 
         Args:
-            normed: N2 x or N1 x.
-            arguments: What the layer was called with; a `cross` layer needs to know which rows see no image.
+            normed: N2 x, or N1 x where both sublayers share that norm.
+            arguments: What else the layer was called with; they tell a `cross` layer which rows see no image.
         """
         for name in (*self._anatomy.ffn, self._anatomy.after_ffn):
             normed = first(self._run(name, normed))
@@ -239,12 +246,12 @@ class Sublayers:
             normed = normed if rows is None else rows[:, 0] * normed
         return self._scaled(1, normed)
 
-    def returned(self, y: Tensor) -> Any:
-        """The layer's output as the layer returns it: alone, or first in a tuple."""
-        return y if self._returns is None else (y, *(None,) * (self._returns - 1))
+    def as_layer_output(self, y: Tensor) -> Any:
+        """Hidden states in the form that the layer returns: alone, or first in a tuple."""
+        return y if self._tuple_length is None else (y, *(None,) * (self._tuple_length - 1))
 
     def _run(self, name: str | None, x: Tensor) -> Tensor:
-        # Looked up at each call: the owner of the model may replace a part, to quantise it for example.
+        # Looked up at each call, because a part may be replaced in between, for example to quantise it.
         return x if name is None else getattr(self._layer, name)(x)
 
     def _scaled(self, sublayer: int, x: Tensor) -> Tensor:
@@ -253,12 +260,12 @@ class Sublayers:
         scale = getattr(self._layer, self._anatomy.scales[sublayer])
         return x * (scale.tanh() if isinstance(scale, Tensor) else scale)
 
-    def _passed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the attention, under its own names."""
-        passed = dict(arguments)
-        for name, given in self._renamed:
-            passed[name] = passed.pop(given, None)
-        return passed if self._accepted is None else {k: v for k, v in passed.items() if k in self._accepted}
+    def _attention_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The layer's arguments that the attention accepts, under the attention's names."""
+        renamed = dict(arguments)
+        for in_attention, in_layer in self._renamed:
+            renamed[in_attention] = renamed.pop(in_layer, None)
+        return renamed if self._accepted is None else {k: v for k, v in renamed.items() if k in self._accepted}
 
 
 def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -266,11 +273,11 @@ def parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(module).forward).parameters
 
 
-def cache_name(module: nn.Module) -> str | None:
-    """What a layer or its attention calls the cache; None where it takes none."""
-    return next((name for name in CACHES if name in parameters(module)), None)
+def cache_argument(module: nn.Module) -> str | None:
+    """The name of a module's cache argument; None where it takes no cache."""
+    return next((name for name in CACHE_ARGUMENTS if name in parameters(module)), None)
 
 
 def first(output: Any) -> Tensor:
-    """What a module returns, without the weights or routes that it may return with it."""
+    """The hidden states among a module's outputs, which may also hold attention weights or router logits."""
     return output[0] if isinstance(output, tuple) else output

@@ -1,4 +1,4 @@
-"""Finding the decoder layers of a model, and proving that we know what each of them computes."""
+"""Finding the decoder layers of a model, and checking that their known parts compute what the layers compute."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ class DecoderLayer:
     Attributes:
         index: Its 0-based place in the list of layers.
         module: The layer itself.
-        sublayers: Its parts.
-        parameters: The names of its forward's parameters, to name what is passed by position.
+        sublayers: Its attention and its FFN.
+        parameters: The names of its forward's parameters, which name positional arguments.
     """
 
     index: int
@@ -33,23 +33,23 @@ class DecoderLayer:
 
     @property
     def kind(self) -> Kind:
-        """Self-attention with keys and values, a linear mixer, or attention to an image."""
+        """`attention`, `linear` or `cross`; see `Anatomy`."""
         return self.sublayers.kind
 
     @property
     def slot(self) -> int:
-        """The number under which its attention stores in a cache: not its place where layers were taken out."""
+        """The number under which its attention stores in a cache; differs from `index` where layers were removed."""
         number = getattr(self.sublayers.attention, "layer_idx", None)
         return self.index if number is None else number
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a layer, as it was observed.
+class RecordedCall:
+    """One recorded call of a layer.
 
     Attributes:
-        x: What enters it, shape (batch, tokens, width).
-        arguments: All else, by name.
+        x: The hidden states that enter it, shape (batch, tokens, width).
+        arguments: All other arguments, by name.
         output: What it returned.
     """
 
@@ -58,32 +58,32 @@ class Call:
     output: Any
 
 
-UNKNOWN = "this model family is not supported; add its anatomy to skipsearch/policies/anatomy.py"
-# What decoders call the list of their layers.
-LISTS = ("layers", "h")
+UNSUPPORTED = "this model family is not supported; add its anatomy to skipsearch/policies/families/anatomy.py"
+# The names that decoders give to the list of their layers.
+LAYER_LISTS = ("layers", "h")
 
-_proven: "WeakKeyDictionary[nn.Module, tuple[DecoderLayer, ...]]" = WeakKeyDictionary()
+_verified: "WeakKeyDictionary[nn.Module, tuple[DecoderLayer, ...]]" = WeakKeyDictionary()
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
-    """The decoder layers of a model, each proven once: its parts put together equal the layer on random input.
+    """The decoder layers of a model, each verified once: its composed parts reproduce its output on random input.
 
     Raises:
-        ModelError: the model has no layers we can find, or they are of a kind that we cannot take apart.
+        ModelError: no decoder layers are found, or no known anatomy reproduces them.
     """
     decoder, modules = model.get_decoder(), list(layer_list(model))
-    layers = _proven.get(decoder)
+    layers = _verified.get(decoder)
     if layers is None or [layer.module for layer in layers] != modules:
-        layers = _proven[decoder] = prove(model, modules)
+        layers = _verified[decoder] = verify_layers(model, modules)
     check_slots(type(model).__name__, layers)
     return layers
 
 
 def check_slots(name: str, layers: Sequence[DecoderLayer]) -> None:
-    """Refuse layers of which two would store in one place, or none in the first, from which lengths are read.
+    """Refuse layers of which two share a cache slot, or none has slot 0, from which transformers reads lengths.
 
     Raises:
-        ModelError: with the numbers that the layers carry.
+        ModelError: with the slots of the layers.
     """
     slots = [layer.slot for layer in layers]
     if len(set(slots)) < len(slots) or slots[0] != 0:
@@ -95,10 +95,10 @@ def check_slots(name: str, layers: Sequence[DecoderLayer]) -> None:
 
 
 def layer_list(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of the decoder layers, first to last.
+    """The model's list of decoder layers, first to last.
 
     Raises:
-        ModelError: the decoder has no such list, or its layers use each other's keys and values.
+        ModelError: the decoder has no such list, or its layers share keys and values.
     """
     if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         raise ModelError(
@@ -106,36 +106,37 @@ def layer_list(model: PreTrainedModel) -> nn.ModuleList:
             [f"num_kv_shared_layers is {model.config.get_text_config().num_kv_shared_layers}, expected 0"],
             "use a model whose layers each have their own",
         )
-    found = (getattr(model.get_decoder(), name, None) for name in LISTS)
+    found = (getattr(model.get_decoder(), name, None) for name in LAYER_LISTS)
     layers = next((layers for layers in found if isinstance(layers, nn.ModuleList) and len(layers)), None)
     if layers is None:
+        expected = " or ".join(f"`{name}`" for name in LAYER_LISTS)
         lists = [f"{name} ({len(part)})" for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
         raise ModelError(
             f"no decoder layers found in {type(model).__name__}",
-            [f"looked for {' and '.join(LISTS)} in get_decoder(); module lists present: {', '.join(lists) or 'none'}"],
-            f"skipsearch wraps decoder models whose layers are a list named {' or '.join(f'`{n}`' for n in LISTS)}",
+            [f"looked for {expected} in get_decoder(); module lists present: {', '.join(lists) or 'none'}"],
+            f"use a decoder model whose layers are a list named {expected}",
         )
     return layers
 
 
-def prove(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[DecoderLayer, ...]:
-    """Run the decoder on random input, and compare each layer with its own parts put together.
+def verify_layers(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[DecoderLayer, ...]:
+    """Run the decoder on random input, and compare the output of each layer with that of its composed parts.
 
     Raises:
-        ModelError: a layer has parts that we do not know, or computes something that they do not show.
+        ModelError: a layer has unknown parts, or computes something that its parts do not reproduce.
     """
     name = type(model).__name__
-    calls: dict[nn.Module, Call] = {}
+    calls: dict[nn.Module, RecordedCall] = {}
     try:
-        with observed(modules, calls), evaluating(model.get_decoder()), torch.no_grad():
+        with recorded_calls(modules, calls), eval_mode(model.get_decoder()), torch.no_grad():
             model.get_decoder()(**random_input(model), use_cache=False)
-            found = [take_apart(name, index, module, calls) for index, module in enumerate(modules)]
+            found = [match_anatomy(name, index, module, calls) for index, module in enumerate(modules)]
     except (ModelError, torch.OutOfMemoryError):
         raise
     except Exception as cause:
-        # Whatever a family that we do not know raises, the user needs to read that it is not supported.
+        # The forward of an unknown family can raise anything; each error means that the family is not supported.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-        raise ModelError(f"the layers of {name} cannot be checked", [reason], UNKNOWN) from cause
+        raise ModelError(f"the layers of {name} cannot be checked", [reason], UNSUPPORTED) from cause
     layers = tuple(layer for layer in found if isinstance(layer, DecoderLayer))
     if len(layers) < len(modules):
         check_finite(model, modules, calls)
@@ -143,13 +144,13 @@ def prove(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[DecoderLaye
         raise ModelError(
             f"the layers of {name} compute something that their sublayers do not show",
             [f"layer {index} ({type(modules[index]).__name__}) differs from its own parts" for index in wrong[:3]],
-            UNKNOWN,
+            UNSUPPORTED,
         )
     return layers
 
 
-def check_finite(model: PreTrainedModel, modules: list[nn.Module], calls: dict[nn.Module, Call]) -> None:
-    """Refuse weights that are no numbers, and layers that compute none of a random input.
+def check_finite(model: PreTrainedModel, modules: list[nn.Module], calls: dict[nn.Module, RecordedCall]) -> None:
+    """Refuse a model with weights or layer outputs that are NaN or infinite.
 
     Raises:
         ModelError: naming the weights, or the first such layer.
@@ -183,21 +184,23 @@ def refuse_infinite(model: nn.Module) -> None:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """True where no number of a tensor is NaN or infinite; without a copy of it."""
+    """True where no number of a tensor is NaN or infinite; makes no copy of the tensor."""
     if weight.is_meta or not weight.numel():
         return True
     try:
         ends = torch.stack(torch.aminmax(weight.detach()))
-    except RuntimeError:  # of a kind that torch does not compare, such as 8-bit floats
+    except RuntimeError:  # torch cannot compare some dtypes, such as 8-bit floats
         return True
     return bool(ends.isfinite().all())
 
 
-def take_apart(name: str, index: int, module: nn.Module, calls: dict[nn.Module, Call]) -> DecoderLayer | None:
-    """Find the sublayers that give a layer's own output; None where those that fit it do not.
+def match_anatomy(
+    name: str, index: int, module: nn.Module, calls: dict[nn.Module, RecordedCall]
+) -> DecoderLayer | None:
+    """Find the sublayers that reproduce a layer's output; None where no fitting anatomy does.
 
     Raises:
-        ModelError: no known anatomy fits.
+        ModelError: no known anatomy has the layer's parts.
     """
     fitting = [anatomy for anatomy in ANATOMIES if anatomy.fits(module)]
     if not fitting:
@@ -207,32 +210,32 @@ def take_apart(name: str, index: int, module: nn.Module, calls: dict[nn.Module, 
         raise ModelError(
             f"the layers of {name} cannot be taken apart",
             [f"layer {index} is a {type(module).__name__} with the parts {', '.join(part for part, _ in own)}"],
-            UNKNOWN,
+            UNSUPPORTED,
         )
     if module not in calls:
         return None
     call = calls[module]
     for anatomy in fitting:
         sublayers = Sublayers(module, anatomy, call.output)
-        if matches(sublayers, call):
+        if reproduces(sublayers, call):
             return DecoderLayer(index, module, sublayers, argument_names(module))
     return None
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:
-    """What the arguments of a module's forward are called, in order."""
+    """The names of the arguments of a module's forward, in order."""
     return tuple(parameters(module))[1:]
 
 
 @contextmanager
-def observed(modules: list[nn.Module], calls: dict[nn.Module, Call]) -> Iterator[None]:
-    """Note how the modules are called in this context, and what they return."""
+def recorded_calls(modules: list[nn.Module], calls: dict[nn.Module, RecordedCall]) -> Iterator[None]:
+    """Record the last call of each module in this context, and what it returned."""
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         named = dict(zip(argument_names(module), args, strict=False)) | kwargs
-        calls[module] = Call(named.pop("hidden_states"), named, output)
+        calls[module] = RecordedCall(named.pop("hidden_states"), named, output)
 
-    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    hooks = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
@@ -241,8 +244,8 @@ def observed(modules: list[nn.Module], calls: dict[nn.Module, Call]) -> Iterator
 
 
 @contextmanager
-def evaluating(decoder: nn.Module) -> Iterator[None]:
-    """The decoder in evaluation mode, each of its modules put back as it was."""
+def eval_mode(decoder: nn.Module) -> Iterator[None]:
+    """Put a decoder into evaluation mode in this context, then restore the mode of each module."""
     modes = {module: module.training for module in decoder.modules()}
     decoder.eval()
     try:
@@ -253,9 +256,9 @@ def evaluating(decoder: nn.Module) -> Iterator[None]:
 
 
 def random_input(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Five random token embeddings, drawn without touching the global random state; shape (1, 5, width).
+    """Random input for a decoder: five token embeddings, shape (1, 5, width); leaves the global random state alone.
 
-    A decoder that attends to an image gets that, too, and a mask of the tokens that see it.
+    A decoder with cross-attention also gets random image states, and a mask of the tokens that see them.
     """
     weight: Any = model.get_input_embeddings().weight
     width = model.config.get_text_config().hidden_size
@@ -269,12 +272,12 @@ def random_input(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.to(device=device, dtype=weight.dtype) for name, tensor in drawn.items()}
 
 
-def matches(parts: Sublayers, call: Call) -> bool:
-    """True where the composed layer gives the layer's own output, up to rounding."""
+def reproduces(parts: Sublayers, call: RecordedCall) -> bool:
+    """True where the composed parts give the layer's recorded output, up to rounding."""
     output = first(call.output)
     if not isinstance(output, Tensor):
         return False
-    attended = call.x + parts.attend(call.x, call.arguments)
-    composed = attended + parts.feed(parts.normalise(call.x if parts.parallel else attended), call.arguments)
+    attended = call.x + parts.norm_and_attend(call.x, call.arguments)
+    composed = attended + parts.run_ffn(parts.ffn_norm(call.x if parts.parallel else attended), call.arguments)
     error = (composed - output).float().norm() / output.float().norm().clamp_min(1e-12)
     return bool(error < (1e-4 if output.dtype in (torch.float32, torch.float64) else 3e-2))

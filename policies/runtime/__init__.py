@@ -1,1 +1,1 @@
-"""How a model computes under a policy; `calls` states the contract."""
+"""How a model computes under a policy; the docstring of `calls` states the contract."""

@@ -1,7 +1,7 @@
 """The key-value cache of a layer that processes fewer tokens than the sequence has.
 
-transformers reads the length of the whole sequence, the positions and the mask's size from the cache of one layer.
-A layer that skips tokens therefore needs a cache that reports the full length and stores only what exists.
+transformers reads the length of the whole sequence, the positions and the size of the mask from the cache of one layer.
+A layer that skips tokens therefore needs a cache that reports the full length and stores only the processed tokens.
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,23 @@ from transformers.cache_utils import (
 
 from ..errors import ModelError
 
-STORED = ("keys", "values", "_scattered", "valid")
-# What cache layers of all kinds hold tensors in, besides: quantised keys, states of recurrences, keys of indexers.
-HELD = (*STORED, "_quantized_keys", "_quantized_values", "conv_states", "recurrent_states", "indexer_keys")
+PER_ROW = ("keys", "values", "_scattered", "valid")
+# The attributes in which cache layers of all kinds hold tensors: also quantised keys, recurrent states, indexer keys.
+TENSORS = (*PER_ROW, "_quantized_keys", "_quantized_values", "conv_states", "recurrent_states", "indexer_keys")
 
 
 class PartialLayer(DynamicLayer):
-    """Reports every token that passed by, and stores the keys and values of those that were processed.
+    """Counts every token of the sequence, and stores the keys and values of the processed ones.
+
+    The stored columns are first tokens at scattered positions, then a tail of consecutive ones.
 
     Args:
-        replaced: The cache layer that stood here; what it stores is taken over.
+        replaced: The cache layer in whose place this one is put; its keys and values are taken over.
 
     Attributes:
-        seen: Tokens that passed by.
-        valid: Which stored columns hold a token of their row (rows may store different numbers of tokens, the shorter
-            are filled up), shape (batch, stored); None where all do.
+        seen: Tokens of the sequence so far.
+        valid: Which stored columns hold a token of their row, shape (batch, stored); None where all do. Rows may store
+            different numbers of tokens, and the shorter ones are padded.
     """
 
     is_croppable = False
@@ -60,19 +62,19 @@ class PartialLayer(DynamicLayer):
         tail = torch.arange(self._tail_start, self.seen, device=device).expand(batch, -1)
         return tail if self._scattered is None else torch.cat([self._scattered, tail], dim=1)
 
-    def pass_by(self, count: int) -> None:
-        """Count tokens that the layer leaves out altogether."""
+    def skip_tokens(self, count: int) -> None:
+        """Count tokens of which the layer stores nothing."""
         if self.keys is not None:
             self._scattered = self.columns(self.keys.shape[0], self.keys.device)
         self.seen += count
         self._tail_start = self.seen
 
     def announce(self, count: int, index: Tensor | None = None, valid: Tensor | None = None) -> None:
-        """Say what the next update brings.
+        """Say which tokens the next update stores.
 
         Args:
-            count: Tokens of the sequence that pass by.
-            index: Which of them are stored, shape (batch, stored), counted from the first of them; None for all.
+            count: Tokens of the sequence in this forward.
+            index: The stored ones, shape (batch, stored), counted from the first token of the forward; None for all.
             valid: Which entries of `index` are real, shape (batch, stored); None where all are.
         """
         self._announced = (count, index, valid)
@@ -81,7 +83,7 @@ class PartialLayer(DynamicLayer):
         """Store the keys and values of the announced tokens, shape (batch, heads, stored, width).
 
         Raises:
-            ModelError: nothing was announced, so the layer runs without the policy that filled this cache.
+            ModelError: no update was announced, so the layer runs without the policy that filled this cache.
         """
         if self._announced is None:
             raise used_without_policy()
@@ -94,11 +96,11 @@ class PartialLayer(DynamicLayer):
         self.seen += count
         keys, values = super().update(key_states, value_states)
         if self.is_sliding and self.sliding_window is not None:
-            self._forget_before(self.seen - self.sliding_window + 1, keys, values)
+            self._drop_before(self.seen - self.sliding_window + 1, keys, values)
         return keys, values
 
-    def _forget_before(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Drop the leading columns that no later token of any row will see."""
+    def _drop_before(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Drop the leading columns that lie outside the sliding window in every row."""
         old = self.columns(keys.shape[0], keys.device) < first
         if self.valid is not None:
             old |= ~self.valid
@@ -112,6 +114,7 @@ class PartialLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, count:], values[:, :, count:]
 
     def _scatter(self, count: int, index: Tensor, valid: Tensor | None) -> None:
+        """Take the positions of the stored tokens as scattered ones, and start an empty tail."""
         if not self.seen:
             self._scattered, self.valid, self._tail_start = index, valid, count
             return
@@ -124,11 +127,11 @@ class PartialLayer(DynamicLayer):
             self.valid = torch.cat([old, new], dim=1)
 
     def get_seq_length(self) -> int:
-        """Tokens that passed by."""
+        """Tokens of the sequence so far, stored or not."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the mask that a layer which stored everything would need."""
+        """Length and offset of the mask of a dense layer in this place."""
         window = self.sliding_window if self.is_sliding else None
         if window is None:
             return self.seen + query_length, 0
@@ -141,10 +144,11 @@ class PartialLayer(DynamicLayer):
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, given as a negative number, whether they were stored or passed by.
+        """Remove the last tokens, given as a negative number, whether they were stored or not.
 
         Raises:
-            ModelError: rows stored different numbers of them, or a window forgot what comes back into it.
+            ModelError: rows stored different numbers of them, or the sliding window has dropped tokens that would come
+                back into it.
         """
         if tokens_to_remove == 0:
             return
@@ -164,31 +168,31 @@ class PartialLayer(DynamicLayer):
             self.valid = None if self.valid is None else self.valid[:, :stored]
         self.seen = self._tail_start = left
 
-    def _rows(self, pick: Any) -> None:
-        for name in STORED:
+    def _map_rows(self, pick: Any) -> None:
+        for name in PER_ROW:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, pick(tensor))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows for beam search."""
-        self._rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._map_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        self._rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only some rows."""
-        self._rows(lambda tensor: tensor[indices.to(tensor.device)])
+        self._map_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
 
-class PassedStaticLayer(StaticLayer):
-    """The static cache of a layer that leaves every token out: it counts them, and allocates nothing.
+class SkippedStaticLayer(StaticLayer):
+    """The static cache of a layer that skips every token: it counts tokens and allocates nothing.
 
     Args:
-        replaced: The cache layer that stood here.
-        device: Where the model runs; the count is kept there, as CUDA graphs need it.
+        replaced: The cache layer in whose place this one is put.
+        device: Where the model runs; the count lives there, because CUDA graphs need it.
     """
 
     def __init__(self, replaced: StaticLayer, device: torch.device) -> None:
@@ -200,14 +204,14 @@ class PassedStaticLayer(StaticLayer):
         if not torch.compiler.is_compiling():
             torch._dynamo.mark_static_address(self.cumulative_length)
 
-    def pass_by(self, count: int) -> None:
+    def skip_tokens(self, count: int) -> None:
         """Count tokens."""
         self.cumulative_length.add_(count)
         if self.is_sliding:
             self.cumulative_length_int += count
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refused: the layer runs without the policy that made this cache.
+        """Refuse to store: the layer runs without the policy that made this cache.
 
         Raises:
             ModelError: always.
@@ -215,7 +219,7 @@ class PassedStaticLayer(StaticLayer):
         raise used_without_policy()
 
     def reset(self) -> None:
-        """Forget the count."""
+        """Set the count to 0."""
         self.cumulative_length.zero_()
         self.cumulative_length_int = 0
 
@@ -229,21 +233,21 @@ class PassedStaticLayer(StaticLayer):
         """Nothing to move."""
 
 
-class PassedStaticSlidingLayer(PassedStaticLayer, StaticSlidingWindowLayer):
-    """The same of a layer with a sliding window."""
+class SkippedStaticSlidingLayer(SkippedStaticLayer, StaticSlidingWindowLayer):
+    """A `SkippedStaticLayer` for a layer with a sliding window."""
 
 
 def uncroppable(tokens_to_remove: int) -> ModelError:
-    """The error of a cache that cannot go back."""
+    """The error for a cache that cannot remove tokens."""
     return ModelError(
         "a cache filled under this policy cannot be cut back",
-        [f"found {-tokens_to_remove} tokens to remove, which rows stored in different numbers or a window forgot"],
+        [f"found {-tokens_to_remove} tokens to remove; rows stored different numbers, or a window dropped them"],
         "use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
     )
 
 
 def used_without_policy() -> ModelError:
-    """The error of a cache layer that lacks what a dense layer would have stored."""
+    """The error for a cache layer without the keys and values that a dense layer needs."""
     return ModelError(
         "a cache that was filled under a policy is used without it",
         hint="generate with the same policy applied, or start from an empty cache",
@@ -251,20 +255,20 @@ def used_without_policy() -> ModelError:
 
 
 def find_cache(arguments: Mapping[str, Any]) -> Cache | None:
-    """The cache among the arguments of a layer or a model; families call it differently."""
+    """The cache among the arguments of a layer or a model; its name differs between families."""
     cache = arguments.get("past_key_values")
     if cache is None:
         cache = next((value for value in arguments.values() if isinstance(value, Cache)), None)
     return cache
 
 
-def seen(cache: Cache) -> int:
-    """Tokens that passed a cache; a static one has to be asked on its device."""
+def tokens_seen(cache: Cache) -> int:
+    """Tokens that a cache has counted; for a static cache this waits for the device."""
     return int(cache.get_seq_length())
 
 
 def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
-    """The cache of one layer; caches that grow lazily are grown to it."""
+    """The cache of one layer; a lazily grown cache gets it on first use."""
     while len(cache.layers) <= index and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
     layer: Any = cache.layers[index]
@@ -272,10 +276,10 @@ def cache_layer(cache: Cache, index: int) -> CacheLayerMixin:
 
 
 def partial_layer(cache: Cache, index: int) -> PartialLayer:
-    """The cache of one layer as one that may store fewer tokens than pass by; put in its place on first use.
+    """The cache of one layer as a `PartialLayer`, which replaces a dynamic one on first use.
 
     Raises:
-        ModelError: the cache is of a kind that cannot hold different lengths, such as a static one.
+        ModelError: the cache is of a kind that cannot hold layers of different lengths, such as a static one.
     """
     layer = cache_layer(cache, index)
     if isinstance(layer, PartialLayer):
@@ -290,43 +294,47 @@ def partial_layer(cache: Cache, index: int) -> PartialLayer:
     return partial
 
 
-def pass_all_by(cache: Cache, index: int, count: int, device: torch.device) -> None:
-    """Let the cache of a layer that never stores anything know that tokens passed; any kind of cache will do.
+def skip_all_tokens(cache: Cache, index: int, count: int, device: torch.device) -> None:
+    """Count tokens in the cache of a layer that never stores any; works with every kind of cache.
 
     Raises:
         ModelError: the cache was filled without the policy.
     """
     layer: Any = cache_layer(cache, index)
-    if not isinstance(layer, PartialLayer | PassedStaticLayer):
+    if not isinstance(layer, PartialLayer | SkippedStaticLayer):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            # The model asks the last recurrent layer whether it is in the prompt or behind it.
+            # The model asks its last recurrent layer whether the prompt is over.
             layer.has_previous_state.update(dict.fromkeys(layer.has_previous_state, True))
             return
-        layer = cache.layers[index] = emptied(layer, device)
-    layer.pass_by(count)
+        layer = cache.layers[index] = counting_layer(layer, device)
+    layer.skip_tokens(count)
 
 
-def emptied(layer: CacheLayerMixin, device: torch.device) -> PartialLayer | PassedStaticLayer:
-    """A cache layer that only counts, in place of one that stores."""
+def counting_layer(layer: CacheLayerMixin, device: torch.device) -> PartialLayer | SkippedStaticLayer:
+    """A cache layer that only counts tokens, in place of one that stores them.
+
+    Raises:
+        ModelError: the layer is static and was filled without the policy.
+    """
     if isinstance(layer, StaticLayer):
         if layer.is_initialized and int(layer.get_seq_length()):
             raise ModelError(
                 "a static cache that was filled without a policy cannot be used under one",
                 hint="start from an empty cache",
             )
-        return (PassedStaticSlidingLayer if layer.is_sliding else PassedStaticLayer)(layer, device)
+        return (SkippedStaticSlidingLayer if layer.is_sliding else SkippedStaticLayer)(layer, device)
     return PartialLayer(layer)
 
 
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of all keys, values and states that a cache holds, with the positions that partial layers keep."""
-    return sum(held_bytes(getattr(layer, name, None)) for layer in cache.layers for name in HELD)
+    """Bytes of all keys, values and recurrent states in a cache, and of the positions that partial layers store."""
+    return sum(tensor_bytes(getattr(layer, name, None)) for layer in cache.layers for name in TENSORS)
 
 
-def held_bytes(held: Any) -> int:
-    """Bytes of a tensor, or of all tensors in a tuple or mapping of them."""
-    if isinstance(held, Tensor):
-        return held.numel() * held.element_size()
-    if isinstance(held, dict):
-        held = tuple(held.values())
-    return sum(map(held_bytes, held)) if isinstance(held, tuple | list) else 0
+def tensor_bytes(value: Any) -> int:
+    """Bytes of a tensor, or of all tensors in a tuple, list or mapping."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return sum(map(tensor_bytes, value)) if isinstance(value, tuple | list) else 0

@@ -1,22 +1,22 @@
-"""The contract of the runtime, and the part of it that knows what one call of a model is about.
+"""The contract of the runtime, and the part of it that knows what one forward of a model is about.
 
 A policy computes the same however its model is called, or the call is refused by name:
 
-1. What belongs to one call lives with that call: in a variable of the running thread (`Calls`) and in the call's cache,
-   never on the model or on the handle. Threads share a model, and one policy knows nothing of another model's. The
-   variable is a `threading.local` because torch.compile traces one, and no context variable; a forward never waits, so
-   nothing else runs in its thread meanwhile.
-2. Where a prompt ends is known, not guessed from a length of one. `generate` says how long its prompt is, and forwards
-   that bring it in pieces, with the guesses of another model, or anew at each step are read by that.
-   `PolicyHandle.prompt_ends` says it for forwards that `generate` does not call. Without either, what goes into an
-   empty cache, or into none, is prompt, and a single token after it is answer. Several tokens after it may be either,
-   so they are refused under policies that treat an answer in another way.
-3. A choice about image tokens ranks all images of a prompt together, so a prompt whose images come in several forwards
+1. State of one call lives in a variable of the running thread (`CallTracker`) and in the call's cache, never on the
+   model or on the handle. Threads share a model, and the policies of two models share nothing. The variable is a
+   `threading.local` because torch.compile traces one, and no context variable; a forward never waits, so nothing else
+   runs in its thread meanwhile.
+2. Where a prompt ends is known, not guessed from a length of one. `generate` says how long its prompt is; forwards that
+   bring the prompt in pieces, with the guesses of another model, or anew at each step are read by that length.
+   `PolicyHandle.prompt_ends` says it for forwards outside `generate`. Without either, what goes into an empty cache, or
+   into none, is prompt, and a single token after it is answer. Several tokens after it may be either, so they are
+   refused under policies that treat an answer in another way.
+3. A choice about image tokens ranks all images of a prompt together. So a prompt whose images come in several forwards
    of one `generate`, and several prompts packed into one row, are refused under it.
-4. The claim on a layer lies on the layer, whichever object holds it, and stays while `dense()` lifts the policy. A
-   model whose layers are claimed takes no second policy.
+4. A mark on each layer names the handle, whichever object holds the layer, and stays while `dense()` lifts the policy.
+   A model whose layers are marked takes no second policy.
 5. A layer's number is its place in the list of layers. Its cache is at the number under which its attention stores.
-6. The model that runs is the transformers model; what wraps it (torch.compile, PEFT) goes on calling it.
+6. The model that runs is the transformers model; its wrappers (torch.compile, PEFT) go on calling it.
 7. Whatever a wrapped layer does stays visible: forward hooks, gradient checkpoints, one entry a layer in `attentions`.
 """
 
@@ -31,42 +31,43 @@ from transformers import Cache, PreTrainedModel
 
 from ..errors import ModelError
 from ..families.layers import argument_names
-from .cache import find_cache, seen
+from .cache import find_cache, tokens_seen
 from .patch import Patch
-from .requests import Needs, Request, is_empty, prompt_length, refusal, refuse_options, refuse_packed
-from .tokens import Prompt, Selection, Whole
+from .requests import GenerateCall, Needs, is_empty, prompt_length, refusal, refuse_options, refuse_packed
+from .selection import AllOrNone, Selection
+from .tokens import ForwardTokens
 
 
 @dataclass(eq=False)
-class Call:
+class ForwardCall:
     """One forward of the model.
 
     Attributes:
         owner: The module that was entered first.
-        only: Where all tokens are of one class and `prompt` is None, that class: `text` or `answer`.
-        prompt: Which tokens are of an image or an answer.
-        known: False where the image tokens are needed and the input ids were not seen.
+        single_class: Where `tokens` is None, the class of all tokens: `text` or `answer`.
+        tokens: The tokens by class; None where all are of one class.
+        images_known: False where the policy needs the image tokens, and the input ids were not seen.
         unattended: Layers whose attention did not run.
         shortened: Layers whose attention ran for some tokens only.
     """
 
     owner: nn.Module
-    only: str = "text"
-    prompt: Prompt | None = None
-    known: bool = True
+    single_class: str = "text"
+    tokens: ForwardTokens | None = None
+    images_known: bool = True
     unattended: set[int] = field(default_factory=set)
     shortened: set[int] = field(default_factory=set)
 
-    def note(self, layer: int, attended: Selection | Whole) -> None:
-        """Keep which layers attended less than the dense model."""
-        if attended is Whole.NONE:
+    def record_attended(self, layer: int, attended: Selection | AllOrNone) -> None:
+        """Record a layer that attends for fewer tokens than the dense model."""
+        if attended is AllOrNone.NONE:
             self.unattended.add(layer)
-        elif attended is not Whole.ALL:
+        elif attended is not AllOrNone.ALL:
             self.shortened.add(layer)
 
 
-class Calls:
-    """The calls of one model under a policy; each thread sees its own.
+class CallTracker:
+    """Tracks the calls of one model under a policy, apart for each thread.
 
     Args:
         model: The model.
@@ -89,9 +90,9 @@ class Calls:
         self._thread = threading.local()
 
     @property
-    def now(self) -> Call | None:
-        """The forward that is running."""
-        return getattr(self._thread, "call", None)
+    def current(self) -> ForwardCall | None:
+        """The forward that is running in this thread."""
+        return getattr(self._thread, "forward", None)
 
     @property
     def prompt_ends(self) -> Tensor | None:
@@ -103,116 +104,121 @@ class Calls:
         self._thread.prompt_ends = ends
 
     def install(self) -> list[Any]:
-        """Begin to watch the model; returns the hooks."""
+        """Start to track the model; returns the hooks."""
         if self._generate is not None:
             self._generate.set(self.generate)
         hooks: list[Any] = []
-        for model in entrances(self._model):
+        for model in entry_modules(self._model):
             hooks.append(model.register_forward_pre_hook(self.enter, with_kwargs=True))
             hooks.append(model.register_forward_hook(self.leave, always_call=True))
         return hooks
 
     def uninstall(self) -> None:
-        """Give `generate` back; the hooks are the caller's to remove."""
+        """Restore `generate`; the caller removes the hooks."""
         if self._generate is not None:
             self._generate.undo()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's `generate`, with its prompt known to all its forwards.
+        """Run the model's `generate`, and tell all its forwards how long the prompt is.
 
         Raises:
-            ModelError: it is asked for in a way in which the prompt's end cannot be known.
+            ModelError: the model has no `generate`, or an option hides where the prompt ends.
         """
-        assert self._generate is not None
+        if self._generate is None:
+            name = type(self._model).__name__
+            raise ModelError(f"{name} cannot generate", ["it has no `generate`"], "load it with a class that has one")
         refuse_options(args, kwargs, self._model.generation_config)
-        before = getattr(self._thread, "request", None)
-        self._thread.request = Request(prompt_length(args, kwargs))
+        before = getattr(self._thread, "generate_call", None)
+        self._thread.generate_call = GenerateCall(prompt_length(args, kwargs))
         try:
             return self._generate.original(*args, **kwargs)
         finally:
-            self._thread.request = before
+            self._thread.generate_call = before
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at the input of a forward; a hook."""
-        if self.now is not None:
+        """Read the input of a forward; a forward pre-hook."""
+        if self.current is not None:
             return
         given = dict(zip(argument_names(model), args, strict=False)) | kwargs if args else kwargs
         ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if isinstance(ids, Tensor) else embeddings
         if isinstance(tokens, Tensor):
-            self._thread.call = self._read(model, tokens, given)
+            self._thread.forward = self._read(model, tokens, given)
 
     def leave(self, model: nn.Module, *_: Any) -> None:
-        """Forget a forward; a hook."""
-        call = self.now
+        """Forget a forward once it is over; a forward hook."""
+        call = self.current
         if call is not None and call.owner is model:
-            self._thread.call = None
+            self._thread.forward = None
 
-    def _read(self, model: nn.Module, tokens: Tensor, given: Mapping[str, Any]) -> Call:
-        """Tell the classes of a forward's tokens.
+    def _read(self, model: nn.Module, tokens: Tensor, given: Mapping[str, Any]) -> ForwardCall:
+        """Classify the tokens of a forward.
 
         Args:
             model: The module that was entered.
-            tokens: The input ids (batch, tokens), or where there are none the embeddings (batch, tokens, width).
+            tokens: The input ids (batch, tokens), or without them the embeddings (batch, tokens, width).
             given: All arguments by name.
         """
         count, cache = tokens.shape[1], find_cache(given)
         refuse_packed(given, cache, self._needs)
-        end = self._prompt_left(count, cache)
-        call = Call(model)
+        end = self._prompt_end(count, cache)
+        call = ForwardCall(model)
         if isinstance(end, int) and end <= 0:
-            call.only = "answer"
+            call.single_class = "answer"
             return call
         mixed = isinstance(end, Tensor) or end < count
         if not self._needs.images and not mixed:
             return call
-        call.known = tokens.dim() == 2 or not self._needs.images
-        if call.known:
-            image = self._images(tokens)
-            call.prompt = Prompt.read(image, given.get("attention_mask"), end if mixed else None)
-            self._refuse_part(call.prompt, end, count)
+        call.images_known = tokens.dim() == 2 or not self._needs.images
+        if call.images_known:
+            image = self._image_mask(tokens)
+            call.tokens = ForwardTokens.read(image, given.get("attention_mask"), end if mixed else None)
+            self._refuse_chunk(call.tokens, end, count)
         return call
 
-    def _images(self, tokens: Tensor) -> Tensor:
+    def _image_mask(self, tokens: Tensor) -> Tensor:
         """Which tokens stand for image features, shape (batch, tokens)."""
         if tokens.dim() > 2 or not self._needs.images:
             return torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return torch.isin(tokens, torch.tensor(self._image_ids, device=tokens.device, dtype=tokens.dtype))
 
-    def _prompt_left(self, count: int, cache: Cache | None) -> int | Tensor:
-        """Where the prompt ends, counted from the forward's first token; by row, shape (batch,), where it was told.
+    def _prompt_end(self, count: int, cache: Cache | None) -> int | Tensor:
+        """One past the last prompt token, counted from the forward's first token.
 
         Args:
             count: Tokens of the forward.
             cache: Its cache.
 
+        Returns:
+            A number for all rows, or where `prompt_ends` is set one for each row, shape (batch,).
+
         Raises:
-            ModelError: several tokens follow a prompt, and nothing says what they are.
+            ModelError: several tokens follow a prompt, and nothing says whether they are prompt or answer.
         """
-        told = self.prompt_ends
-        if told is not None:
-            return told if cache is None else told - seen(cache)
-        request: Request | None = getattr(self._thread, "request", None)
-        if request is not None and request.owns(cache):
-            return request.prompt_left(count, cache)
+        if self.prompt_ends is not None:
+            return self.prompt_ends if cache is None else self.prompt_ends - tokens_seen(cache)
+        running: GenerateCall | None = getattr(self._thread, "generate_call", None)
+        if running is not None and running.owns(cache):
+            return running.prompt_left(count, cache)
         if cache is None or is_empty(cache, count):
             return count
         if count > 1 and self._needs.phases:
+            found = f"found {count} tokens after {tokens_seen(cache)} in the cache"
             raise ModelError(
                 "tokens may be of the prompt or of an answer, which this policy treats differently",
-                [f"found {count} tokens after {seen(cache)} in the cache, and nothing says where the prompt ends"],
+                [f"{found}, and nothing says where the prompt ends"],
                 "set `handle.prompt_ends` (one past the last prompt token of each row, cached ones counted), use "
                 "`generate`, or feed an answer token by token",
             )
         return 0 if count == 1 else count
 
-    def _refuse_part(self, prompt: Prompt | None, end: int | Tensor, count: int) -> None:
-        """Refuse a part of a prompt that has images, where these are ranked among all of the prompt.
+    def _refuse_chunk(self, tokens: ForwardTokens | None, end: int | Tensor, count: int) -> None:
+        """Refuse a forward that has images and only a part of the prompt: image tokens are ranked over all of it.
 
         Raises:
-            ModelError: the forward has images, and more of the prompt is to come.
+            ModelError: more of the prompt is to come.
         """
-        if prompt is None or not self._needs.ranks or not any(prompt.counts["image"]):
+        if tokens is None or not self._needs.ranks or not any(tokens.counts["image"]):
             return
         if end > count if isinstance(end, int) else bool((end > count).any()):
             raise refusal(
@@ -222,8 +228,8 @@ class Calls:
             )
 
 
-def entrances(model: PreTrainedModel) -> list[nn.Module]:
-    """The models through which the decoder's layers can be run: the whole, the decoder, and those between."""
+def entry_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules through which the decoder's layers can be run: the model, the decoder, and models between them."""
     decoder = model.get_decoder()
     models = (part for part in model.modules() if part is decoder or isinstance(part, PreTrainedModel))
     return [part for part in models if any(inner is decoder for inner in part.modules())]

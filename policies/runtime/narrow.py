@@ -1,4 +1,4 @@
-"""The arguments of a layer's attention, cut to the tokens that the layer processes and has stored."""
+"""Cutting the arguments of a layer to the tokens that it processes, with a mask that fits what it has cached."""
 
 from typing import Any
 
@@ -9,26 +9,26 @@ from transformers.cache_utils import Cache
 from ..errors import ModelError
 from ..families.layers import DecoderLayer
 from .cache import PartialLayer, partial_layer
-from .tokens import Selection, Whole
+from .selection import AllOrNone, Selection
 
 # Arguments of a layer that have an entry for each token, and the axis that runs over tokens.
 PER_TOKEN = {"position_embeddings": -2, "position_ids": -1}
 
 
 def narrow(
-    layer: DecoderLayer, hidden: Tensor, arguments: dict[str, Any], cache: Cache | None, tokens: Selection | Whole
+    layer: DecoderLayer, hidden: Tensor, arguments: dict[str, Any], cache: Cache | None, tokens: Selection | AllOrNone
 ) -> dict[str, Any]:
-    """The arguments for some tokens, with a mask between them and what the layer has stored.
+    """The arguments of a layer for some tokens only, with a mask over these tokens and the layer's cached ones.
 
     Args:
         layer: The layer.
         hidden: What enters it, shape (batch, tokens, width).
         arguments: What else the model calls it with.
-        cache: The cache among them.
-        tokens: Whom it processes.
+        cache: The cache among the arguments.
+        tokens: The tokens that the layer processes.
 
     Raises:
-        ModelError: the attention takes other masks than ours, or the cache cannot hold rows of different lengths.
+        ModelError: the attention implementation takes other masks, or the cache cannot hold rows of different lengths.
     """
     # A recurrence stores a state, not tokens.
     stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.slot)
@@ -51,39 +51,42 @@ def narrow(
 def mask_for(
     layer: DecoderLayer, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
 ) -> Tensor | None:
-    """The attention mask between the processed tokens and what the layer has stored of the sequence with them.
+    """The attention mask from the processed tokens to themselves and the tokens in the layer's cache.
 
     Args:
         layer: The layer.
-        mask: The model's own, for the whole sequence: None (causal) or of shape (batch, 1, queries, keys).
+        mask: The model's mask for the whole sequence: None (causal) or of shape (batch, 1, queries, keys).
         hidden: What enters the layer, shape (batch, tokens, width).
         stored: The layer's cache before this call.
         chosen: The processed tokens; None for all.
+
+    Returns:
+        A mask, or None where plain causal attention is right.
     """
     if layer.kind == "linear":
-        # A recurrence knows no mask but the padding's.
+        # A recurrence takes a padding mask only.
         return mask if chosen is None else chosen.valid
     past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
     old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
     causal = mask is None and old is None and new is None and first == 0 and (hidden.shape[1] == 1 or past == 0)
     if causal and chosen is None:
         return None
-    # Where tokens are left out, other attentions are refused at once, not first where a mask is needed.
-    implementation = masks_of(layer)
+    # Checked even where no mask is needed: another implementation should fail at once, not at the first decode step.
+    implementation = check_implementation(layer)
     if causal:
         return None
     if chosen is None or past:
-        return built(implementation, mask, hidden, stored, chosen)
-    # From an empty cache, layers with one selection and one mask of the model's have one mask.
+        return build_mask(implementation, mask, hidden, stored, chosen)
+    # From an empty cache, layers with the same selection and the same mask of the model share one mask.
     if id(mask) not in chosen.masks:
-        chosen.masks[id(mask)] = (mask, built(implementation, mask, hidden, stored, chosen))
+        chosen.masks[id(mask)] = (mask, build_mask(implementation, mask, hidden, stored, chosen))
     return chosen.masks[id(mask)][1]
 
 
-def built(
+def build_mask(
     implementation: str, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
 ) -> Tensor:
-    """The mask of `mask_for`, where one is needed; shape (batch, 1, processed, stored + processed)."""
+    """Build the mask of `mask_for`, shape (batch, 1, processed, stored + processed)."""
     (batch, count), device = hidden.shape[:2], hidden.device
     queries = torch.arange(count, device=device).expand(batch, -1) if chosen is None else chosen.index
     keys, real, past, first = queries, None if chosen is None else chosen.valid, 0, 0
@@ -91,25 +94,25 @@ def built(
         past, first = stored.seen, stored.get_mask_sizes(0)[1]
         before = stored.columns(batch, device)
         keys = torch.cat([before, queries + past], dim=1)
-        real = torch.cat([filled(stored.valid, before), filled(real, queries)], dim=1) & (keys >= first)
+        real = torch.cat([valid_mask(stored.valid, before), valid_mask(real, queries)], dim=1) & (keys >= first)
     if mask is None:
         allowed = keys[:, None, :] <= (queries + past)[:, :, None]
     else:
         rows = mask[:, 0].expand(batch, -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
         mask = rows.gather(2, (keys - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
         allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
-    # What fills up a shorter row as a query may see anything: its output is thrown away.
+    # Queries that pad a shorter row may see anything: their output is discarded.
     allowed = (allowed if real is None else allowed & real[:, None])[:, None]
     if mask is not None and mask.dtype != torch.bool:
         return torch.where(allowed, mask[:, None], torch.finfo(mask.dtype).min)
-    return allowed if implementation == "sdpa" else as_added(allowed, hidden.dtype)
+    return allowed if implementation == "sdpa" else additive_mask(allowed, hidden.dtype)
 
 
-def masks_of(layer: DecoderLayer) -> str:
-    """What computes the layer's attention.
+def check_implementation(layer: DecoderLayer) -> str:
+    """The attention implementation of a layer: `sdpa` or `eager`.
 
     Raises:
-        ModelError: it takes other masks than ours.
+        ModelError: it is another one, which takes other masks.
     """
     name = getattr(getattr(layer.sublayers.attention, "config", None), "_attn_implementation", "sdpa")
     if name not in ("sdpa", "eager"):
@@ -121,11 +124,11 @@ def masks_of(layer: DecoderLayer) -> str:
     return str(name)
 
 
-def as_added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of true and false as one that is added to the logits."""
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a boolean mask into one that is added to the logits."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def filled(valid: Tensor | None, like: Tensor) -> Tensor:
-    """A mask of validity, where None means that all entries are."""
+def valid_mask(valid: Tensor | None, like: Tensor) -> Tensor:
+    """A validity mask as a tensor, where None means that all entries are valid."""
     return torch.ones_like(like, dtype=torch.bool) if valid is None else valid

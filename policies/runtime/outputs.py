@@ -1,4 +1,4 @@
-"""What a model under a policy returns of its layers: one entry for each of them, as the dense model does."""
+"""Completing the `attentions` that a model under a policy returns: one entry for each layer, as in the dense model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,36 +6,42 @@ from typing import Any
 from torch import nn
 
 from ..families.layers import DecoderLayer
-from .calls import Calls
+from .calls import CallTracker
 from .requests import refusal
-from .tokens import Whole
+from .selection import AllOrNone
 from .wrap import WrappedLayer
+
+LIFT_POLICY = "lift the policy with `handle.dense()` to look at attentions"
 
 
 class Attentions:
-    """Puts None into `attentions` where a layer attended to nothing.
+    """Inserts None into `attentions` for layers whose attention did not run.
 
-    transformers collects what the attentions of the layers return, so those that do not run leave no gap.
+    transformers collects what the attentions return, so the entry of a layer that skips its attention is missing.
 
     Args:
         layers: The decoder layers.
-        wrapped: Those that are not the original.
+        wrapped: The layers that are wrapped.
         calls: The forwards of the model.
     """
 
-    def __init__(self, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer], calls: Calls) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer], calls: CallTracker) -> None:
         self._places = [layer.index for layer in layers if layer.kind == "attention"]
-        self._always = {one.layer.index for one in wrapped if one.steady is not None and one.steady[0] is Whole.NONE}
+        self._always_skipped = {
+            one.layer.index
+            for one in wrapped
+            if one.fixed_plan is not None and one.fixed_plan.attended is AllOrNone.NONE
+        }
         self._calls = calls
 
     def fill(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        """Put the gaps into the output of the decoder; a hook.
+        """Complete the output of the decoder; a forward hook.
 
         Raises:
             ModelError: a layer attended for some tokens only, or the entries cannot be told apart.
         """
         given = getattr(output, "attentions", None)
-        call = self._calls.now
+        call = self._calls.current
         if not given:
             if isinstance(output, tuple) and kwargs.get("output_attentions"):
                 raise refusal("output_attentions of a tuple", "its entries have no names", "leave `return_dict` True")
@@ -43,12 +49,12 @@ class Attentions:
         if call is not None and call.shortened:
             layers = ", ".join(map(str, sorted(call.shortened)))
             reason = f"layers {layers} attended for some tokens only, whose weights are not of the full shape"
-            raise refusal("output_attentions", reason, "lift the policy with `handle.dense()` to look at attentions")
-        gaps = self._always | (set() if call is None else call.unattended)
-        missing = gaps.intersection(self._places)
+            raise refusal("output_attentions", reason, LIFT_POLICY)
+        skipped = self._always_skipped | (set() if call is None else call.unattended)
+        missing = skipped.intersection(self._places)
         if len(given) == len(self._places) - len(missing):
             entries = iter(given)
             output.attentions = tuple(None if place in missing else next(entries) for place in self._places)
         elif len(given) < len(self._places):
             reason = f"found {len(given)} entries for {len(self._places) - len(missing)} layers that attended"
-            raise refusal("output_attentions", reason, "lift the policy with `handle.dense()` to look at attentions")
+            raise refusal("output_attentions", reason, LIFT_POLICY)

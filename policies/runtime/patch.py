@@ -1,4 +1,4 @@
-"""A method of a module, replaced in place and put back."""
+"""Replacing a method of a module in place, and restoring it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Patch:
-    """What stands in place of a module's method; the module tree, its names and its hooks stay.
+    """Replaces one method of a module; the module tree, its names and its hooks stay.
 
     Copies and pickles of a patched module stay patched, and call the copy's own method.
 
@@ -27,7 +27,7 @@ class Patch:
         self.original: Callable[..., Any] = getattr(module, self._slot)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A bound method is pickled by its name, under which the copy has the patch.
+        # A bound method is pickled by its name, and under that name the copy has the patch.
         return {name: value for name, value in vars(self).items() if self._was_set or name != "original"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -36,11 +36,11 @@ class Patch:
             self.original = getattr(type(self._module), self._slot).__get__(self._module)
 
     def set(self, method: Callable[..., Any]) -> None:
-        """Put a function in place of the method."""
+        """Replace the method with a function."""
         setattr(self._module, self._slot, method)
 
     def undo(self) -> None:
-        """Put the method back."""
+        """Restore the method."""
         if self._was_set:
             self.set(self.original)
         else:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from ...policies.choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
-from ...policies.policy import Score
 from ...policies.schedules import Changing
+from ...policies.scores.table import ScoreName
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
@@ -192,5 +192,5 @@ class SelectionOptions(StrictModel):
             later layers, also from those without a ratio.
     """
 
-    score: Options[Score] = "attention"
+    score: Options[ScoreName] = "attention"
     reselect: Options[Literal["each_layer", "once"]] = "each_layer"

@@ -1,0 +1,74 @@
+"""Checks that a model can run under a policy, before anything is wrapped."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..choice import LayerChoice
+from ..errors import ModelError, PolicyMismatch
+from ..families.layers import DecoderLayer
+from .tokens import ALL_CLASSES, image_token_ids, scope
+
+
+def transformers_model(model: Any) -> PreTrainedModel:
+    """The transformers model inside an object, such as the result of torch.compile or of PEFT.
+
+    Raises:
+        ModelError: there is none, or the object runs copies of it.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise ModelError(
+            f"a policy cannot be applied to {type(model).__name__}",
+            [f"it runs copies of {type(model.module).__name__}, which share the original's layers"],
+            "apply the policy to `model.module`, and run one process a device",
+        )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    found = next((part for part in parts if isinstance(part, PreTrainedModel)), None)
+    if found is None:
+        raise ModelError(
+            "a policy is applied to a transformers model",
+            [f"found {type(model).__name__}, expected a PreTrainedModel or what wraps one"],
+            "load it first, such as with `AutoModelForCausalLM.from_pretrained`",
+        )
+    return found
+
+
+def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
+    """Refuse choices about image tokens for a model that has none among its tokens.
+
+    Raises:
+        PolicyMismatch: naming the first such choice.
+    """
+    about_images = [choice for choice in choices if choice.token_ratio is not None or choice.tokens == "image"]
+    # Where layers attend to the image directly (Mllama), the sequence holds one token that marks its place.
+    if about_images and (not image_token_ids(model) or any(layer.kind == "cross" for layer in layers)):
+        raise PolicyMismatch(
+            f"{type(model).__name__} has no image tokens, so no choice can be about them",
+            [f"layer {choices.index(about_images[0])} has {about_images[0].label}"],
+            "leave token_ratio and `tokens: image` out of policies and spaces for this model",
+        )
+
+
+def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
+    """Refuse a choice that a recurrent or cross-attention layer cannot compute.
+
+    Raises:
+        PolicyMismatch: naming the layer, its kind and the choice.
+    """
+    limited = scope(choice) != ALL_CLASSES
+    if layer.kind == "linear" and limited and choice.attention == "skip":
+        reason = "a recurrence that some tokens skip has no state for the others"
+        hint = "leave `phase` and `tokens` out"
+    elif layer.kind == "cross" and (limited or choice.token_ratio is not None):
+        reason = "attention to the image is for all tokens and both phases"
+        hint = "leave `phase` and `tokens` out"
+    elif layer.kind == "cross" and choice.attention == "skip" and choice.ffn == "run":
+        reason = "a decode step leaves the layer out where nothing of the image is stored"
+        hint = "use skip_layer there"
+    else:
+        return
+    raise PolicyMismatch(
+        f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}", [reason], hint
+    )

@@ -1,0 +1,1 @@
+"""Scores that rank image tokens, one a file; `table` names them all, `score` says what each has to do."""
