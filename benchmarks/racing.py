@@ -29,11 +29,11 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.promotion import ENOUGH, due, examples
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
-from skipsearch.search.study.expected_results import Known
+from skipsearch.search.study.expected_results import ScorePredictor
 from skipsearch.search.trial.hypervolume import hypervolume
 from skipsearch.search.trial.pareto import dominates, front_trials
 from skipsearch.search.trial.trial_result import TrialResult
-from skipsearch.search.workers.early_stopping import Race, rivals_among, shares
+from skipsearch.search.workers.early_stopping import Race, rivals_among, rung_fractions
 from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 CHOICE_NAMES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
@@ -156,7 +156,7 @@ def assess(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[Tr
     records: list[TrialResult] = []
 
     def go_on(wait: float) -> None:
-        while patience is not None and (waiting := due(records, Known.of(records), space, wait)):
+        while patience is not None and (waiting := due(records, ScorePredictor.fit(records), space, wait)):
             number, answered = waiting.number, examples(waiting)
             records[number] = answering(found, number, records, order, space, answered, 2 * answered)
 
@@ -178,7 +178,7 @@ def answering(
     cost = {"prefill_flops": Measurement(candidate.cost)}
     rivals = rivals_among(records, space.objectives) if records else []
     race = Race(space, space.metrics(), records[0].search, rivals) if records else None
-    for count in (count for share in shares(space.search.racing) if (count := round(share * total)) > known):
+    for count in (count for share in rung_fractions(space.search.racing) if (count := round(share * total)) > known):
         if count == total:
             whole = {"accuracy": measurement(candidate.search)}
             broken = violations(space, whole["accuracy"].value, found[0])

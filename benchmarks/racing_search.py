@@ -88,7 +88,7 @@ class Alone:
         given = {
             "dense": job.dense,
             "rivals": job.rivals,
-            "known": job.known,
+            "previous": job.previous,
             "max_examples": job.max_examples,
             "times": job.times,
         }
@@ -113,7 +113,7 @@ def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, Tria
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
         driver.search()
         driver.confirm()
-        return {record.number: record for record in study.records()}
+        return {record.number: record for record in study.results()}
 
 
 def searched(space: Space, bench: PolicyEvaluator) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Here:
         given = {
             "dense": job.dense,
             "rivals": job.rivals,
-            "known": job.known,
+            "previous": job.previous,
             "max_examples": job.max_examples,
             "times": job.times,
         }

@@ -22,15 +22,15 @@ from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.driver.promotion import due
 from skipsearch.search.space.load import load_space
-from skipsearch.search.space.space import Racing
-from skipsearch.search.study.expected_results import Known
-from skipsearch.search.study.storage import trial_record
+from skipsearch.search.space.search_settings import Racing
+from skipsearch.search.study.expected_results import ScorePredictor
+from skipsearch.search.study.trial_attributes import read_trial
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
-from skipsearch.search.trial.scores import weights_of
+from skipsearch.search.trial.scores import example_weights
 from skipsearch.search.trial.trial_result import TrialResult
-from skipsearch.search.workers.early_stopping import Race, Rival, betting_wealth, shares
+from skipsearch.search.workers.early_stopping import Race, Rival, betting_wealth, rung_fractions
 from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 
@@ -167,13 +167,13 @@ def test_more_confidence_takes_more_examples(path):
 
 def test_each_task_counts_the_same_however_few_examples_it_has():
     whole = Measurement(0.5, 8, detail={"tasks": {"a": {"n": 2}, "b": {"n": 6}}})
-    assert weights_of(whole) == [2.0] * 2 + [2 / 3] * 6
+    assert example_weights(whole) == [2.0] * 2 + [2 / 3] * 6
 
 
 def test_looks_are_evenly_spaced():
-    assert shares(Racing()) == tuple(number / 16 for number in range(1, 17))
-    assert shares(Racing(step=0.4)) == (0.4, 0.8, 1.0)
-    assert shares(Racing(step=1.0)) == shares("none") == (1.0,)
+    assert rung_fractions(Racing()) == tuple(number / 16 for number in range(1, 17))
+    assert rung_fractions(Racing(step=0.4)) == (0.4, 0.8, 1.0)
+    assert rung_fractions(Racing(step=1.0)) == rung_fractions("none") == (1.0,)
 
 
 def test_racing_is_no_other_study(path):
@@ -319,7 +319,7 @@ def search(path, bench, folder, trials=None, resume=False, pool=Here, **override
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
     driver = Driver(study, pool(bench), Killer(space, trials))
     ended = driver.search()
-    return SimpleNamespace(study=study, records=study.records(), order=driver.pool.order, ended=ended)
+    return SimpleNamespace(study=study, records=study.results(), order=driver.pool.order, ended=ended)
 
 
 def figures(record):
@@ -367,7 +367,7 @@ def test_who_is_given_up_is_kept_with_its_estimate(raced):
         assert raced.study.study.trials[record.number].state.name == "PRUNED"
     best = {trial.number for trial in raced.study.study.best_trials}
     assert best.isdisjoint(record.number for record in dropped)
-    assert raced.study.measured() == 30
+    assert raced.study.budget_used() == 30
 
 
 def test_a_killed_race_resumes_with_the_same_trials(path, bench, tmp_path, raced):
@@ -426,7 +426,7 @@ def test_who_races_knows_its_latency_first(path, tmp_path, racing):
     )
     for number in range(7):
         assert [names for trial, names in driver.pool.order if trial == number] == stages
-    assert all(record.state == "complete" for record in driver.study.records())
+    assert all(record.state == "complete" for record in driver.study.results())
     assert driver.pool.alone
 
 
@@ -449,7 +449,7 @@ def test_who_answered_few_examples_under_a_bound_alone_is_no_member_of_the_front
     aside = {record.number for record in found.records if record.estimates}
     assert aside and aside.isdisjoint(front_trials(found.records, found.study.space.objectives))
     assert aside.isdisjoint(trial.number for trial in found.study.study.best_trials)
-    view, trials = found.study._own._view[1], found.study.study.get_trials()
+    view, trials = found.study._skip_sampler._view[1], found.study.study.get_trials()
     view._follow(trials)
     rows = {number: row for number, row in view._rows.items() if number in aside}
     assert rows and all(row.expected and "accuracy" in row.constraints for row in rows.values())
@@ -462,7 +462,7 @@ def test_who_may_keep_a_bound_on_no_objective_answers_more(path):
     def chosen(share, **others):
         scores = {0: np.ones(400), 1: (np.arange(400) % 40 < 40 * share).astype(float)}
         records = [trial(0, 100.0, scores[0].tolist()), replace(trial(1, 50.0, scores[1].tolist(), few), **others)]
-        return due(records, Known.of(records), space, 0)
+        return due(records, ScorePredictor.fit(records), space, 0)
 
     assert chosen(0.6).number == chosen(0.475).number == 1
     assert chosen(0.2) is None
@@ -487,11 +487,11 @@ def trial(number, cost, scores, places=None):
 
 def test_who_answered_alike_tells_what_few_answers_say_of_all():
     hard = [1.0] * 50 + [0.0] * 50
-    known = Known.of([trial(0, 100.0, [1.0] * 100), trial(1, 50.0, hard), trial(2, 20.0, [0.0] * 100)])
+    known = ScorePredictor.fit([trial(0, 100.0, [1.0] * 100), trial(1, 50.0, hard), trial(2, 20.0, [0.0] * 100)])
     easier = part_of(hard, [*range(40), *range(50, 60)])
-    told = known.levelled("accuracy", easier)
+    told = known.predict_score("accuracy", easier)
     assert easier.value == 0.8 and told.value == pytest.approx(0.5, abs=0.01) and told.stderr < 0.02
-    alone = Known.of([trial(0, 100.0, [1.0] * 100)]).levelled("accuracy", easier)
+    alone = ScorePredictor.fit([trial(0, 100.0, [1.0] * 100)]).predict_score("accuracy", easier)
     assert alone.value == pytest.approx(0.8) and 0.03 < alone.stderr < 0.06
 
 
@@ -499,12 +499,12 @@ def test_the_error_of_what_few_answers_say_is_what_they_stray_by():
     draw = np.random.default_rng(7)
     ease, levels = draw.normal(0.0, 1.0, 400), draw.uniform(-0.5, 2.0, 60)
     scores = (levels[:, None] + ease + draw.normal(0.0, 1.0, (60, 400)) > 0).astype(float)
-    known = Known.of([trial(number, 1.0, row) for number, row in enumerate(scores[:12].tolist())])
+    known = ScorePredictor.fit([trial(number, 1.0, row) for number, row in enumerate(scores[:12].tolist())])
     strayed, beside_dense = [], []
     for row in scores[12:]:
         for _ in range(10):
             places = draw.permutation(400)[:50]
-            told = known.levelled("accuracy", part_of(row, places))
+            told = known.predict_score("accuracy", part_of(row, places))
             strayed.append((told.value - row.mean()) / told.stderr)
             beside_dense.append((row[places].mean() - row.mean()) / told.stderr)
     assert 0.85 < np.std(strayed) < 1.15 < np.std(beside_dense)
@@ -517,7 +517,7 @@ def test_who_promises_most_answers_first_and_who_adds_next_to_nothing_answers_no
     def chosen(*whole, patience=0, going_on=()):
         scores = {number: (np.arange(400) % 40 < 40 * share).astype(float) for number, (_, share) in shares.items()}
         records = [trial(n, shares[n][0], scores[n].tolist(), None if n in whole else few) for n in shares]
-        record = due(records, Known.of(records), space, patience, going_on)
+        record = due(records, ScorePredictor.fit(records), space, patience, going_on)
         return record and record.number
 
     assert chosen(0) == 4
@@ -534,8 +534,8 @@ def patient(path, bench, tmp_path_factory):
 def test_a_patient_race_ends_when_nobody_who_answered_few_examples_looks_like_a_member_of_the_front(patient, bench):
     space, records = patient.study.space, patient.records
     aside = [record for record in records if record.estimates and not record.early_stopped]
-    assert len(records) == patient.study.measured() == 30 and len(aside) >= 5
-    assert due(records, patient.study.known_in_full(), space, 0) is None
+    assert len(records) == patient.study.budget_used() == 30 and len(aside) >= 5
+    assert due(records, patient.study.score_predictor(), space, 0) is None
     for number in front_trials(records, space.objectives):
         record = next(record for record in records if record.number == number)
         whole = bench.measure(record.policy, ["accuracy", "flops"]).measurements
@@ -574,9 +574,9 @@ def test_a_search_that_goes_on_without_races_leaves_nobody_aside(path, bench, tm
         search(path, bench, tmp_path, 20, search__sampler="auto")
     given = {"search__sampler": "auto", "search__trials": 20, "search__racing": racing}
     begun = SearchStudy(tmp_path / "study.db", "tiny", space_of(path, **given), LAYERS, resume=True)
-    assert due(begun.records(), begun.known_in_full(), begun.space, 0) is not None
+    assert due(begun.results(), begun.score_predictor(), begun.space, 0) is not None
     rest = search(path, bench, tmp_path, resume=True, **given)
-    assert due(rest.records, rest.study.known_in_full(), rest.study.space, 0) is None
+    assert due(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
 
 
 def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path, bench, tmp_path):
@@ -588,7 +588,7 @@ def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path,
     assert found.study.size > 1000 and "no policy left" in found.ended
     own = {record.policy.fingerprint: record for record in found.records if record.duplicate_of is None}
     assert 20 < len(own) < 64 and len(found.records) - len(own) <= 20
-    assert due(found.records, found.study.known_in_full(), found.study.space, 0) is None
+    assert due(found.records, found.study.score_predictor(), found.study.space, 0) is None
 
 
 def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, bench, tmp_path):
@@ -620,15 +620,15 @@ def test_a_trial_that_fails_when_it_is_to_answer_more_keeps_what_it_had(path, be
     Once.fault = fault
     found = search(path, bench, tmp_path, search__sampler="auto", pool=Once)
     again = SearchStudy(tmp_path / "study.db", "tiny", found.study.space, LAYERS, resume=True)
-    for records in (found.records, again.records()):
+    for records in (found.records, again.results()):
         mine = next(record for record in records if record.number == Once.chosen)
         assert mine.state == "complete" and (mine.estimates or "accuracy" in mine.search)
-    assert again.setbacks(Once.chosen) == (1 if fault == "policy" else 0)
+    assert again.num_promotion_failures(Once.chosen) == (1 if fault == "policy" else 0)
     if fault == "policy":
         assert [figures(record) for record in found.records] == [figures(record) for record in patient.records]
     else:
         rest = search(path, bench, tmp_path, resume=True, search__sampler="auto")
-        assert due(rest.records, rest.study.known_in_full(), rest.study.space, 0) is None
+        assert due(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
 
 
 def test_a_trial_that_fails_again_when_it_is_to_answer_more_is_not_asked_a_third_time(path, bench, tmp_path):
@@ -636,14 +636,14 @@ def test_a_trial_that_fails_again_when_it_is_to_answer_more_is_not_asked_a_third
         times = 9
 
     found = search(path, bench, tmp_path, search__sampler="auto", pool=Twice)
-    assert Twice.times == 7 and found.study.setbacks(Twice.chosen) == 2
+    assert Twice.times == 7 and found.study.num_promotion_failures(Twice.chosen) == 2
     again = search(path, bench, tmp_path, resume=True, search__sampler="auto", pool=Twice)
     assert Twice.times == 7
     for one in (found, again):
         mine = next(record for record in one.records if record.number == Twice.chosen)
         assert mine.state == "complete" and mine.estimates and not mine.failure
     attrs = again.study.study.user_attrs
-    assert trial_record(again.study.frozen(Twice.chosen), attrs).setbacks == ("accuracy is nan",) * 2
+    assert read_trial(again.study.frozen_trial(Twice.chosen), attrs).promotion_failures == ("accuracy is nan",) * 2
 
 
 def test_failures_of_trials_that_are_to_answer_more_count_like_others(path, bench, tmp_path):

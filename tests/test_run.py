@@ -237,7 +237,7 @@ def test_a_lost_worker_is_replaced_and_its_job_done_again(path, busy):
             time.sleep(0.5)
             pool.submit(Job(Policy(), ["accuracy", "flops"]))
         job, outcome = answer(pool)
-        assert outcome.failure is None and job.losses == 1 and "accuracy" in outcome.measurements
+        assert outcome.failure is None and job.lost_workers == 1 and "accuracy" in outcome.measurements
         assert pool.describe()[0]["pid"] != described["pid"]
     finally:
         pool.stop_workers()
@@ -268,7 +268,7 @@ def test_a_fault_of_one_policy_is_its_own(path):
         pool.describe()
         pool.submit(Job(Policy.model_validate({"layers": {9: {"ffn": "skip"}}}), ["flops"]))
         _, outcome = answer(pool)
-        assert outcome.failure.startswith("policy speaks of layer 9, model has layers 0 to 3")
+        assert outcome.failure.startswith("policy has a choice for layer 9, model has layers 0 to 3")
         pool.submit(Job(Policy(), ["flops"]))
         _, outcome = answer(pool)
         assert outcome.failure is None
@@ -324,5 +324,5 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     assert mine == tunes
     assert theirs.front == ours.front and all(theirs.trial(number).report for number in theirs.front)
     for record in (ours, theirs):
-        assert {result.name for result in record.assessment.by_rule} == {"block_influence", "bandit", "last"}
+        assert {result.name for result in record.assessment.baseline_results} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60

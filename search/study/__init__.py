@@ -1,1 +1,1 @@
-"""Optuna's study in its database, and what it says of policies that answered only some examples."""
+"""Optuna's study of a search in its database, and predictions for trials that answered some of the examples."""

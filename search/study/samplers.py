@@ -41,7 +41,7 @@ def make_skip_sampler(space: Space, parameters: Parameters, inputs: SamplerInput
         search_space={name: CategoricalDistribution(labels) for name, labels in parameters.options.items()},
         estimate=inputs.estimate,
         layers=parameters.layers,
-        guessing=inputs.chance_accuracy if inputs.guide is not None else None,
+        chance_score=inputs.chance_accuracy if inputs.guide is not None else None,
         ignored=inputs.predicted_objectives(),
         seed=space.search.seed,
     )

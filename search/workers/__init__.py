@@ -1,1 +1,1 @@
-"""Ray workers, and what one worker does with a policy."""
+"""Ray workers, and how one worker measures a policy."""

@@ -1,4 +1,4 @@
-"""Finds out what baselines need to know of the dense model, before the search begins."""
+"""Probes the dense model before the search, for the statistics that some baselines need."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +11,17 @@ from ...policies.policy import Policy
 from ..baselines.bandit import bandit
 from ..baselines.dense_stats import DenseStats, any_needs_statistics
 from ..baselines.registry import Choices
-from ..space.space import Racing
-from .early_stopping import shares
+from ..space.search_settings import Racing
+from .early_stopping import rung_fractions
 from .evaluate import PolicyEvaluator
 
 
 def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
-    """Find out what some rules need, on examples of the search split.
+    """Compute the statistics of the dense model that some baselines need, on examples of the search split.
+
+    Args:
+        evaluator: Holds the model and the evaluators.
+        names: The baselines.
 
     Raises:
         SkipsearchError: the layers of the model cannot be taken apart, or a policy cannot be measured.
@@ -26,56 +30,58 @@ def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
 
     subject, domains = evaluator.subject, evaluator.space.domains(evaluator.num_layers)
     prompts = subject.prompts or [synthetic_prompt(subject, prompt_tokens=64)]
-    found, policies = None, []
-    with counted(subject.model) as forwards:
+    layers, policies = None, []
+    with forward_passes(subject.model) as forwards:
         if any_needs_statistics(names):
-            found = layer_statistics(subject.model, prompts, ranks="arank" in names)
+            layers = layer_statistics(subject.model, prompts, ranks="arank" in names)
         if "bandit" in names:
-            policies = bandit(domains, divergence_on(evaluator, prompts), seed=evaluator.space.search.seed)
-    return DenseStats(found, policies, len(forwards))
+            policies = bandit(domains, bandit_loss(evaluator, prompts), seed=evaluator.space.search.seed)
+    return DenseStats(layers, policies, len(forwards))
 
 
-def divergence_on(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
-    """What tells the bandit how far a policy is from the dense model, in nats a token.
+def bandit_loss(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
+    """The loss that the bandit minimises: the divergence of a policy from the dense model, in nats per token.
 
-    The space's own divergence on the first share of its examples; where it has none, that of the first token of the
-    answer to each of some prompts.
+    It is the space's own divergence on the first rung of its examples. A space without one uses the divergence of the
+    first answer token after each prompt.
     """
     own = next(
         (one for one in evaluator.evaluators if isinstance(one, IncrementalEvaluator) and one.name == "divergence"),
         None,
     )
     if own is None:
-        return on_prompts(evaluator, prompts)
+        return first_token_divergence(evaluator, prompts)
     racing = evaluator.space.search.racing
-    parts = shares(Racing() if racing == "none" else racing)
+    fractions = rung_fractions(Racing() if racing == "none" else racing)
 
-    def on_examples(choices: Choices) -> float:
-        with evaluator.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", parts)) as rungs:
+    def loss(choices: Choices) -> float:
+        with evaluator.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", fractions)) as rungs:
             return next(rungs)["divergence"].value
 
-    return on_examples
+    return loss
 
 
-def on_prompts(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> Callable[[Choices], float]:
-    """KL(dense || policy) of the token that comes after each prompt; the mean, in nats."""
+def first_token_divergence(
+    evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]
+) -> Callable[[Choices], float]:
+    """KL(dense || policy) of the first token after a prompt, in nats, averaged over the prompts."""
     import torch
 
     from ...evaluators.predictions import divergence
 
-    def predicted(policy: Policy) -> torch.Tensor:
+    def log_probabilities(policy: Policy) -> torch.Tensor:
         with evaluator.applied(policy) as handle:
             model = handle.model
-            rows = [model(**on_device(prompt, model), use_cache=False).logits[0, -1] for prompt in prompts]
-            return torch.stack(rows).float().log_softmax(dim=-1)
+            logits = [model(**on_device(prompt, model), use_cache=False).logits[0, -1] for prompt in prompts]
+            return torch.stack(logits).float().log_softmax(dim=-1)
 
-    dense = predicted(Policy())
-    return lambda choices: statistics.fmean(divergence(dense, predicted(Policy.of(choices))).tolist())
+    dense = log_probabilities(Policy())
+    return lambda choices: statistics.fmean(divergence(dense, log_probabilities(Policy.of(choices))).tolist())
 
 
 @contextmanager
-def counted(model: Any) -> Iterator[list[None]]:
-    """One entry for each forward pass of a model while the context is open."""
+def forward_passes(model: Any) -> Iterator[list[None]]:
+    """Count the forward passes of a model while the context is open: the list gets one entry for each."""
     passes: list[None] = []
     hook = model.register_forward_hook(lambda *_: passes.append(None))
     try:

@@ -1,11 +1,12 @@
-"""Racing: a candidate is judged on few examples first, and on more only while it may belong to the front.
+"""Racing: a candidate stops early when its scores on some examples show that it cannot end on the front.
 
-Everyone answers the same examples in the same random order, so that a candidate is compared example by example with
-who has answered all of them: the best of the front that costs no more, and the dense model where accuracy is bounded.
-What a candidate costs is measured before it answers anything, so nothing about it is guessed. It drops out when
-its answers are evidence that it ends up worse on the whole split: by a test that may be looked at after every example
-without losing its confidence, that counts the examples as drawn without replacement, and that asks nothing of the
-scores but a bound (Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2024).
+All candidates answer the same examples in the same random order. So a candidate is compared example by example with
+trials that have answered all examples: the best trial of the front that costs no more, and the dense model where
+accuracy has a bound. The costs of a candidate are measured before its first example, so none of them is estimated.
+
+The test is sequential: it may be evaluated after every example without losing its confidence. It accounts for drawing
+without replacement, and assumes nothing of the scores but a bound (Waudby-Smith and Ramdas, Estimating means of bounded
+random variables by betting, 2024).
 """
 
 import math
@@ -17,28 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...evaluators.base import Direction, Measurement, Metric
-from ..space.space import Racing, Space
+from ..space.search_settings import Racing
+from ..space.space import Space
 from ..trial.modelled_time import ModelledTime
-from ..trial.pareto import as_time, front_trials, objective_point, objective_value
-from ..trial.scores import weights_of
-from ..trial.tied_times import no_slower
+from ..trial.pareto import front_trials, objective_point, objective_value, time_estimate
+from ..trial.scores import example_weights
+from ..trial.tied_times import not_slower
 from ..trial.time_model import TimeEstimate
 from ..trial.trial_result import TrialResult
 
-# Shares of what may be bet at most, from cautious, for a small difference, to bold.
-BETS = np.linspace(0.05, 0.95, 10)
-# Differences are sums of scores and bounds; rounding is no evidence.
+# Fractions of the largest possible bet, from cautious, for a small difference, to bold.
+BET_FRACTIONS = np.linspace(0.05, 0.95, 10)
+# Differences below this are rounding errors in sums of scores and bounds.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A member of the front, with what it answered; a small plain value that crosses processes.
+    """A trial on the front that candidates race against; a plain value that crosses processes.
 
     Attributes:
-        number: Of its trial.
-        values: Its objectives.
-        scores: Its score of each example, by the metrics that are measured on examples.
+        number: The number of the trial.
+        values: Its objectives by metric.
+        scores: Its score of each example, by metric that is measured on examples.
         times: Its times with their errors, by objective.
     """
 
@@ -49,46 +51,51 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """One reason for which a candidate may be out.
+class StoppingTest:
+    """A test of the null hypothesis that a candidate is no worse than another trial, or keeps a bound.
 
     Attributes:
-        text: The reason.
-        differences: By how much the candidate is worse, example by example in the order drawn.
-        floor: What no example's difference is below.
+        reason: Why the candidate stops if the hypothesis is rejected.
+        differences: By example in the order drawn, how much worse the candidate is.
+        floor: The lower bound of the differences of all examples.
     """
 
-    text: str
+    reason: str
     differences: Sequence[float]
     floor: float
 
 
-def shares(racing: Racing | Literal["none"]) -> tuple[float, ...]:
-    """What share of the examples is answered before each look."""
+def rung_fractions(racing: Racing | Literal["none"]) -> tuple[float, ...]:
+    """The fraction of the examples that is answered at each rung, ascending; the last is 1."""
     step = 1.0 if racing == "none" else racing.step
     return (*(step * number for number in range(1, math.ceil(1 / step))), 1.0)
 
 
-def rivals_among(records: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> list[Rival]:
-    """The front so far; the first record is the dense model's."""
-    front = {*front_trials(records, objectives)}
-    found = []
-    for record in records:
-        values = objective_point(record.search, records[0].search, objectives) if record.number in front else None
+def rivals_among(results: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> list[Rival]:
+    """The trials on the front as rivals.
+
+    Args:
+        results: All trials; the first is dense.
+        objectives: Direction by metric.
+    """
+    front = {*front_trials(results, objectives)}
+    rivals = []
+    for result in results:
+        values = objective_point(result.search, results[0].search, objectives) if result.number in front else None
         if values is not None:
-            scores = {name: record.search[name].detail.get("per_example", ()) for name in objectives}
-            times = {name: time for name in objectives if (time := as_time(record, name)) is not None}
-            found.append(Rival(record.number, dict(zip(objectives, values, strict=True)), scores, times))
-    return found
+            scores = {name: result.search[name].detail.get("per_example", ()) for name in objectives}
+            times = {name: time for name in objectives if (time := time_estimate(result, name)) is not None}
+            rivals.append(Rival(result.number, dict(zip(objectives, values, strict=True)), scores, times))
+    return rivals
 
 
 class Race:
-    """Judges one candidate.
+    """Decides at each rung whether a candidate can still end on the front.
 
     Args:
         space: The search space.
-        metrics: What is measured, by name.
-        dense: What the dense model measured, on all examples.
+        metrics: The metrics that are measured, by name.
+        dense: The measurements of the dense model on all examples.
         rivals: The front so far.
     """
 
@@ -104,107 +111,115 @@ class Race:
         self._dense = dense
         self._rivals = rivals
 
-    def reason_to_stop(self, known: Mapping[str, Measurement], partial: Mapping[str, Measurement]) -> str | None:
-        """Why a candidate is out; None while it may belong to the front.
+    def reason_to_stop(self, measured: Mapping[str, Measurement], partial: Mapping[str, Measurement]) -> str | None:
+        """Why a candidate stops; None while it may end on the front.
 
         Args:
-            known: What it measured before.
-            partial: What it measured on some of the examples.
+            measured: Its measurements before the rung, with all its costs.
+            partial: Its measurements on the examples answered so far.
         """
         racing = self._space.search.racing
-        for name, measured in partial.items():
-            if not measured.is_partial:
+        for name, part in partial.items():
+            tests = [*self._tests(name, measured, part)] if part.is_partial else []
+            if racing == "none" or not tests:
                 continue
-            doubts = list(self._doubts(name, known, measured))
-            total = measured.detail["total"]
-            if racing == "none" or not doubts:
-                continue
-            found = np.array([betting_wealth(doubt.differences, total, doubt.floor) for doubt in doubts])
-            # One that belongs to the front is innocent of all of them, and then to bet a part on each is fair as well.
-            if found.mean(0).max() >= 1 / (1 - racing.confidence):
-                return f"{doubts[found.max(1).argmax()].text} ({measured.n} of {total} examples)"
+            total = part.detail["total"]
+            wealth = np.array([betting_wealth(test.differences, total, test.floor) for test in tests])
+            # For a candidate of the front all hypotheses hold. Then an equal share of the stake on each test is a fair
+            # bet too, so the mean keeps the confidence for all tests together.
+            if wealth.mean(0).max() >= 1 / (1 - racing.confidence):
+                return f"{tests[wealth.max(1).argmax()].reason} ({part.n} of {total} examples)"
         return None
 
-    def _doubts(self, name: str, known: Mapping[str, Measurement], measured: Measurement) -> Iterator[Doubt]:
+    def _tests(self, name: str, measured: Mapping[str, Measurement], part: Measurement) -> Iterator[StoppingTest]:
+        """The tests of a metric: against the best rival, and against the bound.
+
+        Args:
+            name: The metric.
+            measured: The candidate's measurements before the rung.
+            part: The metric on the examples answered so far.
+        """
         best, direction = best_score(self._metrics[name]), self._metrics[name].direction
-        places, scores = measured.detail["places"], measured.detail["per_example"]
+        answered, scores = part.detail["places"], part.detail["per_example"]
         dense = self._dense[name].detail.get("per_example", [])
         if not scores or best is None or any(worse_by(direction, score, best) < 0 for score in scores):
             return
-        if len(dense) != measured.detail["total"]:
+        if len(dense) != part.detail["total"]:
             return
-        weights = weights_of(self._dense[name])
+        weights = example_weights(self._dense[name])
 
-        def doubt(text: str, beside: Sequence[float], difference: Callable[[float, float], float]) -> Doubt:
-            pairs = zip(places, scores, strict=True)
-            differences = [weights[place] * difference(score, beside[place]) for place, score in pairs]
-            floor = min(weight * difference(best, other) for weight, other in zip(weights, beside, strict=True))
-            return Doubt(text, differences, floor)
+        def test(reason: str, others: Sequence[float], difference: Callable[[float, float], float]) -> StoppingTest:
+            pairs = zip(answered, scores, strict=True)
+            differences = [weights[index] * difference(score, others[index]) for index, score in pairs]
+            floor = min(weight * difference(best, other) for weight, other in zip(weights, others, strict=True))
+            return StoppingTest(reason, differences, floor)
 
-        rival = self._strongest(name, known)
+        rival = self._best_rival(name, measured)
         if rival is not None and len(rival.scores[name]) == len(dense):
-            beside = rival.scores[name]
-            yield doubt(f"worse than trial {rival.number} in {name}", beside, lambda *both: worse_by(direction, *both))
+            reason = f"worse than trial {rival.number} in {name}"
+            yield test(reason, rival.scores[name], lambda *both: worse_by(direction, *both))
         bound = self._space.constraints.get(name)
         if bound is not None and bound.at_least == (direction == "maximize"):
             floor = self._dense[name].floor
-            yield doubt(f"{name} is not {bound.text}", dense, lambda own, other: bound.excess(own, other, floor))
+            yield test(f"{name} is not {bound.text}", dense, lambda own, other: bound.excess(own, other, floor))
 
-    def _strongest(self, name: str, known: Mapping[str, Measurement]) -> Rival | None:
-        """The best in one objective of those that are nowhere worse in the others.
+    def _best_rival(self, name: str, measured: Mapping[str, Measurement]) -> Rival | None:
+        """The best rival in one objective among those that are no worse in the others; None where there is none.
 
-        One is enough: whoever is worse than some of these is worse than the best of them.
+        One rival is enough: a candidate that is worse than any of them is worse than the best.
         """
         objectives = self._space.objectives
         others = [other for other in objectives if other != name]
-        if name not in objectives or any(other not in known or known[other].is_partial for other in others):
+        if name not in objectives or any(other not in measured or measured[other].is_partial for other in others):
             return None
-        able = [rival for rival in self._rivals if all(self._as_good(rival, other, known[other]) for other in others)]
+        able = [rival for rival in self._rivals if all(self._no_worse(rival, one, measured[one]) for one in others)]
         return min(able, key=lambda rival: worse_by(objectives[name], rival.values[name], 0.0), default=None)
 
-    def _as_good(self, rival: Rival, name: str, ours: Measurement) -> bool:
-        """True where a rival is no worse than the candidate in a figure; times that cannot be told apart are equal."""
+    def _no_worse(self, rival: Rival, name: str, candidate: Measurement) -> bool:
+        """True where a rival is no worse than the candidate; times within the interval of their difference tie."""
         time = rival.times.get(name)
-        if time is not None and isinstance(ours, ModelledTime):
-            return no_slower(time, ours.estimate)
-        value = objective_value(name, ours, self._dense.get(name))
+        if time is not None and isinstance(candidate, ModelledTime):
+            return not_slower(time, candidate.estimate)
+        value = objective_value(name, candidate, self._dense.get(name))
         return worse_by(self._space.objectives[name], value, rival.values[name]) >= 0
 
 
-def worse_by(direction: Direction, one: float, other: float) -> float:
-    """By how much a figure is worse than another."""
-    return other - one if direction == "maximize" else one - other
+def worse_by(direction: Direction, value: float, other: float) -> float:
+    """How much worse a value is than another; negative where it is better."""
+    return other - value if direction == "maximize" else value - other
 
 
 def best_score(metric: Metric) -> float | None:
-    """What no example's score is better than; None where there is no such bound."""
+    """The best score that an example can have; None where scores have no such bound."""
     if metric.direction == "minimize":
         return 0.0
     return 1.0 if metric.unit == "fraction" else None
 
 
 def betting_wealth(differences: Sequence[float], total: int, floor: float) -> NDArray[np.float64]:
-    """How strongly differences speak against a mean of 0 or less over all examples, of which these are some.
+    """The wealth of bets against the hypothesis that the mean difference over all examples is at most 0.
 
-    It is the fortune of who starts with 1 and bets, before each example, that its difference is above what is left on
-    average if the mean of all is 0. Were it 0 or less, the bets would be fair or worse, so whatever the scores are, a
-    fortune of 20 is ever reached with a probability of at most 1 in 20 (Ville's inequality).
+    The wealth starts at 1. Before each example a fraction of it is bet that the difference exceeds the mean of the
+    examples left, under the hypothesis that the mean of all is 0. If the hypothesis holds, the bets are fair or worse,
+    and the wealth reaches 20 with a probability of at most 1/20, whatever the scores are (Ville's inequality). The
+    result is the mean wealth over `BET_FRACTIONS`.
 
     Args:
-        differences: In the order drawn, at random and without replacement.
-        total: How many examples there are.
-        floor: What no difference is below, whichever is drawn next.
+        differences: Of the examples answered so far, drawn at random without replacement.
+        total: The number of all examples.
+        floor: The lower bound of every difference.
 
     Returns:
-        (examples + 1,): at first and after each; infinite where the best scores on all that is left would not do.
+        (answered + 1,): the wealth at the start and after each example; infinite where even the lowest differences on
+        the examples left would give a mean above 0.
     """
     found = np.asarray(differences, dtype=float)
-    seen = np.concatenate([[0.0], np.cumsum(found)])
-    remaining = total - np.arange(len(seen))
-    left = -seen[:-1] / remaining[:-1]
-    room = left - floor
+    sums = np.concatenate([[0.0], np.cumsum(found)])
+    remaining = total - np.arange(len(sums))
+    null_means = -sums[:-1] / remaining[:-1]
+    max_losses = null_means - floor
     with np.errstate(over="ignore"):
-        # Without room all that is left has to be at the floor, and is.
-        gains = np.divide(found - left, room, out=np.zeros_like(found), where=room > ROUNDING)
-        betted = np.r_[1.0, np.cumprod(1 + np.outer(gains, BETS), axis=0).mean(axis=1)]
-    return np.where(seen + floor * remaining > ROUNDING, math.inf, betted)
+        # Where the null mean equals the floor, the next difference is the floor, and there is nothing to bet on.
+        payoffs = np.divide(found - null_means, max_losses, out=np.zeros_like(found), where=max_losses > ROUNDING)
+        wealth = np.r_[1.0, np.cumprod(1 + np.outer(payoffs, BET_FRACTIONS), axis=0).mean(axis=1)]
+    return np.where(sums + floor * remaining > ROUNDING, math.inf, wealth)

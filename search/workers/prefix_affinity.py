@@ -6,32 +6,37 @@ from typing import TypeAlias
 
 from ...policies.policy import Policy
 
-RECENT = 64  # policies of a worker that are looked at: of those before, few states are left
+RECENT = 64  # policies that are compared per worker; of older ones it has hardly any hidden states left
 
-Steps: TypeAlias = list[tuple[str, str]]
-
-
-def steps(policy: Policy, num_layers: int) -> Steps:
-    """What each layer does, and how it ranks image tokens where it leaves some out; equal where it does the same."""
-    same = policy.canonical()
-    ranked = str(same.token_selection)
-    return [(choice.label, "" if choice.token_ratio is None else ranked) for choice in same.choices(num_layers)]
+LayerKeys: TypeAlias = list[tuple[str, str]]
 
 
-def alike(one: Steps, other: Steps) -> int:
-    """How many of the first layers do the same in two policies."""
+def layer_keys(policy: Policy, num_layers: int) -> LayerKeys:
+    """One key per layer that is equal where two policies compute the same in it.
+
+    Returns:
+        The choice of each layer, with the ranking of image tokens where the layer drops some.
+    """
+    canonical = policy.canonical()
+    selection = str(canonical.token_selection)
+    choices = canonical.choices(num_layers)
+    return [(choice.label, "" if choice.token_ratio is None else selection) for choice in choices]
+
+
+def common_prefix_length(one: LayerKeys, other: LayerKeys) -> int:
+    """How many of the first layers compute the same in two policies."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=True)))
 
 
-def nearest(wanted: Steps, workers: Sequence[Sequence[Steps]]) -> int:
-    """Which worker is to measure a policy: the one that measured what begins most like it.
+def longest_prefix(policy: LayerKeys, workers: Sequence[Sequence[LayerKeys]]) -> int:
+    """The worker that measured a policy with the longest common prefix.
 
     Args:
-        wanted: The policy's layers.
-        workers: Those of what each idle worker has measured; who has been idle longest first.
+        policy: The keys of the policy to measure.
+        workers: By idle worker, the keys of the policies that it measured; longest idle first.
 
     Returns:
-        Its place; of equal ones that of the worker that has been idle longest.
+        The index of the worker; of equal ones, that of the longest idle.
     """
-    shared = [max((alike(wanted, other) for other in known), default=0) for known in workers]
-    return shared.index(max(shared))
+    lengths = [max((common_prefix_length(policy, other) for other in measured), default=0) for measured in workers]
+    return lengths.index(max(lengths))

@@ -1,13 +1,12 @@
-"""One worker: the Ray actor that holds a loaded model, its place in the pool, and the jobs that it is given."""
+"""The Ray actor that holds a loaded model, and the jobs that it is given."""
 
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from ...evaluators.base import Measurement, Split
 from ...policies.policy import Policy
@@ -18,40 +17,53 @@ from ..trial.outcome import Outcome
 from .dense_probe import probe_dense
 from .early_stopping import Rival
 from .evaluate import PolicyEvaluator
-from .prefix_affinity import RECENT, Steps
 
-NOTES = b"skipsearch"  # where workers note in the cluster which evaluator is at work
+NAMESPACE = b"skipsearch"  # of the keys in Ray's key-value store
 
 
 class Worker:
-    """Measures policies on one model, which it loads when it is first needed."""
+    """Measures policies on one model, which it loads when it is first needed.
+
+    Args:
+        space: The search space as plain data.
+        threads: The threads that torch may use; None leaves that to torch.
+    """
 
     def __init__(self, space: dict[str, Any], threads: int | None) -> None:
         self._space = Space.model_validate(space)
         self._threads = threads
-        self._bench: PolicyEvaluator | None = None
+        self._evaluator: PolicyEvaluator | None = None
         self._key = ray.get_runtime_context().get_actor_id() or ""
 
     def _loaded(self) -> PolicyEvaluator:
-        if self._bench is None:
-            self._bench = PolicyEvaluator(self._space, self._threads, self._note)
-        return self._bench
+        if self._evaluator is None:
+            self._evaluator = PolicyEvaluator(self._space, self._threads, self._store_running)
+        return self._evaluator
 
-    def _note(self, evaluator: str) -> None:
-        """Leave word of what runs, for the message in case that this process does not come back from it."""
-        _internal_kv_put(self._key, evaluator, namespace=NOTES)
+    def _store_running(self, evaluator: str) -> None:
+        """Store in the cluster which evaluator runs, so that the driver can name it if this process dies."""
+        _internal_kv_put(self._key, evaluator, namespace=NAMESPACE)
 
     def describe(self) -> dict[str, Any]:
-        """Load the model, and say what it is and where."""
+        """Load the model, and describe it, its device, this process and its node."""
         return {**self._loaded().describe(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
     def probe_dense(self) -> DenseStats:
-        """Find out what the baselines of the space need to know of the dense model; see `probe_dense`."""
+        """Measure the statistics of the dense model that the space's baselines need; see `probe_dense`."""
         return probe_dense(self._loaded(), self._space.search.baselines)
 
-    def measure(self, policy: dict[str, Any], names: list[str], split: Split, **more: Any) -> Outcome:
+    def measure(self, policy: dict[str, Any], names: list[str], split: Split, **options: Any) -> Outcome:
         """Measure one policy; see `PolicyEvaluator.measure`."""
-        return self._loaded().measure(Policy.model_validate(policy), names, split, **more)
+        return self._loaded().measure(Policy.model_validate(policy), names, split, **options)
+
+
+def running_evaluator(actor: Any) -> str | None:
+    """The evaluator that a worker runs, or ran when it died; None where it applied a policy, or nothing is known."""
+    try:
+        name = _internal_kv_get(actor._actor_id.hex(), namespace=NAMESPACE)
+    except (ray.exceptions.RayError, RuntimeError):
+        return None
+    return name.decode() if name else None
 
 
 @dataclass
@@ -60,18 +72,18 @@ class Job:
 
     Attributes:
         policy: The policy.
-        names: Which evaluators.
+        names: The evaluators that measure it.
         split: The examples.
-        dense: The dense model's figures, for the constraints.
-        rivals: The front so far, to race against; None measures everything in full.
-        known: What was measured of the policy before, on all or on some of the examples.
+        dense: The dense model's measurements, which constraints refer to; None checks none.
+        rivals: The front so far, to race against; None measures all examples.
+        previous: What was measured of the policy before, on all or on some of the examples.
         max_examples: How many examples are enough for now; None measures all.
-        times: What is expected of its times, by metric.
-        seconds: How long it may take; None sets no limit.
-        tag: Whatever the driver wants to know it by.
-        losses: Workers that were lost over it.
-        small: How often its device was too small.
-        avoid: The worker that was lost over it last.
+        times: The policy's expected times by metric.
+        seconds: The time limit; None sets none.
+        tag: The driver's reference to what it submitted.
+        lost_workers: How many workers died or broke while they measured it.
+        out_of_memory: True where its device was too small once.
+        avoid: The worker that failed on it last.
     """
 
     policy: Policy
@@ -79,39 +91,11 @@ class Job:
     split: Split = "search"
     dense: Mapping[str, Measurement] | None = None
     rivals: Sequence[Rival] | None = None
-    known: Mapping[str, Measurement] = field(default_factory=dict)
+    previous: Mapping[str, Measurement] = field(default_factory=dict)
     max_examples: int | None = None
     times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     seconds: float | None = None
     tag: Any = None
-    losses: int = 0
-    small: int = 0
+    lost_workers: int = 0
+    out_of_memory: bool = False
     avoid: int | None = None
-
-
-@dataclass(eq=False)
-class Seat:
-    """The place of one worker, which has one process after the other.
-
-    Attributes:
-        index: Its number.
-        actor: The process; None where the worker was given up.
-        since: When it began to load its model, or its job.
-        struck: Over which policies, and loads of the model, the machine failed since it last measured something.
-        reason: The last of them.
-        measured: The policies that it measured lately.
-        described: Its model and device.
-    """
-
-    index: int
-    actor: Any = None
-    since: float = 0.0
-    struck: set[str] = field(default_factory=set)
-    reason: str = ""
-    measured: deque[Steps] = field(default_factory=lambda: deque(maxlen=RECENT))
-    described: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def strikes(self) -> int:
-        """How often in a row the machine failed."""
-        return len(self.struck)

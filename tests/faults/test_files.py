@@ -149,7 +149,7 @@ def test_a_salvaged_study_goes_on(path, copy):
     assert kept == every - 1
     study = open_study(path, folder, resume=True, search__trials=12)
     spend(study)
-    assert study.measured() == 12
+    assert study.budget_used() == 12
 
 
 def test_who_holds_a_database_is_waited_for_so_long_only(copy, monkeypatch):
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_is_one_line(path, tmp_path):
     ):
         spend(study)
     check_whole(tmp_path / "study.db")
-    assert open_study(path, tmp_path, resume=True, search__trials=60).measured() >= 4
+    assert open_study(path, tmp_path, resume=True, search__trials=60).budget_used() >= 4
 
 
 def test_a_space_alone_runs_no_code(path, tmp_path):

@@ -12,14 +12,15 @@ from skipsearch.evaluators import base
 from skipsearch.evaluators.base import KINDS, Measurement, Metric
 from skipsearch.policies.errors import ModelError, PolicyError
 from skipsearch.policies.policy import ModelRef, Policy, Provenance
-from skipsearch.policies.wording import visible
+from skipsearch.policies.wording import escape_invisible
 from skipsearch.search.cli import main, study_folder
-from skipsearch.search.space.space import Space, Workers
+from skipsearch.search.space.search_settings import Workers
+from skipsearch.search.space.space import Space
 from skipsearch.search.space.units import amount, unit_of
 from skipsearch.search.trial.failures import fault_of
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import objective_value
-from skipsearch.search.workers.time_limits import DENSE_SECONDS, Limits
+from skipsearch.search.workers.time_limits import DENSE_SECONDS, TimeLimits
 
 DENSE, OTHER = Policy(), Policy.model_validate({"layers": {1: {"ffn": "skip"}}})
 
@@ -76,14 +77,14 @@ def space(timeout):
 
 
 def test_a_worker_may_take_twenty_times_what_dense_took():
-    limits = Limits(space("auto"), None)
+    limits = TimeLimits(space("auto"), None)
     assert limits.of("search", OTHER) == limits.of("search", DENSE) == DENSE_SECONDS
     limits.learn("search", Outcome(seconds={"total": 2.0}))
     limits.learn("search", Outcome(seconds={"total": 3.0}))  # Another stage of its trial.
     assert limits.of("search", OTHER) == 160.0 and limits.of("search", DENSE) == DENSE_SECONDS
     assert limits.of("report", OTHER) == DENSE_SECONDS
-    assert Limits(space("auto"), 1.0).of("search", OTHER) == 80.0
-    assert Limits(space(7.0), 1.0).of("report", DENSE) == 7.0
+    assert TimeLimits(space("auto"), 1.0).of("search", OTHER) == 80.0
+    assert TimeLimits(space(7.0), 1.0).of("report", DENSE) == 7.0
 
 
 class Odd:
@@ -126,18 +127,18 @@ def test_the_drift_of_a_machine_is_taken_off_times_alone(odd):
 
 def test_what_cannot_be_seen_is_written_out(tmp_path, capsys):
     hidden = "a\x1b]0;title\x07\u202eb"
-    assert visible(hidden) == "a\\x1b]0;title\\x07\\u202eb" and visible("é\n\tx") == "é\n\tx"
+    assert escape_invisible(hidden) == "a\\x1b]0;title\\x07\\u202eb" and escape_invisible("é\n\tx") == "é\n\tx"
     policy = Policy(model=ModelRef(id=hidden), provenance=Provenance(study=hidden))
     policy.save(tmp_path / "policy.yaml")
     text = (tmp_path / "policy.yaml").read_text()
-    assert visible(text) == text and yaml.safe_load(text)["model"]["id"] == hidden
+    assert escape_invisible(text) == text and yaml.safe_load(text)["model"]["id"] == hidden
     assert Policy.load(tmp_path / "policy.yaml").model.id == hidden
     assert main(["show", str(tmp_path / "policy.yaml")]) == 0
     bad = tmp_path / "bad.yaml"
     bad.write_text(f"schema: skipsearch/policy/v1\nmodel: {{id: x, {json.dumps(hidden)}: 1}}\n")
     assert main(["validate", str(bad)]) == 2
     said = capsys.readouterr()
-    assert visible(said.out + said.err) == said.out + said.err and "\\u202e" in said.err
+    assert escape_invisible(said.out + said.err) == said.out + said.err and "\\u202e" in said.err
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
