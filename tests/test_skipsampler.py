@@ -10,13 +10,13 @@ import optuna
 import pytest
 from threadpoolctl import threadpool_limits
 
-from skipsearch.search.sampler import acquisition as knowledge
-from skipsearch.search.sampler.acquisition import Epoch, History
+from skipsearch.search.sampler import acquisition
+from skipsearch.search.sampler.acquisition import FittedModels, Observations
 from skipsearch.search.sampler.additive_cost import fit_costs
 from skipsearch.search.sampler.candidates import PARTS
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
-from skipsearch.search.sampler.search_space import Alternatives
+from skipsearch.search.sampler.search_space import CategoricalSpace
 from skipsearch.search.sampler.skip_sampler import BLAS, SkipSampler
 from skipsearch.search.trial.hypervolume import hypervolume
 
@@ -258,14 +258,23 @@ def test_tied_layers_need_the_same_choices():
     model.space["layer_02"] = optuna.distributions.CategoricalDistribution(["keep", "skip_ffn"])
     study = optuna.create_study(directions=BOTH, sampler=sampler(model, tied=[("layer_01", "layer_02")]))
     search(model, 1, study)
-    with pytest.raises(ValueError, match="same choices: layer_01, layer_02"):
+    with pytest.raises(ValueError, match="different choices: layer_01, layer_02"):
         study.ask(model.space)
 
 
 def test_neutral_must_be_a_choice():
     model = Model(3)
     study = optuna.create_study(directions=BOTH, sampler=SkipSampler({"layer_00": "none"}, search_space=model.space))
-    with pytest.raises(ValueError, match="'none' is none of the choices of layer_00"):
+    with pytest.raises(ValueError, match="neutral choice of layer_00: found 'none', expected one of"):
+        study.ask(model.space)
+
+
+def test_layers_must_be_ascending():
+    model = Model(3)
+    layers = {"layer_00": 1, "layer_01": 0, "layer_02": 1}
+    study = optuna.create_study(directions=BOTH, sampler=sampler(model, layers=layers))
+    search(model, 1, study)
+    with pytest.raises(ValueError, match=r"layers: found \[1, 0, 1\], expected ascending"):
         study.ask(model.space)
 
 
@@ -404,17 +413,17 @@ def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
     truth = model.loss(codes)
     rough = np.arange(40) % 2 == 0
     figures = truth + np.where(rough, draw.normal(0, 0.3, 40), 0.0)
-    space, weights = Alternatives([CHOICES] * 6), np.ones(18)
+    space, weights = CategoricalSpace([CHOICES] * 6), np.ones(18)
     fits = [Surrogate(space, weights, codes, figures, errors) for errors in (np.zeros(40), np.where(rough, 0.3, 0.0))]
     fresh = draw.integers(0, 4, (200, 6)).astype(np.int16)
-    blind, knowing = (np.abs(fit.link.inverse(fit.mean(fresh)) - model.loss(fresh)).mean() for fit in fits)
+    blind, knowing = (np.abs(fit.warping.inverse(fit.mean(fresh)) - model.loss(fresh)).mean() for fit in fits)
     assert knowing < 0.9 * blind
     again = fits[1].with_measured(fresh[:1], np.array([9.0]), np.array([100.0]))
     assert np.allclose(again.mean(fresh), fits[1].mean(fresh), atol=0.02)
 
 
 def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_knows():
-    draw, space = np.random.default_rng(0), Alternatives([[0, 1, 2]] * 12)
+    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1, 2]] * 12)
     codes = np.unique(draw.integers(0, 3, (420, 12)), axis=0)[draw.permutation(400)].astype(np.int16)
     losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
     losses += draw.normal(0, 0.01, 400)
@@ -423,13 +432,13 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     waiting = grown.with_pending(codes[320:330])
     means, deviations = waiting.predict(codes[330:])
     prior, choices = grown._prior, space.features(codes)
-    stray = np.sqrt(np.diag(prior.relation)) * choices @ space.membership
-    pairs = stray[:, grown._pairs.one] * stray[:, grown._pairs.other]
-    assert np.argmax(prior.own) == np.flatnonzero((grown._pairs.one == 0) & (grown._pairs.other == 1))
-    every = choices @ prior.covariance @ choices.T + (pairs * prior.own) @ pairs.T
-    every += prior.pairs * (choices @ prior.relation @ choices.T) ** 2
-    assert np.allclose(waiting.awaited, grown.mean(codes[320:330]))
-    linked = np.r_[prior.link(losses[:320]), waiting.awaited]
+    stray = np.sqrt(np.diag(prior.interaction_root)) * choices @ space.membership
+    pairs = stray[:, grown._pairs.first] * stray[:, grown._pairs.second]
+    assert np.argmax(prior.pair_variances) == np.flatnonzero((grown._pairs.first == 0) & (grown._pairs.second == 1))
+    every = choices @ prior.covariance @ choices.T + (pairs * prior.pair_variances) @ pairs.T
+    every += prior.interaction_variance * (choices @ prior.interaction_root @ choices.T) ** 2
+    assert np.allclose(waiting.pending_means, grown.mean(codes[320:330]))
+    linked = np.r_[prior.warping(losses[:320]), waiting.pending_means]
     # Rasmussen and Williams 2006, 2.25 and 2.26.
     covariance, cross, expected = every[:330, :330] + prior.noise * np.eye(330), every[330:, :330], choices @ prior.mean
     expected[330:] += cross @ np.linalg.solve(covariance, linked - expected[:330])
@@ -440,23 +449,23 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
 
 
 def test_what_a_choice_adds_is_the_difference_that_it_makes():
-    draw, space = np.random.default_rng(0), Alternatives([[0, 1, 2], [0, 2], [0, 1, 2, 3]] * 4)
+    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1, 2], [0, 2], [0, 1, 2, 3]] * 4)
     codes = draw.integers(0, space.sizes, (200, 12)).astype(np.int16)
     losses = (codes > 0) @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
     surrogate = Surrogate(space, np.ones(24), codes, losses, np.zeros(200), sparse=True)
-    for code, added in zip(codes[:5], surrogate.added(codes[:5]), strict=True):
+    for code, added in zip(codes[:5], surrogate.marginal_effects(codes[:5]), strict=True):
         with_it, without = np.repeat(code[None], 24, axis=0), np.repeat(code[None], 24, axis=0)
         with_it[np.arange(24), space.variable] = space.code
         without[np.arange(24), space.variable] = 0
         assert np.allclose(added, surrogate.mean(with_it) - surrogate.mean(without))
     single = with_it * 0
     single[np.arange(24), space.variable] = space.code
-    assert np.allclose(surrogate.alone(), surrogate.mean(single))
+    assert np.allclose(surrogate.main_effects(), surrogate.mean(single))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_surrogate_learns_which_layers_interact(seed):
-    draw, space = np.random.default_rng(seed), Alternatives([[0, 1, 2]] * 20)
+    draw, space = np.random.default_rng(seed), CategoricalSpace([[0, 1, 2]] * 20)
     codes = np.where(draw.random((500, 20)) < 0.3, draw.integers(1, 3, (500, 20)), 0).astype(np.int16)
     partners = draw.permutation(20)[:8].reshape(2, 4)
     losses = (codes > 0) @ np.exp(draw.normal(0, 0.5, 20)) + draw.normal(0, 0.05, 500)
@@ -466,23 +475,23 @@ def test_a_surrogate_learns_which_layers_interact(seed):
         return Surrogate(space, np.ones(40), codes[:120], losses[:120], np.zeros(120), sparse=sparse)
 
     def error(surrogate):
-        return np.abs(surrogate.link.inverse(surrogate.mean(codes[120:])) - losses[120:]).mean()
+        return np.abs(surrogate.warping.inverse(surrogate.mean(codes[120:])) - losses[120:]).mean()
 
     found = fitted(True)
     strongest = found._pairs.strongest(4)
-    assert {*zip(strongest.one, strongest.other, strict=True)} == {*map(tuple, np.sort(partners, axis=0).T)}
+    assert {*zip(strongest.first, strongest.second, strict=True)} == {*map(tuple, np.sort(partners, axis=0).T)}
     assert error(found) < 0.8 * error(fitted(False))
 
 
 def test_estimates_do_not_count_for_which_layers_interact():
-    draw, space = np.random.default_rng(0), Alternatives([[0, 1]] * 12)
+    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1]] * 12)
     codes = (draw.random((80, 12)) < 0.4).astype(np.int16)
     costs, nobody = -codes.sum(1, keepdims=True).astype(float), np.zeros((80, 0))
     losses = codes @ np.ones(12) + codes[:, 3] * codes[:, 7]
 
     def learned(errors, parts=PARTS):
-        history = History(codes, losses, costs, nobody, errors, codes[:0])
-        return len(Epoch(space, history, {}, np.array([20.0, 0.0]), parts).surrogate._pairs.one)
+        history = Observations(codes, losses, costs, nobody, errors, codes[:0])
+        return len(FittedModels(space, history, {}, np.array([20.0, 0.0]), parts).surrogate._pairs.first)
 
     assert learned(np.zeros(80)) == 12
     assert learned(np.zeros(80), {*PARTS} - {"sparse"}) == 0
@@ -492,26 +501,26 @@ def test_estimates_do_not_count_for_which_layers_interact():
 # With seed 32 strong interactions shared by 0.8 and weaker ones by a half are each better than what lies between.
 @pytest.mark.parametrize(("seed", "shared", "alike"), [(0, True, 0.8), (0, False, 0.5), (32, False, 0.5)])
 def test_evidence_tells_whether_choices_of_a_layer_share_their_interactions(seed, shared, alike):
-    draw, space = np.random.default_rng(seed), Alternatives([[0, 1, 2, 3]] * 10)
+    draw, space = np.random.default_rng(seed), CategoricalSpace([[0, 1, 2, 3]] * 10)
     codes = np.where(draw.random((120, 10)) < 0.15, draw.integers(1, 4, (120, 10)), 0).astype(np.int16)
     codes[0] = 0
     effects = draw.normal(0, 0.1, (10, 10, 1, 1) if shared else (10, 10, 4, 4)) * np.ones((10, 10, 4, 4))
     effects[:, :, 0] = effects[:, :, :, 0] = 0
     pairs = [effects[one, other, codes[:, one], codes[:, other]] for one in range(10) for other in range(one)]
     losses = (codes > 0) @ (0.1 * np.exp(draw.normal(0, 0.7, 10))) + np.sum(pairs, axis=0)
-    assert Surrogate(space, np.ones(30), codes, losses, np.zeros(120)).setting.alike == alike
+    assert Surrogate(space, np.ones(30), codes, losses, np.zeros(120)).hyperparameters.shared_interactions == alike
 
 
 def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
-    space, half = Alternatives([[0, 1, 2]] * 12), np.arange(12) < 6
+    space, half = CategoricalSpace([[0, 1, 2]] * 12), np.arange(12) < 6
     some = np.where(np.random.default_rng(0).random((40, 12)) < 0.3, np.where(half, 2, 1), 0)
     codes = np.vstack([0 * some[:1], some, np.full((1, 12), 2)]).astype(np.int16)
     losses, nothing = np.r_[0.0, some @ np.where(half, 0.01, 0.05), 4.0], np.zeros(42)
-    history = History(codes, losses, 1 - codes.sum(1)[:, None] / 24, np.zeros((42, 0)), nothing, codes[:0])
+    history = Observations(codes, losses, 1 - codes.sum(1)[:, None] / 24, np.zeros((42, 0)), nothing, codes[:0])
     # The other half was never tried, but in the last policy.
     untried = (space.code == 2) & (space.variable >= 6)
-    beyond, within = (Epoch(space, history, {}, np.array([worst, 1.0]), PARTS) for worst in (1.0, 40.0))
-    assert beyond.surrogate.alone()[untried].max() < 0.5 * within.surrogate.alone()[untried].min()
+    beyond, within = (FittedModels(space, history, {}, np.array([worst, 1.0]), PARTS) for worst in (1.0, 40.0))
+    assert beyond.surrogate.main_effects()[untried].max() < 0.5 * within.surrogate.main_effects()[untried].min()
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
@@ -531,10 +540,10 @@ def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters(error):
                     state=state, values=values, params=trial.params, distributions=trial.distributions
                 )
             )
-    view = rough.sampler._new_view(rough, model.space)
+    history = rough.sampler._new_history(rough, model.space)
     rough.ask(model.space)
-    view.propose(rough.get_trials(), len(rough.trials) - 1, 0)
-    assert len(view._history.losses) == 30 and not view._history.errors.any()
+    history.propose(rough.get_trials(), len(rough.trials) - 1, 0)
+    assert len(history._observations.losses) == 30 and not history._observations.errors.any()
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -582,21 +591,23 @@ def test_an_estimate_says_which_bounds_are_expected_to_be_broken():
     study = optuna.create_study(sampler=SkipSampler(model.neutral, estimate=estimate))
     study.add_trials([trial(number, 1 - number / 6, number > 1) for number in range(6)])
     study.ask(model.space)
-    history = study.sampler._view[1]._history
+    history = study.sampler._history[1]._observations
     assert history.excess[:, 0].tolist() == [-0.5, -0.5, -0.1, -0.1, 0.1, 0.1]
     assert (history.excess > 0).any(1).tolist() == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize("costs", [0, 1])
-def test_an_epoch_knows_so_many_policies_however_long_the_search(costs, monkeypatch):
-    monkeypatch.setattr(knowledge, "KNOWN", 32)
-    space, draw = Alternatives([CHOICES] * 6), np.random.default_rng(0)
+def test_a_surrogate_trains_on_so_many_policies_however_long_the_search(costs, monkeypatch):
+    monkeypatch.setattr(acquisition, "MAX_TRAINING_POLICIES", 32)
+    space, draw = CategoricalSpace([CHOICES] * 6), np.random.default_rng(0)
     for count in (40, 300, 800):
         codes = np.vstack([np.zeros((1, 6), int), draw.integers(4, size=(count - 1, 6))]).astype(np.int16)
         nothing, losses = np.zeros((count, 0)), codes.sum(1) / 18
         cost = 1 - losses[:, None] if costs else nothing
-        epoch = Epoch(space, History(codes, losses, cost, nothing, np.zeros(count), codes[:0]), {}, None, PARTS)
-        known = len(epoch.surrogate._known.whitening)
+        models = FittedModels(
+            space, Observations(codes, losses, cost, nothing, np.zeros(count), codes[:0]), {}, None, PARTS
+        )
+        known = len(models.surrogate._training.whitening)
         assert known == max(16, 32 - count // 16)
 
 
@@ -621,15 +632,15 @@ def test_a_sampler_serves_studies_of_other_spaces_and_knows_old_trials_of_more_c
             trial = study.ask(space)
             study.tell(trial, model(trial.params))
         assert len({*policies(study)}) == 6
-    view = SkipSampler(model.neutral, search_space=smaller)._new_view(study, smaller)
-    view._follow(first.get_trials())
+    history = SkipSampler(model.neutral, search_space=smaller)._new_history(study, smaller)
+    history._read(first.get_trials())
     old = [trial for trial in first.get_trials() if {*trial.params.values()} <= {*few.choices}]
-    assert len(view._history.losses) == len(old) < 6
+    assert len(history._observations.losses) == len(old) < 6
 
 
 def test_costs_of_which_only_dense_is_known_are_those_of_dense():
     """So it is with a bound on accuracy where everything but dense answered few examples, or was stopped before."""
-    space = Alternatives([CHOICES] * 6)
+    space = CategoricalSpace([CHOICES] * 6)
     for count in (0, 1, 2):
         by_feature, error = fit_costs(space, np.zeros((count, 6), np.int16), np.zeros(count))
         assert not by_feature.any() and error == 0 and space.table(by_feature, 0.0).shape == (6, 4)

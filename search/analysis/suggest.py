@@ -161,7 +161,8 @@ class PolicyPredictor:
         space, random = self._space, np.random.default_rng(0)
         main_effects = space.by_combination(space.table(surrogate.main_effects()))
         weights = random.dirichlet(np.ones(len(costs)), size=NUM_WEIGHTINGS) if costs else ()
-        fronts = [space.separate(additive_front(main_effects, np.tensordot(weight, costs, 1))) for weight in weights]
+        totals = [np.tensordot(weight, costs, 1) for weight in weights]
+        fronts = [space.from_combinations(additive_front(main_effects, total)) for total in totals]
         parents = np.concatenate([*fronts, self.codes[np.argsort(losses, kind="stable")[:NUM_PARENTS]]])
         neighbours = [
             single_moves(space, parents[:: max(1, len(parents) // NUM_PARENTS)]),

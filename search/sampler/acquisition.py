@@ -1,4 +1,4 @@
-"""What a search knows at a proposal: costs, expected losses, the front, and what a candidate would add to it."""
+"""Acquisition function of the search: the expected hypervolume improvement of candidates, from fitted models."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -6,44 +6,44 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..guide.accuracy_curve import Quality
+from ..guide.accuracy_curve import AccuracyCurve
 from ..trial.arrays import Codes, Floats
 from ..trial.dominance import non_dominated
-from .additive_cost import Sum
-from .ehvi import Gain, budgets
-from .gaussian_process import FEWEST, Surrogate
+from .additive_cost import AdditiveCost
+from .ehvi import HypervolumeImprovement, budget_grid
+from .gaussian_process import MIN_FOR_PAIRS, Surrogate
 from .knapsack import additive_front
-from .search_space import Alternatives
+from .search_space import CategoricalSpace
 
-KNOWN = 768  # policies that the surrogate stands on at most
-EPOCHS = 16  # settings are chosen anew when a search has grown by one part in so many
-# Expected gain looks one trial ahead. What a trial tells is worth more than that while many are to come, so that part
-# of a standard deviation counts as so much more; but never as more than this share of the losses that count, for where
-# hardly anything is known, as where all is lost, there would always be more to learn.
-CURIOSITY = 0.7
-CURIOUS = 0.05
-# A loss beyond those that count says that a policy is too bad, and little about why: where too much is left out at once
-# choices do what they do nowhere else. So it is taken to stray by such a share of how far beyond it lies.
-DOUBT = 0.3
+MAX_TRAINING_POLICIES = 768  # policies that the surrogate is conditioned on, at most
+REFIT_SHARE = 16  # hyperparameters are fitted again when a search has grown by one part in so many
+# Exploration bonus: expected improvement looks one trial ahead, but a trial also informs later ones. So this part of
+# the posterior standard deviation is added to it. The bonus is at most a share of the range of useful losses, because
+# regions without measurements, where every policy is useless, would stay attractive for ever.
+EXPLORATION_BONUS = 0.7
+MAX_EXPLORATION_BONUS = 0.05
+# Losses beyond the reference point carry little information, because choices act differently where too much is left
+# out at once. Their standard error grows by this share of the distance to the reference point.
+EXCESS_LOSS_ERROR = 0.3
 COLUMNS = ("codes", "losses", "costs", "excess", "errors")
 
 
 @dataclass(frozen=True)
-class History:
-    """What is measured; policies in the order in which they finished.
+class Observations:
+    """Measured policies in the order in which they finished, and pending ones.
 
     Attributes:
         codes: (n, variables).
         losses: (n,): the expensive objective, minimised; NaN where it was not measured.
         costs: (n, costs): the other objectives, likewise.
-        excess: (n, constraints): how far each constraint is broken, 0 or less where it holds; NaN where not measured.
-        errors: (n,): standard error where the loss is an estimate, of a policy that was given up or set aside on few
-            examples; else 0.
-        pending: (m, variables): policies that are being measured.
-        scores: (n,): where the loss only guides, what counts instead, minimised; NaN where it was not measured. None
-            where the loss itself counts.
-        score_errors: (n,): standard errors of these.
-        scored: (n,): how many policies were known when the score was told.
+        excess: (n, constraints): how far each constraint is violated, 0 or less where it is satisfied; NaN where not
+            measured.
+        errors: (n,): standard error of a loss estimated from few examples, of an early-stopped or paused trial; else 0.
+        pending: (m, variables): policies of pending trials.
+        scores: (n,): in a guided search the expensive objective, minimised, where the loss is that of the guide; NaN
+            where it was not measured. None where the loss is the objective itself.
+        score_errors: (n,): standard errors of the scores.
+        scored_at: (n,): how many policies were known when the score was measured.
     """
 
     codes: Codes
@@ -54,274 +54,323 @@ class History:
     pending: Codes
     scores: Floats | None = None
     score_errors: Floats | None = None
-    scored: NDArray[np.int64] | None = None
+    scored_at: NDArray[np.int64] | None = None
 
     @property
     def measured(self) -> NDArray[np.bool_]:
-        """(n,): where every objective was measured; where the loss only guides, a cost may come later."""
-        whole = np.isfinite(self.costs).all(1) if self.scores is None else True
-        return np.isfinite(self.losses) & whole
+        """(n,): True where every objective was measured; in a guided search costs may be measured later."""
+        with_costs = np.isfinite(self.costs).all(1) if self.scores is None else True
+        return np.isfinite(self.losses) & with_costs
 
-    def first(self, count: int) -> "History":
-        """The policies that finished first."""
-        begun = {name: getattr(self, name)[:count] for name in COLUMNS}
-        if self.scores is not None and self.scored is not None and self.score_errors is not None:
-            told = self.scored[:count] <= count
-            begun["scores"] = np.where(told, self.scores[:count], np.nan)
-            begun["score_errors"], begun["scored"] = self.score_errors[:count], self.scored[:count]
-        return replace(self, **begun)
+    def first(self, count: int) -> "Observations":
+        """The policies that finished first, with the scores measured by then."""
+        columns = {name: getattr(self, name)[:count] for name in COLUMNS}
+        if self.scores is not None and self.scored_at is not None and self.score_errors is not None:
+            scored = self.scored_at[:count] <= count
+            columns["scores"] = np.where(scored, self.scores[:count], np.nan)
+            columns["score_errors"], columns["scored_at"] = self.score_errors[:count], self.scored_at[:count]
+        return replace(self, **columns)
 
-    def quality(self, worst: float) -> Quality | None:
-        """What losses are expected to score; None where the loss itself counts.
+    def accuracy_curve(self, chance_score: float) -> AccuracyCurve | None:
+        """Expected score as a function of the loss; None where the loss is the objective itself.
 
         Args:
-            worst: The score of guessing.
+            chance_score: The score at chance level.
         """
         if self.scores is None or self.score_errors is None:
             return None
         both = np.isfinite(self.scores) & np.isfinite(self.losses)
-        seen = self.losses[np.isfinite(self.losses)]
-        return Quality.fit(self.losses[both], self.scores[both], self.score_errors[both], worst, seen)
+        all_losses = self.losses[np.isfinite(self.losses)]
+        return AccuracyCurve.fit(
+            self.losses[both], self.scores[both], self.score_errors[both], chance_score, all_losses
+        )
 
-    def continues(self, other: "History") -> bool:
-        """True where the other is how this one began."""
+    def starts_with(self, other: "Observations") -> bool:
+        """True where the others are the first of these."""
         start = self.first(len(other.codes))
         return all(
             np.array_equal(getattr(start, name), getattr(other, name), equal_nan=name != "codes") for name in COLUMNS
         )
 
 
-class Bound:
-    """A constraint: a function of the loss where it is one, else a sum over the variables."""
+class ConstraintModel:
+    """Model of a constraint: a linear function of the loss where that fits, else a sum over the variables.
 
-    def __init__(self, alternatives: Alternatives, history: History, losses: Floats, excess: Floats) -> None:
+    Args:
+        space: The search space.
+        codes: (n, variables): the policies.
+        losses: (n,): their losses above dense's.
+        excess: (n,): how far they violate the constraint.
+    """
+
+    def __init__(self, space: CategoricalSpace, codes: Codes, losses: Floats, excess: Floats) -> None:
         both = np.isfinite(losses) & np.isfinite(excess)
-        self.slope = self.level = 0.0
-        self.sum: Sum | None = None
-        # A line goes through any two points; a third is too few to be sure.
+        self.slope = self.intercept = 0.0
+        self.additive: AdditiveCost | None = None
+        # A line fits any two points, and a third may lie on it by chance.
         if np.count_nonzero(both) > 3 and np.ptp(losses[both]) > 0:
-            self.slope, self.level = np.polyfit(losses[both], excess[both], 1)
-        misfit = np.abs(self.slope * losses[both] + self.level - excess[both]).max(initial=0.0)
+            self.slope, self.intercept = np.polyfit(losses[both], excess[both], 1)
+        misfit = np.abs(self.slope * losses[both] + self.intercept - excess[both]).max(initial=0.0)
         if not self.slope or misfit > 1e-6 * max(np.abs(excess[both]).max(initial=0.0), 1e-300):
-            self.sum = Sum(alternatives, history.codes, excess)
+            self.additive = AdditiveCost(space, codes, excess)
 
-    def chance(self, codes: Codes) -> Floats:
-        """The probability that policies keep a bound that does not depend on the loss."""
-        if self.sum is None:
+    def probability(self, codes: Codes) -> Floats:
+        """(policies,): probability that an additive constraint is satisfied; 1 for a constraint on the loss."""
+        if self.additive is None:
             return np.ones(len(codes))
-        ease = np.clip(self.sum(codes) / max(self.sum.error, 1e-9), -40, 40)
-        return 1 / (1 + np.exp(1.7 * ease))
+        standardised = np.clip(self.additive(codes) / max(self.additive.error, 1e-9), -40, 40)
+        # The logistic function with this factor approximates the normal distribution function.
+        return 1 / (1 + np.exp(1.7 * standardised))
 
     @property
-    def most(self) -> float:
-        """The largest loss that keeps the bound."""
-        return -self.level / self.slope if self.sum is None and self.slope > 0 else np.inf
+    def max_loss(self) -> float:
+        """The largest loss above dense's that satisfies the constraint; infinite for an additive constraint."""
+        return -self.intercept / self.slope if self.additive is None and self.slope > 0 else np.inf
 
-    def holds(self, losses: Floats) -> NDArray[np.bool_]:
-        """Where losses keep a bound that depends on them."""
-        return np.ones(len(losses), bool) if self.sum else self.slope * losses + self.level <= 0
+    def satisfied(self, losses: Floats) -> NDArray[np.bool_]:
+        """True where losses above dense's satisfy a constraint on the loss."""
+        return np.ones(len(losses), bool) if self.additive else self.slope * losses + self.intercept <= 0
 
 
-class Epoch:
-    """What is learned from a history as a whole, and holds until it has grown by a good part.
+class FittedModels:
+    """Models of costs, constraints and loss, fitted to the first observations; they stay until the next refit.
 
     Args:
-        alternatives: What may be chosen.
-        history: What was measured, at least two policies of it completely.
-        tables: By cost what each choice adds, where it is known beforehand.
-        reference: See `Memory`.
-        parts: Of the strategy: whether the surrogate has `pairs`, some of them by themselves (`sparse`).
-        guessing: The score of guessing, where the loss only guides.
+        space: The search space.
+        observations: At least two of the policies are measured completely.
+        tables: By cost what each choice adds, where that is known beforehand.
+        reference: See `ModelCache`.
+        parts: Parts of the strategy: whether the surrogate has interactions (`pairs`) and learns which pairs of
+            variables interact most (`sparse`).
+        chance_score: The score at chance level, in a guided search.
 
     Attributes:
-        corner: The loss, or the score where the loss only guides, and each cost, beyond which nothing counts.
-        worst: The largest loss above dense's that counts.
+        dense_loss: The loss of dense.
+        costs: A model of each cost.
+        constraints: A model of each constraint.
+        reference: The reference point: the loss, or the score in a guided search, and each cost.
+        max_loss: The largest loss above dense's within reference point and constraints.
+        surrogate: The surrogate of the loss.
     """
 
     def __init__(
-        self, alternatives: Alternatives, history: History, tables: Mapping[int, Floats], reference: Floats | None,
-        parts: Collection[str], guessing: float = np.inf,
+        self, space: CategoricalSpace, observations: Observations, tables: Mapping[int, Floats],
+        reference: Floats | None, parts: Collection[str], chance_score: float = np.inf,
     ) -> None:  # fmt: skip
-        codes, measured = history.codes, history.measured
+        codes, measured = observations.codes, observations.measured
         dense = np.flatnonzero(measured & ~codes.any(1))
-        self.dense_loss = float(history.losses[dense[0]] if len(dense) else history.losses[measured].min())
-        losses = history.losses - self.dense_loss
+        self.dense_loss = float(observations.losses[dense[0]] if len(dense) else observations.losses[measured].min())
         self.costs = [
-            Sum(alternatives, codes, figures, tables.get(number)) for number, figures in enumerate(history.costs.T)
+            AdditiveCost(space, codes, values, tables.get(number)) for number, values in enumerate(observations.costs.T)
         ]
-        self.bounds = [Bound(alternatives, history, losses, excess) for excess in history.excess.T]
-        sums = [*self.costs, *(bound.sum for bound in self.bounds if bound.sum)]
-        self.axes = [figure.axis for figure in sums]
-        losses = self.losses(history)
-        chosen = np.flatnonzero(np.isfinite(losses))
-        most = max(KNOWN // 2, KNOWN - len(codes) // EPOCHS)  # The others come until the next epoch.
-        if len(chosen) > most:
-            costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), len(chosen)).T
-            cheaper = (costs[:, None] <= costs).all(2)
-            least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
-            chosen = np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:most]])
-        # What the first policies lost is what counts as too much: they differ from dense in a third of the variables.
-        early = np.flatnonzero(measured)[: alternatives.kind.max() + 2]
-        self.corner = np.r_[history.losses[early].max(), [cost.dense for cost in self.costs]]
-        if reference is not None:
-            self.corner = np.where(np.isnan(reference), self.corner, reference)
-        quality = history.quality(guessing)
-        beyond = self.corner[0] if quality is None else quality.inverse(float(self.corner[0]))
-        self.worst = min(beyond - self.dense_loss, *(bound.most for bound in self.bounds), np.inf)
-        shares = (figure.alone() / max(np.ptp(figure.alone()), 1e-300) for figure in sums)
-        by_feature = np.abs(sum(shares, np.zeros(len(alternatives.variable))))
-        largest = by_feature.max() or 1.0
-        whole = int(np.count_nonzero(history.errors[chosen] == 0))
-        self.surrogate = Surrogate(
-            alternatives, by_feature + 0.2 * largest, codes[chosen], losses[chosen],
-            self.errors(history, losses)[chosen], "pairs" in parts,
-            "sparse" in parts and whole >= FEWEST,
+        losses = observations.losses - self.dense_loss
+        self.constraints = [ConstraintModel(space, codes, losses, excess) for excess in observations.excess.T]
+        self._additive = [*self.costs, *(one.additive for one in self.constraints if one.additive)]
+        self.reference = self._reference(space, observations, reference)
+        curve = observations.accuracy_curve(chance_score)
+        loss_limit = self.reference[0] if curve is None else curve.inverse(float(self.reference[0]))
+        self.max_loss = min(loss_limit - self.dense_loss, *(one.max_loss for one in self.constraints), np.inf)
+        self.surrogate = self._fit_surrogate(space, observations, parts)
+
+    @property
+    def normalised_costs(self) -> list[Floats]:
+        """Of each cost and additive constraint, see `AdditiveCost.normalised`."""
+        return [one.normalised for one in self._additive]
+
+    def _reference(self, space: CategoricalSpace, observations: Observations, given: Floats | None) -> Floats:
+        """The given reference point; entries not given are dense's cost, and the worst loss of the initial design.
+
+        Policies of the initial design differ from dense in a third of the variables.
+        """
+        initial = np.flatnonzero(observations.measured)[: space.kind.max() + 2]
+        reference = np.r_[observations.losses[initial].max(), [cost.dense for cost in self.costs]]
+        return reference if given is None else np.where(np.isnan(given), reference, given)
+
+    def _fit_surrogate(self, space: CategoricalSpace, observations: Observations, parts: Collection[str]) -> Surrogate:
+        losses = self.losses(observations)
+        chosen = self._training_policies(observations.codes, losses)
+        # A choice is expected to lose in proportion to what it saves, plus a part.
+        shares = (one.main_effects() / max(np.ptp(one.main_effects()), 1e-300) for one in self._additive)
+        saved = np.abs(sum(shares, np.zeros(len(space.variable))))
+        weights = saved + 0.2 * (saved.max() or 1.0)
+        full_fidelity = int(np.count_nonzero(observations.errors[chosen] == 0))
+        return Surrogate(
+            space, weights, observations.codes[chosen], losses[chosen], self.errors(observations, losses)[chosen],
+            "pairs" in parts, "sparse" in parts and full_fidelity >= MIN_FOR_PAIRS,
         )  # fmt: skip
 
-    def losses(self, history: History) -> Floats:
-        """Losses against dense; also of policies that were given up because of a bound that depends on the loss."""
-        losses = history.losses - self.dense_loss
-        for bound, excess in zip(self.bounds, history.excess.T, strict=True):
-            if bound.sum is None:
-                losses = np.where(np.isfinite(losses), losses, (excess - bound.level) / bound.slope)
+    def _training_policies(self, codes: Codes, losses: Floats) -> NDArray[np.int64]:
+        """Numbers of the policies to train on; of too many those whose loss is nearest to the front."""
+        chosen = np.flatnonzero(np.isfinite(losses))
+        # Leaves room for the policies measured until the next refit.
+        limit = max(MAX_TRAINING_POLICIES // 2, MAX_TRAINING_POLICIES - len(codes) // REFIT_SHARE)
+        if len(chosen) <= limit:
+            return chosen
+        costs = np.array([cost(codes[chosen]) for cost in self.costs]).reshape(len(self.costs), len(chosen)).T
+        cheaper = (costs[:, None] <= costs).all(2)
+        least = np.where(cheaper, losses[chosen][:, None], np.inf).min(0)
+        return np.sort(chosen[np.argsort(losses[chosen] - least, kind="stable")[:limit]])
+
+    def losses(self, observations: Observations) -> Floats:
+        """(n,): losses above dense's; where only a constraint on the loss was measured, from that constraint."""
+        losses = observations.losses - self.dense_loss
+        for constraint, excess in zip(self.constraints, observations.excess.T, strict=True):
+            if constraint.additive is None:
+                losses = np.where(np.isfinite(losses), losses, (excess - constraint.intercept) / constraint.slope)
         return losses
 
-    def errors(self, history: History, losses: Floats) -> Floats:
-        """How far losses may stray."""
-        return np.hypot(history.errors, DOUBT * np.maximum(losses - self.worst, 0.0))
+    def errors(self, observations: Observations, losses: Floats) -> Floats:
+        """(n,): standard errors of losses above dense's."""
+        return np.hypot(observations.errors, EXCESS_LOSS_ERROR * np.maximum(losses - self.max_loss, 0.0))
 
 
-class Knowledge:
-    """What is known at one proposal.
+class Acquisition:
+    """The acquisition function at one proposal.
 
     Args:
-        alternatives: What may be chosen.
-        epoch: What was learned from the history as a whole.
-        surrogate: Of the losses, with all that was measured.
-        history: What was measured, and what is being measured.
-        quality: What losses are expected to score, where they only guide.
+        space: The search space.
+        models: The fitted models.
+        surrogate: The surrogate, conditioned on all observations.
+        observations: Measured and pending policies.
+        curve: In a guided search, the expected score as a function of the loss.
+
+    Attributes:
+        surrogate: The surrogate, conditioned on pending trials too.
+        front: (policies, variables): the feasible non-dominated policies.
     """
 
     def __init__(
-        self, alternatives: Alternatives, epoch: Epoch, surrogate: Surrogate, history: History,
-        quality: Quality | None = None,
+        self, space: CategoricalSpace, models: FittedModels, surrogate: Surrogate, observations: Observations,
+        curve: AccuracyCurve | None = None,
     ) -> None:  # fmt: skip
-        self._alternatives, self._epoch, self._quality = alternatives, epoch, quality
-        self.surrogate = surrogate.with_pending(history.pending)
-        relative = history.losses - epoch.dense_loss
-        # Of many estimates the best were lucky; what all others say of these policies makes up for it.
-        rough = history.errors > 0
-        if rough.any():
-            relative[rough] = surrogate.link.inverse(surrogate.mean(history.codes[rough]))
-        held = np.all([bound.holds(relative) | ~rough for bound in epoch.bounds], axis=0)
-        # A cost that was not measured yet is what it is expected to be.
-        costs = np.where(np.isfinite(history.costs), history.costs, self._costs(history.codes))
-        counted, worst = self._counted(relative, history), epoch.corner[0]
-        worst = worst if quality is not None else worst - epoch.dense_loss
-        inside = np.isfinite(history.losses) & ~(history.excess > 0).any(1) & held & (counted <= worst)
-        inside &= (costs <= epoch.corner[1:]).all(1)
-        figures, codes = np.c_[counted, costs][inside], history.codes[inside]
-        kept = non_dominated(figures)
-        self.front = codes[kept]
-        awaited = self._counts(surrogate.link.inverse(self.surrogate.awaited))
-        self._curious = CURIOUS * max(0.0, float(surrogate.link(np.array(epoch.worst))))
-        lowest = np.array([cost.least for cost in epoch.costs])
-        self._gain = Gain(
-            budgets(lowest, epoch.corner[1:], alternatives.count),
-            np.r_[figures[kept, 0], awaited],
-            np.vstack([figures[kept, 1:], self._costs(history.pending)]),
-            worst,
+        self._space, self._models, self._curve = space, models, curve
+        self.surrogate = surrogate.with_pending(observations.pending)
+        reference = models.reference[0] if curve is not None else models.reference[0] - models.dense_loss
+        scores, points = self._feasible_points(surrogate, observations, reference)
+        front = non_dominated(points)
+        self.front = scores[front]
+        pending = self._scores(surrogate.warping.inverse(self.surrogate.pending_means))
+        useful = float(surrogate.warping(np.array(models.max_loss)))
+        self._max_bonus = MAX_EXPLORATION_BONUS * max(0.0, useful)
+        lowest = np.array([cost.minimum for cost in models.costs])
+        self._improvement = HypervolumeImprovement(
+            budget_grid(lowest, models.reference[1:], space.num_variables),
+            np.r_[points[front, 0], pending],
+            np.vstack([points[front, 1:], self._costs(observations.pending)]),
+            reference,
         )
 
-    def _counts(self, relative: Floats) -> Floats:
-        """What losses above dense's count as: the score that is expected of them, or themselves."""
-        return relative if self._quality is None else self._quality(relative + self._epoch.dense_loss)
+    def _feasible_points(
+        self, surrogate: Surrogate, observations: Observations, reference: float
+    ) -> tuple[Codes, Floats]:
+        """Codes and (score, costs) of the feasible policies within the reference point."""
+        losses = observations.losses - self._models.dense_loss
+        # Of many noisy estimates the best are too good (selection bias), so posterior means replace them.
+        estimated = observations.errors > 0
+        if estimated.any():
+            losses[estimated] = surrogate.warping.inverse(surrogate.mean(observations.codes[estimated]))
+        satisfied = np.all([one.satisfied(losses) | ~estimated for one in self._models.constraints], axis=0)
+        # Predictions stand for costs that are not measured yet.
+        costs = np.where(np.isfinite(observations.costs), observations.costs, self._costs(observations.codes))
+        scores = self._observed_scores(losses, observations)
+        feasible = np.isfinite(observations.losses) & ~(observations.excess > 0).any(1) & satisfied
+        feasible &= (scores <= reference) & (costs <= self._models.reference[1:]).all(1)
+        return observations.codes[feasible], np.c_[scores, costs][feasible]
 
-    def _counted(self, relative: Floats, history: History) -> Floats:
-        """The same of what was measured, with what was measured of the scores themselves."""
-        if self._quality is None or history.scores is None or history.score_errors is None:
-            return relative
-        losses = relative + self._epoch.dense_loss
-        return self._quality.posterior(losses, history.scores, history.score_errors)[0]
+    def _scores(self, losses: Floats) -> Floats:
+        """Expected scores of losses above dense's; these losses themselves in a search without a guide."""
+        return losses if self._curve is None else self._curve(losses + self._models.dense_loss)
+
+    def _observed_scores(self, losses: Floats, observations: Observations) -> Floats:
+        """The same for measured policies: the posterior given the scores that were measured."""
+        if self._curve is None or observations.scores is None or observations.score_errors is None:
+            return losses
+        guide_losses = losses + self._models.dense_loss
+        return self._curve.posterior(guide_losses, observations.scores, observations.score_errors)[0]
 
     def _costs(self, codes: Codes) -> Floats:
-        sums = [cost(codes) for cost in self._epoch.costs]
-        return np.array(sums).T.reshape(len(codes), len(sums))
+        """(policies, costs): predicted costs."""
+        costs = [cost(codes) for cost in self._models.costs]
+        return np.array(costs).T.reshape(len(codes), len(costs))
 
-    def _chance(self, codes: Codes) -> Floats:
-        chances = [bound.chance(codes) for bound in self._epoch.bounds]
-        return np.prod(chances, axis=0) if chances else np.ones(len(codes))
+    def _feasibility(self, codes: Codes) -> Floats:
+        """(policies,): probability that all additive constraints are satisfied."""
+        probabilities = [one.probability(codes) for one in self._models.constraints]
+        return np.prod(probabilities, axis=0) if probabilities else np.ones(len(codes))
 
     def additive_front(self, draw: np.random.Generator, around: NDArray[np.int16]) -> Codes:
-        """The front of an additive loss for one weighing of the costs.
+        """The exact front of an additive loss and a weighted sum of the costs.
 
         Args:
             draw: Draws the weights.
-            around: (variables,): the policy that each choice is added to.
+            around: (variables,): the policy whose marginal effects are the additive loss.
         """
-        space, axes = self._alternatives, self._epoch.axes
-        weights = draw.dirichlet(np.ones(len(axes))) if axes else np.zeros(0)
-        losses = space.by_combination(space.table(self.surrogate.added(around[None])[0]))
-        costs = sum((weight * axis for weight, axis in zip(weights, axes, strict=True)), np.zeros(losses.shape))
-        return space.separate(additive_front(losses, costs))
+        space, costs = self._space, self._models.normalised_costs
+        weights = draw.dirichlet(np.ones(len(costs))) if costs else np.zeros(0)
+        losses = space.by_combination(space.table(self.surrogate.marginal_effects(around[None])[0]))
+        total = sum((weight * cost for weight, cost in zip(weights, costs, strict=True)), np.zeros(losses.shape))
+        return space.from_combinations(additive_front(losses, total))
 
-    def expected_gain(self, codes: Codes) -> Floats:
-        """What policies are expected to add."""
+    def expected_improvement(self, codes: Codes) -> Floats:
+        """(policies,): expected hypervolume improvement, with the exploration bonus."""
         means, deviations = self.surrogate.predict(codes)
-        # How far the mean is expected to move once the policy is measured: little where measurements stray much.
-        told = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
-        chance, link = self._chance(codes), self.surrogate.link
+        # Standard deviation of the posterior mean after the policy is measured: small where measurements are noisy.
+        informative = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
+        bonus = np.minimum(EXPLORATION_BONUS * informative, self._max_bonus)
+        probability, warping = self._feasibility(codes), self.surrogate.warping
 
-        def loss(drawn: Floats) -> Floats:
-            return self._counts(link.inverse(drawn))
+        def score(warped: Floats) -> Floats:
+            return self._scores(warping.inverse(warped))
 
-        def allowed(losses: Floats) -> Floats:
-            held = [bound.holds(losses) for bound in self._epoch.bounds if bound.sum is None]
-            return chance * np.all(held, axis=0) if held else chance
+        def feasibility(losses: Floats) -> Floats:
+            satisfied = [one.satisfied(losses) for one in self._models.constraints if one.additive is None]
+            return probability * np.all(satisfied, axis=0) if satisfied else probability
 
-        curious = np.minimum(CURIOSITY * told, self._curious)
-        return self._gain.expected(means, deviations + curious, self._costs(codes), loss, allowed)
+        return self._improvement.expected(means, deviations + bonus, self._costs(codes), score, feasibility)
 
 
-class Memory:
-    """Keeps what was learned for as long as it holds; a history that is not a continuation is learned anew.
+class ModelCache:
+    """Fits models and keeps them while new observations only extend the old ones; otherwise fits them again.
 
     Args:
-        alternatives: What may be chosen.
-        reference: The loss, and each cost, beyond which nothing counts; None for what the first policies suggest.
-        tables: See `Epoch`.
-        parts: See `Epoch`; with `refit` it is learned from more policies than there are choices.
-        guessing: The score of guessing, where the loss only guides.
+        space: The search space.
+        reference: The reference point: the loss and each cost, NaN for entries to be derived from the first policies;
+            None to derive all.
+        tables: See `FittedModels`.
+        parts: See `FittedModels`; without `refit`, models learn from as many policies as there are choices.
+        chance_score: The score at chance level, in a guided search.
     """
 
     def __init__(
-        self, alternatives: Alternatives, reference: Floats | None, tables: Mapping[int, Floats],
-        parts: Collection[str], guessing: float = np.inf,
+        self, space: CategoricalSpace, reference: Floats | None, tables: Mapping[int, Floats],
+        parts: Collection[str], chance_score: float = np.inf,
     ) -> None:  # fmt: skip
-        self._guessing = guessing
-        self._alternatives, self._reference, self._tables, self._parts = alternatives, reference, tables, parts
-        self._most = None if "refit" in parts else len(alternatives.variable)
-        self._learned: tuple[History, Epoch, Surrogate, int] | None = None
+        self._chance_score = chance_score
+        self._space, self._reference, self._tables, self._parts = space, reference, tables, parts
+        self._max_policies = None if "refit" in parts else len(space.variable)
+        self._cached: tuple[Observations, FittedModels, Surrogate, int] | None = None
 
-    def of(self, history: History) -> Knowledge:
-        """What is known from a history."""
-        epoch, surrogate = self._learn(history.first(self._most) if self._most else history)
-        return Knowledge(self._alternatives, epoch, surrogate, history, history.quality(self._guessing))
+    def acquisition(self, observations: Observations) -> Acquisition:
+        """The acquisition function given observations."""
+        models, surrogate = self._fit(observations.first(self._max_policies) if self._max_policies else observations)
+        curve = observations.accuracy_curve(self._chance_score)
+        return Acquisition(self._space, models, surrogate, observations, curve)
 
-    def _learn(self, history: History) -> tuple[Epoch, Surrogate]:
-        count = len(history.codes)
-        begun = count - count % max(1, count // EPOCHS)
-        if np.count_nonzero(history.first(begun).measured) < 2:
-            begun = count
-        if self._learned is not None and self._learned[3] == begun and history.continues(self._learned[0]):
-            known, epoch, surrogate, _ = self._learned
+    def _fit(self, observations: Observations) -> tuple[FittedModels, Surrogate]:
+        """Models fitted to the first policies, and their surrogate conditioned on all."""
+        count = len(observations.codes)
+        fitted = count - count % max(1, count // REFIT_SHARE)
+        if np.count_nonzero(observations.first(fitted).measured) < 2:
+            fitted = count
+        if self._cached is not None and self._cached[3] == fitted and observations.starts_with(self._cached[0]):
+            known, models, surrogate, _ = self._cached
         else:
-            known = history.first(begun)
-            epoch = Epoch(self._alternatives, known, self._tables, self._reference, self._parts, self._guessing)
-            surrogate = epoch.surrogate
-        new = np.arange(count) >= len(known.codes)
-        losses = epoch.losses(history)
-        rows = new & np.isfinite(losses)
-        surrogate = surrogate.with_measured(history.codes[rows], losses[rows], epoch.errors(history, losses)[rows])
-        self._learned = (history, epoch, surrogate, begun)
-        return epoch, surrogate
+            known = observations.first(fitted)
+            models = FittedModels(self._space, known, self._tables, self._reference, self._parts, self._chance_score)
+            surrogate = models.surrogate
+        losses = models.losses(observations)
+        new = (np.arange(count) >= len(known.codes)) & np.isfinite(losses)
+        errors = models.errors(observations, losses)
+        surrogate = surrogate.with_measured(observations.codes[new], losses[new], errors[new])
+        self._cached = (observations, models, surrogate, fitted)
+        return models, surrogate

@@ -1,114 +1,119 @@
-"""Figures that are sums over the variables of a policy: costs, and constraints that do not depend on the loss."""
+"""Model of metrics that are sums over the layers: costs, and constraints that do not depend on the loss."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..trial.arrays import Codes, Floats
-from .search_space import Alternatives
+from .search_space import CategoricalSpace
 
-RIDGES = (1e-6, 1e-2, 1e-1)
+RIDGES = (1e-6, 1e-2, 1e-1)  # noise standard deviations to choose from, as shares of a variable's typical effect
 
 
-class Sum:
-    """A figure that is a sum over the layers, learned from what was measured.
+class AdditiveCost:
+    """A metric as a sum over the layers, fitted to measured policies.
 
-    What two variables of one layer choose has a part of its own: skipping the FFN saves less where the layer has fewer
-    tokens.
+    Two choices of one layer have a joint effect besides their own: skipping the FFN saves less where the layer
+    processes fewer tokens.
 
     Args:
-        alternatives: What may be chosen.
-        codes: (n, variables).
-        figures: (n,): NaN where it was not measured.
-        table: (variables, width): what each choice adds, where it is known beforehand.
+        space: The search space.
+        codes: (n, variables): the policies.
+        values: (n,): the metric; NaN where it was not measured.
+        table: (variables, width): what each choice adds, where that is known beforehand; it replaces the fit.
+
+    Attributes:
+        dense: The metric of the dense model.
+        error: Standard deviation of the residuals.
+        table: (layers, combinations): what each combination of a layer's choices adds; infinite where there is none.
     """
 
-    def __init__(self, alternatives: Alternatives, codes: Codes, figures: Floats, table: Floats | None = None) -> None:
-        known = np.isfinite(figures)
-        dense = np.flatnonzero(known & ~codes.any(1))
-        self.dense = float(figures[dense[0]]) if len(dense) else float(figures[known].max(initial=0.0))
+    def __init__(self, space: CategoricalSpace, codes: Codes, values: Floats, table: Floats | None = None) -> None:
+        measured = np.isfinite(values)
+        dense = np.flatnonzero(measured & ~codes.any(1))
+        self.dense = float(values[dense[0]]) if len(dense) else float(values[measured].max(initial=0.0))
         self.error = 0.0
-        pairs = np.zeros(len(alternatives.joint[0]))
+        joint_effects = np.zeros(len(space.joint_features[0]))
         if table is None:
-            by_feature, self.error = fit_costs(alternatives, codes[known], figures[known] - self.dense)
-            by_feature, pairs = np.split(by_feature, [len(alternatives.variable)])
-            table = alternatives.table(by_feature, 0.0)
-        self._alternatives = alternatives
-        # (layers, combinations): what each combination of a layer's choices adds, infinite where there is none.
-        self.table = alternatives.by_combination(table)
-        for layer, options in enumerate(alternatives.combinations):
-            self.table[layer, : len(options)] += self._together(layer, options, pairs)
+            effects, self.error = fit_costs(space, codes[measured], values[measured] - self.dense)
+            effects, joint_effects = np.split(effects, [len(space.variable)])
+            table = space.table(effects, 0.0)
+        self._space = space
+        self.table = space.by_combination(table)
+        for layer, options in enumerate(space.combinations):
+            self.table[layer, : len(options)] += self._joint_effects(layer, options, joint_effects)
 
-    def _together(self, layer: int, options: Codes, pairs: Floats) -> Floats:
-        """What the combinations of one layer add beyond what their choices add alone."""
-        space = self._alternatives
-        one, other, _ = space.joint
-        here = np.flatnonzero(space.layers[space.variable[one]] == layer)
-        first = int(np.argmax(space.layers == layer))
-        taken = np.zeros(len(options))
-        for pair in here:
-            places = [(space.variable[end] - first, space.code[end]) for end in (one[pair], other[pair])]
-            taken += pairs[pair] * np.logical_and.reduce([options[:, place] == code for place, code in places])
-        return taken
+    def _joint_effects(self, layer: int, options: Codes, joint_effects: Floats) -> Floats:
+        """(combinations,): what each combination of one layer adds beyond the effects of its choices."""
+        space = self._space
+        first, second, _ = space.joint_features
+        pairs = np.flatnonzero(space.layers[space.variable[first]] == layer)
+        offset = int(np.argmax(space.layers == layer))
+        total = np.zeros(len(options))
+        for pair in pairs:
+            columns = [(space.variable[end] - offset, space.code[end]) for end in (first[pair], second[pair])]
+            total += joint_effects[pair] * np.logical_and.reduce([options[:, at] == code for at, code in columns])
+        return total
 
     @property
-    def least(self) -> float:
-        """The smallest figure that any policy can have."""
+    def minimum(self) -> float:
+        """The smallest value of any policy."""
         return float(self.dense + self.table.min(1).sum())
 
     @property
-    def axis(self) -> Floats:
-        """The table with infinities as 0, in units of what all layers together can change."""
+    def normalised(self) -> Floats:
+        """The table over the range of the metric, 0 in place of infinities."""
         finite = np.where(np.isfinite(self.table), self.table, 0.0)
         found: Floats = finite / max(np.ptp(finite, axis=1).sum(), 1e-300)
         return found
 
-    def alone(self) -> Floats:
-        """(features,): what each choice adds where all other variables do what dense does."""
-        space = self._alternatives
-        codes = np.zeros((len(space.variable), space.count), np.int16)
+    def main_effects(self) -> Floats:
+        """(features,): what each choice adds to the dense model."""
+        space = self._space
+        codes = np.zeros((len(space.variable), space.num_variables), np.int16)
         codes[np.arange(len(codes)), space.variable] = space.code
         return self(codes) - self.dense
 
     def __call__(self, codes: Codes) -> Floats:
-        """What policies are expected to measure."""
-        combined = self._alternatives.combined(codes)
-        found: Floats = self.dense + self.table[np.arange(self.table.shape[0]), combined].sum(1)
+        """(policies,): predicted values."""
+        numbers = self._space.to_combinations(codes)
+        found: Floats = self.dense + self.table[np.arange(self.table.shape[0]), numbers].sum(1)
         return found
 
 
-def fit_costs(alternatives: Alternatives, codes: Codes, figures: Floats) -> tuple[Floats, float]:
-    """Least squares for a figure that is a sum over layers; choices of equal value are expected to be alike.
+def fit_costs(space: CategoricalSpace, codes: Codes, values: Floats) -> tuple[Floats, float]:
+    """Bayesian linear regression of a metric on features and joint features; effects of equal choices are similar.
 
     Args:
-        alternatives: What may be chosen.
-        codes: (n, variables): the policies that were measured.
-        figures: (n,): what each of them costs, minus what dense costs.
+        space: The search space.
+        codes: (n, variables): the measured policies.
+        values: (n,): their metric minus that of dense.
 
     Returns:
-        (features and pairs of `Alternatives.joint`,): what each choice adds, and what two of one layer add together;
-        and how far the sum strays from what was measured.
+        (features and pairs of `CategoricalSpace.joint_features`,): the effect of each choice and the joint effect of
+        each pair; and the standard deviation of the residuals.
     """
-    one, other, pair_kinds = alternatives.joint
-    features = alternatives.features(codes)
-    features = np.hstack([features, features[:, one] * features[:, other]])
-    kinds = np.r_[alternatives.kind, alternatives.kind.max() + 1 + pair_kinds]
-    unit = float(np.abs(figures).max(initial=0.0)) / alternatives.count
-    if not unit:  # Nothing was measured yet that differs from dense.
+    first, second, pair_kinds = space.joint_features
+    features = space.features(codes)
+    features = np.hstack([features, features[:, first] * features[:, second]])
+    kinds = np.r_[space.kind, space.kind.max() + 1 + pair_kinds]
+    unit = float(np.abs(values).max(initial=0.0)) / space.num_variables
+    if not unit:  # Every measured policy costs what dense costs.
         return np.zeros(features.shape[1]), 0.0
     shared = np.equal.outer(kinds, np.unique(kinds)).astype(float)
     prior = (shared @ shared.T + 0.1 * np.eye(len(kinds))) * unit**2
 
-    def solved(rows: NDArray[np.bool_], ridge: float) -> Floats:
-        """The mean of the features given some rows; by way of the rows where they are fewer."""
-        taken, noise = features[rows], (ridge * unit) ** 2
-        if len(taken) < len(kinds):
-            cross = prior @ taken.T
-            by_row = np.linalg.solve(taken @ cross + noise * np.eye(len(taken)), figures[rows])
-            return (cross @ by_row).astype(np.float64, copy=False)
-        by_feature = np.linalg.solve(taken.T @ taken / noise + np.linalg.inv(prior), taken.T @ figures[rows] / noise)
-        return by_feature.astype(np.float64, copy=False)
+    def posterior_mean(rows: NDArray[np.bool_], ridge: float) -> Floats:
+        """The posterior mean of the effects from some of the policies; solves the smaller of two equal systems."""
+        design, noise = features[rows], (ridge * unit) ** 2
+        if len(design) < len(kinds):
+            cross = prior @ design.T
+            dual = np.linalg.solve(design @ cross + noise * np.eye(len(design)), values[rows])
+            return (cross @ dual).astype(np.float64, copy=False)
+        precision = design.T @ design / noise + np.linalg.inv(prior)
+        return np.linalg.solve(precision, design.T @ values[rows] / noise).astype(np.float64, copy=False)
 
+    # Half of the policies choose the ridge by the error of the other half.
     every, half = np.ones(len(codes), bool), np.arange(len(codes)) % 2 == 0
-    errors = [np.abs(figures - features @ solved(half, ridge))[~half].sum() for ridge in RIDGES]
-    by_feature = solved(every, RIDGES[int(np.argmin(errors))])
-    return by_feature, float(np.std(figures - features @ by_feature))
+    errors = [np.abs(values - features @ posterior_mean(half, ridge))[~half].sum() for ridge in RIDGES]
+    effects = posterior_mean(every, RIDGES[int(np.argmin(errors))])
+    return effects, float(np.std(values - features @ effects))

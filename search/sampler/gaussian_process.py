@@ -1,8 +1,9 @@
-"""What a policy will lose, from every policy that was measured.
+"""Surrogate model: a Gaussian process over policies that predicts their loss.
 
-Losses are no sums over the variables: choices interact. So they get a Gaussian process (Rasmussen and Williams 2006)
-whose kernel holds every single choice and every pair of them, and some pairs of variables by themselves. It begins with
-what is known before: unmeasured choices are like equal choices of other layers, and like other choices of their own.
+Losses are not sums over the variables, because choices interact. So the kernel (Rasmussen and Williams 2006) has a
+main effect for every choice, an interaction for every pair of choices, and a learned interaction for some pairs of
+variables. Its prior expects a choice to have an effect similar to equal choices of other layers and to other choices of
+its own layer.
 """
 
 from copy import copy
@@ -13,294 +14,331 @@ from typing import Self
 import numpy as np
 
 from ..trial.arrays import Codes, Floats
-from .gp_prior import Link, Prior, single
+from .gp_prior import OutputWarping, Prior, single
 from .interactions import Pairs
-from .search_space import Alternatives
+from .search_space import CategoricalSpace
 
-SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # of typical losses
-PAIRS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+WARPING_SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # in units of the typical loss
+INTERACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NOISES = (0.005, 0.02, 0.1, 0.3)
-ALIKE = (0.5, 0.8)
-SETTLED = 400  # policies that the setting is learned from at most
-OUTLYING = 100  # times the usual loss, beyond which a loss says nothing of how large others are
-EXTRA = 0.4  # what a pair of variables is first taken to do besides, as a share of the variance of interactions
-FEWEST = 60  # policies, measured on all examples, that such pairs are learned from: of fewer all explain as much
-ROWS = 256  # of a triangle that are multiplied at once
+SHARED_INTERACTIONS = (0.5, 0.8)
+MAX_EVIDENCE_POLICIES = 400  # policies that the hyperparameters are fitted to, at most
+OUTLIER = 100  # multiple of the median loss at which losses are clipped before the typical loss is computed
+PAIR_VARIANCE = 0.4  # initial variance of a learned pair of variables, as a share of that of interactions
+MIN_FOR_PAIRS = 60  # policies measured on all examples that pairs are learned from; fewer cannot tell pairs apart
+BLOCK_ROWS = 256  # rows of a triangular matrix that are multiplied at once
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the evidence of the data chooses.
+class Hyperparameters:
+    """Hyperparameters of the prior, chosen by the evidence from the grids of this file.
 
     Attributes:
-        scale: Of the link, in typical losses.
-        pairs: How strong interactions of two choices are, as a share of what both do alone.
-        noise: How far a measurement strays, as a share of the typical loss.
-        alike: How much of their interactions the choices of one variable share.
+        warping_scale: Scale of the output warping, in units of the typical loss.
+        interactions: Variance of an interaction, as a share of the product of the two main effects' sizes.
+        noise: Standard deviation of a measurement, as a share of the typical warped loss.
+        shared_interactions: Correlation of the interactions of two choices of one variable.
     """
 
-    scale: float = np.inf
-    pairs: float = PAIRS[1]
+    warping_scale: float = np.inf
+    interactions: float = INTERACTIONS[1]
     noise: float = NOISES[1]
-    alike: float = ALIKE[0]
+    shared_interactions: float = SHARED_INTERACTIONS[0]
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Policies that a surrogate knows, in their order.
+class TrainingSet:
+    """Policies that the posterior is conditioned on, in their order.
 
     Attributes:
-        choices: (n, choices): 1 where they make it.
-        projected: (n, features): by `Prior.projected`.
-        related: (n, choices): by `Prior.related`.
-        whitening: (n, n): what they are multiplied by to be independent: the inverse of a Cholesky factor.
+        choices: (n, choices): one-hot.
+        projected: (n, features): by `Prior.project`.
+        interactions: (n, choices): by `Prior.project_interactions`.
+        whitening: (n, n): inverse of the Cholesky factor of their covariance; it makes their residuals independent.
     """
 
     choices: Floats
     projected: Floats
-    related: Floats
+    interactions: Floats
     whitening: Floats
 
-    def rounded(self) -> "Learned":
-        """The same in single precision, but for the choices."""
-        return Learned(self.choices, single(self.projected), single(self.related), single(self.whitening))
+    def in_single_precision(self) -> "TrainingSet":
+        """The same policies in single precision, except their choices."""
+        return TrainingSet(self.choices, single(self.projected), single(self.interactions), single(self.whitening))
 
-    def white(self, cross: Floats) -> Floats:
-        """(m, n): of covariances of others with these, what each of these tells that those before it did not."""
-        found = np.empty_like(cross)
-        for first in range(0, cross.shape[1], ROWS):
-            end = first + ROWS
-            # What is right of the diagonal is 0.
-            found[:, first:end] = cross[:, :end] @ self.whitening[first:end, :end].T
-        return found
+    def whiten(self, cross: Floats) -> Floats:
+        """(m, n): whitened covariances of other policies with these.
 
-    def joined(self, white: Floats, others: "Learned") -> "Learned":
-        """These and others after them, of which `white` is known, and the whitening of what that leaves."""
-        count, total = len(self.whitening), len(self.whitening) + len(white)
+        Args:
+            cross: (m, n): the covariances.
+        """
+        whitened = np.empty_like(cross)
+        for first in range(0, cross.shape[1], BLOCK_ROWS):
+            end = first + BLOCK_ROWS
+            # The whitening is lower triangular, so only the columns up to the diagonal count.
+            whitened[:, first:end] = cross[:, :end] @ self.whitening[first:end, :end].T
+        return whitened
+
+    def joined(self, whitened: Floats, others: "TrainingSet") -> "TrainingSet":
+        """These policies followed by others.
+
+        Args:
+            whitened: (others, n): the others' whitened covariances with these.
+            others: The others; their `whitening` is of their covariance conditioned on these.
+        """
+        count, total = len(self.whitening), len(self.whitening) + len(whitened)
         whitening = np.zeros((total, total))
         whitening[:count, :count] = self.whitening
-        whitening[count:, :count] = -others.whitening @ white @ self.whitening
+        whitening[count:, :count] = -others.whitening @ whitened @ self.whitening
         whitening[count:, count:] = others.whitening
-        return Learned(
+        return TrainingSet(
             np.vstack([self.choices, others.choices]), np.vstack([self.projected, others.projected]),
-            np.vstack([self.related, others.related]), whitening,
+            np.vstack([self.interactions, others.interactions]), whitening,
         )  # fmt: skip
 
 
 class Surrogate:
-    """A Gaussian process over policies, for the loss.
+    """A Gaussian process over policies that predicts the loss.
 
-    Its mean is a quadratic function of the choices, so that it costs the same however much was measured.
+    Its posterior mean is a quadratic function of the choices, so `mean` costs the same however many policies were
+    measured.
 
     Args:
-        alternatives: What may be chosen.
-        weights: (choices,) positive: how much each choice is expected to lose, up to a common factor.
-        codes: (n, variables): the policies that were measured.
-        losses: (n,): what each of them loses against dense.
-        errors: (n,): their standard errors; 0 of what was measured on all examples.
-        pairs: Whether pairs of choices have an effect of their own.
-        sparse: Whether some pairs of variables are learned by themselves; it takes `FEWEST` policies.
+        space: The search space.
+        weights: (choices,) positive: expected effect of each choice, up to a common factor.
+        codes: (n, variables): the measured policies.
+        losses: (n,): their losses above dense's.
+        errors: (n,): standard errors of the losses; 0 for a policy measured on all examples.
+        interactions: Whether choices interact.
+        sparse: Whether strong interactions of variables are learned, see `interactions.py`; needs `MIN_FOR_PAIRS`
+            policies.
 
     Attributes:
-        awaited: (pending,): the expected losses of policies that are being measured, on the scale of the link.
+        hyperparameters: Those of highest evidence.
+        warping: Output warping of the losses.
+        pending_means: (pending,): posterior means of the pending trials, warped.
     """
 
     def __init__(
-        self, alternatives: Alternatives, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
-        pairs: bool = True, sparse: bool = False,
+        self, space: CategoricalSpace, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
+        interactions: bool = True, sparse: bool = False,
     ) -> None:  # fmt: skip
-        self._alternatives, self._weights = alternatives, weights
-        features = alternatives.features(codes)
-        some = np.linspace(0, len(losses) - 1, min(len(losses), SETTLED)).round().astype(int)
+        self._space, self._weights = space, weights
+        features = space.features(codes)
+        some = np.linspace(0, len(losses) - 1, min(len(losses), MAX_EVIDENCE_POLICIES)).round().astype(int)
         sample = features[some], losses[some], errors[some]
-        self._pairs = Pairs.every(np.zeros((features.shape[1], 0)), 0.0)
-        likely, begun = self._settled(Setting(pairs=Setting.pairs if pairs else 0.0), None, *sample)
-        self._fit(self._expected(begun, None, *sample[:2]), *sample)
-        # How far a choice may stray, and what it does in pairs, follows what it was found to do by itself.
-        spread: Floats | None = np.hypot(self.alone(), self._deviations())
-        more, learned = self._settled(begun, spread, *sample)
-        if more < likely:
-            learned, spread = begun, None
-        self.setting = learned
-        prior = self._expected(learned, spread, features, losses)
-        if pairs and sparse:
-            prior = self._paired(prior, features, losses, errors)
-        self._fit(prior, self._features(codes), losses, errors)
+        self._pairs = Pairs.all_pairs(np.zeros((features.shape[1], 0)), 0.0)
+        default = Hyperparameters(interactions=Hyperparameters.interactions if interactions else 0.0)
+        evidence, initial = self._fit_hyperparameters(default, None, *sample)
+        self._condition(self._prior_of(initial, None, *sample[:2]), *sample)
+        # A second fit takes the size of each choice's effect, for its prior variance and its interactions, from the
+        # posterior of the first. It is kept where its evidence is no lower.
+        sizes: Floats | None = np.hypot(self.main_effects(), self._main_effect_deviations())
+        second_evidence, self.hyperparameters = self._fit_hyperparameters(initial, sizes, *sample)
+        if second_evidence < evidence:
+            self.hyperparameters, sizes = initial, None
+        prior = self._prior_of(self.hyperparameters, sizes, features, losses)
+        if interactions and sparse:
+            prior = self._with_learned_pairs(prior, features, losses, errors)
+        self._condition(prior, self._features(codes), losses, errors)
 
-    def _settled(
-        self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats, errors: Floats
-    ) -> tuple[float, Setting]:
-        """The most evidence that a setting has, and that setting: part after part, twice, begun with each `alike`.
+    def _fit_hyperparameters(
+        self, initial: Hyperparameters, sizes: Floats | None, features: Floats, losses: Floats, errors: Floats
+    ) -> tuple[float, Hyperparameters]:
+        """The highest log evidence found and its hyperparameters, by coordinate ascent from each `shared_interactions`.
 
-        How strong pairs are depends on how far choices share them: changed alone, neither would leave a poor setting.
+        The best variance of interactions depends on how far choices share them, so an ascent that changed both one
+        after the other would stop at a poor optimum.
         """
-        pairs = PAIRS if setting.pairs else (0.0,)
+        interactions = INTERACTIONS if initial.interactions else (0.0,)
 
         @cache
-        def parts(scale: float, alike: float) -> tuple[Floats, Floats]:
-            prior = self._expected(replace(setting, scale=scale, alike=alike), spread, features, losses)
-            return features @ prior.covariance @ features.T, (features @ prior.relation @ features.T) ** 2
+        def covariances(scale: float, shared: float) -> tuple[Floats, Floats]:
+            hyper = replace(initial, warping_scale=scale, shared_interactions=shared)
+            prior = self._prior_of(hyper, sizes, features, losses)
+            return features @ prior.covariance @ features.T, (features @ prior.interaction_root @ features.T) ** 2
 
         @cache
-        def evidence(one: Setting) -> float:
-            alone, paired = parts(one.scale, one.alike)
-            prior = self._expected(one, spread, features, losses)
-            return prior.evidence(alone + prior.pairs * paired, features, losses, errors)
+        def evidence(hyper: Hyperparameters) -> float:
+            linear, quadratic = covariances(hyper.warping_scale, hyper.shared_interactions)
+            prior = self._prior_of(hyper, sizes, features, losses)
+            return prior.log_evidence(linear + prior.interaction_variance * quadratic, features, losses, errors)
 
-        found = []
-        for alike in ALIKE:
-            best = replace(setting, alike=alike)
-            for name, options in 2 * (("noise", NOISES), ("pairs", pairs), ("scale", SCALES)):
-                best = max((replace(best, **{name: option}) for option in options), key=evidence)
-            found.append(best)
-        best = max(found, key=evidence)
+        grids = (("noise", NOISES), ("interactions", interactions), ("warping_scale", WARPING_SCALES))
+        optima = []
+        for shared in SHARED_INTERACTIONS:
+            best = replace(initial, shared_interactions=shared)
+            for name, values in 2 * grids:
+                best = max((replace(best, **{name: value}) for value in values), key=evidence)
+            optima.append(best)
+        best = max(optima, key=evidence)
         return evidence(best), best
 
-    def _expected(self, setting: Setting, spread: Floats | None, features: Floats, losses: Floats) -> Prior:
-        """What was expected, on the scale of what was measured; choices stray as far as they lose, or as said."""
-        link = Link(setting.scale * typical(losses))
-        linked, expected = link(losses), features @ self._weights
-        seen = expected > 0
-        level, rate = 1.0, 1.0
-        if seen.any():
-            # Of a coarse accuracy more than half of the losses may be 0.
-            level = typical(linked[seen])
-            rate = max(np.median(linked[seen] / expected[seen]), 0.1 * level / np.median(expected[seen]))
-        mean = rate * self._weights
-        spread = mean if spread is None else np.maximum(spread, 1e-3 * level)
-        outer = np.outer(spread, spread)
-        covariance = outer * self._alternatives.relation
-        relation = np.sqrt(outer) * self._alternatives.likeness(setting.alike)
-        return Prior(link, mean, covariance, relation, setting.pairs, (setting.noise * level) ** 2, np.zeros(0))
+    def _prior_of(self, hyper: Hyperparameters, sizes: Floats | None, features: Floats, losses: Floats) -> Prior:
+        """The prior, on the scale of the measured losses.
 
-    def _paired(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
-        """Learn which variables interact most, as many pairs as there are choices; what then is expected."""
-        covariance = prior.covariances(choices, prior.projected(choices), prior.related(choices))
-        sizes = np.sqrt(np.diag(prior.relation))[:, None] * self._alternatives.membership
-        # The kernel holds every pair twice.
-        pairs = Pairs.every(sizes, 2 * EXTRA * prior.pairs)
-        misfit, strayed = prior.rest(choices, losses), prior.strayed(losses, errors)
-        self._pairs = pairs.learned(choices, misfit, covariance + strayed, choices.shape[1])
-        return replace(prior, own=self._pairs.variances)
+        Args:
+            hyper: The hyperparameters.
+            sizes: (choices,): sizes of the choices' effects; None for their prior means.
+            features: (n, choices): of the measured policies.
+            losses: (n,): their losses.
+        """
+        warping = OutputWarping(hyper.warping_scale * typical(losses))
+        warped, expected = warping(losses), features @ self._weights
+        changed = expected > 0
+        level, rate = 1.0, 1.0
+        if changed.any():
+            # The lower limit helps where the median is 0: with a coarse accuracy more than half of the losses may be.
+            level = typical(warped[changed])
+            rate = max(np.median(warped[changed] / expected[changed]), 0.1 * level / np.median(expected[changed]))
+        mean = rate * self._weights
+        sizes = mean if sizes is None else np.maximum(sizes, 1e-3 * level)
+        outer = np.outer(sizes, sizes)
+        return Prior(
+            warping, mean, outer * self._space.effect_covariance,
+            np.sqrt(outer) * self._space.interaction_correlation(hyper.shared_interactions), hyper.interactions,
+            (hyper.noise * level) ** 2, np.zeros(0),
+        )  # fmt: skip
+
+    def _with_learned_pairs(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
+        """Learns the strongest interactions of variables, as many as there are choices, and adds them to the prior."""
+        covariance = prior.cross_covariance(choices, prior.project(choices), prior.project_interactions(choices))
+        scales = np.sqrt(np.diag(prior.interaction_root))[:, None] * self._space.membership
+        # Times 2, because the quadratic kernel counts every pair twice.
+        pairs = Pairs.all_pairs(scales, 2 * PAIR_VARIANCE * prior.interaction_variance)
+        residuals, noise = prior.residuals(choices, losses), prior.noise_covariance(losses, errors)
+        self._pairs = pairs.fit(choices, residuals, covariance + noise, choices.shape[1])
+        return replace(prior, pair_variances=self._pairs.variances)
 
     def _features(self, codes: Codes) -> Floats:
-        choices = self._alternatives.features(codes)
+        choices = self._space.features(codes)
         return np.hstack([choices, self._pairs.features(choices)])
 
-    def _fit(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
-        self.link, self._prior = prior.link, prior
-        self._rest = prior.rest(features, losses)
-        nobody, nothing = features[:0], prior.choices(features[:0])
-        self._known = Learned(nothing, nobody, nothing, np.zeros((0, 0)))
-        self._learn(features, prior.strayed(losses, errors))
-        self._explain()
+    def _condition(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
+        """Conditions a prior on measured policies."""
+        self.warping, self._prior = prior.warping, prior
+        self._residuals = prior.residuals(features, losses)
+        no_policies, no_choices = features[:0], prior.choices(features[:0])
+        self._training = TrainingSet(no_choices, no_policies, no_choices, np.zeros((0, 0)))
+        self._append(features, prior.noise_covariance(losses, errors))
+        self._update_posterior()
 
-    def _learn(self, features: Floats, strayed: Floats) -> None:
-        self._known = self._known.joined(*self._told(features, strayed))
-        self._pending, self.awaited = self._told(features[:0], np.zeros((0, 0))), np.zeros(0)
+    def _append(self, features: Floats, noise_covariance: Floats) -> None:
+        self._training = self._training.joined(*self._conditional(features, noise_covariance))
+        self._pending, self.pending_means = self._conditional(features[:0], np.zeros((0, 0))), np.zeros(0)
 
-    def _told(self, features: Floats, strayed: Floats) -> tuple[Floats, Learned]:
-        """Some more policies, whose measurements stray with this covariance, given all that are known."""
-        prior, known = self._prior, self._known
-        projected, related = prior.projected(features), prior.related(features)
-        white = known.white(prior.covariances(features, known.projected, known.related))
-        left = prior.covariances(features, projected, related) + strayed - white @ white.T
-        return white, Learned(prior.choices(features), projected, related, np.linalg.inv(np.linalg.cholesky(left)))
+    def _conditional(self, features: Floats, noise_covariance: Floats) -> tuple[Floats, TrainingSet]:
+        """Further policies given the training set: their whitened covariances with it, and the conditioned policies."""
+        prior, training = self._prior, self._training
+        projected, interactions = prior.project(features), prior.project_interactions(features)
+        whitened = training.whiten(prior.cross_covariance(features, training.projected, training.interactions))
+        covariance = prior.cross_covariance(features, projected, interactions) + noise_covariance
+        whitening = np.linalg.inv(np.linalg.cholesky(covariance - whitened @ whitened.T))
+        return whitened, TrainingSet(prior.choices(features), projected, interactions, whitening)
 
-    def _explain(self) -> None:
-        """What every measurement tells beyond those before it, and what choices and pairs of variables lose by that."""
-        known = self._known
-        self._news = known.whitening @ self._rest
-        self._weight = known.whitening.T @ self._news
-        alone, self._factors = np.split(known.projected.T @ self._weight, [len(self._prior.mean)])
-        self._linear: Floats = self._prior.mean + alone
+    def _update_posterior(self) -> None:
+        """Computes the posterior mean: its dual weights, its linear part and the coefficients of learned pairs."""
+        training = self._training
+        self._whitened_residuals = training.whitening @ self._residuals
+        self._dual = training.whitening.T @ self._whitened_residuals
+        main, self._pair_coefficients = np.split(training.projected.T @ self._dual, [len(self._prior.mean)])
+        self._linear: Floats = self._prior.mean + main
 
-    def _deviations(self) -> Floats:
-        """(choices,): how uncertain is what each loses by itself."""
-        known = ((self._known.whitening @ self._known.projected) ** 2).sum(0)
-        deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - known, 0.0))
+    def _main_effect_deviations(self) -> Floats:
+        """(choices,): posterior standard deviation of each choice's main effect."""
+        explained = ((self._training.whitening @ self._training.projected) ** 2).sum(0)
+        deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - explained, 0.0))
         return deviations
 
     @property
     def noise(self) -> float:
-        """The variance of a measurement on all examples, on the scale of the link."""
+        """Noise variance of a warped loss measured on all examples."""
         return self._prior.noise
 
     def with_measured(self, codes: Codes, losses: Floats, errors: Floats) -> Self:
-        """A surrogate that also knows these policies; the setting stays."""
+        """A surrogate conditioned on further measured policies; the hyperparameters stay."""
         if not len(codes):
             return self
         grown, features = self._copy(), self._features(codes)
-        grown._rest = np.r_[self._rest, self._prior.rest(features, losses)]
-        # One at a time, so that the result depends on their order alone.
-        for row, strayed in zip(features, np.diag(self._prior.strayed(losses, errors)), strict=True):
-            grown._learn(row[None], strayed[None, None])
-        grown._explain()
+        grown._residuals = np.r_[self._residuals, self._prior.residuals(features, losses)]
+        # One policy at a time, so that rounding does not depend on how many arrive at once.
+        for row, variance in zip(features, np.diag(self._prior.noise_covariance(losses, errors)), strict=True):
+            grown._append(row[None], variance[None, None])
+        grown._update_posterior()
         return grown
 
     def with_pending(self, codes: Codes) -> Self:
-        """A surrogate that takes what it expects of these policies as measured: its mean stays."""
-        waiting, features = self._copy(), self._features(codes)
-        white, _ = waiting._pending = self._told(features, self.noise * np.eye(len(codes)))
-        waiting.awaited = self._prior.choices(features) @ self._prior.mean + white @ self._news
-        return waiting
+        """A surrogate that takes pending trials as measured at their posterior means (kriging believer)."""
+        pending, features = self._copy(), self._features(codes)
+        whitened, _ = pending._pending = self._conditional(features, self.noise * np.eye(len(codes)))
+        prior_means = self._prior.choices(features) @ self._prior.mean
+        pending.pending_means = prior_means + whitened @ self._whitened_residuals
+        return pending
 
     def _copy(self) -> Self:
         copied = copy(self)
-        copied.__dict__.pop("_rounded", None)
+        copied.__dict__.pop("_single_precision", None)
         return copied
 
     @cached_property
-    def _rounded(self) -> tuple[Prior, Pairs, Learned, Floats, Floats, Learned]:
-        """What predictions are computed from: single precision takes half the time."""
-        white, pending = self._pending
+    def _single_precision(self) -> tuple[Prior, Pairs, TrainingSet, Floats, Floats, TrainingSet]:
+        """What `predict` computes from, in single precision, which halves its time."""
+        whitened, pending = self._pending
         return (
-            self._prior.rounded(), self._pairs.rounded(), self._known.rounded(), single(self._news), single(white),
-            pending.rounded(),
+            self._prior.in_single_precision(), self._pairs.in_single_precision(), self._training.in_single_precision(),
+            single(self._whitened_residuals), single(whitened), pending.in_single_precision(),
         )  # fmt: skip
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the loss of each policy, on the scale of the link."""
-        prior, pairs, known, news, told, pending = self._rounded
-        choices = single(self._alternatives.features(codes))
+        """Posterior mean and standard deviation of the warped loss of each policy."""
+        prior, pairs, training, residuals, pending_whitened, pending = self._single_precision
+        choices = single(self._space.features(codes))
         features = np.hstack([choices, pairs.features(choices)])
-        white = known.white(prior.covariances(features, known.projected, known.related))
-        left = pending.white(prior.covariances(features, pending.projected, pending.related) - white @ told.T)
+        whitened = training.whiten(prior.cross_covariance(features, training.projected, training.interactions))
+        with_pending = prior.cross_covariance(features, pending.projected, pending.interactions)
+        with_pending = pending.whiten(with_pending - whitened @ pending_whitened.T)
         variance = prior.variances(features).astype(float)
-        variance -= np.einsum("ij,ij->i", white, white) + np.einsum("ij,ij->i", left, left)
-        mean = (choices @ prior.mean + white @ news).astype(float)
+        variance -= np.einsum("ij,ij->i", whitened, whitened) + np.einsum("ij,ij->i", with_pending, with_pending)
+        mean = (choices @ prior.mean + whitened @ residuals).astype(float)
         return mean, np.sqrt(np.maximum(variance, 1e-6 * self.noise))
 
     def mean(self, codes: Codes) -> Floats:
-        """The expected loss of each policy, on the scale of the link; of many policies cheaper than `predict`."""
-        choices, related = self._alternatives.features(codes), self._known.related
-        common: Floats = self._prior.pairs * (related.T * self._weight) @ related
-        sizes = choices @ self._pairs.sizes
-        expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ common, choices)
-        return expected + np.einsum("ij,ij->i", sizes @ self._pairs.between(self._factors), sizes) / 2
+        """Posterior mean of the warped loss of each policy; for many policies cheaper than `predict`."""
+        choices, interactions = self._space.features(codes), self._training.interactions
+        quadratic: Floats = self._prior.interaction_variance * (interactions.T * self._dual) @ interactions
+        scales = choices @ self._pairs.scales
+        expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ quadratic, choices)
+        return expected + np.einsum("ij,ij->i", scales @ self._pairs.as_matrix(self._pair_coefficients), scales) / 2
 
-    def added(self, codes: Codes) -> Floats:
-        """What each choice is expected to add to each policy, were its variable there to do what dense does.
+    def marginal_effects(self, codes: Codes) -> Floats:
+        """Posterior mean of what each choice adds to each policy, compared with the dense choice of the same variable.
 
         Returns:
-            (policies, choices): on the scale of the link.
+            (policies, choices): in warped losses.
         """
-        prior, known, pairs = self._prior, self._known, self._pairs
-        choices = self._alternatives.features(codes)
-        with_all = (choices @ known.related.T * self._weight) @ known.related
-        # What is related is of one variable.
-        own = self._weight @ known.choices
-        with_own = (choices @ prior.relation * own) @ prior.relation
-        common: Floats = prior.pairs * (own @ prior.relation**2 + 2 * (with_all - with_own))
-        return self._linear + common + choices @ pairs.sizes @ pairs.between(self._factors) @ pairs.sizes.T
+        prior, training, pairs = self._prior, self._training, self._pairs
+        choices = self._space.features(codes)
+        with_all = (choices @ training.interactions.T * self._dual) @ training.interactions
+        # A choice does not interact with the policy's choice of the same variable, which it replaces. `interaction_root`
+        # finds that part, because it is 0 between variables.
+        by_choice = self._dual @ training.choices
+        with_own = (choices @ prior.interaction_root * by_choice) @ prior.interaction_root
+        interactions: Floats = prior.interaction_variance * (
+            by_choice @ prior.interaction_root**2 + 2 * (with_all - with_own)
+        )
+        return (
+            self._linear
+            + interactions
+            + choices @ pairs.scales @ pairs.as_matrix(self._pair_coefficients) @ pairs.scales.T
+        )
 
-    def alone(self) -> Floats:
-        """(choices,): what each choice is expected to lose by itself, on the scale of the link."""
-        return self.added(np.zeros((1, self._alternatives.count), np.int16))[0]
+    def main_effects(self) -> Floats:
+        """(choices,): posterior mean of the effect of each choice alone, in warped losses."""
+        return self.marginal_effects(np.zeros((1, self._space.num_variables), np.int16))[0]
 
 
 def typical(losses: Floats) -> float:
-    """About how large losses are, whatever a few may be; above 0, so that it can be divided by."""
+    """Typical size of losses, robust to outliers; above 0, so that it can be divided by."""
     sizes = np.abs(losses)
-    usual = np.minimum(sizes, OUTLYING * np.median(sizes[sizes > 0]) if sizes.any() else 0.0)
-    return max(float(np.median(sizes)), 0.1 * float(np.mean(usual)), 1e-12)
+    clipped = np.minimum(sizes, OUTLIER * np.median(sizes[sizes > 0]) if sizes.any() else 0.0)
+    return max(float(np.median(sizes)), 0.1 * float(np.mean(clipped)), 1e-12)

@@ -1,4 +1,4 @@
-"""What is expected of the losses of policies before they are measured, and how likely that makes what was measured."""
+"""Prior of the Gaussian process over losses: output warping, mean, kernel, noise and marginal likelihood."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,113 +9,140 @@ from ..trial.arrays import Floats
 
 
 @dataclass(frozen=True)
-class Link:
-    """Losses on a scale on which choices add up: straight for small ones, logarithmic beyond `scale`."""
+class OutputWarping:
+    """Output warping: maps losses to a scale on which effects add up, linear for small losses, then logarithmic.
+
+    Attributes:
+        scale: The loss at which it turns logarithmic; infinite for no warping.
+    """
 
     scale: float
 
     def __call__(self, loss: Floats) -> Floats:
-        """A loss on the scale of the link."""
+        """Warped losses."""
         return loss if np.isinf(self.scale) else self.scale * np.arcsinh(loss / self.scale)
 
-    def inverse(self, linked: Floats) -> Floats:
-        """Back to the loss."""
-        return self.scale * np.sinh(np.clip(linked / self.scale, -50, 50)) if np.isfinite(self.scale) else linked
+    def inverse(self, warped: Floats) -> Floats:
+        """Losses from warped ones."""
+        return self.scale * np.sinh(np.clip(warped / self.scale, -50, 50)) if np.isfinite(self.scale) else warped
 
     def log_slope(self, loss: Floats) -> Floats:
-        """The logarithm of the derivative."""
+        """Logarithm of the derivative at a loss."""
         return -0.5 * np.log1p((loss / self.scale) ** 2)
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is expected of policies before they are measured, on the scale of the link.
+    """Gaussian process prior over warped losses.
 
-    The features of a policy are its choices, and after them some pairs of variables.
+    The features of a policy are its choices, one-hot, followed by the learned pairs of variables. The kernel is linear
+    in the features, plus a quadratic term for the interactions of all pairs of choices.
 
     Attributes:
-        link: That scale.
-        mean: (choices,): what each loses.
-        covariance: (choices, choices): of what they lose.
-        relation: (choices, choices): its square is the covariance of interactions.
-        pairs: The size of those.
-        noise: The variance of measurements.
-        own: (pairs,): the variances of what pairs of variables do besides.
+        warping: Output warping of the losses.
+        mean: (choices,): expected effect of each choice.
+        covariance: (choices, choices): of those effects.
+        interaction_root: (choices, choices): its elementwise square is the covariance of interactions, up to scale.
+        interaction_variance: The scale of that covariance.
+        noise: Variance of a measurement on all examples.
+        pair_variances: (pairs,): variances of the effects of the learned pairs.
     """
 
-    link: Link
+    warping: OutputWarping
     mean: Floats
     covariance: Floats
-    relation: Floats
-    pairs: float
+    interaction_root: Floats
+    interaction_variance: float
     noise: float
-    own: Floats
+    pair_variances: Floats
 
     def choices(self, features: Floats) -> Floats:
-        """The features that are no pairs."""
+        """(n, choices): the features without the learned pairs."""
         return features[:, : len(self.mean)]
 
-    def projected(self, features: Floats) -> Floats:
-        """(n, features): multiplied by the covariance of the features."""
+    def project(self, features: Floats) -> Floats:
+        """(n, features): features times their prior covariance, the linear term's half of the kernel."""
         choices = self.choices(features)
-        return np.hstack([choices @ self.covariance, features[:, len(self.mean) :] * self.own])
+        return np.hstack([choices @ self.covariance, features[:, len(self.mean) :] * self.pair_variances])
 
-    def related(self, features: Floats) -> Floats:
-        """(n, choices): the choices, multiplied by `relation`."""
-        return self.choices(features) @ self.relation
+    def project_interactions(self, features: Floats) -> Floats:
+        """(n, choices): choices times `interaction_root`, the quadratic term's half of the kernel."""
+        return self.choices(features) @ self.interaction_root
 
-    def covariances(self, features: Floats, projected: Floats, related: Floats) -> Floats:
-        """Between policies, and others of which `projected` and `related` are known."""
-        return features @ projected.T + self.pairs * (self.choices(features) @ related.T) ** 2
-
-    def variances(self, features: Floats) -> Floats:
-        """Of each policy."""
-        choices = self.choices(features)
-        alone: Floats = np.einsum("ij,ij->i", choices @ self.covariance, choices)
-        own: Floats = features[:, len(self.mean) :] ** 2 @ self.own
-        # Of a variable one choice is made at most, and others are not related.
-        return alone + own + self.pairs * (choices @ np.diag(self.relation)) ** 2
-
-    def rest(self, features: Floats, losses: Floats) -> Floats:
-        """(n,): how far losses are from what is expected."""
-        return self.link(losses) - self.choices(features) @ self.mean
-
-    def rounded(self) -> Self:
-        """The same in single precision."""
-        return replace(
-            self, mean=single(self.mean), covariance=single(self.covariance), relation=single(self.relation),
-            own=single(self.own),
-        )  # fmt: skip
-
-    def strayed(self, losses: Floats, errors: Floats) -> Floats:
-        """(n, n): the covariance of how far measurements stray, of losses with these standard errors."""
-        return np.diag(self.noise + (errors * np.exp(self.link.log_slope(losses))) ** 2)
-
-    def evidence(self, covariance: Floats, features: Floats, losses: Floats, errors: Floats) -> float:
-        """The logarithm of the marginal likelihood (Rasmussen and Williams 2006, 2.30), up to a constant.
+    def cross_covariance(self, features: Floats, projected: Floats, interactions: Floats) -> Floats:
+        """(n, m): prior covariances between policies and others.
 
         Args:
-            covariance: (n, n): of policies.
-            features: (n, features): of the same.
-            losses: (n,): what they lose.
-            errors: (n,): the standard errors of that.
+            features: (n, features): of the policies.
+            projected: (m, features): of the others, see `project`.
+            interactions: (m, choices): of the others, see `project_interactions`.
         """
-        rest, noise = self.rest(features, losses), np.sqrt(self.noise)
-        root, misfit = factorised(covariance + self.strayed(losses, errors), rest, noise)
-        return float(-0.5 * misfit @ misfit - np.log(np.diag(root)).sum() + self.link.log_slope(losses).sum())
+        quadratic = (self.choices(features) @ interactions.T) ** 2
+        return features @ projected.T + self.interaction_variance * quadratic
+
+    def variances(self, features: Floats) -> Floats:
+        """(n,): prior variance of each policy."""
+        choices = self.choices(features)
+        main: Floats = np.einsum("ij,ij->i", choices @ self.covariance, choices)
+        pairs: Floats = features[:, len(self.mean) :] ** 2 @ self.pair_variances
+        # The diagonal suffices: a policy has at most one choice of a variable, and choices of different variables are
+        # uncorrelated in `interaction_root`.
+        return main + pairs + self.interaction_variance * (choices @ np.diag(self.interaction_root)) ** 2
+
+    def residuals(self, features: Floats, losses: Floats) -> Floats:
+        """(n,): warped losses minus their prior mean."""
+        return self.warping(losses) - self.choices(features) @ self.mean
+
+    def noise_covariance(self, losses: Floats, errors: Floats) -> Floats:
+        """(n, n): noise covariance of warped losses.
+
+        Args:
+            losses: (n,).
+            errors: (n,): standard errors of the losses, besides the noise of every measurement.
+        """
+        return np.diag(self.noise + (errors * np.exp(self.warping.log_slope(losses))) ** 2)
+
+    def log_evidence(self, covariance: Floats, features: Floats, losses: Floats, errors: Floats) -> float:
+        """Log marginal likelihood of losses (Rasmussen and Williams 2006, 2.30), up to a constant.
+
+        Args:
+            covariance: (n, n): prior covariance of the policies.
+            features: (n, features): of the policies.
+            losses: (n,): their losses.
+            errors: (n,): standard errors of the losses.
+        """
+        residuals, noise = self.residuals(features, losses), np.sqrt(self.noise)
+        cholesky, whitened = whiten(covariance + self.noise_covariance(losses, errors), residuals, noise)
+        log_jacobian = self.warping.log_slope(losses).sum()
+        return float(-0.5 * whitened @ whitened - np.log(np.diag(cholesky)).sum() + log_jacobian)
+
+    def in_single_precision(self) -> Self:
+        """The same prior in single precision."""
+        return replace(
+            self, mean=single(self.mean), covariance=single(self.covariance),
+            interaction_root=single(self.interaction_root), pair_variances=single(self.pair_variances),
+        )  # fmt: skip
 
 
-def single(figures: Floats) -> Floats:
-    """In single precision."""
-    return figures.astype(np.float32)
+def single(values: Floats) -> Floats:
+    """Converts to single precision."""
+    return values.astype(np.float32)
 
 
-def factorised(covariance: Floats, rest: Floats, noise: float) -> tuple[Floats, Floats]:
-    """The Cholesky factor, and what solves factor @ x = rest: the last row of the factor of the bordered matrix."""
-    count = len(rest)
+def whiten(covariance: Floats, residuals: Floats, noise: float) -> tuple[Floats, Floats]:
+    """The Cholesky factor L of a covariance, and the x that solves L @ x = residuals.
+
+    Both come from one factorisation: x is the last row of the factor of the covariance bordered by the residuals.
+
+    Args:
+        covariance: (n, n).
+        residuals: (n,).
+        noise: Standard deviation of the noise: no eigenvalue of the covariance is below its square.
+    """
+    count = len(residuals)
     bordered = np.pad(covariance, (0, 1))
-    bordered[count, :count] = bordered[:count, count] = rest
-    # Larger than any x @ x can be: no eigenvalue of the covariance is below the noise.
-    bordered[count, count] = 1 + rest @ rest / noise**2
-    root = np.linalg.cholesky(bordered).astype(np.float64, copy=False)
-    return root[:count, :count], root[count, :count]
+    bordered[count, :count] = bordered[:count, count] = residuals
+    # Greater than x @ x, so that the bordered matrix is positive definite.
+    bordered[count, count] = 1 + residuals @ residuals / noise**2
+    cholesky = np.linalg.cholesky(bordered).astype(np.float64, copy=False)
+    return cholesky[:count, :count], cholesky[count, :count]

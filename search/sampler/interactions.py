@@ -1,8 +1,8 @@
-"""Which pairs of variables interact: sparse Bayesian learning.
+"""Learns which pairs of variables interact, by sparse Bayesian learning.
 
-Where all pairs are expected to interact alike, each is expected to do so a little, and those that do more are believed
-only after many measurements. So each has a variance of its own besides, learned from the evidence (Tipping 2001, JMLR
-1: 211-244).
+The quadratic kernel gives every pair of variables the same small prior variance, so it needs many measurements to
+recognise a strong interaction. Here each pair has a variance of its own besides, learned from the evidence (Tipping
+2001, JMLR 1: 211-244).
 """
 
 from dataclasses import dataclass, replace
@@ -13,69 +13,73 @@ from numpy.typing import NDArray
 from ..trial.arrays import Floats
 from .gp_prior import single
 
-# Variances that are learned to the end are too sure of themselves, as there are more pairs than measurements.
-ROUNDS = 5
+# Few iterations, because with more pairs than measurements converged variances are overconfident.
+ITERATIONS = 5
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of variables; what each does is in proportion to the sizes of the choices that are made for both.
+    """Pairs of variables; the feature of a pair is the product of the scales of the two choices made for it.
 
     Attributes:
-        sizes: (choices, variables): of every choice, 0 for variables that are not its own.
-        one: (pairs,): a variable.
-        other: (pairs,): another one.
-        variances: (pairs,): of the factor of proportion.
+        scales: (choices, variables): the scale of every choice in the column of its variable, 0 elsewhere.
+        first: (pairs,): the first variable.
+        second: (pairs,): the second variable.
+        variances: (pairs,): prior variance of each pair's coefficient.
     """
 
-    sizes: Floats
-    one: NDArray[np.intp]
-    other: NDArray[np.intp]
+    scales: Floats
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
     variances: Floats
 
     @classmethod
-    def every(cls, sizes: Floats, variance: float) -> "Pairs":
-        """All pairs, of equal variance."""
-        one, other = np.triu_indices(sizes.shape[1], 1)
-        return cls(sizes, one, other, np.full(len(one), variance))
+    def all_pairs(cls, scales: Floats, variance: float) -> "Pairs":
+        """All pairs of variables, with equal variance."""
+        first, second = np.triu_indices(scales.shape[1], 1)
+        return cls(scales, first, second, np.full(len(first), variance))
 
     def features(self, choices: Floats) -> Floats:
-        """(policies, pairs): the products of sizes, from the choices that policies make."""
-        sizes = choices @ self.sizes
-        return sizes.take(self.one, 1) * sizes.take(self.other, 1)
-
-    def between(self, factors: Floats) -> Floats:
-        """(variables, variables): what pairs do with these factors, for sizes of 1."""
-        found = np.zeros((self.sizes.shape[1],) * 2)
-        found[self.one, self.other] = factors
-        return found + found.T
-
-    def rounded(self) -> "Pairs":
-        """The same in single precision."""
-        return replace(self, sizes=single(self.sizes))
-
-    def strongest(self, count: int) -> "Pairs":
-        """Those of the largest variances."""
-        kept = np.sort(np.argsort(-self.variances, kind="stable")[:count])
-        return Pairs(self.sizes, self.one[kept], self.other[kept], self.variances[kept])
-
-    def learned(self, choices: Floats, rest: Floats, covariance: Floats, count: int) -> "Pairs":
-        """Those that explain most, with the variances that policies speak for.
+        """(policies, pairs): features of the pairs.
 
         Args:
-            choices: (n, choices): of each policy.
-            rest: (n,): how far each differs from what was expected.
-            covariance: (n, n): of that, without these pairs.
-            count: So many are kept at most.
+            choices: (policies, choices): one-hot.
+        """
+        scales = choices @ self.scales
+        return scales.take(self.first, 1) * scales.take(self.second, 1)
+
+    def as_matrix(self, coefficients: Floats) -> Floats:
+        """(variables, variables): symmetric matrix of the pairs' coefficients."""
+        matrix = np.zeros((self.scales.shape[1],) * 2)
+        matrix[self.first, self.second] = coefficients
+        return matrix + matrix.T
+
+    def in_single_precision(self) -> "Pairs":
+        """The same pairs in single precision."""
+        return replace(self, scales=single(self.scales))
+
+    def strongest(self, count: int) -> "Pairs":
+        """The pairs with the largest variances, at most `count`."""
+        kept = np.sort(np.argsort(-self.variances, kind="stable")[:count])
+        return Pairs(self.scales, self.first[kept], self.second[kept], self.variances[kept])
+
+    def fit(self, choices: Floats, residuals: Floats, covariance: Floats, count: int) -> "Pairs":
+        """The pairs that explain most, with variances of high evidence.
+
+        Args:
+            choices: (n, choices): of each measured policy.
+            residuals: (n,): warped losses minus their prior mean.
+            covariance: (n, n): their covariance without pairs, noise included.
+            count: How many pairs are kept at most.
         """
         pairs = self
-        for _ in range(ROUNDS):
+        for _ in range(ITERATIONS):
             features = pairs.features(choices)
-            white = np.linalg.inv(np.linalg.cholesky(covariance + (features * pairs.variances) @ features.T))
-            effects = white @ features
-            # Where the variance is right, the square of what a pair has to do with the misfit is what it is expected to
-            # be (the update of MacKay 1992, Neural Computation 4: 415-447).
-            expected = np.maximum((effects**2).sum(0), np.finfo(float).tiny)
-            variances = pairs.variances * (effects.T @ (white @ rest)) ** 2 / expected
-            pairs = Pairs(pairs.sizes, pairs.one, pairs.other, variances).strongest(2 * count)
+            whitening = np.linalg.inv(np.linalg.cholesky(covariance + (features * pairs.variances) @ features.T))
+            whitened = whitening @ features
+            # At the optimum the squared projection of the residuals on a pair equals its expectation (the update of
+            # MacKay 1992, Neural Computation 4: 415-447).
+            expected = np.maximum((whitened**2).sum(0), np.finfo(float).tiny)
+            variances = pairs.variances * (whitened.T @ (whitening @ residuals)) ** 2 / expected
+            pairs = Pairs(pairs.scales, pairs.first, pairs.second, variances).strongest(2 * count)
         return pairs.strongest(count)

@@ -1,4 +1,4 @@
-"""Policies as vectors of small numbers: for each variable the code of its choice, 0 for what dense does."""
+"""A categorical search space: policies as vectors of codes, one variable each, 0 for the dense model's choice."""
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
@@ -9,104 +9,130 @@ from numpy.typing import NDArray
 
 from ..trial.arrays import Codes, Floats
 
-# How much of what a choice does is its variable's, its variable's and the neighbours', its kind's, and its own.
-VARIABLE, NEAR, KIND, OWN = 0.4, 0.2, 0.1, 0.3
-REACH = 2.0  # how many variables away neighbours are
+# Shares of the prior variance of a choice's effect: common to its variable, to neighbouring variables, to equal choices
+# of all variables, and its own.
+VARIABLE, NEIGHBOURS, KIND, OWN = 0.4, 0.2, 0.1, 0.3
+CORRELATION_LENGTH = 2.0  # layers over which the correlation of neighbours falls by 1/e
 
 
-class Alternatives:
-    """What may be chosen for each variable of a search.
+class CategoricalSpace:
+    """The choices of each variable, and how similar they are before anything is measured.
+
+    A feature is one choice that differs from dense. It has a variable, a code and a kind, the number of its value.
 
     Args:
-        values: For each variable its choices, what dense does first. Equal values of different variables are taken
-            to be alike.
-        layers: For each variable, the number of its layer, ascending; variables of one layer share its cost. None where
-            each is a layer by itself.
+        values: For each variable its choices, the dense model's first. Equal values of different variables are expected
+            to have similar effects.
+        layers: For each variable, the number of its layer, ascending; variables of one layer have a joint cost. None
+            where each variable is a layer of its own.
+
+    Attributes:
+        layers: (variables,): consecutive numbers of layers.
+        sizes: (variables,): how many choices each variable has.
+        width: The most choices of any variable.
+        variable: (features,): the variable of each feature.
+        code: (features,): its code.
+        kind: (features,): its kind.
+
+    Raises:
+        ValueError: the layers are not ascending.
     """
 
     def __init__(self, values: Sequence[Sequence[Hashable]], layers: Sequence[int] | None = None) -> None:
+        if layers is not None and np.any(np.diff(layers) < 0):
+            raise ValueError(f"layers: found {[*layers]}, expected ascending numbers; order the variables by layer")
         self.layers = np.arange(len(values)) if layers is None else np.unique(layers, return_inverse=True)[1]
         self.sizes = np.array([len(choices) for choices in values])
         self.width = int(self.sizes.max())
         kinds = {value: number for number, value in enumerate(dict.fromkeys(v for c in values for v in c))}
-        # One feature for each choice that differs from dense.
         self.variable = np.repeat(np.arange(len(values)), self.sizes - 1)
         self.code = np.concatenate([np.arange(1, size) for size in self.sizes])
         self.kind = np.array([kinds[value] for choices in values for value in choices[1:]])
-        self._first = np.cumsum(self.sizes - 1) - self.sizes
+        # Number of the feature that a variable would have for code 0.
+        self._offset = np.cumsum(self.sizes - 1) - self.sizes
 
     @property
-    def count(self) -> int:
-        """How many variables there are."""
+    def num_variables(self) -> int:
+        """Number of variables."""
         return len(self.sizes)
 
     @cached_property
     def exists(self) -> NDArray[np.bool_]:
-        """(variables, width): where there is a choice."""
+        """(variables, width): True where a variable has a choice of that code."""
         return np.arange(self.width) < self.sizes[:, None]
 
     @cached_property
-    def relation(self) -> Floats:
-        """(features, features): how much what one choice does says about what another does.
+    def effect_covariance(self) -> Floats:
+        """(features, features): prior covariance of the effects of choices, for effects of unit size.
 
-        Choices of one variable are related, neighbouring variables are, and equal choices of all variables.
+        Choices of one variable are correlated, choices of neighbouring variables, and equal choices of all variables.
         """
-        return self.shared @ self.shared.T + OWN * np.eye(len(self.variable))
+        return self._loadings @ self._loadings.T + OWN * np.eye(len(self.variable))
 
     @cached_property
-    def shared(self) -> Floats:
-        """(features, factors): reasons why several choices do as they do, independent of each other."""
-        near = np.exp(-np.abs(np.subtract.outer(self.layers, self.layers)) / REACH)
+    def _loadings(self) -> Floats:
+        """(features, factors): loadings of effects on the independent factors that several choices share."""
+        near = np.exp(-np.abs(np.subtract.outer(self.layers, self.layers)) / CORRELATION_LENGTH)
         kinds = np.equal.outer(self.kind, np.unique(self.kind)).astype(float)
-        by_variable = self.membership @ np.linalg.cholesky(VARIABLE * np.eye(self.count) + NEAR * near)
+        covariance = VARIABLE * np.eye(self.num_variables) + NEIGHBOURS * near
+        by_variable = self.membership @ np.linalg.cholesky(covariance)
         return np.hstack([by_variable, np.sqrt(KIND) * kinds])
 
-    def likeness(self, share: float) -> Floats:
-        """(features, features): how much two choices have the same interactions: those of one variable by a share."""
+    def interaction_correlation(self, share: float) -> Floats:
+        """(features, features): prior correlation of the interactions of two choices.
+
+        Args:
+            share: The correlation for two choices of one variable; it is 0 for choices of different variables.
+        """
         same = np.equal.outer(self.variable, self.variable)
         return share * same + (1 - share) * np.eye(len(same))
 
     @cached_property
     def membership(self) -> Floats:
         """(features, variables): 1 where a choice belongs to a variable."""
-        return np.equal.outer(self.variable, np.arange(self.count)).astype(float)
+        return np.equal.outer(self.variable, np.arange(self.num_variables)).astype(float)
 
     def features(self, codes: Codes) -> Floats:
-        """(policies, features): 1 where a policy makes that choice."""
+        """(policies, features): one-hot encoding, 1 where a policy makes that choice."""
         one_hot = np.zeros((len(codes), len(self.variable)))
-        row, variable = np.nonzero(codes)
-        one_hot[row, self._first[variable] + codes[row, variable]] = 1.0
+        policy, variable = np.nonzero(codes)
+        one_hot[policy, self._offset[variable] + codes[policy, variable]] = 1.0
         return one_hot
 
     def table(self, by_feature: Floats, missing: float = np.inf) -> Floats:
-        """(variables, width): figures of features by variable and code, 0 for what dense does."""
+        """(variables, width): values of features by variable and code; 0 for the dense choice.
+
+        Args:
+            by_feature: (features,).
+            missing: The value where a variable has no such choice.
+        """
         table = np.where(self.exists, 0.0, missing)
         table[self.variable, self.code] = by_feature
         return table
 
     @cached_property
     def combinations(self) -> list[Codes]:
-        """By layer (combinations, its variables): everything that its variables may choose together, dense first."""
+        """For each layer (combinations, its variables): all combinations of its variables' choices, dense first."""
         parts = (self.sizes[self.layers == layer] for layer in range(self.layers[-1] + 1))
         return [np.array([*product(*map(range, sizes))], np.int16) for sizes in parts]
 
     @cached_property
     def _radix(self) -> NDArray[np.int64]:
-        """(variables, layers): the codes of a policy times this are the numbers of its combinations."""
-        radix = np.zeros((self.count, self.layers[-1] + 1), np.int64)
-        for variable in reversed(range(self.count)):
+        """(variables, layers): mixed-radix weights; codes times these are the numbers of combinations."""
+        radix = np.zeros((self.num_variables, self.layers[-1] + 1), np.int64)
+        for variable in reversed(range(self.num_variables)):
             layer = self.layers[variable]
-            after = (self.layers == layer) & (np.arange(self.count) > variable)
+            after = (self.layers == layer) & (np.arange(self.num_variables) > variable)
             radix[variable, layer] = np.prod(self.sizes[after])
         return radix
 
-    def combined(self, codes: Codes) -> NDArray[np.int64]:
+    def to_combinations(self, codes: Codes) -> NDArray[np.int64]:
         """(policies, layers): the number of each layer's combination."""
         return codes @ self._radix
 
-    def separate(self, combined: NDArray[np.int16]) -> Codes:
-        """The codes of policies from the numbers of their layers' combinations."""
-        parts = [options[combined[:, layer]] for layer, options in enumerate(self.combinations)]
+    def from_combinations(self, numbers: NDArray[np.int16]) -> Codes:
+        """(policies, variables): the codes of policies from the numbers of their layers' combinations."""
+        parts = [options[numbers[:, layer]] for layer, options in enumerate(self.combinations)]
         return np.hstack(parts).astype(np.int16)
 
     def by_combination(self, table: Floats) -> Floats:
@@ -118,15 +144,16 @@ class Alternatives:
         return found
 
     @cached_property
-    def joint(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """Pairs of features that two variables of one layer may have together: the two, and the kind of the pair."""
-        same = np.equal.outer(self.layers[self.variable], self.layers[self.variable])
-        one, other = np.nonzero(np.triu(same & ~np.equal.outer(self.variable, self.variable), 1))
-        kinds = np.unique(np.stack([self.kind[one], self.kind[other]]), axis=1, return_inverse=True)[1]
-        return one, other, np.ravel(kinds)
+    def joint_features(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """Pairs of features of two variables of one layer, (pairs,) each: first, second and kind of the pair."""
+        same_layer = np.equal.outer(self.layers[self.variable], self.layers[self.variable])
+        same_variable = np.equal.outer(self.variable, self.variable)
+        first, second = np.nonzero(np.triu(same_layer & ~same_variable, 1))
+        kinds = np.unique(np.stack([self.kind[first], self.kind[second]]), axis=1, return_inverse=True)[1]
+        return first, second, np.ravel(kinds)
 
     def random(self, draw: np.random.Generator, rates: Floats) -> Codes:
-        """Policies of which each variable differs from dense at a rate of its own: one policy a rate."""
-        shape = (len(rates), self.count)
+        """Random policies, one for each rate, which is the probability that a variable differs from dense."""
+        shape = (len(rates), self.num_variables)
         other = draw.integers(1, self.sizes, shape)
         return np.where(draw.random(shape) < rates[:, None], other, 0).astype(np.int16)

@@ -1,6 +1,6 @@
-"""A study's trials as the search strategy sees them, and its proposals as parameters.
+"""A study's trials as observations of the search strategy, and its proposals as parameters.
 
-It holds nothing that the trials do not say: rows are kept because reading two thousand trials anew takes long.
+All state here is derived from the trials. It is cached, because reading two thousand trials at every proposal is slow.
 """
 
 import math
@@ -17,26 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..trial.arrays import Codes, Floats
-from .acquisition import History
+from .acquisition import Observations
 from .candidates import Strategy
-from .search_space import Alternatives
+from .search_space import CategoricalSpace
 
-REMEMBERED = 1 << 14  # policies whose meaning is kept: who was ranked high once is ranked high again
-ASKING = timedelta(minutes=1)  # a trial that has no parameters after that never will: its process died
+IDENTITY_CACHE = 1 << 14  # policies whose identity is cached: candidates that rank high often rank high again
+ASKING = timedelta(minutes=1)  # a running trial without parameters after that time never gets any: its process died
 
 Params = Mapping[str, Any]
 Code = NDArray[np.int16]
-When = tuple[datetime, int]  # a trial finished, and its number
+Finished = tuple[datetime, int]  # when a trial finished, and its number
 
 
-class Estimated(NamedTuple):
-    """What is expected of a trial that was not measured in full.
+class TrialEstimate(NamedTuple):
+    """Values of a trial that the sampler uses in place of those told to the study.
 
     Attributes:
         values: Its objectives.
-        error: Standard error of the expensive one; 0 where that was measured.
-        constraints: How far those constraints are expected to be broken that the trial itself does not tell.
-        score: Where the expensive value only guides, what counts instead, in the objective's unit; NaN if not measured.
+        error: Standard error of the expensive objective; 0 where it was measured at full fidelity.
+        constraints: Expected violations of constraints that the trial itself does not have.
+        score: In a guided search the expensive objective itself, where `values` has the guide's loss in its place; NaN
+            where it was not measured.
         score_error: Standard error of the score.
     """
 
@@ -47,14 +48,15 @@ class Estimated(NamedTuple):
     score_error: float = 0.0
 
 
-class Meaning:
-    """Between parameters and the codes of variables; tied parameters are one variable.
+class ParameterCodec:
+    """Converts between parameters and codes of variables; tied parameters are one variable.
 
     Args:
         choices: By parameter.
-        neutral: By parameter, what dense does.
+        neutral: By parameter, the dense model's choice.
         tied: Groups of parameters that have the same choice.
-        identity: Equal for parameters that mean the same; None for the parameters themselves.
+        identity: Maps parameters to a value that is equal for parameters with the same meaning; None for the parameters
+            themselves.
         allowed: False for parameters that must not be proposed; None allows all.
 
     Raises:
@@ -74,22 +76,25 @@ class Meaning:
         self.variables = list(dict.fromkeys(group_of.get(name, (name,)) for name in choices))
         for group in self.variables:
             if len({(*choices[name], neutral[name]) for name in group}) > 1:
-                raise ValueError(f"tied parameters need the same choices: {', '.join(group)}")
+                raise ValueError(
+                    f"tied: found parameters with different choices: {', '.join(group)}; expected the same choices and "
+                    "the same neutral choice"
+                )
         self.names = list(choices)
         self.values = [
             [neutral[group[0]], *(value for value in choices[group[0]] if value != neutral[group[0]])]
             for group in self.variables
         ]
         self._codes = [{value: code for code, value in enumerate(values)} for values in self.values]
-        self._of = lru_cache(REMEMBERED)(self._found)
+        self._cached_check = lru_cache(IDENTITY_CACHE)(self._check)
 
-    def params(self, code: Code) -> dict[str, Any]:
+    def decode(self, code: Code) -> dict[str, Any]:
         """The parameters of a policy."""
-        taken = zip(self.variables, self.values, code, strict=True)
-        return {name: values[number] for group, values, number in taken for name in group}
+        variables = zip(self.variables, self.values, code, strict=True)
+        return {name: values[number] for group, values, number in variables for name in group}
 
-    def code(self, params: Params) -> Code | None:
-        """The codes of parameters; None where tied ones differ, or one is no choice."""
+    def encode(self, params: Params) -> Code | None:
+        """The codes of parameters; None where tied ones differ, or a value is no choice."""
         if any(params[name] != params[group[0]] for group in self.variables for name in group[1:]):
             return None
         firsts = (params[group[0]] for group in self.variables)
@@ -97,267 +102,298 @@ class Meaning:
         return None if None in found else np.array(found, np.int16)
 
     def identity(self, params: Params) -> Hashable:
-        """Equal for parameters that mean the same."""
+        """Equal for parameters with the same meaning."""
         if self._identity:
             return self._identity({name: params[name] for name in self.names})
         return tuple(params[name] for name in self.names)
 
-    def of(self, code: Code) -> tuple[Hashable, bool]:
-        """The identity of a policy, and False where it must not be proposed."""
-        return self._of(code.tobytes())
+    def check(self, code: Code) -> tuple[Hashable, bool]:
+        """The identity of a policy, and whether it may be proposed."""
+        return self._cached_check(code.tobytes())
 
-    def _found(self, code: bytes) -> tuple[Hashable, bool]:
-        params = self.params(np.frombuffer(code, np.int16))
+    def _check(self, code: bytes) -> tuple[Hashable, bool]:
+        params = self.decode(np.frombuffer(code, np.int16))
         return self.identity(params), self._allowed is None or self._allowed(params)
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one trial says, or is expected to; the code is None where it says nothing to the strategy."""
+class Observation:
+    """What the strategy learns from one finished trial.
 
-    when: When
+    Attributes:
+        finished: When it finished, and its number.
+        key: The identity of its parameters.
+        code: Its policy; None where the strategy learns nothing from it.
+        values: The expensive objective and the others, all minimised; NaN where not measured.
+        constraints: By name, how far each is violated.
+        error: Standard error of the first value.
+        is_estimate: True where the values are estimates that later trials change.
+        failed: True for a failed trial.
+        score: See `Observations.scores`.
+        score_error: Standard error of the score.
+        scored_at: See `Observations.scored_at`.
+    """
+
+    finished: Finished
     key: Hashable
     code: Code | None
     values: tuple[float, ...]
     constraints: Mapping[str, float]
     error: float
-    expected: bool
+    is_estimate: bool
     failed: bool
     score: float
     score_error: float
-    scored: int = 0
+    scored_at: int = 0
 
     @property
-    def names(self) -> set[str]:
-        """Of the constraints, as far as the strategy sees them."""
+    def constraint_names(self) -> set[str]:
+        """Names of the constraints that the strategy learns from it."""
         return set() if self.code is None else {*self.constraints}
 
 
-class View:
-    """A study's trials, and what to measure next.
+class TrialHistory:
+    """Reads a study's trials and proposes the next one.
 
     Args:
-        meaning: Of the parameters.
+        codec: Converts parameters.
         signs: By objective 1 where it is minimised, else -1.
-        expensive: Which objective is no sum over the parameters.
-        prior_costs: By objective, parameter and choice, what is known beforehand.
-        reference: In the objectives' own units; None for what the first trials suggest.
-        parts: Of the strategy.
-        estimate: What is expected of a pruned trial; where the expensive value only guides, what any trial is told as.
-            Of a complete trial None leaves what it was told.
-        layers: By parameter, its layer; those that are not named are layers of their own.
-        guessing: The expensive objective when guessing, where the value told in its place only guides; else None.
-        ignored: Places of objectives that are no concern.
+        expensive: Index of the objective that is no sum over the parameters.
+        prior_costs: By objective, parameter and choice, what the choice adds, where that is known beforehand.
+        reference: The reference point in the objectives' own units; None derives it from the first trials.
+        parts: Parts of the strategy.
+        estimate: Gives the estimate of a pruned trial; in a guided search, the values of any trial. Where it gives None
+            for a complete trial, the values told to the study count.
+        layers: By parameter, its layer; parameters without one are layers of their own.
+        chance_score: In a guided search, the expensive objective at chance level; else None.
+        ignored: Indices of objectives that the sampler ignores.
     """
 
     def __init__(
-        self, meaning: Meaning, signs: Sequence[float], expensive: int,
+        self, codec: ParameterCodec, signs: Sequence[float], expensive: int,
         prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
         parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
-        layers: Mapping[str, int], guessing: float | None, ignored: Collection[int] = (),
+        layers: Mapping[str, int], chance_score: float | None, ignored: Collection[int] = (),
     ) -> None:  # fmt: skip
-        self._meaning = meaning
+        self._codec = codec
         self._estimate = estimate
-        self._guided = guessing is not None
+        self._guided = chance_score is not None
         # The expensive objective comes first.
         self._order = [expensive, *(one for one in range(len(signs)) if one != expensive and one not in ignored)]
         self._objectives = len(signs)
         self._signs = np.array(signs)[self._order]
-        beyond = len(meaning.variables) + max(layers.values(), default=0)
-        places = [layers.get(group[0], beyond + number) for number, group in enumerate(meaning.variables)]
-        self._alternatives = Alternatives(meaning.values, places)
-        corner = None if reference is None else np.array(reference, float)[self._order] * self._signs
+        beyond = len(codec.variables) + max(layers.values(), default=0)
+        layer_numbers = [layers.get(group[0], beyond + number) for number, group in enumerate(codec.variables)]
+        self._space = CategoricalSpace(codec.values, layer_numbers)
+        minimised_reference = None if reference is None else np.array(reference, float)[self._order] * self._signs
         tables = {
             number: self._signs[number + 1] * self._table(prior_costs[objective])
             for number, objective in enumerate(self._order[1:])
             if objective in prior_costs
         }
-        worst = np.inf if guessing is None else float(self._signs[0] * guessing)
-        self._strategy = Strategy(self._alternatives, corner, tables, parts, worst)
-        self._seen = 0
-        self._open: list[int] = []
-        self._ended: list[When] = []
-        self._expected: list[int] = []
-        self._rows: dict[int, Row] = {}
-        self._newest: dict[Hashable | None, When] = {}
+        minimised_chance = np.inf if chance_score is None else float(self._signs[0] * chance_score)
+        self._strategy = Strategy(self._space, minimised_reference, tables, parts, minimised_chance)
+        # Trials: how many were read, which of them are unfinished, and in which order the others finished.
+        self._num_read = 0
+        self._unfinished: list[int] = []
+        self._finished: list[Finished] = []
+        self._estimated: list[int] = []
+        self._by_number: dict[int, Observation] = {}
+        self._latest: dict[Hashable | None, Finished] = {}
         self._failed = 0
-        self._names: list[str] = []
-        self._history = self._empty()
-        self._given: dict[int, Code] = {}
+        self._constraint_names: list[str] = []
+        self._observations = self._no_observations()
+        # By trial, policies proposed here, and parameters of running trials.
+        self._proposed: dict[int, Code] = {}
         self._running: dict[int, tuple[Hashable | None, Code | None]] = {}
 
     def _table(self, costs: Mapping[str, Mapping[Any, float]]) -> Floats:
-        """(variables, width): what choices add, those of tied parameters summed."""
-        table = np.zeros(self._alternatives.exists.shape)
-        for variable, (group, values) in enumerate(zip(self._meaning.variables, self._meaning.values, strict=True)):
+        """(variables, width): what choices add to a cost, summed over tied parameters."""
+        table = np.zeros(self._space.exists.shape)
+        for variable, (group, values) in enumerate(zip(self._codec.variables, self._codec.values, strict=True)):
             for code, value in enumerate(values):
                 by_name = [costs.get(name, {}) for name in group]
-                table[variable, code] = sum(known.get(value, 0.0) - known.get(values[0], 0.0) for known in by_name)
+                table[variable, code] = sum(added.get(value, 0.0) - added.get(values[0], 0.0) for added in by_name)
         return table
 
-    def precedes(self, trials: Sequence[Any]) -> bool:
-        """False for the trials of another study, even if it has the same name."""
-        return len(trials) >= self._seen and all(trials[last].datetime_complete == at for at, last in self._ended[-1:])
+    def continues_with(self, trials: Sequence[Any]) -> bool:
+        """False for the trials of another study, even where its name is the same."""
+        finished = self._finished[-1:]
+        return len(trials) >= self._num_read and all(trials[last].datetime_complete == at for at, last in finished)
 
     def propose(self, trials: Sequence[Any], number: int, seed: int) -> dict[str, Any]:
         """The parameters of the next trial.
 
         Args:
-            trials: All of the study, Optuna's `FrozenTrial`.
-            number: Of the trial that needs parameters.
-            seed: Of what is random.
+            trials: All trials of the study, Optuna's `FrozenTrial`.
+            number: The number of the trial that asks.
+            seed: The sampler's seed.
         """
-        self._follow(trials)
-        others = [trials[other] for other in self._open if other != number]
-        ahead = sum(self._asks(trial, trials[number]) for trial in others)
+        self._read(trials)
+        others = [trials[other] for other in self._unfinished if other != number]
+        ahead = sum(self._asks_before(trial, trials[number]) for trial in others)
         pending, taken = self._pending(others)
-        history = replace(self._history, pending=pending)
+        observations = replace(self._observations, pending=pending)
 
         def possible(code: Code) -> bool:
-            identity, allowed = self._meaning.of(code)
-            return allowed and identity not in taken and identity not in self._newest
+            identity, allowed = self._codec.check(code)
+            return allowed and identity not in taken and identity not in self._latest
 
-        # A trial that failed leaves no trace here: one that was killed and is measured again changes nothing.
-        begun = len(others) + len(self._ended) - self._failed
-        proposals = self._strategy.propose(history, np.random.default_rng([seed, begun]), possible)
+        # Failed trials do not count: so a trial that was killed and is measured again leaves the seed unchanged.
+        count = len(others) + len(self._finished) - self._failed
+        proposals = self._strategy.propose(observations, np.random.default_rng([seed, count]), possible)
         for code in islice(proposals, ahead):
-            taken.add(self._meaning.of(code)[0])
+            taken.add(self._codec.check(code)[0])
         code = next(proposals)
-        self._given[number] = code
-        return self._meaning.params(code)
+        self._proposed[number] = code
+        return self._codec.decode(code)
 
-    def _follow(self, trials: Sequence[Any]) -> None:
-        """Take note of the trials that have finished since; those that had stay as they were."""
-        numbers = [*self._open, *range(self._seen, len(trials))]
-        self._seen, self._open = len(trials), [one for one in numbers if not trials[one].state.is_finished()]
-        new = [trials[one] for one in numbers if trials[one].state.is_finished()]
-        found = sorted(map(self._row, new), key=lambda row: row.when)
-        # What is expected is told by all who were measured in full.
-        anew = bool(self._expected) and not all(row.expected or row.failed for row in found)
-        if anew:
-            self._rows |= {number: self._row(trials[number]) for number in self._expected}
-        self._expected += [row.when[1] for row in found if row.expected]
-        for row in found:
-            anew |= [row.when] < self._ended[-1:] or row.key in self._newest or not row.names <= set(self._names)
-            self._rows[row.when[1]] = row
-            self._newest[row.key] = max(row.when, self._newest.get(row.key, row.when))
-            self._failed += row.failed
-            insort(self._ended, row.when)
-            if not anew:
-                self._measured([row])
-        if anew:
-            rows = [self._rows[ended] for _, ended in self._ended]
-            self._names = sorted(set().union(*(row.names for row in rows)))
-            self._history = self._empty()
-            told = (row for row in rows if not row.expected or self._newest[row.key] == row.when)
-            self._measured(merged(rows) if self._guided else [*told])
+    def _read(self, trials: Sequence[Any]) -> None:
+        """Reads the trials that finished since the last call; Optuna never changes a finished trial."""
+        numbers = [*self._unfinished, *range(self._num_read, len(trials))]
+        self._num_read = len(trials)
+        self._unfinished = [one for one in numbers if not trials[one].state.is_finished()]
+        new = [self._observe(trials[one]) for one in numbers if trials[one].state.is_finished()]
+        new.sort(key=lambda one: one.finished)
+        # Estimates depend on the trials at full fidelity, so any new one of these changes all estimates.
+        rebuild = bool(self._estimated) and not all(one.is_estimate or one.failed for one in new)
+        if rebuild:
+            self._by_number |= {number: self._observe(trials[number]) for number in self._estimated}
+        self._estimated += [one.finished[1] for one in new if one.is_estimate]
+        for one in new:
+            # Also where a trial finished before one that is read already, repeats a policy, or has new constraints.
+            rebuild |= [one.finished] < self._finished[-1:] or one.key in self._latest
+            rebuild |= not one.constraint_names <= set(self._constraint_names)
+            self._by_number[one.finished[1]] = one
+            self._latest[one.key] = max(one.finished, self._latest.get(one.key, one.finished))
+            self._failed += one.failed
+            insort(self._finished, one.finished)
+            if not rebuild:
+                self._append([one])
+        if rebuild:
+            self._rebuild()
 
-    def _row(self, trial: Any) -> Row:
-        key, code = self._told(trial.params)
-        state, when = trial.state.name, (trial.datetime_complete, trial.number)
-        asked = state in ("PRUNED", "COMPLETE")
-        expected = self._estimate(trial) if asked and self._estimate is not None else None
-        if expected is not None:
-            found = Estimated(*expected)
+    def _rebuild(self) -> None:
+        """Collects the observations of all finished trials anew."""
+        every = [self._by_number[number] for _, number in self._finished]
+        self._constraint_names = sorted(set().union(*(one.constraint_names for one in every)))
+        self._observations = self._no_observations()
+        if self._guided:
+            self._append(merge_by_policy(every))
         else:
-            told = state == "COMPLETE" and not self._guided
-            found = Estimated(trial.values if told else [np.nan] * self._objectives, 0.0)
-        values = self._signs * np.array(found.values, float)[self._order]
-        return Row(
-            when, key, None if state == "FAIL" else code, tuple(values),
-            dict(found.constraints) if self._guided else {**found.constraints, **trial.constraints},
-            found.error, expected is not None and not self._guided and state == "PRUNED", state == "FAIL",
-            float(self._signs[0] * found.score), found.score_error, len(self._newest) + 1,
+            self._append([one for one in every if not one.is_estimate or self._latest[one.key] == one.finished])
+
+    def _observe(self, trial: Any) -> Observation:
+        """Reads a finished trial."""
+        key, code = self._identify(trial.params)
+        state, finished = trial.state.name, (trial.datetime_complete, trial.number)
+        has_values = state in ("PRUNED", "COMPLETE")
+        given = self._estimate(trial) if has_values and self._estimate is not None else None
+        if given is not None:
+            estimate = TrialEstimate(*given)
+        else:
+            use_told = state == "COMPLETE" and not self._guided
+            estimate = TrialEstimate(trial.values if use_told else [np.nan] * self._objectives, 0.0)
+        values = self._signs * np.array(estimate.values, float)[self._order]
+        return Observation(
+            finished, key, None if state == "FAIL" else code, tuple(values),
+            dict(estimate.constraints) if self._guided else {**estimate.constraints, **trial.constraints},
+            estimate.error, given is not None and not self._guided and state == "PRUNED", state == "FAIL",
+            float(self._signs[0] * estimate.score), estimate.score_error, len(self._latest) + 1,
         )  # fmt: skip
 
-    def _told(self, params: Params) -> tuple[Hashable | None, Code | None]:
-        """The identity of a trial's parameters and their codes, as far as it has them."""
-        if not params.keys() >= set(self._meaning.names):
+    def _identify(self, params: Params) -> tuple[Hashable | None, Code | None]:
+        """The identity of parameters and their codes; None where parameters are missing or values are no choices."""
+        if not params.keys() >= set(self._codec.names):
             return None, None
-        code = self._meaning.code(params)
-        return self._meaning.identity(params) if code is None else self._meaning.of(code)[0], code
+        code = self._codec.encode(params)
+        return self._codec.identity(params) if code is None else self._codec.check(code)[0], code
 
-    def _asks(self, trial: Any, ours: Any) -> bool:
-        """Whether another process asks for a trial just now, and comes first; it is taken to get the same proposals."""
-        waits = trial.state.name == "RUNNING" and not trial.params and trial.number not in self._given
+    def _asks_before(self, trial: Any, ours: Any) -> bool:
+        """True where another process asks at this moment and comes first; it is taken to get the same proposals."""
+        waits = trial.state.name == "RUNNING" and not trial.params and trial.number not in self._proposed
         return waits and trial.number < ours.number and ours.datetime_start - trial.datetime_start < ASKING
 
     def _pending(self, trials: Sequence[Any]) -> tuple[Codes, set[Hashable]]:
-        """The policies that are being measured, and the identities of those and of the ones that wait for it."""
-        codes, taken = [], set()
+        """The policies of running and queued trials, and their identities.
+
+        Args:
+            trials: The unfinished trials.
+        """
+        codes, identities = [], set()
         for trial in trials:
-            key, code = self._wanted(trial)
+            key, code = self._identify_unfinished(trial)
             if key is not None:
-                taken.add(key)
+                identities.add(key)
             if code is not None:
                 codes.append(code)
-        return np.array(codes, np.int16).reshape(-1, self._alternatives.count), taken
+        return np.array(codes, np.int16).reshape(-1, self._space.num_variables), identities
 
-    def _wanted(self, trial: Any) -> tuple[Hashable | None, Code | None]:
-        """The identity and the codes of a trial that runs or waits, as far as they are known."""
+    def _identify_unfinished(self, trial: Any) -> tuple[Hashable | None, Code | None]:
+        """The identity and codes of a running or queued trial; None where they are not known yet."""
         if trial.number in self._running:
             return self._running[trial.number]
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        if trial.number in self._given:
-            # Another thread may be about to write them.
-            params = {**self._meaning.params(self._given[trial.number]), **params}
-        told = self._told(params)
-        if trial.params.keys() >= set(self._meaning.names):
-            self._running[trial.number] = told
-        return told
+        if trial.number in self._proposed:
+            # Proposed here, but another thread may not have stored the parameters yet.
+            params = {**self._codec.decode(self._proposed[trial.number]), **params}
+        found = self._identify(params)
+        if trial.params.keys() >= set(self._codec.names):
+            self._running[trial.number] = found
+        return found
 
-    def _empty(self) -> History:
-        nothing = np.zeros((0, self._alternatives.count), np.int16)
-        costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._names)))
+    def _no_observations(self) -> Observations:
+        no_codes = np.zeros((0, self._space.num_variables), np.int16)
+        costs, excess = np.zeros((0, len(self._order) - 1)), np.zeros((0, len(self._constraint_names)))
         scores = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64)) if self._guided else (None, None, None)
-        return History(nothing, np.zeros(0), costs, excess, np.zeros(0), nothing, *scores)
+        return Observations(no_codes, np.zeros(0), costs, excess, np.zeros(0), no_codes, *scores)
 
-    def _measured(self, rows: Sequence[Row]) -> None:
-        """What finished next."""
-        used = [row for row in rows if row.code is not None]
+    def _append(self, new: Sequence[Observation]) -> None:
+        """Appends trials to the observations, in the order in which they finished."""
+        used = [one for one in new if one.code is not None]
         if not used:
             return
-        values, known = np.array([row.values for row in used]), self._history
-        excess = np.array([[row.constraints.get(name, np.nan) for name in self._names] for row in used])
-        self._history = replace(
-            known,
-            codes=np.vstack([known.codes, *(row.code for row in used if row.code is not None)]),
-            losses=np.r_[known.losses, values[:, 0]],
-            costs=np.vstack([known.costs, values[:, 1:]]),
-            excess=np.vstack([known.excess, excess.reshape(len(used), len(self._names))]),
-            errors=np.r_[known.errors, [row.error for row in used]],
+        values, before = np.array([one.values for one in used]), self._observations
+        excess = np.array([[one.constraints.get(name, np.nan) for name in self._constraint_names] for one in used])
+        self._observations = replace(
+            before,
+            codes=np.vstack([before.codes, *(one.code for one in used if one.code is not None)]),
+            losses=np.r_[before.losses, values[:, 0]],
+            costs=np.vstack([before.costs, values[:, 1:]]),
+            excess=np.vstack([before.excess, excess.reshape(len(used), len(self._constraint_names))]),
+            errors=np.r_[before.errors, [one.error for one in used]],
         )
-        if known.scores is not None and known.score_errors is not None and known.scored is not None:
-            self._history = replace(
-                self._history,
-                scores=np.r_[known.scores, [row.score for row in used]],
-                score_errors=np.r_[known.score_errors, [row.score_error for row in used]],
-                scored=np.r_[known.scored, [row.scored for row in used]],
+        if before.scores is not None and before.score_errors is not None and before.scored_at is not None:
+            self._observations = replace(
+                self._observations,
+                scores=np.r_[before.scores, [one.score for one in used]],
+                score_errors=np.r_[before.score_errors, [one.score_error for one in used]],
+                scored_at=np.r_[before.scored_at, [one.scored_at for one in used]],
             )
 
 
-def merged(rows: Sequence[Row]) -> list[Row]:
-    """Each policy once, where it came first, with what its later trials told: a score, a cost that was measured later.
+def merge_by_policy(observations: Sequence[Observation]) -> list[Observation]:
+    """One observation for each policy, at its first place, with the scores and costs that its later trials add.
 
     Args:
-        rows: Of all trials, in the order in which they finished.
+        observations: Of all trials, in the order in which they finished.
     """
-    found: dict[Hashable, Row] = {}
-    for row in rows:
-        if row.code is None:
+    merged: dict[Hashable, Observation] = {}
+    for one in observations:
+        if one.code is None:
             continue
-        first = found.get(row.key)
+        first = merged.get(one.key)
         if first is None:
-            found[row.key] = replace(row, scored=len(found) + 1)
+            merged[one.key] = replace(one, scored_at=len(merged) + 1)
             continue
-        values = tuple(old if math.isfinite(old) else new for old, new in zip(first.values, row.values, strict=True))
-        told = math.isfinite(row.score)
-        found[row.key] = replace(
+        values = tuple(old if math.isfinite(old) else new for old, new in zip(first.values, one.values, strict=True))
+        scored = math.isfinite(one.score)
+        merged[one.key] = replace(
             first,
             values=values,
-            constraints={**first.constraints, **row.constraints},
-            score=row.score if told else first.score,
-            score_error=row.score_error if told else first.score_error,
-            scored=len(found) if told else first.scored,
+            constraints={**first.constraints, **one.constraints},
+            score=one.score if scored else first.score,
+            score_error=one.score_error if scored else first.score_error,
+            scored_at=len(merged) if scored else first.scored_at,
         )
-    return list(found.values())
+    return list(merged.values())
