@@ -1,1 +1,1 @@
-"""Which policy to measure next: numpy and Optuna alone."""
+"""Bayesian optimisation over categorical choices, as an Optuna sampler; needs no model and no search space file."""

@@ -189,7 +189,7 @@ class FittedModels:
     def _fit_surrogate(self, space: CategoricalSpace, observations: Observations, parts: Collection[str]) -> Surrogate:
         losses = self.losses(observations)
         chosen = self._training_policies(observations.codes, losses)
-        # A choice is expected to lose in proportion to what it saves, plus a part.
+        # The expected loss of a choice grows with its savings; a fifth of the largest savings keeps it above 0.
         shares = (one.main_effects() / max(np.ptp(one.main_effects()), 1e-300) for one in self._additive)
         saved = np.abs(sum(shares, np.zeros(len(space.variable))))
         weights = saved + 0.2 * (saved.max() or 1.0)
@@ -200,7 +200,7 @@ class FittedModels:
         )  # fmt: skip
 
     def _training_policies(self, codes: Codes, losses: Floats) -> NDArray[np.int64]:
-        """Numbers of the policies to train on; of too many those whose loss is nearest to the front."""
+        """Numbers of the policies to train on: all, or those with a loss near the front where there are too many."""
         chosen = np.flatnonzero(np.isfinite(losses))
         # Leaves room for the policies measured until the next refit.
         limit = max(MAX_TRAINING_POLICIES // 2, MAX_TRAINING_POLICIES - len(codes) // REFIT_SHARE)
@@ -363,13 +363,13 @@ class ModelCache:
         if np.count_nonzero(observations.first(fitted).measured) < 2:
             fitted = count
         if self._cached is not None and self._cached[3] == fitted and observations.starts_with(self._cached[0]):
-            known, models, surrogate, _ = self._cached
+            start, models, surrogate, _ = self._cached
         else:
-            known = observations.first(fitted)
-            models = FittedModels(self._space, known, self._tables, self._reference, self._parts, self._chance_score)
+            start = observations.first(fitted)
+            models = FittedModels(self._space, start, self._tables, self._reference, self._parts, self._chance_score)
             surrogate = models.surrogate
         losses = models.losses(observations)
-        new = (np.arange(count) >= len(known.codes)) & np.isfinite(losses)
+        new = (np.arange(count) >= len(start.codes)) & np.isfinite(losses)
         errors = models.errors(observations, losses)
         surrogate = surrogate.with_measured(observations.codes[new], losses[new], errors[new])
         self._cached = (observations, models, surrogate, fitted)

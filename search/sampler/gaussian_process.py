@@ -319,8 +319,8 @@ class Surrogate:
         prior, training, pairs = self._prior, self._training, self._pairs
         choices = self._space.features(codes)
         with_all = (choices @ training.interactions.T * self._dual) @ training.interactions
-        # A choice does not interact with the policy's choice of the same variable, which it replaces. `interaction_root`
-        # finds that part, because it is 0 between variables.
+        # A choice replaces the policy's choice of the same variable, so these two do not interact. `with_own` is their
+        # part of `with_all`, because `interaction_root` is 0 between variables.
         by_choice = self._dual @ training.choices
         with_own = (choices @ prior.interaction_root * by_choice) @ prior.interaction_root
         interactions: Floats = prior.interaction_variance * (

@@ -232,18 +232,18 @@ class TrialHistory:
         self._read(trials)
         others = [trials[other] for other in self._unfinished if other != number]
         ahead = sum(self._asks_before(trial, trials[number]) for trial in others)
-        pending, taken = self._pending(others)
+        pending, unavailable = self._pending(others)
         observations = replace(self._observations, pending=pending)
 
         def possible(code: Code) -> bool:
             identity, allowed = self._codec.check(code)
-            return allowed and identity not in taken and identity not in self._latest
+            return allowed and identity not in unavailable and identity not in self._latest
 
         # Failed trials do not count: so a trial that was killed and is measured again leaves the seed unchanged.
         count = len(others) + len(self._finished) - self._failed
         proposals = self._strategy.propose(observations, np.random.default_rng([seed, count]), possible)
         for code in islice(proposals, ahead):
-            taken.add(self._codec.check(code)[0])
+            unavailable.add(self._codec.check(code)[0])
         code = next(proposals)
         self._proposed[number] = code
         return self._codec.decode(code)
@@ -274,7 +274,7 @@ class TrialHistory:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        """Collects the observations of all finished trials anew."""
+        """Collects the observations of all finished trials again."""
         every = [self._by_number[number] for _, number in self._finished]
         self._constraint_names = sorted(set().union(*(one.constraint_names for one in every)))
         self._observations = self._no_observations()

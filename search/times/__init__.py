@@ -1,1 +1,1 @@
-"""Measured times: smoothed by a model of all trials, with the noise of the machine."""
+"""Time measurements of a study: smoothing, prediction and noise."""

@@ -1,1 +1,1 @@
-"""A trial and its result as plain values, and which results dominate which."""
+"""Trial results as plain values, with Pareto dominance, hypervolume and modelled times."""
