@@ -26,7 +26,7 @@ import numpy as np
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES
 from skipsearch.policies.policy import Policy
-from skipsearch.search.driver.promotion import ENOUGH, due, examples
+from skipsearch.search.driver.promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.study.expected_results import ScorePredictor
@@ -156,12 +156,12 @@ def assess(found: Sequence[Candidate], space: Space, seed: int) -> tuple[list[Tr
     records: list[TrialResult] = []
 
     def go_on(wait: float) -> None:
-        while patience is not None and (waiting := due(records, ScorePredictor.fit(records), space, wait)):
-            number, answered = waiting.number, examples(waiting)
+        while patience is not None and (waiting := next_promotion(records, ScorePredictor.fit(records), space, wait)):
+            number, answered = waiting.number, examples_answered(waiting)
             records[number] = answering(found, number, records, order, space, answered, 2 * answered)
 
     for number in range(len(found)):
-        until = ENOUGH if patience is not None and number else total
+        until = FIRST_EXAMPLES if patience is not None and number else total
         records.append(answering(found, number, records, order, space, 0, until))
         go_on(patience or 0)
     go_on(0)

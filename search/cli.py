@@ -1,4 +1,4 @@
-"""The command `skipsearch`. Stdout is the result, stderr the log; user's mistakes show no traceback."""
+"""The command `skipsearch`: results go to standard output, the log and errors to standard error."""
 
 import argparse
 import errno
@@ -7,16 +7,15 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..policies.errors import RunError, SkipsearchError, UsageError
-from ..policies.version import __version__
-from ..policies.wording import visible
+from ..policies.wording import escape_invisible
+from .options import parse_options, parse_overrides
 
-RESULTS = Path("results")
-TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # what `eval` lets the study of a policy do
+TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -28,16 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return carried_out(given)
+        return run_command(list(sys.argv[1:] if arguments is None else arguments))
     except SkipsearchError as error:
         print_error(error)
         return FAILED if isinstance(error, RunError) else WRONG_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # The reader of our output went away, as `head` does.
+    except BrokenPipeError:  # The reader of the output has ended, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
@@ -47,129 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def carried_out(arguments: list[str]) -> int:
-    """Run one command, and see its output through to the reader."""
+def run_command(arguments: list[str]) -> int:
+    """Run one command and flush its output.
+
+    Returns:
+        The exit code.
+    """
     try:
-        options = parser().parse_args(arguments)
-        options.command = ["skipsearch", *arguments]
-        return int(options.verb(options))
+        options = parse_options(arguments)
+        options.command_line = ["skipsearch", *arguments]
+        return COMMANDS[options.command](options)
     finally:
         sys.stdout.flush()
 
 
 def print_error(error: SkipsearchError) -> None:
-    """Lay out an error: what, where and found against expected, what to do."""
-    print(visible(f"error: {error}"), file=sys.stderr)
+    """Print an error with its details and its hint."""
+    print(escape_invisible(f"error: {error}"), file=sys.stderr)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints look like those about files."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse a command line."""
-        raise UsageError(message, hint=f"`{self.prog} --help` tells what it takes")
-
-
-def count(text: str) -> int:
-    """A whole number of 1 or more."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of 1 or more")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The verbs and their flags."""
-    top = Parser(prog="skipsearch", description="Search what a language model can leave out.")
-    top.add_argument("--version", action="version", version=f"skipsearch {__version__}")
-    verbs = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
-        made = verbs.add_parser(name, help=text, description=text)
-        made.set_defaults(verb=run)
-        made.add_argument("--json", action="store_true", help="print JSON, for programs")
-        return made
-
-    add_run_flags(verb("run", run_verb, "search a space; results go to a folder of their own"))
-
-    validate = verb("validate", validate_verb, "check spaces and policies, and list every mistake")
-    validate.add_argument("files", nargs="+", metavar="FILE")
-
-    show = verb("show", show_verb, "draw what a policy leaves out, layer by layer")
-    show.add_argument("policy", metavar="POLICY", type=Path)
-    show.add_argument("--num-layers", type=count, metavar="N", help="of the model, where the policy does not say")
-
-    evaluate = verb("eval", eval_verb, "measure a policy and the dense model side by side")
-    evaluate.add_argument("policy", metavar="POLICY", type=Path)
-    evaluate.add_argument("--space", help="what to measure on (default: the study that the policy lies in)")
-    evaluate.add_argument("--split", choices=["search", "report"], default="report",
-                          help="the examples to measure accuracy on (default: report)")  # fmt: skip
-    add_set(evaluate)
-    add_trust(evaluate)
-
-    report = verb("report", report_verb, "write a study's policies, table and report anew from its database")
-    report.add_argument("study", metavar="STUDY", help="a folder, or a name under --out")
-    report.add_argument("--constraint", action="append", default=[], metavar="BOUND", dest="constraints",
-                        help="print the front under a bound, such as 'accuracy>=0.9*dense'; repeatable")  # fmt: skip
-    report.add_argument("--pick", action="append", default=[], metavar="BOUND", dest="picks",
-                        help="print the best policy under a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
-    report.add_argument("--unmeasured", action="store_true",
-                        help="with these, print what is expected to be better than any measured")  # fmt: skip
-    report.add_argument("--salvage", action="store_true",
-                        help="write what is whole of a damaged study to a new one beside it")  # fmt: skip
-    add_out(report)
-
-    ls = verb("ls", ls_verb, "list the shipped spaces and the studies here")
-    add_out(ls)
-    return top
-
-
-def add_run_flags(run: argparse.ArgumentParser) -> None:
-    """What `run` takes."""
-    run.add_argument("space", metavar="SPACE", help="a YAML file, or the name of a shipped space")
-    add_set(run)
-    add_out(run)
-    run.add_argument("--name", help="the study's name, and that of its folder (default: the space's)")
-    run.add_argument("--resume", action="store_true", help="go on with a search that was interrupted")
-    run.add_argument("--trials", metavar="N", help="the same as --set search.trials=N")
-    run.add_argument("--seed", metavar="N", help="the same as --set search.seed=N")
-    run.add_argument("--sampler", metavar="NAME", help="the same as --set search.sampler=NAME")
-    run.add_argument("--address", help="of a Ray cluster; the same as --set workers.address=ADDRESS")
-    add_trust(run)
-    run.add_argument("--quiet", action="store_true", help="no progress on standard error")
-
-
-def add_trust(made: argparse.ArgumentParser) -> None:
-    """The flag that lets a task of one's own run its functions."""
-    made.add_argument("--trust-task-code", action="store_true",
-                      help="run the functions that task files of one's own name (!function)")  # fmt: skip
-
-
-def add_set(made: argparse.ArgumentParser) -> None:
-    """The flag that changes a space."""
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                      help="override a key of the space, such as search.trials=20; can be repeated")  # fmt: skip
-
-
-def add_out(made: argparse.ArgumentParser) -> None:
-    """The flag that says where studies are."""
-    made.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER",
-                      help="where the studies are (default: results)")  # fmt: skip
-
-
-def overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """The values of `--set`.
-
-    Raises:
-        UsageError: one has no `=`.
-    """
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        hint = "write both, as in --set search.trials=20"
-        raise UsageError("--set needs a key and a value", [f"found {pair!r}" for pair in wrong], hint)
-    return {key.strip(): value for key, value in (pair.split("=", 1) for pair in pairs)}
-
-
-def run_verb(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .signals import interruptible
     from .space.load import load_space
@@ -177,9 +72,9 @@ def run_verb(options: argparse.Namespace) -> int:
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
-    given = {key: value for key, value in flags.items() if value is not None}
-    loaded = load_space(options.space, overrides(options.overrides) | given)
-    refuse_untrusted(loaded.space, options, {**given, **overrides(options.overrides)})
+    overrides = parse_overrides(options.overrides) | {key: value for key, value in flags.items() if value is not None}
+    loaded = load_space(options.space, overrides)
+    refuse_untrusted(loaded.space, options, overrides)
     name = options.name or loaded.name
     folder = study_folder(options.out, name)
     with interruptible():
@@ -188,10 +83,11 @@ def run_verb(options: argparse.Namespace) -> int:
             from .run import run_study
 
             record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
-        except KeyboardInterrupt as stopped:
-            again = shlex.join(options.command if options.resume else [*options.command, "--resume"])
-            print(f"\ninterrupted; finished trials are kept in {folder}\nhint: go on with `{again}`", file=sys.stderr)
-            return int(getattr(stopped, "exit_code", INTERRUPTED))
+        except KeyboardInterrupt as interrupt:
+            command = shlex.join(options.command_line if options.resume else [*options.command_line, "--resume"])
+            message = f"interrupted; finished trials are kept in {folder}\nhint: go on with `{command}`"
+            print(f"\n{message}", file=sys.stderr)
+            return int(getattr(interrupt, "exit_code", INTERRUPTED))
     if options.json:
         print(json.dumps(summary_data(record, folder)))
     else:
@@ -200,10 +96,10 @@ def run_verb(options: argparse.Namespace) -> int:
 
 
 def study_folder(out: Path, name: str) -> Path:
-    """Where a study goes.
+    """The folder of a study.
 
     Raises:
-        UsageError: no folder can have that name, or a file stands in its way.
+        UsageError: the name is no folder name, or a file has the path of the folder or of one above it.
     """
     if Path(name).name != name or name in ("", ".."):
         raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
@@ -214,7 +110,7 @@ def study_folder(out: Path, name: str) -> Path:
     return folder
 
 
-def validate_verb(options: argparse.Namespace) -> int:
+def validate(options: argparse.Namespace) -> int:
     """`skipsearch validate`."""
     from .space.load import validate_file
 
@@ -229,13 +125,13 @@ def validate_verb(options: argparse.Namespace) -> int:
         else:
             problems[file] = []
             if not options.json:
-                print(visible(f"ok: {file} is a {kind}"))
+                print(escape_invisible(f"ok: {file} is a {kind}"))
     if options.json:
         print(json.dumps(problems))
     return WRONG_INPUT if any(problems.values()) else DONE
 
 
-def show_verb(options: argparse.Namespace) -> int:
+def show(options: argparse.Namespace) -> int:
     """`skipsearch show`."""
     from ..policies.policy import Policy
     from .report.console import Output
@@ -245,13 +141,13 @@ def show_verb(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(policy.document()))
         return DONE
-    known = options.num_layers or policy.model.num_layers or max(policy.layers, default=0) + 1
-    policy.check_fits(known, f"of {known} layers")
-    Output().print(layer_map(policy, known))
+    num_layers = options.num_layers or policy.model.num_layers or max(policy.layers, default=0) + 1
+    policy.check_fits(num_layers, f"of {num_layers} layers")
+    Output().print(layer_map(policy, num_layers))
     return DONE
 
 
-def eval_verb(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace) -> int:
     """`skipsearch eval`."""
     from ..policies.policy import Policy
 
@@ -259,16 +155,17 @@ def eval_verb(options: argparse.Namespace) -> int:
     space = evaluation_space(options)
     from .space.trust import refuse_untrusted
 
-    refuse_untrusted(space, options, overrides(options.overrides))
+    refuse_untrusted(space, options, parse_overrides(options.overrides))
     from ..policies.apply import apply_policy
     from .report.terminal import print_evaluation
     from .workers.evaluate import PolicyEvaluator
 
-    bench = PolicyEvaluator(space)
-    apply_policy(bench.subject.model, policy).remove()  # Refuses a policy for another model before minutes go by.
+    evaluator = PolicyEvaluator(space)
+    # Refuse a policy of another model now, and not after minutes of measuring dense.
+    apply_policy(evaluator.subject.model, policy).remove()
     names = list(space.evaluate)
-    dense = bench.measure(Policy(), names, options.split)
-    found = bench.measure(policy, names, options.split)
+    dense = evaluator.measure(Policy(), names, options.split)
+    found = evaluator.measure(policy, names, options.split)
     for what, outcome in {"dense model": dense, "policy": found}.items():
         if outcome.failure:
             raise RunError(f"the {what} could not be measured", [outcome.failure])
@@ -277,22 +174,22 @@ def eval_verb(options: argparse.Namespace) -> int:
 
 
 def evaluation_space(options: argparse.Namespace) -> Any:
-    """The space to measure on: the one given, or that of the study which the policy's file lies in."""
+    """The space to measure on: the given one, or that of the study whose folder holds the policy file."""
     from .space.load import load_space
     from .study.storage import DATABASE, space_of
 
     if options.space:
-        return load_space(options.space, overrides(options.overrides)).space
+        return load_space(options.space, parse_overrides(options.overrides)).space
     if {*options.overrides} - TRUSTED:
         raise UsageError("--set changes a space, and none is given", hint="name the space with --space")
     database = options.policy.resolve().parent.parent / DATABASE
     if not database.exists():
         hint = f"name a space, as in `skipsearch eval {options.policy} --space digits`"
-        raise UsageError("it is not known what to measure on", [f"{options.policy} lies in no study's folder"], hint)
+        raise UsageError("no space to measure on is given", [f"{options.policy} is in no study's folder"], hint)
     return space_of(database)
 
 
-def report_verb(options: argparse.Namespace) -> int:
+def report(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
     from .analysis.selection import select
     from .report.folder import write_folder
@@ -300,18 +197,17 @@ def report_verb(options: argparse.Namespace) -> int:
     from .report.terminal import print_summary, summary_data
     from .study.storage import DATABASE
 
-    given, named = Path(options.study), options.out / options.study
-    folder = given if (given / DATABASE).exists() or (given.is_dir() and not named.is_dir()) else named
+    given, under_out = Path(options.study), options.out / options.study
+    is_given = (given / DATABASE).exists() or (given.is_dir() and not under_out.is_dir())
+    folder = given if is_given else under_out
     if options.unmeasured and not (options.picks or options.constraints):
-        raise UsageError(
-            "--unmeasured goes with --pick or --constraint",
-            hint="say what is looked for, as in --pick 'ttft_ms<=0.6*dense'",
-        )
+        hint = "give a bound, as in --pick 'ttft_ms<=0.6*dense'"
+        raise UsageError("--unmeasured needs --pick or --constraint", hint=hint)
     if options.salvage:
         from .study.salvage import salvage
 
-        folder, whole, every = salvage(folder)
-        print(f"{whole} of {every} trials are whole; they are in {folder}", file=sys.stderr)
+        folder, intact, total = salvage(folder)
+        print(f"copied {intact} of {total} trials, which are intact, to {folder}", file=sys.stderr)
     if options.constraints or options.picks:
         print_selection(select(folder, options.constraints, options.picks), options.json, options.unmeasured)
         return DONE
@@ -323,7 +219,7 @@ def report_verb(options: argparse.Namespace) -> int:
     return DONE
 
 
-def ls_verb(options: argparse.Namespace) -> int:
+def ls(options: argparse.Namespace) -> int:
     """`skipsearch ls`."""
     from .space.load import load_space, shipped_spaces
     from .study.storage import DATABASE, progress_of
@@ -338,7 +234,17 @@ def ls_verb(options: argparse.Namespace) -> int:
         print(f"  {name:<12} {model}")
     print("studies")
     for folder, state in studies.items():
-        print(visible(f"  {folder:<24} {state}"))
+        print(escape_invisible(f"  {folder:<24} {state}"))
     if not studies:
         print(f"  none under {options.out}")
     return DONE
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "run": run,
+    "validate": validate,
+    "show": show,
+    "eval": evaluate,
+    "report": report,
+    "ls": ls,
+}

@@ -1,4 +1,4 @@
-"""One search from its space to its folder of results."""
+"""Runs one search, from its space to its folder of results."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
 from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
 
-FREE_BYTES = 32 << 20  # for the database of a study, its report and Ray's own files
+MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own files
 
 if TYPE_CHECKING:
     from .baselines.dense_stats import DenseStats
@@ -34,13 +34,13 @@ def run_study(
 
     Args:
         loaded: The space.
-        folder: The study's folder; made if there is none.
-        name: The study's name; the space's where none is given.
+        folder: The study's folder; it is created where it does not exist.
+        name: The study's name; None for that of the space.
         resume: Go on with the study in the folder.
         shown: Show the progress on standard error.
 
     Raises:
-        SkipsearchError: the model, an evaluator, the cluster or the study is not as it must be.
+        SkipsearchError: the model, an evaluator, the cluster or the study cannot be used.
     """
     from .driver.phases import PREPARING
     from .driver.progress import Progress
@@ -48,20 +48,21 @@ def run_study(
 
     space = loaded.space
     check_folder(folder, resume)
-    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as heed:
-        pool = started(pinned(space, folder / DATABASE) if resume else space, heed)
+    with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as set_handlers:
+        pool = start_pool(pin_revision(space, folder / DATABASE) if resume else space, set_handlers)
         try:
             described = pool.describe()
+            num_layers = described[0]["num_layers"]
             progress.phase(PREPARING)
-            commit = the_commit(described)
-            space.domains(described[0]["num_layers"])  # What does not fit is refused before a folder is made.
-            with only_writer(folder):
+            commit = common_commit(described)
+            space.domains(num_layers)  # Refuses a space that does not fit the model before a folder is created.
+            with lock_study(folder):
                 study = SearchStudy(
-                    folder / DATABASE, name or loaded.name, space, described[0]["num_layers"], resume, loaded.model_id,
-                    lambda: noted(pool, progress), described[0]["guide"], commit,
+                    folder / DATABASE, name or loaded.name, space, num_layers, resume, loaded.model_id,
+                    lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
-                with kept_in(folder):
+                with database_errors(folder):
                     search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()
@@ -69,58 +70,58 @@ def run_study(
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """See before minutes of loading that a study can be written, or gone on with.
+    """Check that a study can be written or resumed, before the model is loaded.
 
     Raises:
-        StudyError: it exists, or does not, or is damaged; or the folder cannot be written to, or another search does.
+        StudyError: the study exists, or does not exist to be resumed, or is damaged; or its folder cannot be written,
+            or another search is writing to it.
     """
-    from .study.study import SearchStudy
+    from .study.opening import check_free
 
-    SearchStudy.check_free(folder / DATABASE, resume)
+    check_free(folder / DATABASE, resume)
     above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not os.access(above, os.W_OK | os.X_OK):
         hint = "give another folder with `--out`, or the right to write to this one"
         raise StudyError(f"no file can be written to {above}", [f"expected to, for {folder}"], hint)
     free = shutil.disk_usage(above).free
-    if free < FREE_BYTES:
-        found = f"found {free >> 20} MiB free, expected {FREE_BYTES >> 20} MiB"
-        raise StudyError(
-            f"the disk of {above} is full", [found], "free some space, or give another folder with `--out`"
-        )
+    if free < MIN_FREE_BYTES:
+        found = f"found {free >> 20} MiB free, expected {MIN_FREE_BYTES >> 20} MiB"
+        hint = "free some space, or give another folder with `--out`"
+        raise StudyError(f"the disk of {above} is full", [found], hint)
     if resume:
-        with only_writer(folder):
+        with lock_study(folder):
             check_whole(folder / DATABASE)
         read_environment(folder / ENVIRONMENT)
 
 
-def pinned(space: Space, database: Path) -> Space:
-    """The space with the commit of its model that a study began with, so that a branch may move on meanwhile."""
+def pin_revision(space: Space, database: Path) -> Space:
+    """The space with the model's commit of the study's first run, since a branch on the hub may have moved."""
     commit = commit_of(database)
     if commit is None:
         return space
     return space.model_copy(update={"model": space.model.model_copy(update={"revision": commit})})
 
 
-def the_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
-    """The commit of the model on the hub that all workers have loaded; None of a local one.
+def common_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
+    """The commit of the hub model that every worker has loaded; None for a local model.
 
     Raises:
-        RunError: they have loaded different ones.
+        RunError: workers have loaded different commits.
     """
-    found = {worker.get("commit"): worker["node"] for worker in described}
-    if len(found) > 1:
-        lines = [f"node {node}: commit {commit}" for commit, node in found.items()]
+    nodes = {worker.get("commit"): worker["node"] for worker in described}
+    if len(nodes) > 1:
+        lines = [f"node {node}: commit {commit}" for commit, node in nodes.items()]
         hint = "name the commit with `--set model.revision=…`"
         raise RunError("the workers have loaded different commits of the model", lines, hint)
-    return next(iter(found))
+    return next(iter(nodes))
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[None]:
-    """Tell in one line that the database cannot be written any more; what was written is kept.
+def database_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of writing the database into one message; what was written before is kept.
 
     Raises:
-        RunError: the disk is full, or the file is held or gone.
+        RunError: the disk is full, or the file is locked or missing.
     """
     try:
         yield
@@ -130,8 +131,11 @@ def kept_in(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder / DATABASE} cannot be written", [reason], hint) from None
 
 
-def started(space: Space, heed: Callable[[], None]) -> "Pool":
-    """Start the workers. Ray takes over the handling of signals while it starts, and stops with an exit."""
+def start_pool(space: Space, set_handlers: Callable[[], None]) -> "Pool":
+    """Start the workers.
+
+    Ray replaces the signal handlers while it starts, and raises `SystemExit` on SIGTERM.
+    """
     from .workers.ray_pool import Pool
 
     try:
@@ -139,12 +143,12 @@ def started(space: Space, heed: Callable[[], None]) -> "Pool":
     except SystemExit:
         raise Stopped(signal.SIGTERM) from None
     finally:
-        heed()
+        set_handlers()
 
 
-def noted(pool: "Pool", progress: "Progress") -> "DenseStats":
-    """See the dense model for the rules to begin with, and say so: it takes as long as a few trials."""
-    progress.note("finding out what the rules to begin with need to know of the dense model")
+def probe_dense(pool: "Pool", progress: "Progress") -> "DenseStats":
+    """Measure the statistics of the dense model that baselines need; this takes as long as a few trials."""
+    progress.note("measuring the statistics of the dense model that the baselines need")
     return pool.probe_dense()
 
 
@@ -153,7 +157,7 @@ def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress",
     from .driver.driver import Driver
 
     driver = Driver(study, pool, progress)
-    driver.timing.find_noise()
+    driver.timing.measure_noise()
     if study.space.workers.runner == "tune":
         from .driver.ray_tune import tune_search
 
@@ -166,11 +170,11 @@ def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress",
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a study for one search at a time; the lock goes with the process, however that ends.
+def lock_study(folder: Path) -> Iterator[None]:
+    """Lock a study for one search at a time; the lock ends with the process.
 
     Raises:
-        StudyError: another search holds it.
+        StudyError: another search holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)

@@ -1,4 +1,4 @@
-"""What ends a search from outside: Ctrl-C, a batch system's request to stop, and the end of the terminal."""
+"""Stops a search cleanly on SIGINT (Ctrl-C), SIGTERM (a batch system) and SIGHUP (a closed terminal)."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_heeding: list[Callable[[], None]] = []  # of the context that is open, where there is one
+_open_contexts: list[Callable[[], None]] = []  # what the open `interruptible` context yields, where one is open
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks the search to end.
+    """A signal asks the search to stop.
 
     Args:
         number: The signal.
@@ -23,46 +23,48 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130, as after Ctrl-C; 129 where the terminal has gone."""
+        """130, as after Ctrl-C; 129 after SIGHUP."""
         return 128 + (signal.SIGHUP if self.number == signal.SIGHUP else signal.SIGINT)
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C end the search, a batch system's request to stop, and the end of the terminal.
+    """Raise `Stopped` on SIGINT, SIGTERM and SIGHUP.
 
-    All are set here, since a shell starts what runs in the background with interrupts ignored; but who started it with
-    `nohup` wants it to outlive the terminal. What comes after the first signal is ignored, while workers are stopped.
+    All three are set here, because a shell starts background processes with SIGINT ignored. SIGHUP stays ignored where
+    it was, since `nohup` ignores it to outlive the terminal. After the first signal further ones are ignored, so that
+    workers are stopped undisturbed. A nested context yields the same function as the outer one.
 
     Yields:
-        Sets the signals' handlers again, after something else has taken them.
+        A function that sets the handlers again, after a library has replaced them.
     """
-    if _heeding:
-        yield _heeding[-1]
+    if _open_contexts:
+        yield _open_contexts[-1]
         return
-    heeded = [signal.SIGINT, signal.SIGTERM]
+    handled = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        heeded.append(signal.SIGHUP)
+        handled.append(signal.SIGHUP)
 
-    stopped: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        for one in heeded:
+        received.append(number)
+        for one in handled:
             signal.signal(one, signal.SIG_IGN)
         raise Stopped(number)
 
-    def heed() -> None:
-        for number in before if not stopped else ():
+    def set_handlers() -> None:
+        for number in before if not received else ():
             signal.signal(number, stop)
 
     before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Elsewhere the caller's program handles its signals.
-        before = {number: signal.signal(number, stop) for number in heeded}
-    _heeding.append(heed)
+    # Python sets handlers in the main thread alone. In other threads, the calling program handles its signals.
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in handled}
+    _open_contexts.append(set_handlers)
     try:
-        yield heed
+        yield set_handlers
     finally:
-        _heeding.pop()
+        _open_contexts.pop()
         for number, handler in before.items():
             signal.signal(number, handler)

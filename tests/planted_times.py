@@ -102,7 +102,7 @@ def search(path, folder, bench, resume=False, console=None, confirm=True, **over
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
     progress = Progress(space.search.trials, space.objectives, shown=console is not None, console=console)
     driver = Driver(study, Here(bench), progress)
-    driver.timing.find_noise()
+    driver.timing.measure_noise()
     study.end(driver.search())
     if confirm:
         driver.confirm()

@@ -298,7 +298,7 @@ def test_a_selection_as_json(folder, capsys):
             ["--constraint", "accuracy>=0.1", "--unmeasured"],
             "no unmeasured policy can be suggested\n  found 9 measured policies, expected",
         ),
-        (["--unmeasured"], "--unmeasured goes with --pick or --constraint\nhint: "),
+        (["--unmeasured"], "--unmeasured needs --pick or --constraint\nhint: "),
     ],  # fmt: skip
 )
 def test_a_selection_that_cannot_be_is_told(flags, says, folder, capsys):

@@ -69,9 +69,9 @@ def refused(arguments, capsys):
 
 
 COMMANDS = {
-    "": ["error: the following arguments are required: COMMAND", "hint: `skipsearch --help` tells what it takes"],
-    "run": ["error: the following arguments are required: SPACE", "hint: `skipsearch run --help` tells what it takes"],
-    "run space.yaml --frob": ["error: unrecognized arguments: --frob", "hint: `skipsearch --help` tells what it takes"],
+    "": ["error: the following arguments are required: COMMAND", "hint: `skipsearch --help` lists its arguments"],
+    "run": ["error: the following arguments are required: SPACE", "hint: `skipsearch run --help` lists its arguments"],
+    "run space.yaml --frob": ["error: unrecognized arguments: --frob", "hint: `skipsearch --help` lists its arguments"],
     "run digitz": [
         "error: no space is called 'digitz'",
         "  the nearest known one is 'digits'",
@@ -157,7 +157,7 @@ COMMANDS = {
     ],
     "show policy.yaml --num-layers 0": [
         "error: argument --num-layers: found '0', expected a whole number of 1 or more",
-        "hint: `skipsearch show --help` tells what it takes",
+        "hint: `skipsearch show --help` lists its arguments",
     ],
     "show five.yaml --num-layers 4": [
         "error: policy was made for 5 layers, model has 4",
@@ -165,8 +165,8 @@ COMMANDS = {
         "hint: use the model named in the policy, or search again for this one with `skipsearch run`",
     ],
     "eval policy.yaml": [
-        "error: it is not known what to measure on",
-        "  policy.yaml lies in no study's folder",
+        "error: no space to measure on is given",
+        "  policy.yaml is in no study's folder",
         "hint: name a space, as in `skipsearch eval policy.yaml --space digits`",
     ],
     "eval policy.yaml --set search.trials=3": [

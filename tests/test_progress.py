@@ -148,7 +148,7 @@ def test_silence_is_silent() -> None:
         progress.phase(PROPOSING)
         progress.update(trials(3), 3)
         progress.note("a note")
-    assert text.getvalue() == "" and not progress.is_read
+    assert text.getvalue() == "" and not progress.is_shown
 
 
 @pytest.mark.parametrize("terminal", [False, True])

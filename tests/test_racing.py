@@ -20,12 +20,12 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import summary
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
-from skipsearch.search.driver.promotion import due
+from skipsearch.search.driver.promotion import next_promotion
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.search_settings import Racing
 from skipsearch.search.study.expected_results import ScorePredictor
-from skipsearch.search.study.trial_attributes import read_trial
 from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.study.trial_attributes import read_trial
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.scores import example_weights
@@ -449,10 +449,10 @@ def test_who_answered_few_examples_under_a_bound_alone_is_no_member_of_the_front
     aside = {record.number for record in found.records if record.estimates}
     assert aside and aside.isdisjoint(front_trials(found.records, found.study.space.objectives))
     assert aside.isdisjoint(trial.number for trial in found.study.study.best_trials)
-    view, trials = found.study._skip_sampler._view[1], found.study.study.get_trials()
-    view._follow(trials)
-    rows = {number: row for number, row in view._rows.items() if number in aside}
-    assert rows and all(row.expected and "accuracy" in row.constraints for row in rows.values())
+    history, trials = found.study._skip_sampler._history[1], found.study.study.get_trials()
+    history._read(trials)
+    paused = [one for number, one in history._by_number.items() if number in aside]
+    assert paused and all(one.is_estimate and "accuracy" in one.constraints for one in paused)
 
 
 def test_who_may_keep_a_bound_on_no_objective_answers_more(path):
@@ -462,7 +462,7 @@ def test_who_may_keep_a_bound_on_no_objective_answers_more(path):
     def chosen(share, **others):
         scores = {0: np.ones(400), 1: (np.arange(400) % 40 < 40 * share).astype(float)}
         records = [trial(0, 100.0, scores[0].tolist()), replace(trial(1, 50.0, scores[1].tolist(), few), **others)]
-        return due(records, ScorePredictor.fit(records), space, 0)
+        return next_promotion(records, ScorePredictor.fit(records), space, 0)
 
     assert chosen(0.6).number == chosen(0.475).number == 1
     assert chosen(0.2) is None
@@ -517,7 +517,7 @@ def test_who_promises_most_answers_first_and_who_adds_next_to_nothing_answers_no
     def chosen(*whole, patience=0, going_on=()):
         scores = {number: (np.arange(400) % 40 < 40 * share).astype(float) for number, (_, share) in shares.items()}
         records = [trial(n, shares[n][0], scores[n].tolist(), None if n in whole else few) for n in shares]
-        record = due(records, ScorePredictor.fit(records), space, patience, going_on)
+        record = next_promotion(records, ScorePredictor.fit(records), space, patience, going_on)
         return record and record.number
 
     assert chosen(0) == 4
@@ -535,7 +535,7 @@ def test_a_patient_race_ends_when_nobody_who_answered_few_examples_looks_like_a_
     space, records = patient.study.space, patient.records
     aside = [record for record in records if record.estimates and not record.early_stopped]
     assert len(records) == patient.study.budget_used() == 30 and len(aside) >= 5
-    assert due(records, patient.study.score_predictor(), space, 0) is None
+    assert next_promotion(records, patient.study.score_predictor(), space, 0) is None
     for number in front_trials(records, space.objectives):
         record = next(record for record in records if record.number == number)
         whole = bench.measure(record.policy, ["accuracy", "flops"]).measurements
@@ -574,9 +574,9 @@ def test_a_search_that_goes_on_without_races_leaves_nobody_aside(path, bench, tm
         search(path, bench, tmp_path, 20, search__sampler="auto")
     given = {"search__sampler": "auto", "search__trials": 20, "search__racing": racing}
     begun = SearchStudy(tmp_path / "study.db", "tiny", space_of(path, **given), LAYERS, resume=True)
-    assert due(begun.results(), begun.score_predictor(), begun.space, 0) is not None
+    assert next_promotion(begun.results(), begun.score_predictor(), begun.space, 0) is not None
     rest = search(path, bench, tmp_path, resume=True, **given)
-    assert due(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
+    assert next_promotion(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
 
 
 def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path, bench, tmp_path):
@@ -588,7 +588,7 @@ def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path,
     assert found.study.size > 1000 and "no policy left" in found.ended
     own = {record.policy.fingerprint: record for record in found.records if record.duplicate_of is None}
     assert 20 < len(own) < 64 and len(found.records) - len(own) <= 20
-    assert due(found.records, found.study.score_predictor(), found.study.space, 0) is None
+    assert next_promotion(found.records, found.study.score_predictor(), found.study.space, 0) is None
 
 
 def test_a_race_killed_while_it_measures_resumes_with_the_same_trials(path, bench, tmp_path):
@@ -628,7 +628,7 @@ def test_a_trial_that_fails_when_it_is_to_answer_more_keeps_what_it_had(path, be
         assert [figures(record) for record in found.records] == [figures(record) for record in patient.records]
     else:
         rest = search(path, bench, tmp_path, resume=True, search__sampler="auto")
-        assert due(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
+        assert next_promotion(rest.records, rest.study.score_predictor(), rest.study.space, 0) is None
 
 
 def test_a_trial_that_fails_again_when_it_is_to_answer_more_is_not_asked_a_third_time(path, bench, tmp_path):

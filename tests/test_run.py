@@ -17,7 +17,7 @@ from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.report.folder import start_folder, write_folder
-from skipsearch.search.run import only_writer, run_study
+from skipsearch.search.run import lock_study, run_study
 from skipsearch.search.study.expected_results import baseline_front
 from skipsearch.search.study.storage import DATABASE, open_study
 from skipsearch.search.workers.cluster import start_local
@@ -258,7 +258,7 @@ def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner)
 
 
 def test_one_search_at_a_time_writes_to_a_study(path, tmp_path):
-    with only_writer(tmp_path / "tiny"), pytest.raises(StudyError, match="another search is writing"):
+    with lock_study(tmp_path / "tiny"), pytest.raises(StudyError, match="another search is writing"):
         run_study(searching.loaded(path), tmp_path / "tiny", shown=False)
 
 

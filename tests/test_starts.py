@@ -15,7 +15,7 @@ from skipsearch.policies.errors import SpaceError, StudyError
 from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.baselines.dense_stats import DENSE_STATS, DenseStats
-from skipsearch.search.driver.promotion import due
+from skipsearch.search.driver.promotion import next_promotion
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.search_settings import DEFAULT_BASELINES, START_NAMES
@@ -215,4 +215,4 @@ def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(pa
         record(4, 0.7, 6.5),
     )  # fmt: skip
     records = [dense, worse, rule, found, other]
-    assert due(records, ScorePredictor.fit(records), space_of(path), 0).number == 2
+    assert next_promotion(records, ScorePredictor.fit(records), space_of(path), 0).number == 2

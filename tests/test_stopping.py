@@ -12,7 +12,7 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
 from skipsearch.search.driver import stopping as stopping
 from skipsearch.search.driver.proposals import Proposals
-from skipsearch.search.driver.stopping import Stopping, growth
+from skipsearch.search.driver.stopping import Stopping, relative_growth
 from skipsearch.search.study.trial_cache import running_seconds
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.trial.trial_result import TrialResult
@@ -69,10 +69,10 @@ def test_failed_trials_count_and_duplicates_do_not(path):
 
 
 def test_growth_needs_more_trials_than_it_looks_back():
-    assert growth([0.1, 0.2, 0.3], 3) is None
-    assert growth([0.1, 0.2, 0.3], 2) == pytest.approx(2.0)
-    assert growth([0.0, 0.2, 0.3], 2) is None
-    assert growth([0.1, 0.2], None) is None
+    assert relative_growth([0.1, 0.2, 0.3], 3) is None
+    assert relative_growth([0.1, 0.2, 0.3], 2) == pytest.approx(2.0)
+    assert relative_growth([0.0, 0.2, 0.3], 2) is None
+    assert relative_growth([0.1, 0.2], None) is None
 
 
 def test_time_counts_what_was_spent_before_and_never_before_dense(path, monkeypatch):
@@ -165,4 +165,4 @@ def test_through_ray_tune_it_ends_the_same(path, tmp_path):
 def test_a_small_space_says_that_all_of_it_is_measured(path, tmp_path):
     study = open_study(path, tmp_path, layers="[{range: 0, choices: [keep, skip_ffn, skip_layer]}]")
     spend(study)
-    assert Proposals(study).reason == "the space has no policy left that was not measured"
+    assert Proposals(study).reason == "every policy of the space is measured"

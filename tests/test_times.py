@@ -15,13 +15,20 @@ from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.driver.timing import ROUNDS, merged
+from skipsearch.search.driver.timing import ROUNDS, merge_times
 from skipsearch.search.report.folder import write_folder
 from skipsearch.search.report.html import page
 from skipsearch.search.report.terminal import summary_data
 from skipsearch.search.space.constraint import Constraint
-from skipsearch.search.times.noise import time_noise, noise_warning
-from skipsearch.search.trial.modelled_time import ExpectedTime, ModelledTime, optimistic_value, repeat_variance, ratio_variance, with_modelled_times
+from skipsearch.search.times.noise import noise_warning, time_noise
+from skipsearch.search.trial.modelled_time import (
+    ExpectedTime,
+    ModelledTime,
+    optimistic_value,
+    ratio_variance,
+    repeat_variance,
+    with_modelled_times,
+)
 from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within
 from skipsearch.search.trial.time_model import TimeEstimate
@@ -96,7 +103,9 @@ def test_a_measurement_is_worth_what_its_repeats_agree() -> None:
     drifting = Measurement(52.0, 5, 103.0, detail={"repeats_ms": ours, "dense_repeats_ms": [2 * one for one in ours]})
     assert repeat_variance(drifting) == pytest.approx(1e-8) and 1e-8 < repeat_variance(entry) < 0.01**2
     assert repeat_variance(Measurement(52.0, 1, 103.0)) is None
-    assert repeat_variance(Measurement(50.0, 4, 100.0, iqr=5.0)) == pytest.approx((1.253 * 2**0.5 * 0.1 / 1.349) ** 2 / 4)
+    assert repeat_variance(Measurement(50.0, 4, 100.0, iqr=5.0)) == pytest.approx(
+        (1.253 * 2**0.5 * 0.1 / 1.349) ** 2 / 4
+    )
     assert ratio_variance(Measurement(52.0, 1, 104.0), 0.04) == pytest.approx(0.01)
     assert ratio_variance(drifting, 1e-4) == pytest.approx((4e-8 + 4e-4) / 8 * (52 / 103) ** 2, rel=1e-3)
 
@@ -254,11 +263,11 @@ def test_visits_are_merged_by_their_pairs() -> None:
     def visit(ours, dense):
         return Measurement(np.median(ours), 2, np.median(dense), detail={"repeats_ms": ours, "dense_repeats_ms": dense})
 
-    found = merged([visit([50, 52], [100, 104]), visit([100, 104], [200, 208]), visit([51, 50], [100, 100])])
+    found = merge_times([visit([50, 52], [100, 104]), visit([100, 104], [200, 208]), visit([51, 50], [100, 100])])
     assert found.value / found.dense == pytest.approx(0.5) and found.n == 6 and found.dense == 102
     assert 0 < found.stderr < 1
-    assert merged([Measurement(5.0, dense=10.0)]).value == 5.0
-    assert merged([Measurement(5.0), Measurement(7.0)]).value == 6.0
+    assert merge_times([Measurement(5.0, dense=10.0)]).value == 5.0
+    assert merge_times([Measurement(5.0), Measurement(7.0)]).value == 6.0
 
 
 def test_studies_without_times_are_as_they_were() -> None:

@@ -1,1 +1,1 @@
-"""The search loop: proposes, promotes, confirms and shows progress."""
+"""Runs a search: proposes policies, sends them to workers, promotes paused trials, and confirms the front."""

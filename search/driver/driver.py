@@ -1,4 +1,4 @@
-"""The driver: gives proposed policies to workers, stage by stage, and tells the study what came of it."""
+"""The search loop: sends trials to workers, stage by stage, and tells the study their outcomes."""
 
 import time
 from collections import deque
@@ -8,40 +8,41 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
-from ..study.expected_results import MAX_CONFIRMED, baseline_front
-from ..study.study import Proposal, SearchStudy
+from ..study.asking import Proposal
+from ..study.expected_results import MAX_CONFIRMED
+from ..study.study import SearchStudy
 from ..trial.outcome import Outcome
-from ..trial.pareto import evenly, front_trials
+from ..trial.pareto import front_trials
 from ..trial.trial_result import TrialResult
 from ..workers.early_stopping import rivals_among
-from ..workers.prefix_affinity import steps
 from ..workers.ray_pool import Pool
-from ..workers.time_limits import Limits
+from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
-from .phases import CONFIRMING, PROBING, PROMOTING, PROPOSING
+from .confirmation import confirm, trials_to_confirm
+from .phases import PROBING, PROMOTING, PROPOSING
 from .probing import Probing
-from .promotion import ENOUGH, due, examples
+from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from .proposals import Proposals
-from .remaining import ahead
+from .remaining import remaining_steps
 from .timing import Timing
 
 if TYPE_CHECKING:
     from .progress import Progress
 
-SETBACKS = 2  # failures of a trial that is to answer more, after which it is not asked again
+MAX_PROMOTION_FAILURES = 2  # failed promotions after which a trial is not promoted again
 
 
 @dataclass
 class Trial:
-    """A policy on its way through the stages.
+    """A policy that is being measured.
 
     Attributes:
-        subject: What is measured: a proposal, or an earlier trial that was set aside and goes on.
-        stages: Names of evaluators, one list a stage; those of the first are running or next.
-        max_examples: How many examples it answers for now; None for all.
-        outcome: What the stages before measured.
-        is_probe: True where it only finds the path to begin with.
-        begun: When it began.
+        subject: A new proposal, or a paused trial that is promoted.
+        stages: Names of evaluators, one list per stage; the first stage is running or next.
+        max_examples: On how many examples it is measured; None for all.
+        outcome: What the earlier stages measured.
+        is_probe: True for a probe, which does not count towards the budget.
+        begun: When it started.
     """
 
     subject: Proposal | TrialResult
@@ -56,9 +57,9 @@ class Driver:
     """Runs the trials of a search, and confirms its front.
 
     Args:
-        study: Where the trials are.
-        pool: Who measures them.
-        progress: Who tells the user.
+        study: Where the trials are stored.
+        pool: The workers.
+        progress: Shows the progress.
     """
 
     def __init__(self, study: SearchStudy, pool: Pool, progress: "Progress") -> None:
@@ -67,18 +68,18 @@ class Driver:
         self.progress = progress
         self.proposals = Proposals(study)
         guide = [study.guide.evaluator] if study.guide else []
-        self._kinds = {name: evaluator_class(name) for name in dict.fromkeys([*study.space.evaluate, *guide])}
+        self._evaluators = {name: evaluator_class(name) for name in dict.fromkeys([*study.space.evaluate, *guide])}
         self.probing = Probing(study, pool.size)
         racing = study.space.search.racing
-        self._racing = racing != "none"
-        learns = study.space.search.sampler == "auto"
-        self._patience = racing.patience if racing != "none" and racing.patience != "none" and learns else None
-        self._limits = Limits(study.space, study.dense_seconds())
-        self._going_on: set[int] = set()
-        self._left: set[int] = set()
-        self._alone: deque[Trial] = deque()
-        self._waiting: deque[Trial] = deque()
-        self._draining = False
+        self._races = racing != "none"
+        is_learning = study.space.search.sampler == "auto"
+        self._patience = racing.patience if racing != "none" and racing.patience != "none" and is_learning else None
+        self._limits = TimeLimits(study.space, study.dense_seconds())
+        self._promoted: set[int] = set()
+        self._deferred: set[int] = set()
+        self._ready: deque[Trial] = deque()
+        self._exclusive: deque[Trial] = deque()
+        self._running_exclusive = False
         self.timing = Timing(study, pool, progress, self._limits)
 
     def search(self) -> str | None:
@@ -91,215 +92,208 @@ class Driver:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
         self.progress.phase(PROPOSING)
-        self._show()
+        self._update_progress()
         stopping = self.proposals.stopping
         while True:
-            self._fill()
+            self._fill_workers()
             if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
                 break
-            found = self.pool.next(stopping.ends)
-            if found is not None:
-                self._finish(*found)
+            finished = self.pool.next(stopping.ends)
+            if finished is not None:
+                self._finish(*finished)
         if self.pool.busy:
-            self.progress.note(f"time is up for {self.pool.busy} trials that still ran; `--resume` measures them")
+            self.progress.note(f"time is up with {self.pool.busy} trials running; `--resume` measures them")
             self.pool.stop_workers()
         return self.proposals.reason
 
-    def _stages(self, names: Sequence[str]) -> list[list[str]]:
-        """Everything at once, or what needs the device for itself in a stage of its own.
+    def confirm(self) -> None:
+        """Measure the front, that of the baselines and dense on the report split, and time them again."""
+        evaluators = [name for name in self.study.space.evaluate if self._evaluators[name].splits]
+        ends = self.proposals.stopping.ends
+        results = trials_to_confirm(self.study)
+        if confirm(self.study, self.pool, self.progress, self._limits, results, evaluators, ends):
+            self.timing.measure_again(results, ends)
 
-        A race is run last, for it needs to know all that a policy costs. Figures that are only predicted would need
-        a margin, which would have to be learnt first; and a worker alone takes the same order.
+    def _stages(self, names: Sequence[str]) -> list[list[str]]:
+        """Splits evaluators into stages: those that need the device alone have a stage of their own.
+
+        With racing, the evaluators on examples come last, because a race compares all costs of a trial. A worker that
+        has its device for itself uses a single stage, in the same order.
         """
-        wanted = [name for name in names if name not in self.study.left_out]
-        alone = [name for name in wanted if self.pool.shares_device and self._kinds[name].exclusive]
-        if self._racing and alone:
-            last = [name for name in wanted if self._kinds[name].splits]
-            stages = [[name for name in wanted if name not in last], last]
+        names = [name for name in names if name not in self.study.skipped_evaluators]
+        exclusive = [name for name in names if self.pool.shares_device and self._evaluators[name].exclusive]
+        if self._races and exclusive:
+            on_examples = [name for name in names if self._evaluators[name].splits]
+            stages = [[name for name in names if name not in on_examples], on_examples]
         else:
-            stages = [[name for name in wanted if name not in alone], alone]
+            stages = [[name for name in names if name not in exclusive], exclusive]
         return [stage for stage in stages if stage]
 
-    def _first(self, proposal: Proposal, is_probe: bool = False) -> Trial:
-        """A policy that is measured for the first time: by the guide alone and what is cheap, where a guide is."""
+    def _new_trial(self, proposal: Proposal, is_probe: bool = False) -> Trial:
+        """The trial of a new policy: all evaluators, or the guide and the counted costs in a guided search."""
         guide = self.study.guide
         if guide is None or proposal.policy.is_dense:
-            whole = self._patience is None or proposal.policy.is_dense
-            return Trial(proposal, self._stages([*self._kinds]), None if whole else ENOUGH)
-        kinds = self._kinds.items()
-        names = [name for name, kind in kinds if name == guide.evaluator or not (kind.splits or kind.exclusive)]
+            measures_all = self._patience is None or proposal.policy.is_dense
+            return Trial(proposal, self._stages([*self._evaluators]), None if measures_all else FIRST_EXAMPLES)
+        names = [name for name, evaluator in self._evaluators.items()
+                 if name == guide.evaluator or not (evaluator.splits or evaluator.exclusive)]  # fmt: skip
         return Trial(proposal, [names], None, is_probe=is_probe)
 
-    def _is_alone(self, trial: Trial) -> bool:
-        return self.pool.shares_device and any(self._kinds[name].exclusive for name in trial.stages[0])
+    def _promotion(self, result: TrialResult) -> Trial:
+        """The trial that measures a paused policy on twice as many examples."""
+        self._promoted.add(result.number)
+        names = [name for name, kind in self._evaluators.items() if not kind.metrics.keys() <= result.search.keys()]
+        earlier = Outcome(result.search, result.seconds, estimates=result.estimates, worker=result.worker)
+        max_examples = 2 * examples_answered(result) or FIRST_EXAMPLES
+        return Trial(result, self._stages(names), max_examples, earlier)
 
-    def _fill(self) -> None:
-        """Give idle workers something to do; stages that must be alone run one by one when all others are through."""
+    def _needs_device_alone(self, trial: Trial) -> bool:
+        return self.pool.shares_device and any(self._evaluators[name].exclusive for name in trial.stages[0])
+
+    def _fill_workers(self) -> None:
+        """Give idle workers a stage each; exclusive stages run one by one while no other stage runs.
+
+        Exclusive stages are collected until there is one per worker, so that the other workers seldom wait.
+        """
         while self.pool.has_idle:
-            enough = len(self._alone) >= self.pool.size or not (self._waiting or self.proposals.may_ask)
-            self._draining = bool(self._alone) and (self._draining or enough)
-            if self._draining:
+            nothing_else = not (self._ready or self.proposals.may_ask)
+            has_enough = len(self._exclusive) >= self.pool.size or nothing_else
+            self._running_exclusive = bool(self._exclusive) and (self._running_exclusive or has_enough)
+            if self._running_exclusive:
                 if not self.pool.busy:
-                    self._start(self._alone.popleft())
+                    self._submit(self._exclusive.popleft())
                 return
-            if self._waiting:
-                self._start(self._waiting.popleft())
+            if self._ready:
+                self._submit(self._ready.popleft())
                 continue
-            trial = self._next()
+            trial = self._next_trial()
             if trial is not None:
-                self._enter(trial)
-            elif not self._alone:
+                self._enqueue(trial)
+            elif not self._exclusive:
                 return
 
-    def _next(self) -> Trial | None:
-        """A probe, a paused trial that is to answer more, or else a new one."""
+    def _next_trial(self) -> Trial | None:
+        """A probe, a promotion, or else a new policy; None where there is none now."""
         if not self.probing.is_over and self.study.dense_measurements() is not None:
             probe = self.probing.next()
             if probe is not None:
-                return self._first(probe, is_probe=True)
+                return self._new_trial(probe, is_probe=True)
             if not self.probing.is_over:
                 return None
-            self.study.queue_starts()
-        # What an interruption cut short was asked for before any trial was promoted.
-        record = None if self.study.interrupted else self._due()
-        proposal = self.proposals.next() if record is None else None
-        if proposal is not None:
-            return self._first(proposal)
-        # That there is nothing new may have come out just now, and then no trial waits any longer.
-        record = record or self._due()
-        if record is None:
-            return None
-        self._going_on.add(record.number)
-        names = [name for name, kind in self._kinds.items() if not kind.metrics.keys() <= record.search.keys()]
-        before = Outcome(record.search, record.seconds, estimates=record.estimates, worker=record.worker)
-        return Trial(record, self._stages(names), 2 * examples(record) or ENOUGH, before)
+            self.study.enqueue_initial_points()
+        # Interrupted trials go first: they were proposed before any promotion.
+        paused = None if self.study.interrupted else self._next_promotion()
+        if paused is None:
+            proposal = self.proposals.next()
+            if proposal is not None:
+                return self._new_trial(proposal)
+            # Asking can exhaust the space. Paused trials then no longer wait for new ones.
+            paused = self._next_promotion()
+        return None if paused is None else self._promotion(paused)
 
-    def _due(self) -> TrialResult | None:
+    def _next_promotion(self) -> TrialResult | None:
         if self.study.dense_measurements() is None or self.proposals.stopping.is_late:
             return None
-        # When nothing new is begun, there is nothing to wait for; nor for who was set aside before a resume without.
+        # Patience compares with new trials. Without any to come, or without racing, paused trials do not wait.
         patience = self._patience if self._patience and self.proposals.may_ask else 0
-        records = [record for record in self.study.records() if self._may_go_on(record)]
-        return due(records, self.study.known_in_full(), self.study.space, patience, self._going_on)
+        results = [result for result in self.study.results() if self._may_be_promoted(result)]
+        return next_promotion(results, self.study.score_predictor(), self.study.space, patience, self._promoted)
 
-    def _may_go_on(self, record: TrialResult) -> bool:
-        """False for a trial that failed again, or was left, when it was to answer more."""
-        return record.number not in self._left and self.study.setbacks(record.number) < SETBACKS
+    def _may_be_promoted(self, result: TrialResult) -> bool:
+        """False for a trial that was deferred, or whose promotion failed too often."""
+        failures = self.study.num_promotion_failures(result.number)
+        return result.number not in self._deferred and failures < MAX_PROMOTION_FAILURES
 
-    def _enter(self, trial: Trial) -> None:
+    def _enqueue(self, trial: Trial) -> None:
         """Let a trial wait for its next stage."""
-        (self._alone if self._is_alone(trial) else self._waiting).append(trial)
+        (self._exclusive if self._needs_device_alone(trial) else self._ready).append(trial)
 
-    def _start(self, trial: Trial) -> None:
+    def _submit(self, trial: Trial) -> None:
+        """Send the next stage of a trial to a worker."""
         policy, dense = trial.subject.policy, self.study.dense_measurements()
-        is_promoted = isinstance(trial.subject, TrialResult)
-        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promoted else PROPOSING)
+        is_promotion = isinstance(trial.subject, TrialResult)
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promotion else PROPOSING)
         rivals = None
-        if dense and self._racing:
-            # A rule is given up for another rule, not for what the search found: it is what the search has to beat.
-            is_rule = trial.subject.baseline is not None
-            others = [one for one in self.study.records() if not is_rule or one.baseline or one.policy.is_dense]
+        if dense and self._races:
+            # Baselines race against baselines only: the search must be compared with their full results.
+            is_baseline = trial.subject.baseline is not None
+            others = [one for one in self.study.results() if not is_baseline or one.baseline or one.policy.is_dense]
             rivals = rivals_among(others, self.study.space.objectives)
-        known = {**trial.outcome.estimates, **trial.outcome.measurements}
-        given: dict[str, Any] = {"dense": dense, "rivals": rivals, "known": known, "max_examples": trial.max_examples}
-        given["times"] = self.study.expected_times(policy)
-        given["seconds"] = self._limits.of("search", policy)
-        self.pool.submit(Job(policy, trial.stages[0], tag=trial, **given))
+        options: dict[str, Any] = {
+            "dense": dense,
+            "rivals": rivals,
+            "previous": {**trial.outcome.estimates, **trial.outcome.measurements},
+            "max_examples": trial.max_examples,
+            "times": self.study.expected_times(policy),
+            "seconds": self._limits.of("search", policy),
+        }
+        self.pool.submit(Job(policy, trial.stages[0], tag=trial, **options))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
+        """Take the outcome of a stage: go on with the next stage, or tell the study the trial's result."""
         trial: Trial = job.tag
+        policy = trial.subject.policy
         if outcome.fault == "machine":
-            self._leave(trial, outcome.failure or "")
+            self._defer(trial, outcome.failure or "")
             return
-        if trial.subject.policy.is_dense:
+        if policy.is_dense:
             self._limits.learn("search", outcome)
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
-        # Dense is measured in full whatever it breaks: everything else is compared with it.
-        broken = not trial.subject.policy.is_dense and self.study.breaks(trial.subject.policy, trial.outcome)
-        if trial.stages and not (outcome.failure or outcome.early_stopped or broken):
-            self._enter(trial)
+        # Dense is measured completely even where it violates a constraint: all trials are compared with it.
+        is_infeasible = not policy.is_dense and self.study.surely_violates(policy, trial.outcome)
+        if trial.stages and not (outcome.failure or outcome.early_stopped or is_infeasible):
+            self._enqueue(trial)
             return
         if outcome.failure:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
-        if trial.is_probe and isinstance(trial.subject, Proposal):
+        self._tell(trial)
+        self.timing.update()
+        self._update_progress()
+        self._reserve_time()
+
+    def _tell(self, trial: Trial) -> None:
+        """Tell the study the result of a probe, a promotion or a new policy."""
+        if isinstance(trial.subject, TrialResult):
+            self._promoted.discard(trial.subject.number)
+            self.progress.advance(PROMOTING)
+            result = self.study.keep_promoted(trial.subject, trial.outcome, trial.begun)
+            if result is not None:
+                self.proposals.stopping.follow(result)
+            self.proposals.count(trial.outcome)
+        elif trial.is_probe:
             self.study.tell(trial.subject, trial.outcome)
             self.probing.finish(trial.subject)
             self.progress.advance(PROBING)
-        elif isinstance(trial.subject, TrialResult):
-            self._going_on.discard(trial.subject.number)
-            self.progress.advance(PROMOTING)
-            continued = self.study.keep_promoted(trial.subject, trial.outcome, trial.begun)
-            if continued is not None:
-                self.proposals.stopping.follow(continued)
-            self.proposals.count(trial.outcome)
         else:
             self.proposals.finish(trial.subject, trial.outcome)
-        self.timing.look()
-        self._show()
-        if self.study.space.search.stop.minutes is not None:
-            records = self.study.records()
-            rules = sum(record.baseline is not None for record in records)
-            runs = len(front_trials(records, self.study.space.objectives)) + min(MAX_CONFIRMED, rules) + 1
-            self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * runs / self.pool.size
 
-    def _show(self) -> None:
-        """Show how far the search is, and what it still has to do."""
-        records = self.study.records()
-        if self.progress.is_read and self.study.dense_measurements() is not None:
-            splits, timed = any(kind.splits for kind in self._kinds.values()), self.timing.is_needed
-            steps = ahead(records, self.study.known_in_full(), self.study.space, splits, timed)
+    def _reserve_time(self) -> None:
+        """Estimate how long it takes to confirm the front, where the search has a time limit."""
+        if self.study.space.search.stop.minutes is None:
+            return
+        results = self.study.results()
+        baselines = sum(result.baseline is not None for result in results)
+        policies = len(front_trials(results, self.study.space.objectives)) + min(MAX_CONFIRMED, baselines) + 1
+        self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * policies / self.pool.size
+
+    def _update_progress(self) -> None:
+        results = self.study.results()
+        if self.progress.is_shown and self.study.dense_measurements() is not None:
+            has_report = any(evaluator.splits for evaluator in self._evaluators.values())
+            predictor, is_timed = self.study.score_predictor(), self.timing.is_needed
+            steps = remaining_steps(results, predictor, self.study.space, has_report, is_timed)
             for name, left in {PROBING: self.probing.left, **steps}.items():
                 self.progress.expect_more(name, left)
-        self.progress.update(records, self.study.measured())
+        self.progress.update(results, self.study.budget_used())
 
-    def _leave(self, trial: Trial, reason: str) -> None:
-        """Leave a policy for the next start, since the machine could not measure it; what is known of it stays."""
-        self.progress.note(f"trial {trial.subject.number} is left for a `--resume`: {reason}")
-        self._left.add(trial.subject.number)
+    def _defer(self, trial: Trial, reason: str) -> None:
+        """Leave a policy that the machine could not measure to a resumed search; its earlier results stay."""
+        self.progress.note(f"trial {trial.subject.number} was not measured and is left to `--resume`: {reason}")
+        self._deferred.add(trial.subject.number)
         if isinstance(trial.subject, TrialResult):
-            self._going_on.discard(trial.subject.number)
+            self._promoted.discard(trial.subject.number)
         elif trial.is_probe:
-            self.probing.leave(trial.subject)
+            self.probing.defer(trial.subject)
         else:
-            self.proposals.leave(trial.subject, reason)
-
-    def confirm(self) -> None:
-        """Measure the front, that of the baselines and the dense model on examples that the search never saw."""
-        names = [name for name in self.study.space.evaluate if self._kinds[name].splits]
-        records, objectives = self.study.final_records(), self.study.space.objectives
-        chosen = {records[0].number, *front_trials(records, objectives)}
-        baselines = baseline_front(records, objectives, lambda record: self.study.violations(record.search))
-        chosen |= {record.number for record in evenly(baselines, MAX_CONFIRMED)}
-        unconfirmed = [r for r in records if r.number in chosen and not self.study.is_confirmed(r.policy)]
-        # Those that begin alike follow each other, so that what one computed serves the next: a walk over their trie.
-        # Dense goes first, for what it takes tells how long the others will.
-        waiting = deque(sorted(unconfirmed, key=self._in_order))
-        ends = self.proposals.stopping.ends
-        if waiting and time.monotonic() < ends:
-            self.pool.start_workers()
-        self.progress.phase(CONFIRMING, len(waiting) if names else 0)
-        while names and (waiting or self.pool.busy) and time.monotonic() < ends:
-            while waiting and self.pool.has_idle:
-                record = waiting.popleft()
-                limit = self._limits.of("report", record.policy)
-                self.pool.submit(Job(record.policy, names, split="report", tag=record, seconds=limit))
-            found = self.pool.next(ends)
-            if found is None:
-                continue
-            job, outcome = found
-            if job.policy.is_dense:
-                self._limits.learn("report", outcome)
-            if outcome.failure:
-                self.progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
-            else:
-                self.study.confirm(job.policy.fingerprint, outcome.measurements)
-            self.progress.advance()
-        if names and (waiting or self.pool.busy):
-            left = len(waiting) + self.pool.busy
-            self.progress.note(f"time is up for {left} policies to be confirmed; a `--resume` with more time does it")
-            return
-        self.timing.measure_again([record for record in records if record.number in chosen], ends)
-
-    def _in_order(self, record: TrialResult) -> tuple[bool, list[tuple[str, str]]]:
-        return not record.policy.is_dense, steps(record.policy, self.study.num_layers)
+            self.proposals.defer(trial.subject, reason)

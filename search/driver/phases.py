@@ -1,4 +1,4 @@
-"""The parts of a search that take time, how far each is, and how long what is left of all of them will take."""
+"""The phases of a search: how far each one is, and how long all of them will still take."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,14 @@ PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting",
 
 @dataclass
 class Phase:
-    """One part.
+    """One phase.
 
     Attributes:
-        total: How many steps it has, as far as that is known.
-        done: How many are done.
-        before: How many of those were done when this run began, as in a search that goes on.
-        seconds: How long its steps took in this run.
-        guess: Seconds that a step is expected to take, before one was done.
+        total: Expected number of steps.
+        done: Steps that are done.
+        before: Steps of those that were done before this run, in a search that was resumed.
+        seconds: How long the phase has taken in this run.
+        guess: Expected seconds per step before a first step is done; None where unknown.
     """
 
     total: int = 0
@@ -33,74 +33,77 @@ class Phase:
 
     @property
     def pace(self) -> float | None:
-        """Seconds a step; before one was done what was guessed, None where nothing was."""
+        """Seconds per step in this run, or the guess before a first step; None without either."""
         steps = self.done - self.before
         return self.seconds / steps if steps > 0 else self.guess
 
 
 class Phases:
-    """All parts of a search; time is counted for the one that was entered last.
+    """All phases of a search; time counts for the current one.
 
     Args:
-        clock: Seconds, of any origin.
+        clock: Returns seconds from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._since = clock, clock()
-        self._known: dict[str, Phase] = {}
-        self._reached: set[str] = set()
+        self._phases: dict[str, Phase] = {}
+        self._resumed: set[str] = set()
         self.current = ""
 
     def enter(self, name: str, total: int | None = None) -> None:
-        """Go on with a part.
+        """Make a phase the current one.
 
         Args:
-            name: What is done in it.
-            total: How many steps it has; None where that was said before, or cannot be told.
+            name: The phase.
+            total: How many steps it has; None keeps the number that was set before.
         """
-        self._count()
+        self._count_time()
         self.current = name
         self.expect(name, self[name].total if total is None else total)
 
     def expect(self, name: str, total: int) -> None:
-        """Say how many steps a part has, or will have when it comes."""
+        """Set how many steps a phase has, done ones included."""
         self[name].total = max(total, self[name].done)
 
     def advance(self, name: str, steps: int = 1) -> None:
-        """So many steps more are done."""
-        self._count()
+        """Count further steps of a phase as done."""
+        self._count_time()
         self[name].done += steps
         self.expect(name, self[name].total)
 
     def reach(self, name: str, done: int) -> None:
-        """So many steps are done; those that were at first were done before this run."""
-        if name not in self._reached:
-            self._reached.add(name)
+        """Set how many steps of a phase are done; at the first call, all of them were done before this run."""
+        if name not in self._resumed:
+            self._resumed.add(name)
             self[name].before = done
         self.advance(name, done - self[name].done)
 
     def __getitem__(self, name: str) -> Phase:
-        return self._known.setdefault(name, Phase())
+        return self._phases.setdefault(name, Phase())
 
-    def _count(self) -> None:
+    def _count_time(self) -> None:
         now = self._clock()
         self[self.current].seconds += now - self._since
         self._since = now
 
     @property
     def done(self) -> int:
-        """Steps done in all parts."""
-        return sum(phase.done for phase in self._known.values())
+        """Steps done in all phases."""
+        return sum(phase.done for phase in self._phases.values())
 
     @property
     def total(self) -> int:
-        """Steps of all parts."""
-        return sum(phase.total for phase in self._known.values())
+        """Steps of all phases."""
+        return sum(phase.total for phase in self._phases.values())
 
     @property
     def seconds_left(self) -> float | None:
-        """What is left of each part at its own pace; at the slowest known one where a part has not begun."""
-        paces = [pace for phase in self._known.values() if (pace := phase.pace) is not None]
+        """Expected seconds of all steps to come, each phase at its own pace; None before any pace is known.
+
+        A phase whose pace is unknown counts at the slowest pace of the others.
+        """
+        paces = [pace for phase in self._phases.values() if (pace := phase.pace) is not None]
         if not paces:
             return None
-        return sum(phase.left * (max(paces) if phase.pace is None else phase.pace) for phase in self._known.values())
+        return sum(phase.left * (max(paces) if phase.pace is None else phase.pace) for phase in self._phases.values())

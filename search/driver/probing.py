@@ -1,7 +1,7 @@
-"""The probes that a guided search begins with: the greedy path from dense, and from the best token schedules.
+"""Probes of a guided search: the paths of a greedy walk from dense and from the best token schedules.
 
-A probe measures the guide's loss on a few dozen examples, and what costs next to nothing; it is no trial of the budget.
-Probes stand in the study, so a search that was interrupted repeats none of them.
+A probe measures the guide's loss on a few dozen examples and the counted costs. It does not count towards the budget of
+trials. Probes are stored in the study, so a resumed search repeats none of them.
 """
 
 import math
@@ -11,109 +11,116 @@ from collections.abc import Generator, Iterator
 from ...policies.choice import KEEP
 from ..baselines.placing import place, token_ratio_choices
 from ..baselines.registry import BASELINES
-from ..guide.greedy import Labels, Move, Probed, evenly, lazy_greedy
+from ..guide.greedy import Labels, Move, Probed, lazy_greedy, spread_over_front
 from ..space.parameters import Parameters
-from ..study.study import Proposal, SearchStudy
+from ..study.asking import Proposal
+from ..study.study import SearchStudy
 
-PER_TRIAL = 2  # probes for each trial of the budget, at most
-FAR = 0.6  # of the way from the loss of dense to that of guessing, a path ends
-PATHS = 3  # token schedules that a path begins with
+PROBES_PER_TRIAL = 2  # probes at most, for each trial of the budget
+MAX_LOSS_SHARE = 0.6  # A path ends at this share of the way from the loss of dense to that at chance level.
+MAX_PATHS = 3  # token schedules that a path starts from
 
 Steps = Generator[list[Labels], list[Probed], None]
 
 
 class Probing:
-    """Hands out probes, one at a time, until the paths have ended or the probes are spent.
+    """Hands out probes one at a time, until all paths have ended or the budget of probes is used.
 
     Args:
-        study: Where they are noted.
+        study: Where the probes are stored.
         width: How many policies are measured at the same time.
+
+    Attributes:
+        is_over: True when no probe is to come.
     """
 
     def __init__(self, study: SearchStudy, width: int) -> None:
         self._study = study
         self._steps: Steps | None = None
         self._width = width
-        self._wanted: deque[Labels] = deque()
+        self._queue: deque[Labels] = deque()
         self._batch: list[Labels] = []
-        self._most = PER_TRIAL * study.space.search.trials
+        self._budget = PROBES_PER_TRIAL * study.space.search.trials
         self._running: set[str] = set()
-        self._asked: set[str] = set()
-        self._left_out: set[str] = set()
+        self._requested: set[str] = set()
+        self._deferred: set[str] = set()
+        self._baseline = ""
         self.is_over = study.guide is None or study.space.search.start == "none"
 
     @property
     def left(self) -> int:
         """How many probes are to come at most."""
-        return 0 if self.is_over else max(0, self._most - len(self._asked)) + len(self._running)
+        return 0 if self.is_over else max(0, self._budget - len(self._requested)) + len(self._running)
 
     def next(self) -> Proposal | None:
-        """A policy to probe; None while others must be measured first, and when there are no more."""
+        """A policy to probe; None while running probes must finish first, and when there are no more."""
         while not self.is_over:
-            if self._wanted:
-                labels = self._wanted.popleft()
+            if self._queue:
+                labels = self._queue.popleft()
                 fingerprint = self._study.parameters.policy(labels).fingerprint
-                self._asked.add(fingerprint)
-                if self._study.is_known(fingerprint) or fingerprint in self._left_out:
+                self._requested.add(fingerprint)
+                if self._study.has_result(fingerprint) or fingerprint in self._deferred:
                     continue
-                if len(self._asked) > self._most:
+                if len(self._requested) > self._budget:
                     self.is_over = True
                     break
                 self._running.add(fingerprint)
-                return self._study.ask_probe(labels, self._rule)
+                return self._study.ask_probe(labels, self._baseline)
             if self._running:
                 return None
             self._advance()
         return None
 
     def finish(self, proposal: Proposal) -> None:
-        """Note that a probe was measured, or failed."""
+        """Record that a probe was measured, or failed."""
         self._running.discard(proposal.policy.fingerprint)
 
-    def leave(self, proposal: Proposal) -> None:
-        """Do without a probe that the machine could not measure; the next start of the search measures it."""
+    def defer(self, proposal: Proposal) -> None:
+        """Continue without a probe that the machine could not measure; a resumed search measures it."""
         self._running.discard(proposal.policy.fingerprint)
-        self._left_out.add(proposal.policy.fingerprint)
+        self._deferred.add(proposal.policy.fingerprint)
 
     def _advance(self) -> None:
-        """Tell the walk what its last policies measured, and take the next ones."""
+        """Send the results of the last batch to the walk, and take its next batch."""
         try:
             if self._steps is None:
                 self._steps = self._walk()
                 self._batch = next(self._steps)
             else:
-                self._batch = self._steps.send([self._study.probed(labels) for labels in self._batch])
+                self._batch = self._steps.send([self._study.probe_result(labels) for labels in self._batch])
         except StopIteration:
             self.is_over = True
-        self._wanted = deque(self._batch if not self.is_over else ())
+        self._queue = deque(self._batch if not self.is_over else ())
 
     def _walk(self) -> Steps:
-        """All that can be skipped, token schedules, then paths: from the best schedule, from dense, from the others."""
-        parameters, stale = self._study.parameters, dict[Move, float]()
-        self._rule = "greedy: all that can be skipped"
-        (empty,) = yield [emptiest(parameters)]
-        worst = self._worst(empty)
-        schedules = token_schedules(parameters)
-        self._rule = "token schedules: image tokens alone"
-        found = (yield [*schedules.values()]) if schedules else []
-        known = {name: probe for name, probe in zip(schedules, found, strict=True) if probe and probe.loss < worst}
-        starts = {name: schedules[name] for name in evenly(known, PATHS)[::-1]}
-        order = [*[*starts][:1], "dense", *[*starts][1:]]
-        for name in order:
-            self._rule = f"greedy: from {name}"
-            start = starts.get(name, parameters.labels())
-            yield from lazy_greedy(start, parameters.deletions, stale, worst, self._width)
+        """Yields batches of probes: the emptiest policy, token schedules, then greedy paths.
 
-    def _worst(self, empty: Probed) -> float:
-        """The loss at which a path ends: well on the way from dense to guessing."""
-        guessing = min(self._study.guessing_loss(), math.inf if empty is None else empty.loss)
-        dense = self._study.probed(self._study.parameters.labels())
-        least = 0.0 if dense is None else dense.loss
-        return least + FAR * (guessing - least)
+        The first path starts from the best schedule, the second from dense, the others from further schedules.
+        """
+        parameters, stale = self._study.parameters, dict[Move, float]()
+        self._baseline = "greedy: all that can be skipped"
+        (empty,) = yield [emptiest(parameters)]
+        max_loss = self._max_loss(empty)
+        schedules = token_schedules(parameters)
+        self._baseline = "token schedules: image tokens alone"
+        probes = (yield [*schedules.values()]) if schedules else []
+        useful = {name: probe for name, probe in zip(schedules, probes, strict=True) if probe and probe.loss < max_loss}
+        starts = {name: schedules[name] for name in spread_over_front(useful, MAX_PATHS)[::-1]}
+        for name in [*[*starts][:1], "dense", *[*starts][1:]]:
+            self._baseline = f"greedy: from {name}"
+            start = starts.get(name, parameters.labels())
+            yield from lazy_greedy(start, parameters.deletions, stale, max_loss, self._width)
+
+    def _max_loss(self, empty: Probed) -> float:
+        """The loss at which a path ends, between those of dense and of chance level."""
+        chance = min(self._study.chance_loss(), math.inf if empty is None else empty.loss)
+        dense = self._study.probe_result(self._study.parameters.labels())
+        dense_loss = 0.0 if dense is None else dense.loss
+        return dense_loss + MAX_LOSS_SHARE * (chance - dense_loss)
 
 
 def emptiest(parameters: Parameters) -> Labels:
-    """The policy that skips every sublayer which may be skipped: hardly more than guessing is left."""
+    """The policy that skips every sublayer that may be skipped; its loss is close to that at chance level."""
     labels: Labels = parameters.labels()
     while options := parameters.deletions(labels):
         labels = next(iter(options.values()))
@@ -121,31 +128,32 @@ def emptiest(parameters: Parameters) -> Labels:
 
 
 def token_schedules(parameters: Parameters) -> dict[str, Labels]:
-    """Policies that leave out image tokens and nothing else, by what they are: the space's schedules, and rules.
+    """By description, policies that only leave out image tokens: schedules of the space and published ones.
 
-    A ratio from an early, a middle or the half layer on (FastV), and falling shares (p-MoD), as far as the space has
-    them.
+    The published ones are a constant ratio from an early, a middle or the half layer on (FastV), and falling ratios
+    (p-MoD), where the space has them.
     """
-    return {name: labels for name, labels in candidates(parameters) if is_schedule(parameters, labels)}
+    return {name: labels for name, labels in schedule_candidates(parameters) if is_schedule(parameters, labels)}
 
 
-def candidates(parameters: Parameters) -> Iterator[tuple[str, Labels]]:
-    """Every schedule that is tried, with repetitions and with some that do nothing."""
+def schedule_candidates(parameters: Parameters) -> Iterator[tuple[str, Labels]]:
+    """Candidates for `token_schedules`, among them repetitions and policies that are no schedules."""
     depth = len(parameters.domains)
     for name, settings in parameters.schedule_settings().items():
         for number, labels in enumerate(settings):
             yield f"{name} {number}", parameters.labels(labels)
-    for kind in token_ratio_choices(parameters.domains):
+    for choice in token_ratio_choices(parameters.domains):
         for first in sorted({0, 2, depth // 4, depth // 2}):
-            choices = place(kind, range(first, depth), parameters.domains)
-            yield f"{kind.label} from layer {first} on", parameters.labels(parameters.encode_choices(choices, {}))
+            choices = place(choice, range(first, depth), parameters.domains)
+            labels = parameters.labels(parameters.encode_choices(choices, {}))
+            yield f"{choice.label} from layer {first} on", labels
     for choices in BASELINES["shifted_cosine"].policies(parameters.domains, None)[1::3]:
         yield f"shifted_cosine {choices[-1].label}", parameters.labels(parameters.encode_choices(choices, {}))
 
 
 def is_schedule(parameters: Parameters, labels: Labels) -> bool:
-    """True for an allowed policy of which every layer is kept or has a token ratio alone, and some has one."""
+    """True for an allowed policy that changes some layers, each by a token ratio alone."""
     policy = parameters.policy(labels)
-    chosen = [choice for choice in policy.layers.values() if choice != KEEP]
-    pure = all(choice == KEEP.model_copy(update={"token_ratio": choice.token_ratio}) for choice in chosen)
-    return bool(chosen) and pure and parameters.allows(policy)
+    changed = [choice for choice in policy.layers.values() if choice != KEEP]
+    only_ratios = all(choice == KEEP.model_copy(update={"token_ratio": choice.token_ratio}) for choice in changed)
+    return bool(changed) and only_ratios and parameters.allows(policy)

@@ -1,7 +1,7 @@
-"""What a user sees while a search runs: a bar on a terminal, and else a line in the log where there is news.
+"""Shows the progress of a search: a bar on a terminal, otherwise a log line when there is news.
 
-A search has phases: loading the model, what is found out first, proposing, promoting, confirming. The bar names the
-one that runs with its own count; its total is that of all of them, as far as they can be told.
+A search has phases: loading the model, probing, proposing, promoting, confirming. The bar names the current phase with
+its own count; its total covers all phases, as far as they can be predicted.
 """
 
 import time
@@ -15,24 +15,24 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from ...evaluators.base import Direction
-from ...policies.wording import visible
+from ...policies.wording import escape_invisible
 from ..space.objectives import first_cost
 from ..trial.pareto import feasible_points, front_trials
 from ..trial.trial_result import TrialResult
 from .phases import LOADING, PROPOSING, Phases
 
-EACH = 10  # steps of a phase from one line in a log to the next
+LOG_INTERVAL = 10  # steps of a phase between two lines of a log
 
 
 class Progress:
-    """Shows how far each phase is, the size of the front, the best saving within the constraints, and the time left.
+    """Shows the phase, the size of the front, the best saving within the constraints, and the time left.
 
     Args:
         trials: The budget.
         objectives: Direction by metric.
         shown: False keeps it silent.
-        console: Where to show it; standard error where none is given.
-        clock: Seconds, of any origin.
+        console: Where to show it; None for standard error.
+        clock: Returns seconds from any origin.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress:
         self._objectives = objectives
         self._phases = Phases(clock)
         self._phases.expect(PROPOSING, trials)
-        self._said: set[tuple[str, int]] = set()
+        self._logged: set[tuple[str, int]] = set()
         self._state = ""
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -75,94 +75,100 @@ class Progress:
         self._bar.stop()
 
     @property
-    def is_read(self) -> bool:
-        """True where somebody may look; what is only to be shown need not be found out else."""
+    def is_shown(self) -> bool:
+        """False where nothing is shown, so that callers can skip computing what would be."""
         return not self.console.quiet
 
     def note(self, text: str) -> None:
-        """Say something in passing."""
-        self.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+        """Print a line above the bar, or into the log."""
+        self.console.print(escape_invisible(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """Go on with a phase.
+        """Enter a phase.
 
         Args:
-            name: What is done in it.
-            total: How many steps it has; None where that was said before, or cannot be told.
+            name: The phase.
+            total: How many steps it has; None keeps the number that was set before.
         """
         self._phases.enter(name, total)
         self._show()
 
     def expect_more(self, name: str, steps: int) -> None:
-        """Say how many steps of a phase are still to come, so that the total counts them."""
+        """Set how many steps of a phase are still to come."""
         self._phases.expect(name, self._phases[name].done + steps)
 
     def guess(self, name: str, seconds: float) -> None:
-        """Say how long a step of a phase that has not begun will take, about."""
+        """Set how long a step of a phase that has not begun will take."""
         self._phases[name].guess = seconds
 
     def advance(self, name: str | None = None) -> None:
-        """One more step is done, of the phase that runs where no other is named."""
+        """Count one more step as done, of the current phase unless another is named."""
         self._phases.advance(name or self._phases.current)
         self._show()
 
-    def update(self, records: Sequence[TrialResult], measured: int) -> None:
-        """Show how far the trials are.
+    def update(self, results: Sequence[TrialResult], measured: int) -> None:
+        """Show the state of the trials.
 
         Args:
-            records: All trials.
-            measured: How much of the budget is spent.
+            results: All trials.
+            measured: How much of the budget is used.
         """
         self._phases.reach(PROPOSING, measured)
-        if self.is_read and (self.console.is_terminal or self._is_news()):
-            self._state = self._found(records)  # With thousands of trials this takes its time.
+        if self.is_shown and (self.console.is_terminal or self._is_news()):
+            self._state = self._front_state(results)  # Slow with thousands of trials.
         self._show()
 
     def _is_news(self) -> bool:
-        """True where a log is to say how far the phase is: at its start, then every so many steps, never twice."""
+        """True where the log has no line yet for this phase and this interval of its steps."""
         name = self._phases.current
         done = self._phases[name].done
-        return (name, done - done % EACH) not in self._said
+        return (name, done - done % LOG_INTERVAL) not in self._logged
 
     def _show(self) -> None:
-        if not self.is_read:
+        if not self.is_shown:
             return
         name = self._phases.current
         phase = self._phases[name]
         count = f" {phase.done}/{phase.total}" if phase.total else ""
-        left = self._phases.seconds_left
-        told = "" if left is None else f"left {clock_of(left)}"
+        seconds = self._phases.seconds_left
+        left = "" if seconds is None else f"left {duration(seconds)}"
         self._bar.update(
             self._task, description=f"{name}{count}", completed=self._phases.done, total=self._phases.total,
-            state=self._state, left=told,
+            state=self._state, left=left,
         )  # fmt: skip
         if not self.console.is_terminal and self._is_news():
-            self._said.add((name, phase.done - phase.done % EACH))
-            self.note("  ".join(filter(None, [f"{name}{count}", self._state, told])))
+            self._logged.add((name, phase.done - phase.done % LOG_INTERVAL))
+            self.note("  ".join(filter(None, [f"{name}{count}", self._state, left])))
 
-    def _found(self, records: Sequence[TrialResult]) -> str:
-        finished = [record for record in records if record.state == "complete"]
+    def _front_state(self, results: Sequence[TrialResult]) -> str:
+        """The size of the front and the best saving; empty before dense is measured."""
+        finished = [result for result in results if result.state == "complete"]
         if not finished or not finished[0].policy.is_dense:
             return ""
         numbers = {*front_trials(finished, self._objectives)}
-        front = [record for record in finished if record.number in numbers]
+        front = [result for result in finished if result.number in numbers]
         return f"front {len(front)}  {best_saving([finished[0], *front], self._objectives)}"
 
 
-def clock_of(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+def duration(seconds: float) -> str:
+    """A duration as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def best_saving(finished: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> str:
-    """The largest saving in the first cost among the trials that break no constraint."""
+def best_saving(results: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> str:
+    """The largest saving in the first cost among feasible trials; empty without a cost.
+
+    Args:
+        results: Finished trials; the first is dense.
+        objectives: Direction by metric.
+    """
     cost = first_cost(objectives)
-    dense = finished[0].search[cost].value if cost is not None else 0.0
+    dense = results[0].search[cost].value if cost is not None else 0.0
     if cost is None or not dense:
         return ""
     place = list(objectives).index(cost)
-    points = [point for point in feasible_points(finished, objectives) if point is not None]
+    points = [point for point in feasible_points(results, objectives) if point is not None]
     if not points:
         return "nothing within the constraints yet"
     best = min(point[place] for point in points)

@@ -1,10 +1,10 @@
-"""Where candidates stand that answered only some of the examples, and which of them are to answer more.
+"""Decides which paused trials are promoted: measured on more examples.
 
-Everyone answers a few examples at first. What that says of all examples is told by those who have answered them all:
-who answered alike so far is taken to find the rest as easy. Who is then expected to add something to the front answers
-as many again, for as long as that is so, the most promising first. So all examples are answered by few that do not end
-up on the front, as in successive halving (Jamieson and Talwalkar, arXiv:1502.07943); and when a search ends, nobody is
-left who is expected to add anything to the front that is worth the answers.
+Every trial starts on a few examples. Its scores on all examples are predicted from trials that answered all of them:
+those that scored alike so far are expected to score alike on the rest. A trial that is expected to add hypervolume to
+the front answers twice as many examples, the most promising first, for as long as that holds. As in successive halving
+(Jamieson and Talwalkar, arXiv:1502.07943), few trials that do not end up on the front answer all examples. When a
+search ends, no paused trial is left whose expected gain is worth its examples.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,146 +12,178 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..guide.guide import least_of_use
-from ..sampler.ehvi import Gain, budgets
+from ..guide.guide import min_useful_accuracy
+from ..sampler.ehvi import HypervolumeImprovement, budget_grid
 from ..space.guide_metrics import QUALITY
 from ..space.objectives import expensive_objective, first_cost
 from ..space.space import Space
-from ..study.expected_results import Known
+from ..study.expected_results import ScorePredictor
 from ..trial.hypervolume import Point, reference_point
-from ..trial.pareto import objective_point, objective_value, only_guesses, pareto
+from ..trial.pareto import at_chance_level, objective_point, objective_value, pareto
 from ..trial.trial_result import TrialResult
 
-ENOUGH = 50  # examples to begin with: an accuracy is known to some 5 points then, one close to dense to 2
-WORTH = 0.0015  # what share of the front's hypervolume is worth answering more for
-WORTH_WHEN_GUIDED = 0.0005  # the same where a loss has told already which few may be on the front
-WORTH_OF_RULES = 0.005  # the same of the front of the rules, which is only compared with
-CLEAR = 2.0  # standard errors by which a bound must look broken
-WIDE = 0.1  # of the cost of dense: no gap of the front is wider where there are policies
-FINE = 100  # a cost is told apart in some hundreds of steps
+FIRST_EXAMPLES = 50  # of a new trial; the accuracy then has a standard error of 5 points, or 2 when close to dense
+MIN_GAIN = 0.0015  # share of the front's hypervolume that is worth a promotion
+MIN_GAIN_GUIDED = 0.0005  # the same where a loss has already selected the few candidates for the front
+MIN_GAIN_BASELINES = 0.005  # the same for the front of the baselines, which only serves as a comparison
+VIOLATION_ERRORS = 2.0  # standard errors by which an estimate must violate a constraint to exclude a trial
+MAX_GAP = 0.1  # widest gap of the front, as a share of the cost of dense, that is not filled with a paused trial
+COST_STEPS = 100  # resolution of the grid of costs
 
-Standing: TypeAlias = tuple[TrialResult, Point]
+Candidate: TypeAlias = tuple[TrialResult, Point]
 
 
-def standing(record: TrialResult, known: Known, space: Space) -> Point | None:
-    """A trial's objectives as far as they can be told; None where it is out, or says nothing of one of them."""
-    if (
-        record.state != "complete"
-        or record.early_stopped is not None
-        or any(over > 0 for over in record.violations.values())
-    ):
+def expected_point(result: TrialResult, predictor: ScorePredictor, space: Space) -> Point | None:
+    """A trial's expected objectives; None where it cannot be on the front, or an objective cannot be predicted."""
+    violates = any(excess > 0 for excess in result.violations.values())
+    if result.state != "complete" or result.early_stopped is not None or violates:
         return None
-    found, dense = known.expected(record), known.dense
-    if only_guesses(record.search, dense, space.objectives):
+    found, dense = predictor.predict(result), predictor.dense
+    if at_chance_level(result.search, dense, space.objectives):
         return None
     bounds = {name: bound for name, bound in space.constraints.items() if name in found and name in dense}
     for name, bound in bounds.items():
-        # The chance that an objective is better than it looks counts elsewhere: see `worth`.
-        rough = name in record.estimates and name not in space.objectives
-        doubt = CLEAR * (found[name].stderr or 0.0) if rough else 0.0
+        # The uncertainty of an objective counts in `expected_gains`.
+        is_estimate = name in result.estimates and name not in space.objectives
+        margin = VIOLATION_ERRORS * (found[name].stderr or 0.0) if is_estimate else 0.0
         value = objective_value(name, found[name], dense[name])
-        if bound.excess(value, dense[name].value, dense[name].floor) > doubt:
+        if bound.excess(value, dense[name].value, dense[name].floor) > margin:
             return None
     return objective_point(found, dense, space.objectives)
 
 
-def due(
-    records: Sequence[TrialResult], known: Known, space: Space, patience: float, going_on: Collection[int] = ()
+def next_promotion(
+    results: Sequence[TrialResult],
+    predictor: ScorePredictor,
+    space: Space,
+    patience: float,
+    promoted: Collection[int] = (),
 ) -> TrialResult | None:
-    """Who is to answer more next, of those that were set aside; None while nobody is.
+    """The paused trial to promote next; None where none is worth it.
 
     Args:
-        records: All trials; the first is dense.
-        known: Who has answered all examples.
+        results: All trials; the first is dense.
+        predictor: Predicts scores on all examples.
         space: The search space.
-        patience: How many times as old as a trial the search has to be, and then the trial must still look like a
-            member of the front; 0 at the end of the search. Then the best of the rules that it began with answer
-            everything too, for what the search gained is told against them.
-        going_on: The numbers of those that are answering more, and count as if they had answered everything.
+        patience: A trial is promoted when it still looks Pareto-optimal after the study has grown by this factor. 0 at
+            the end of a search; then the best baselines are promoted too, so that the search's gain over them is known.
+        promoted: Numbers of the trials that are being promoted; they count as measured on all examples.
     """
-    records = [record for record in records if record.duplicate_of is None]
-    if not any(is_paused(record, known) and record.number not in going_on for record in records):
+    results = [result for result in results if result.duplicate_of is None]
+    if not any(is_paused(result, predictor) and result.number not in promoted for result in results):
         return None
-    stands = [(record, point) for record in records if (point := standing(record, known, space)) is not None]
-    enough = WORTH if known.guide is None else WORTH_WHEN_GUIDED
-    gains = {number: gain / enough for number, gain in worth(stands, known, space, going_on).items()}
+    candidates = expected_points(results, predictor, space)
+    threshold = MIN_GAIN if predictor.guide is None else MIN_GAIN_GUIDED
+    gains = _relative_gains(candidates, predictor, space, promoted, threshold)
     if patience:
-        old = [*records[: int((len(records) - 1) / patience) + 1], *(one for one in records if one.is_probe)]
-        may = {record.number for record in old} & looking_best(stands, space)
-        gains = {number: gain for number, gain in gains.items() if number in may}
+        old = [*results[: int((len(results) - 1) / patience) + 1], *(result for result in results if result.is_probe)]
+        eligible = {result.number for result in old} & apparent_front(candidates, space)
+        gains = {number: gain for number, gain in gains.items() if number in eligible}
     else:
-        rules = [(record, point) for record, point in stands if record.baseline is not None or record.policy.is_dense]
-        for number, gain in worth(rules, known, space, going_on).items():
-            gains[number] = max(gains[number], gain / WORTH_OF_RULES)
+        baselines = [(result, point) for result, point in candidates
+                     if result.baseline is not None or result.policy.is_dense]  # fmt: skip
+        baseline_gains = _relative_gains(baselines, predictor, space, promoted, MIN_GAIN_BASELINES)
+        gains |= {number: max(gains[number], gain) for number, gain in baseline_gains.items()}
     best = max(gains, key=lambda number: (gains[number], -number), default=None)
     if best is None or gains[best] <= 1:
-        best = None if patience else gap_filler(stands, known, space, gains)
-    return next((record for record in records if record.number == best), None)
+        best = None if patience else gap_filler(candidates, predictor, space, gains)
+    return next((result for result in results if result.number == best), None)
 
 
-def gap_filler(stands: Sequence[Standing], known: Known, space: Space, waiting: Collection[int]) -> int | None:
-    """The number of a paused trial that looks like a member of the front, in the middle of a wide gap in its costs.
+def expected_points(results: Sequence[TrialResult], predictor: ScorePredictor, space: Space) -> list[Candidate]:
+    """The trials that may be on the front, with their expected objectives."""
+    points = ((result, expected_point(result, predictor, space)) for result in results)
+    return [(result, point) for result, point in points if point is not None]
+
+
+def _relative_gains(
+    candidates: Sequence[Candidate],
+    predictor: ScorePredictor,
+    space: Space,
+    promoted: Collection[int],
+    threshold: float,
+) -> dict[int, float]:
+    """Expected gains in units of the gain that is worth a promotion."""
+    return {number: gain / threshold for number, gain in expected_gains(candidates, predictor, space, promoted).items()}
+
+
+def gap_filler(
+    candidates: Sequence[Candidate], predictor: ScorePredictor, space: Space, paused: Collection[int]
+) -> int | None:
+    """The paused trial nearest to the middle of the widest gap of the front that has one.
 
     Args:
-        stands: Trials that may be on the front, with their points.
-        known: Which trials have answered all examples.
+        candidates: Trials that may be on the front, with their expected objectives.
+        predictor: Predicts scores on all examples.
         space: The search space.
-        waiting: The numbers of those that are paused.
+        paused: Numbers of the paused trials.
     """
     cost = first_cost(space.objectives)
-    if cost is None or not known.dense[cost].value:
+    if cost is None or not predictor.dense[cost].value:
         return None
-    place, unit = list(space.objectives).index(cost), known.dense[cost].value
-    shares = {record.number: point[place] / unit for record, point in stands}
-    best = looking_best(stands, space)
-    front = sorted(shares[number] for number in best if number not in waiting)
-    gaps = [(low, high) for low, high in zip(front, front[1:], strict=False) if high - low > WIDE]
+    place, unit = list(space.objectives).index(cost), predictor.dense[cost].value
+    shares = {result.number: point[place] / unit for result, point in candidates}
+    optimal = apparent_front(candidates, space)
+    front = sorted(shares[number] for number in optimal if number not in paused)
+    gaps = [(low, high) for low, high in zip(front, front[1:], strict=False) if high - low > MAX_GAP]
     for low, high in sorted(gaps, key=lambda gap: gap[0] - gap[1]):
-        inside = [number for number in best & {*waiting} if low < shares[number] < high]
+        inside = [number for number in optimal & {*paused} if low < shares[number] < high]
         if inside:
             return min(inside, key=lambda number: (abs(shares[number] - (low + high) / 2), number))
     return None
 
 
-def looking_best(stands: Sequence[Standing], space: Space) -> set[int]:
-    """The numbers of those that look like members of the front."""
-    front = pareto([point for _, point in stands], list(space.objectives.values()))
-    return {stands[place][0].number for place in front}
+def apparent_front(candidates: Sequence[Candidate], space: Space) -> set[int]:
+    """Numbers of the trials that are Pareto-optimal by their expected objectives."""
+    front = pareto([point for _, point in candidates], list(space.objectives.values()))
+    return {candidates[place][0].number for place in front}
 
 
-def worth(stands: Sequence[Standing], known: Known, space: Space, going_on: Collection[int]) -> dict[int, float]:
-    """By number, what those who answered some examples are expected to add to the front of the others.
+def expected_gains(
+    candidates: Sequence[Candidate], predictor: ScorePredictor, space: Space, promoted: Collection[int]
+) -> dict[int, float]:
+    """Expected hypervolume improvement of each paused trial over the front of all others, as a share of that front's.
 
-    It is a share of that front's hypervolume, and holds the chance that they are better than they look: see `Gain`.
+    Args:
+        candidates: Trials that may be on the front, with their expected objectives.
+        predictor: Predicts scores on all examples.
+        space: The search space.
+        promoted: Numbers of the trials that are being promoted.
+
+    Returns:
+        The improvement by trial number; it accounts for the uncertainty of the expected objective.
     """
-    aside = np.array([is_paused(record, known) and record.number not in going_on for record, _ in stands], bool)
-    if not aside.any():
+    paused = np.array(
+        [is_paused(result, predictor) and result.number not in promoted for result, _ in candidates], bool
+    )
+    if not paused.any():
         return {}
     place = expensive_objective(space)
     name = list(space.objectives)[place]
     signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in space.objectives.values()])
-    reference = reference_point(known.dense, space.objectives, space.metrics())
-    if known.guide is not None:
-        reference[QUALITY] = least_of_use(known.dense[QUALITY], space.constraints.get(QUALITY))
+    reference = reference_point(predictor.dense, space.objectives, space.metrics())
+    if predictor.guide is not None:
+        reference[QUALITY] = min_useful_accuracy(predictor.dense[QUALITY], space.constraints.get(QUALITY))
     corner = signs * [*reference.values()]
-    points = signs * np.array([point for _, point in stands])
+    points = signs * np.array([point for _, point in candidates])
     losses, costs = points[:, place], np.delete(points, place, 1)
-    limits = budgets(costs.min(0), np.delete(corner, place), FINE)
-    front = Gain(limits, losses[~aside], costs[~aside], corner[place])
-    waiting = [record for (record, _), waits in zip(stands, aside, strict=True) if waits]
-    errors = [known.expected(record)[name].stderr if name not in record.search else 0.0 for record in waiting]
-    found = front.expected(losses[aside], np.array(errors), costs[aside], lambda loss: loss, np.ones_like)
-    return {record.number: float(gain) / front.volume for record, gain in zip(waiting, found, strict=True)}
+    budgets = budget_grid(costs.min(0), np.delete(corner, place), COST_STEPS)
+    improvement = HypervolumeImprovement(budgets, losses[~paused], costs[~paused], corner[place])
+    waiting = [result for (result, _), waits in zip(candidates, paused, strict=True) if waits]
+    errors = [predictor.predict(result)[name].stderr if name not in result.search else 0.0 for result in waiting]
+    gains = improvement.expected(losses[paused], np.array(errors), costs[paused], lambda loss: loss, np.ones_like)
+    return {result.number: float(gain) / improvement.volume for result, gain in zip(waiting, gains, strict=True)}
 
 
-def is_paused(record: TrialResult, known: Known) -> bool:
-    """True for a trial that may answer more: some examples only, or none yet where a loss guides the search."""
-    if record.state != "complete" or record.early_stopped is not None or record.breaks_a_bound:
+def is_paused(result: TrialResult, predictor: ScorePredictor) -> bool:
+    """True for a trial that can be promoted: measured on some examples, or only by the loss that guides the search."""
+    if result.state != "complete" or result.early_stopped is not None or result.violates_constraint:
         return False
-    unscored = known.guide is not None and QUALITY not in record.search and known.guide.loss(record.search) is not None
-    return bool(record.estimates) or unscored
+    guide = predictor.guide
+    has_loss_alone = guide is not None and QUALITY not in result.search and guide.loss(result.search) is not None
+    return bool(result.estimates) or has_loss_alone
 
 
-def examples(record: TrialResult) -> int:
+def examples_answered(result: TrialResult) -> int:
     """How many examples a paused trial has answered; 0 before its first ones."""
-    return min((entry.n for entry in record.estimates.values()), default=0)
+    return min((entry.n for entry in result.estimates.values()), default=0)

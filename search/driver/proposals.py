@@ -1,115 +1,120 @@
-"""Which policy to measure next: one that nobody measured, while there is budget for it."""
+"""Proposes policies that were not measured yet, while the budget lasts."""
 
 from collections import defaultdict
 
 from ...policies.errors import RunError
-from ..study.study import Proposal, SearchStudy
+from ..study.asking import Proposal
+from ..study.study import SearchStudy
 from ..trial.outcome import Outcome
 from .stopping import Stopping
 
-# A sampler that repeats itself is helped out with a random policy; when even that finds nothing new, all is measured.
-HELP_AFTER = 20
+# After so many repeated proposals, a random policy is enqueued; where none is new, the space is exhausted.
+MAX_REPEATS = 20
 
 
 class Proposals:
-    """Asks a study for policies, and answers repeated ones with what the first of their kind measured.
+    """Asks a study for policies, and answers duplicates with the result of their first trial.
 
     Args:
         study: The study.
 
     Attributes:
-        stopping: When the search has had enough.
+        stopping: Decides when to stop proposing.
     """
 
     def __init__(self, study: SearchStudy) -> None:
         self.study = study
-        self._under_way: set[str] = set()
-        self._twins: defaultdict[str, list[Proposal]] = defaultdict(list)
-        self._failures = 0
+        self._running: set[str] = set()
+        self._duplicates: defaultdict[str, list[Proposal]] = defaultdict(list)
+        self._failures_in_a_row = 0
         self._failed: dict[str, Proposal] = {}
         self._exhausted = False
-        self.stopping = Stopping(study.space, study.spent_seconds())
-        for record in study.ended():
-            self.stopping.follow(record)
+        self.stopping = Stopping(study.space, study.seconds_used())
+        for result in study.finished_trials():
+            self.stopping.follow(result)
 
     @property
     def may_ask(self) -> bool:
-        """True while there is budget; before the dense figures are there, nothing but dense is measured."""
-        under_way = len(self._under_way)
-        return self.reason is None and not (under_way and self.study.dense_measurements() is None)
+        """True while the budget lasts; until dense is measured, no other policy is proposed beside it."""
+        return self.reason is None and not (self._running and self.study.dense_measurements() is None)
 
     @property
     def reason(self) -> str | None:
-        """Why nothing further is proposed; None while something may be."""
-        under_way = len(self._under_way)
-        if self._exhausted or self.study.known + len(self._failed) + under_way >= self.study.size:
-            return "the space has no policy left that was not measured"
+        """Why no further policy is proposed; None where one may be."""
+        running = len(self._running)
+        if self._exhausted or self.study.num_measured + len(self._failed) + running >= self.study.size:
+            return "every policy of the space is measured"
         trials = self.study.space.search.trials
-        if self.study.measured() + under_way >= trials:
+        if self.study.budget_used() + running >= trials:
             return f"all {trials} trials are measured (search.trials)"
         return self.stopping.reason()
 
     def next(self) -> Proposal | None:
-        """A policy to measure; None while there is none."""
+        """A policy to measure; None where there is none."""
         asked = 0
         while self.may_ask:
-            if asked >= HELP_AFTER and not self.study.enqueue_random({*self._failed, *self._under_way}):
+            if asked >= MAX_REPEATS and not self.study.enqueue_random({*self._failed, *self._running}):
                 self._exhausted = True
                 break
             asked += 1
             proposal = self.study.ask()
-            if proposal is None:
-                continue
-            fingerprint = proposal.policy.fingerprint
-            twin = self.study.find_duplicate(proposal)
-            if twin is not None:
-                outcome = Outcome(twin.search, twin.seconds, None, twin.early_stopped, twin.estimates, twin.worker)
-                self.study.tell(proposal, outcome, duplicate_of=twin.number)
-            elif fingerprint in self._failed:
-                first = self._failed[fingerprint].number
-                self.study.tell(proposal, Outcome(failure=f"failed as trial {first}"), duplicate_of=first)
-            elif fingerprint in self._under_way:
-                self._twins[fingerprint].append(proposal)
-            else:
-                self._under_way.add(fingerprint)
+            if proposal is not None and not self._answer_duplicate(proposal):
+                self._running.add(proposal.policy.fingerprint)
                 return proposal
         return None
 
+    def _answer_duplicate(self, proposal: Proposal) -> bool:
+        """Tell the study the result of an earlier trial of the same policy; False for a new policy."""
+        fingerprint = proposal.policy.fingerprint
+        first = self.study.find_duplicate(proposal)
+        if first is not None:
+            outcome = Outcome(first.search, first.seconds, None, first.early_stopped, first.estimates, first.worker)
+            self.study.tell(proposal, outcome, duplicate_of=first.number)
+        elif fingerprint in self._failed:
+            number = self._failed[fingerprint].number
+            self.study.tell(proposal, Outcome(failure=f"failed as trial {number}"), duplicate_of=number)
+        elif fingerprint in self._running:
+            self._duplicates[fingerprint].append(proposal)
+        else:
+            return False
+        return True
+
     def finish(self, proposal: Proposal, outcome: Outcome) -> None:
-        """Tell the study what a policy measured.
+        """Tell the study the outcome of a policy, and of its duplicates.
 
         Raises:
             RunError: the dense model could not be measured, or too many trials in a row failed.
         """
-        self._under_way.discard(proposal.policy.fingerprint)
+        self._running.discard(proposal.policy.fingerprint)
         self.study.tell(proposal, outcome)
-        self.stopping.follow(self.study.record(proposal.number))
-        for twin in self._twins.pop(proposal.policy.fingerprint, []):
-            self.study.tell(twin, outcome, duplicate_of=proposal.number)
+        self.stopping.follow(self.study.result(proposal.number))
+        for duplicate in self._duplicates.pop(proposal.policy.fingerprint, []):
+            self.study.tell(duplicate, outcome, duplicate_of=proposal.number)
         if outcome.failure:
             self._failed[proposal.policy.fingerprint] = proposal
         if outcome.failure and proposal.policy.is_dense:
-            hint = "mend the cause and go on with `--resume`"
+            hint = "fix the cause and go on with `--resume`"
             raise RunError("the dense model could not be measured", [outcome.failure], hint)
         self.count(outcome)
 
-    def leave(self, proposal: Proposal, reason: str) -> None:
-        """Leave a policy that could not be measured, through no fault of its own, for the next start of the search.
+    def defer(self, proposal: Proposal, reason: str) -> None:
+        """Leave a policy that the machine could not measure to a resumed search.
 
         Raises:
-            RunError: it is the dense model's, which everything else is compared with.
+            RunError: it is the dense model, which every trial is compared with.
         """
         if proposal.policy.is_dense:
-            hint = "mend the machine and go on with `--resume`"
+            hint = "fix the machine and go on with `--resume`"
             raise RunError("the dense model could not be measured", [reason], hint)
 
     def count(self, outcome: Outcome) -> None:
         """Count failures in a row.
 
         Raises:
-            RunError: they are too many.
+            RunError: there are `search.max_failures` of them.
         """
-        self._failures = self._failures + 1 if outcome.failure else 0
-        if self._failures >= self.study.space.search.max_failures:
-            hint = "mend the cause and go on with `--resume`, or raise `search.max_failures`"
-            raise RunError(f"{self._failures} trials in a row failed", [f"the last: {outcome.failure}"], hint)
+        self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.failure else 0
+        if self._failures_in_a_row >= self.study.space.search.max_failures:
+            hint = "fix the cause and go on with `--resume`, or raise `search.max_failures`"
+            message = f"{self._failures_in_a_row} trials in a row failed"
+            raise RunError(message, [f"the last: {outcome.failure}"], hint)

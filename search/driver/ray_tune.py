@@ -1,10 +1,10 @@
-"""The second door: the same study and the same worker behind Ray Tune, for people whose cluster and loggers live there.
+"""Runs the search through Ray Tune, with the same study and evaluator, for clusters and loggers that use Tune.
 
 from ray import tune
 searcher = StudySearcher(study)
 tune.Tuner(
-tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True)),
-tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, reuse_actors=True),
+    tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True)),
+    tune_config=tune.TuneConfig(search_alg=searcher, num_samples=searcher.samples, reuse_actors=True),
 ).fit()
 """
 
@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Tune writes a file for each logger and trial unless it is told not to; the study holds everything already.
+# By default, Tune writes files for each logger and trial. The study holds the same data.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Ctrl-C ends a search here as it does without Tune, and relative paths in a task stay what they are.
+# Without these, Tune handles Ctrl-C itself and changes the folder that relative paths of a task start from.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
@@ -29,11 +29,13 @@ from ...evaluators.base import Measurement, evaluator_class
 from ...policies.errors import RunError, SkipsearchError
 from ...policies.policy import Policy
 from ..space.space import Space
-from ..study.storage import measurements_from
-from ..study.study import Proposal, SearchStudy
+from ..study.asking import Proposal
+from ..study.study import SearchStudy
+from ..study.trial_attributes import parse_measurements
 from ..trial.outcome import Outcome
 from ..workers.evaluate import PolicyEvaluator
-from ..workers.ray_pool import STRIKES, Pool
+from ..workers.ray_pool import Pool
+from ..workers.worker_slots import MAX_FAULTS
 from .phases import PROPOSING
 from .proposals import Proposals
 from .timing import Timing
@@ -41,16 +43,17 @@ from .timing import Timing
 if TYPE_CHECKING:
     from .progress import Progress
 
-# Tune asks for a fixed number of samples; the searcher ends the search itself, when the budget is spent.
-SLACK = 4
+# Tune requires a fixed number of samples. The searcher ends the search when the budget is used, so this is a multiple
+# of the budget that leaves room for duplicates and failed trials.
+SAMPLES_PER_TRIAL = 4
 
 
 class StudySearcher(Searcher):
-    """Lets Tune ask a study for policies.
+    """A Tune searcher that asks a study for policies.
 
     Args:
-        study: The study, which stays the only truth about the search.
-        progress: Who tells the user; None keeps it silent.
+        study: The study, which stores everything about the search.
+        progress: Shows the progress; None keeps it silent.
         after: Called after each trial.
     """
 
@@ -63,15 +66,15 @@ class StudySearcher(Searcher):
         self.progress, self.after = progress, after
         self.proposals = Proposals(study)
         self._running: dict[str, Proposal] = {}
-        self._lost = 0
+        self._lost_in_a_row = 0
 
     @property
     def samples(self) -> int:
-        """What to give as `num_samples`."""
-        return self.study.space.search.trials * SLACK
+        """The value for `num_samples` of Tune."""
+        return self.study.space.search.trials * SAMPLES_PER_TRIAL
 
     def suggest(self, trial_id: str) -> Any:
-        """A policy to measure; None while the dense figures are awaited, `FINISHED` when the budget is spent."""
+        """A policy to measure; None until dense is measured, `FINISHED` when the budget is used."""
         proposal = self.proposals.next()
         if proposal is None:
             return None if self._running else Searcher.FINISHED
@@ -81,67 +84,67 @@ class StudySearcher(Searcher):
         return {
             "policy": proposal.policy.document(),
             "dense": json.dumps(plain),
-            "names": [name for name in self.study.space.evaluate if name not in self.study.left_out],
+            "names": [name for name in self.study.space.evaluate if name not in self.study.skipped_evaluators],
             "times": self.study.expected_times(proposal.policy),
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study what came of it; a trial whose process was lost has no result."""
+        """Tell the study the outcome; a trial whose process was lost has no result."""
         proposal = self._running.pop(trial_id)
         if result and not error:
-            self._lost = 0
+            self._lost_in_a_row = 0
             self.proposals.finish(proposal, outcome_of(result))
         else:
-            self._leave(proposal)
+            self._defer(proposal)
         self.after()
         if self.progress is not None:
-            self.progress.update(self.study.records(), self.study.measured())
+            self.progress.update(self.study.results(), self.study.budget_used())
 
-    def _leave(self, proposal: Proposal) -> None:
-        """Leave a policy whose process was lost twice for the next start: that is no fault of the policy's.
+    def _defer(self, proposal: Proposal) -> None:
+        """Leave a policy whose process was lost twice to a resumed search, since the policy is not the cause.
 
         Raises:
-            RunError: too many were lost in a row.
+            RunError: too many processes were lost in a row.
         """
         reason = "its process was lost, or its device is broken"
-        self.proposals.leave(proposal, reason)
-        self._lost += 1
-        if self._lost >= STRIKES:
-            hint = "see Ray's own log for the reason, mend the machine and go on with `--resume`"
-            raise RunError("no healthy worker is left", [f"{self._lost} trials in a row: {reason}"], hint)
+        self.proposals.defer(proposal, reason)
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= MAX_FAULTS:
+            hint = "see Ray's own log for the reason, fix the machine and go on with `--resume`"
+            raise RunError("no healthy worker is left", [f"{self._lost_in_a_row} trials in a row: {reason}"], hint)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps a copy of its searcher on disk, which never searches and so has nothing to show."""
+        """Tune stores a copy of its searcher on disk, which never runs and so needs no progress."""
         return {**self.__dict__, "progress": None, "after": None}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: all state lives in the study."""
+        """Nothing to save: all state is in the study."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: open the study with `resume=True`."""
 
 
 class PolicyTrainable(tune.Trainable):
-    """Measures one policy a step, and keeps its model for the next."""
+    """Measures one policy per step, and keeps its model for the next."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes the others
         self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
     ) -> None:
-        """Load the model; what is wrong with it becomes the failure of the trial, in its own words."""
-        self.bench: PolicyEvaluator | None = None
+        """Load the model; an error becomes the failure of the trial."""
+        self.evaluator: PolicyEvaluator | None = None
         try:
-            self.bench = PolicyEvaluator(Space.model_validate(space), threads)
+            self.evaluator = PolicyEvaluator(Space.model_validate(space), threads)
         except SkipsearchError as cause:
             self.failure = "; ".join([cause.what, *cause.details])
 
     def step(self) -> dict[str, Any]:
         """Measure the policy of the configuration."""
-        if self.bench is None:
+        if self.evaluator is None:
             return {"outcome": Outcome(failure=self.failure), "done": True}
-        policy, dense = Policy.model_validate(self.config["policy"]), measurements_from(self.config["dense"]) or None
-        outcome = self.bench.measure(policy, self.config["names"], dense=dense, times=self.config["times"])
+        policy, dense = Policy.model_validate(self.config["policy"]), parse_measurements(self.config["dense"]) or None
+        outcome = self.evaluator.measure(policy, self.config["names"], dense=dense, times=self.config["times"])
         if outcome.fault == "machine":
-            raise RuntimeError(outcome.failure)  # Tune tears the process down, and tries it once more in another one.
+            raise RuntimeError(outcome.failure)  # Tune stops this process, and retries once in another one.
         values = {name: entry.value for name, entry in outcome.measurements.items()}
         return {**values, "outcome": outcome, "done": True}
 
@@ -151,7 +154,7 @@ class PolicyTrainable(tune.Trainable):
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A measurement leaves nothing to save."""
+        """Nothing to save: a measurement has no state."""
 
 
 def outcome_of(result: dict[str, Any]) -> Outcome:
@@ -162,30 +165,30 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
 
 
 def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progress | None" = None) -> str | None:
-    """Spend a study's budget of trials through Ray Tune, on the devices of a pool that waits meanwhile.
+    """Spend a study's budget of trials through Ray Tune, on the devices of a pool whose workers stop meanwhile.
 
     Args:
-        study: Where the trials are.
-        pool: The workers, which give their devices up and take them back after.
+        study: Where the trials are stored.
+        pool: The workers; they are started again at the end.
         folder: The study's folder; Tune's own files go to `tune/` in it.
-        progress: Who tells the user; None keeps it silent.
+        progress: Shows the progress; None keeps it silent.
 
     Returns:
         Why the search ended.
     """
     space = study.space
     pool.stop_workers()
-    after = (lambda: None) if progress is None else Timing(study, pool, progress).look
+    after = (lambda: None) if progress is None else Timing(study, pool, progress).update
     searcher = StudySearcher(study, progress, after)
     if progress is not None:
         progress.phase(PROPOSING)
-    alone = pool.shares_device and any(evaluator_class(kind).exclusive for kind in space.evaluate)
+    one_at_a_time = pool.shares_device and any(evaluator_class(name).exclusive for name in space.evaluate)
     gpus = {"gpu": pool.gpus} if pool.gpus else {}
     trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if alone else pool.size),
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if one_at_a_time else pool.size),
             num_samples=searcher.samples,
             reuse_actors=True,
         ),

@@ -1,51 +1,50 @@
-"""What a search still has to do besides proposing, by what it looks like now."""
+"""Predicts how many promotions, confirmations and timings a search still has to do."""
 
 import math
 from collections.abc import Sequence
 
 from ..space.space import Space
-from ..study.expected_results import MAX_CONFIRMED, Known
+from ..study.expected_results import MAX_CONFIRMED, ScorePredictor
 from ..trial.trial_result import TrialResult
 from .phases import CONFIRMING, PROMOTING
-from .promotion import ENOUGH, examples, is_paused, looking_best, standing
-from .timing import AGAIN, ROUNDS
+from .promotion import FIRST_EXAMPLES, apparent_front, examples_answered, expected_points, is_paused
+from .timing import ROUNDS, TIMING_AGAIN
 
 
-def promotions(record: TrialResult, total: int) -> int:
-    """How often a paused trial would go on until it has answered every example.
+def promotions_left(result: TrialResult, total: int) -> int:
+    """How many promotions a paused trial needs to answer every example.
 
     Args:
-        record: The trial.
+        result: The trial.
         total: How many examples there are.
     """
-    answered = examples(record)
+    answered = examples_answered(result)
     first = 0 if answered else 1
-    return max(1, first + math.ceil(math.log2(max(total, 1) / (answered or ENOUGH))))
+    return max(1, first + math.ceil(math.log2(max(total, 1) / (answered or FIRST_EXAMPLES))))
 
 
-def ahead(
-    records: Sequence[TrialResult], known: Known, space: Space, is_confirmed: bool, is_timed: bool
+def remaining_steps(
+    results: Sequence[TrialResult], predictor: ScorePredictor, space: Space, is_confirmed: bool, is_timed: bool
 ) -> dict[str, int]:
-    """Steps to come by phase: of the trials that look like members of the front, all will be measured in full.
+    """Steps to come by phase, if every trial that looks Pareto-optimal now is measured on all examples.
 
     Args:
-        records: All trials; the first is dense.
-        known: The trials that answered every example.
+        results: All trials; the first is dense.
+        predictor: Predicts scores on all examples.
         space: The search space.
         is_confirmed: True where something is measured on a report split.
         is_timed: True where the front is timed again at the end.
     """
-    stands = [
-        (record, point)
-        for record in records
-        if record.duplicate_of is None and (point := standing(record, known, space)) is not None
-    ]
-    best = looking_best(stands, space) | {records[0].number}
-    total = max((entry.n for entry in known.dense.values() if "per_example" in entry.detail), default=ENOUGH)
-    waiting = [record for record, _ in stands if record.number in best and is_paused(record, known)]
-    baselines = sum(record.baseline is not None and record.number not in best for record, _ in stands)
+    own = [result for result in results if result.duplicate_of is None]
+    candidates = expected_points(own, predictor, space)
+    front = apparent_front(candidates, space) | {results[0].number}
+    scored = (entry for entry in predictor.dense.values() if "per_example" in entry.detail)
+    total = max((entry.n for entry in scored), default=FIRST_EXAMPLES)
+    paused = [result for result, _ in candidates if result.number in front and is_paused(result, predictor)]
+    baselines = sum(result.baseline is not None and result.number not in front for result, _ in candidates)
+    num_confirmed = len(front) + min(MAX_CONFIRMED, baselines)
     return {
-        PROMOTING: sum(promotions(record, total) for record in waiting),
-        **({CONFIRMING: len(best) + min(MAX_CONFIRMED, baselines)} if is_confirmed else {}),
-        **({AGAIN: ROUNDS * (len(best) + min(MAX_CONFIRMED, baselines))} if is_timed else {}),
+        PROMOTING: sum(promotions_left(result, total) for result in paused),
+        **({CONFIRMING: num_confirmed} if is_confirmed else {}),
+        **({TIMING_AGAIN: ROUNDS * num_confirmed} if is_timed else {}),
     }

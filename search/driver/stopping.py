@@ -1,4 +1,4 @@
-"""When a search has had enough: its trials are spent, the front grows no more, or time is up."""
+"""Decides when a search stops proposing: the hypervolume stagnates, or its time is over."""
 
 import math
 import time
@@ -10,79 +10,83 @@ from ..trial.pareto import objective_point
 from ..trial.trial_result import TrialResult
 
 MINUTE = 60.0
-REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # of the time, but at most so much: for the report
-CONFIRM_SHARE = 0.3  # of the time, at most: to confirm the front
+REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # time reserved for the report: a share of the limit, at most so many seconds
+CONFIRM_SHARE = 0.3  # share of the limit that is reserved at most to confirm the front
 
 
 class Stopping:
-    """Follows a search, and tells when `search.stop` of its space ends it.
+    """Applies `search.stop` of a space to a search.
 
     Args:
         space: The space.
-        spent: Seconds that the search took before it was resumed.
+        seconds_used: How long the search ran before it was resumed.
 
     Attributes:
-        confirm_seconds: How long it is expected to take to confirm the front, for which time is left.
+        confirm_seconds: Expected seconds to confirm the front, which are reserved.
     """
 
-    def __init__(self, space: Space, spent: float = 0.0) -> None:
+    def __init__(self, space: Space, seconds_used: float = 0.0) -> None:
         self._space = space
-        self._began = time.monotonic() - spent
+        self._began = time.monotonic() - seconds_used
         self._curve: list[float] = []
-        self._growing: IncrementalHypervolume | None = None
+        self._hypervolume: IncrementalHypervolume | None = None
         self._dense: TrialResult | None = None
         self.confirm_seconds = 0.0
 
-    def follow(self, record: TrialResult) -> None:
-        """Take note of a trial that has ended, or is set aside, or has answered more; the first complete one is dense.
+    def follow(self, result: TrialResult) -> None:
+        """Count a trial that has ended, was paused or was promoted; the first complete one must be dense.
 
-        What few examples say may be luck, so it counts as growth only when a trial has answered all.
+        A paused trial adds no hypervolume: its score on few examples may be luck. It counts when all are measured.
         """
-        if record.duplicate_of is not None or record.is_probe:
+        if result.duplicate_of is not None or result.is_probe:
             return
         objectives = self._space.objectives
-        if self._growing is None and record.state == "complete":
-            reference = reference_point(record.search, objectives, metric_definitions(self._space))
-            self._growing = IncrementalHypervolume(list(objectives.values()), [reference[name] for name in objectives])
-            self._dense = record
-        if self._growing is None or self._dense is None:
+        if self._hypervolume is None and result.state == "complete":
+            reference = reference_point(result.search, objectives, metric_definitions(self._space))
+            corner = [reference[name] for name in objectives]
+            self._hypervolume = IncrementalHypervolume(list(objectives.values()), corner)
+            self._dense = result
+        if self._hypervolume is None or self._dense is None:
             return
-        point = objective_point(record.search, self._dense.search, objectives) if record.feasible else None
-        volume = self._growing.add(point)
-        if record.continues is None:
+        point = objective_point(result.search, self._dense.search, objectives) if result.feasible else None
+        volume = self._hypervolume.add(point)
+        if result.promoted_from is None:
             self._curve.append(volume)
         elif self._curve:
             self._curve[-1] = volume
 
     @property
     def ends(self) -> float:
-        """When everything but the report has to be over, by the monotonic clock; infinite without a limit."""
+        """When everything but the report must be over, on the monotonic clock; infinity without a limit.
+
+        The limit applies once dense is measured.
+        """
         minutes = self._space.search.stop.minutes
-        if minutes is None or self._growing is None:
+        if minutes is None or self._hypervolume is None:
             return math.inf
-        whole = minutes * MINUTE
-        return self._began + whole - min(REPORT_SECONDS, REPORT_SHARE * whole)
+        limit = minutes * MINUTE
+        return self._began + limit - min(REPORT_SECONDS, REPORT_SHARE * limit)
 
     @property
     def is_late(self) -> bool:
-        """True when no further trial should begin, nor one that was set aside go on, so that the front is confirmed."""
-        kept = min(self.confirm_seconds, CONFIRM_SHARE * MINUTE * (self._space.search.stop.minutes or 0.0))
-        return time.monotonic() >= self.ends - kept
+        """True when no trial should start or be promoted any more, so that time is left to confirm the front."""
+        limit = MINUTE * (self._space.search.stop.minutes or 0.0)
+        return time.monotonic() >= self.ends - min(self.confirm_seconds, CONFIRM_SHARE * limit)
 
     def reason(self) -> str | None:
-        """Why no further trial should begin; None while one may."""
+        """Why no further trial should start; None where one may."""
         stop = self._space.search.stop
         if self.is_late:
             return f"{stop.minutes:g} minutes are over, less what the front and the report take (search.stop.minutes)"
-        grown = growth(self._curve, stop.stagnation)
+        grown = relative_growth(self._curve, stop.stagnation)
         if grown is not None and grown <= stop.gain:
-            said = f"the hypervolume grew by {grown:.2%} in the last {stop.stagnation} trials"
-            return f"{said}, not more than {stop.gain:.2%} (search.stop.stagnation)"
+            growth = f"the hypervolume grew by {grown:.2%} in the last {stop.stagnation} trials"
+            return f"{growth}, not more than {stop.gain:.2%} (search.stop.stagnation)"
         return None
 
 
-def growth(curve: list[float], last: int | None) -> float | None:
-    """How much a hypervolume grew in its last trials, as a share of what it was; None where there are too few."""
-    if last is None or len(curve) <= last or not curve[-1 - last]:
+def relative_growth(curve: list[float], num_trials: int | None) -> float | None:
+    """Relative growth of a hypervolume over its last trials; None with too few of them, or from 0."""
+    if num_trials is None or len(curve) <= num_trials or not curve[-1 - num_trials]:
         return None
-    return curve[-1] / curve[-1 - last] - 1
+    return curve[-1] / curve[-1 - num_trials] - 1

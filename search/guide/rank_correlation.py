@@ -1,6 +1,9 @@
 """Kendall's rank correlation with a bootstrap interval."""
 
+import math
+
 import numpy as np
+from scipy.stats import kendalltau
 
 from ..trial.trial_result import IntervalEstimate
 
@@ -24,19 +27,27 @@ def kendall(values: np.ndarray, others: np.ndarray, seed: int = 0) -> IntervalEs
     Returns:
         None where a variable is constant.
     """
+    tau = float(kendalltau(values, others).statistic)
+    if math.isnan(tau):
+        return None
+    low, high = np.percentile(_bootstrap(values, others, np.random.default_rng(seed)), PERCENTILES)
+    return IntervalEstimate(tau, float(low), float(high))
+
+
+def _bootstrap(values: np.ndarray, others: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """tau-b of every bootstrap sample in which neither variable is constant.
+
+    A sample is a row of weights, so that sums over weighted pairs give all samples at once, which scipy cannot.
+    """
     signs = [np.sign(x[:, None] - x[None, :]).astype(np.float32) for x in (values, others)]
     count = len(values)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_SAMPLES)
-    # The first row is the sample itself.
-    weights = np.concatenate([np.ones((1, count)), draws]).astype(np.float32)
+    draws = random.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_SAMPLES)
+    weights = draws.astype(np.float32)
 
     def pair_sums(matrix: np.ndarray) -> np.ndarray:
         return np.einsum("di,di->d", weights @ matrix, weights, dtype=np.float64)
 
     untied = np.sqrt(pair_sums(np.abs(signs[0])) * pair_sums(np.abs(signs[1])))
-    if not untied[0]:
-        return None
     defined = untied > 0
-    value, *resampled = pair_sums(signs[0] * signs[1])[defined] / untied[defined]
-    low, high = np.percentile(resampled, PERCENTILES)
-    return IntervalEstimate(float(value), float(low), float(high))
+    found: np.ndarray = pair_sums(signs[0] * signs[1])[defined] / untied[defined]
+    return found

@@ -99,7 +99,7 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
     if any(entry.floor for entry in record.dense.search.values()):
-        reference += "; accuracy is measured from the guessing level"
+        reference += "; accuracy is measured from chance level"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
     for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
         if line:

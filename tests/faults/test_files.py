@@ -16,7 +16,7 @@ from skipsearch.policies.errors import RunError, SpaceError, StudyError
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.cli import main
 from skipsearch.search.report.folder import write_folder, write_policies
-from skipsearch.search.run import check_folder, kept_in, only_writer
+from skipsearch.search.run import check_folder, database_errors, lock_study
 from skipsearch.search.space.fingerprint import Digests
 from skipsearch.search.space.trust import refuse_untrusted
 from skipsearch.search.study import storage as database
@@ -128,7 +128,7 @@ def test_what_is_whole_can_be_saved(whole, copy, name, capsys):
     original = {trial.number: trial for trial in every.trials}
     assert kept.trials and all(trial == original[trial.number] for trial in kept.trials)
     assert len(kept.trials) >= len(every.trials) - 1 or name == "flipped"
-    assert f"of {len(read_study(whole / 'study.db').trials)} trials are whole" in said.err
+    assert f"of {len(read_study(whole / 'study.db').trials)} trials, which are intact" in said.err
     assert (copy.with_name("study-salvaged") / "report.html").exists()
 
 
@@ -166,7 +166,7 @@ def test_a_folder_is_checked_before_a_model_is_loaded(copy, tmp_path, monkeypatc
     with pytest.raises(StudyError, match="already holds a study"):
         check_folder(copy, resume=False)
     check_folder(copy, resume=True)
-    with only_writer(copy), pytest.raises(StudyError, match="another search is writing"):
+    with lock_study(copy), pytest.raises(StudyError, match="another search is writing"):
         check_folder(copy, resume=True)
     (copy / "environment.json").write_text("{")
     with pytest.raises(StudyError, match="is not JSON"):
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_is_one_line(path, tmp_path):
 
     with (
         pytest.raises(RunError, match=r"study.db cannot be written\n  database or disk is full\nhint: free some space"),
-        kept_in(tmp_path),
+        database_errors(tmp_path),
     ):
         spend(study)
     check_whole(tmp_path / "study.db")

@@ -1,0 +1,116 @@
+"""The commands of `skipsearch` and their options."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..policies.errors import UsageError
+from ..policies.version import __version__
+
+RESULTS = Path("results")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises errors of the same form as those about files."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise UsageError(message, hint=f"`{self.prog} --help` lists its arguments")
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `command` is the name of the command.
+
+    Raises:
+        UsageError: the command line is wrong.
+    """
+    top = Parser(prog="skipsearch", description="Search what a language model can leave out.")
+    top.add_argument("--version", action="version", version=f"skipsearch {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+
+    def command(name: str, text: str) -> Any:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--json", action="store_true", help="print JSON, for programs")
+        return added
+
+    _add_run_options(command("run", "search a space; results go to a folder of their own"))
+    validate = command("validate", "check spaces and policies, and list every mistake")
+    validate.add_argument("files", nargs="+", metavar="FILE")
+    show = command("show", "draw what a policy leaves out, layer by layer")
+    show.add_argument("policy", metavar="POLICY", type=Path)
+    show.add_argument("--num-layers", type=_positive, metavar="N", help="of the model, where the policy does not say")
+    _add_eval_options(command("eval", "measure a policy and the dense model side by side"))
+    _add_report_options(command("report", "write a study's policies, table and report again from its database"))
+    _add_out(command("ls", "list the shipped spaces and the studies here"))
+    return top.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of 1 or more")
+    return int(text)
+
+
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("space", metavar="SPACE", help="a YAML file, or the name of a shipped space")
+    _add_set(run)
+    _add_out(run)
+    run.add_argument("--name", help="the study's name, and that of its folder (default: the space's)")
+    run.add_argument("--resume", action="store_true", help="go on with a search that was interrupted")
+    run.add_argument("--trials", metavar="N", help="the same as --set search.trials=N")
+    run.add_argument("--seed", metavar="N", help="the same as --set search.seed=N")
+    run.add_argument("--sampler", metavar="NAME", help="the same as --set search.sampler=NAME")
+    run.add_argument("--address", help="of a Ray cluster; the same as --set workers.address=ADDRESS")
+    _add_trust(run)
+    run.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("policy", metavar="POLICY", type=Path)
+    evaluate.add_argument("--space", help="what to measure on (default: the space of the study that holds the policy)")
+    evaluate.add_argument("--split", choices=["search", "report"], default="report",
+                          help="the examples to measure accuracy on (default: report)")  # fmt: skip
+    _add_set(evaluate)
+    _add_trust(evaluate)
+
+
+def _add_report_options(report: argparse.ArgumentParser) -> None:
+    report.add_argument("study", metavar="STUDY", help="a folder, or a name under --out")
+    report.add_argument("--constraint", action="append", default=[], metavar="BOUND", dest="constraints",
+                        help="print the front under a bound, such as 'accuracy>=0.9*dense'; repeatable")  # fmt: skip
+    report.add_argument("--pick", action="append", default=[], metavar="BOUND", dest="picks",
+                        help="print the best policy within a budget, such as 'ttft_ms<=0.6*dense'")  # fmt: skip
+    report.add_argument("--unmeasured", action="store_true",
+                        help="with these, print a policy that is expected to beat all measured ones")  # fmt: skip
+    report.add_argument("--salvage", action="store_true",
+                        help="copy the intact trials of a damaged study to a new one beside it")  # fmt: skip
+    _add_out(report)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--trust-task-code", action="store_true",
+                         help="run the functions that your own task files name (!function)")  # fmt: skip
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                         help="override a key of the space, such as search.trials=20; can be repeated")  # fmt: skip
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER",
+                         help="where the studies are (default: results)")  # fmt: skip
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """The values of `--set` by key.
+
+    Raises:
+        UsageError: one has no `=`.
+    """
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        hint = "write both, as in --set search.trials=20"
+        raise UsageError("--set needs a key and a value", [f"found {pair!r}" for pair in wrong], hint)
+    return {key.strip(): value for key, value in (pair.split("=", 1) for pair in pairs)}
