@@ -38,7 +38,7 @@ class SkipSampler(BaseSampler):
     the same time.
 
     The first trial is dense, the next ones have each choice on a third of the parameters. From then on a Gaussian
-    process over all choices and pairs of choices, refitted to every trial, predicts the expensive objective; it also
+    process over all choices and pairs of choices, conditioned on every trial, predicts the expensive objective; it also
     learns which pairs of parameters interact most (Tipping 2001). The sampler proposes the candidate with the highest
     expected hypervolume improvement. Candidates are:
 
