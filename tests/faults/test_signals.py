@@ -61,7 +61,10 @@ def test_a_signal_ends_the_search_with_its_hint(path, tmp_path, name):
         *("--set", f"evaluate.faulty.folder='at:{words}'", "--set", "evaluate.faulty.pause=0.2", "--trials", "60"),
     ]
     given = failing.own_ray() | {"MARK": mark}
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given, start_new_session=True)
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=given, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # The tests themselves may run under nohup.
+    )  # fmt: skip
     if calls:
         wait_until(lambda: len(failing.measured(words)) >= calls, run)
     else:
@@ -98,7 +101,7 @@ def test_signals_are_handled_once_and_given_back():
     assert Stopped(signal.SIGHUP).exit_code == 129
 
 
-def test_who_started_it_with_nohup_wants_it_to_outlive_the_terminal(monkeypatch):
+def test_a_search_under_nohup_outlives_the_terminal(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruptible():
