@@ -75,7 +75,7 @@ def test_no_evaluator_searches_with_what_another_reports(path, limit):
     options = {"tasks": ["./image_gen.yaml"], "search": {"limit": limit}, "report": {"limit": 2}}
     with pytest.raises(EvaluatorError, match="image_gen.*overlap\n  found 2 examples in both") as caught:
         PolicyEvaluator(space_with(path, **options))
-    assert "give both the same tasks and limits" in caught.value.hint
+    assert "the same tasks and limits" in caught.value.hint
 
 
 def test_other_examples_that_are_apart_are_fine(path):
