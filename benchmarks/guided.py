@@ -115,14 +115,14 @@ class Counter:
                 self._count(evaluator)
 
     def _count(self, evaluator: Any) -> None:
-        scored = evaluator._scored
+        scored = evaluator._score_examples
 
         def counting(handle: Any, tasks: Any, part: Any) -> Any:
             found = scored(handle, tasks, part)
             self.answers += len(found) * (part[0] == "search")
             return found
 
-        evaluator._scored = counting
+        evaluator._score_examples = counting
 
 
 class Meter:

@@ -1,1 +1,1 @@
-"""What a policy keeps and what it costs: accuracy, FLOPs, latency, memory."""
+"""Evaluators measure what a policy keeps and what it costs: accuracy, answer loss, FLOPs, latency, memory."""

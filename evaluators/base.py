@@ -1,4 +1,4 @@
-"""What every evaluator is: options, metrics with unit and direction, and one method that measures a patched model."""
+"""The interface of evaluators: options, metrics with unit and direction, and a method that measures a policy."""
 
 import functools
 from collections.abc import Generator, Mapping
@@ -20,8 +20,8 @@ GROUP = "skipsearch.evaluators"
 
 Split = Literal["search", "report"]
 Direction = Literal["maximize", "minimize"]
-Kind = Literal["time", "count", "bytes", "fraction", "nats", "other"]
-KINDS: Mapping[str, Kind] = {
+MetricKind = Literal["time", "count", "bytes", "fraction", "nats", "other"]
+KIND_OF_UNIT: Mapping[str, MetricKind] = {
     "ms": "time", "s": "time", "flops": "count", "bytes": "bytes", "fraction": "fraction", "nats": "nats"
 }  # fmt: skip
 
@@ -36,39 +36,39 @@ class Options(BaseModel):
 class Metric:
     """A number that an evaluator measures.
 
-    Reports format a figure, compare it with dense and correct it for the drift of the machine by what is declared here,
-    and never by the metric's name.
+    Reports format a value, compare it with dense and correct it for the drift of the machine by this declaration, and
+    never by the metric's name.
 
     Attributes:
-        unit: `fraction`, `nats`, `flops`, `ms`, `bytes`, or any other, which is printed as it stands.
-        direction: Which way is better.
+        unit: `fraction`, `nats`, `flops`, `ms`, `bytes`, or any other, which is printed as it is.
+        direction: Whether higher or lower values are better.
         text: One sentence that says exactly what is counted.
-        declared_metrics: The kind, where the unit does not tell it. A `time` that was measured interleaved with dense
-            (`Measurement.dense`) is compared by its ratio to that.
+        declared_kind: The kind, where the unit does not imply it. A `time` that was measured interleaved with dense
+            (`Measurement.dense`) is compared by its ratio to the dense time.
     """
 
     unit: str
     direction: Direction
     text: str
-    declared_metrics: Kind | None = None
+    declared_kind: MetricKind | None = None
 
     @property
-    def kind(self) -> Kind:
-        """What is measured: as declared, or as the unit tells."""
-        return self.declared_metrics or KINDS.get(self.unit, "other")
+    def kind(self) -> MetricKind:
+        """The kind of quantity: as declared, or as the unit implies."""
+        return self.declared_kind or KIND_OF_UNIT.get(self.unit, "other")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured figure, a small plain value that crosses processes.
+    """One measured value of a metric: small and plain, so that it can cross processes.
 
     Attributes:
-        value: The figure, in the metric's unit.
-        n: Examples or repeats behind it.
-        dense: The dense model's figure, where it was measured together with this one (interleaved).
-        stderr: Standard error, of a mean over examples, or of a time that was measured in several visits.
+        value: The value, in the metric's unit.
+        n: Number of examples or repeats.
+        dense: The dense model's value, where it was measured together with this one (interleaved).
+        stderr: Standard error, of a mean over examples or of a time that was measured in several visits.
         iqr: Interquartile range, of a latency.
-        detail: What else a reader may want to know, such as the accuracy of each task.
+        detail: Further values, such as the accuracy of each task.
     """
 
     value: float
@@ -80,28 +80,29 @@ class Measurement:
 
     @property
     def floor(self) -> float:
-        """What guessing measures, of an accuracy whose task tells; else 0."""
-        found: float = self.detail.get("floor", 0.0)
-        return found
+        """The value of guessing, where the task says which answers are right; else 0."""
+        floor: float = self.detail.get("floor", 0.0)
+        return floor
 
     @property
     def is_partial(self) -> bool:
-        """True of a figure of some of the examples only."""
+        """True where only some of the examples were measured."""
         return "places" in self.detail
 
 
 class Evaluator(Protocol):
     """Measures a model that runs under a policy. Knows nothing of Optuna, Ray or the search space.
 
-    It is made once a worker, with `Evaluator(options, subject)`, and does there what does not depend on the policy.
+    A worker makes it once, with `Evaluator(options, subject)`; everything that does not depend on the policy is done
+    there.
 
     Attributes:
         name: The key under `evaluate` in a space.
         options: The pydantic model of its options.
-        metrics: What it measures, by name.
-        cost: Rank by expense; cheap evaluators run first, and a trial that breaks a constraint stops there.
+        metrics: The metrics that it measures, by name.
+        cost: Order of execution: cheap evaluators run first, and a trial that violates a constraint stops there.
         exclusive: True where nothing else may run on the device meanwhile, as for wall-clock time.
-        splits: True where it measures on examples, hence apart on the search and the report split.
+        splits: True where it measures on examples, and therefore on the search and the report split separately.
     """
 
     name: ClassVar[str]
@@ -120,57 +121,56 @@ class Evaluator(Protocol):
             One measurement for each name in `metrics`.
 
         Raises:
-            EvaluatorError: it cannot be measured, and why.
+            EvaluatorError: the policy cannot be measured; the message says why.
         """
         ...
 
 
 @runtime_checkable
 class IncrementalEvaluator(Evaluator, Protocol):
-    """An evaluator that can measure on few examples first and on more after that, and be left at any time.
+    """An evaluator that measures on few examples first and then on more, and can be stopped at any rung.
 
-    What it measures on a part has, in `detail`, the score of each example (`per_example`, in the order in which they
-    are drawn), the `places` of these examples in the `per_example` of the whole, and how many there are (`total`).
-    Scores of a maximised fraction are at most 1, those of a minimised metric at least 0.
+    The `detail` of a partial measurement has the score of each example (`per_example`, in the order drawn), the
+    `places` of these examples in the `per_example` of the whole split, and the number of all examples (`total`).
+    Scores of a maximised fraction are at most 1, scores of a minimised metric at least 0.
     """
 
     def rungs(
         self,
         handle: "PolicyHandle",
         split: Split,
-        shares: tuple[float, ...],
-        known: Mapping[str, Measurement] = MappingProxyType({}),
+        fractions: tuple[float, ...],
+        previous: Mapping[str, Measurement] = MappingProxyType({}),
     ) -> Generator[dict[str, Measurement], None, None]:
-        """Measure on a share of the examples after the other, each time with those before.
+        """Measure on growing fractions of the examples; each rung includes the examples of the rungs before.
 
         Args:
             handle: As in `measure`.
-            split: The examples.
-            shares: The share of the examples at each rung, ascending, the last 1; a rung that would add less than a
-                batch may be left out. Whoever measures in the same shares has the same examples, in the same order
-                and the same batches.
-            known: What it yielded on the first of these shares before, perhaps elsewhere; only what is beyond is
-                measured.
+            split: The split of the examples.
+            fractions: The fraction of the examples at each rung, ascending, the last 1; a rung that would add less than
+                a batch may be left out. Equal fractions give the same examples, in the same order and the same batches.
+            previous: The measurements of an earlier rung with the same fractions, perhaps from another worker; only
+                further examples are measured.
 
         Yields:
-            What `measure` returns, of the examples so far; at last of all. Only that, where examples cannot be told
-            apart, or are too few.
+            What `measure` returns, for the examples so far; the last rung has all of them. There is only one rung where
+            examples cannot be scored one by one, or are too few.
 
         Raises:
-            EvaluatorError: it cannot be measured, and why.
+            EvaluatorError: the policy cannot be measured; the message says why.
         """
         ...
 
 
 @runtime_checkable
 class RetimingEvaluator(Evaluator, Protocol):
-    """An evaluator of times that can visit a policy shortly, in turns with others, when a front is timed again."""
+    """An evaluator of times that can time a policy briefly, in turns with other policies of a front."""
 
     def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
-        """What `measure` returns, of few repeats.
+        """Measure as `measure` does, with few repeats.
 
         Raises:
-            EvaluatorError: it cannot be measured, and why.
+            EvaluatorError: the policy cannot be measured; the message says why.
         """
         ...
 
@@ -186,15 +186,15 @@ BUILT_IN = {
 
 
 def available() -> tuple[str, ...]:
-    """Names of all evaluators: the built-in ones and those of installed packages."""
+    """The names of all evaluators, built in or from installed packages."""
     return tuple(sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))}))
 
 
 def evaluator_class(name: str) -> type[Evaluator]:
-    """Find an evaluator by the name it has under `evaluate` in a space.
+    """Find an evaluator by its name under `evaluate` in a space.
 
     Raises:
-        EvaluatorError: there is none, two packages bring one each, or what they bring is none.
+        EvaluatorError: there is no such evaluator, several packages have one, or it lacks a part of the interface.
     """
     found = {entry.value: entry for entry in entry_points(group=GROUP) if entry.name == name}
     if name in BUILT_IN:
@@ -207,12 +207,12 @@ def evaluator_class(name: str) -> type[Evaluator]:
         origins = [f"{value}, {origin(entry)}" for value, entry in sorted(found.items())]
         hint = "uninstall one of the packages, or rename its entry point"
         raise EvaluatorError(f"the evaluator '{name}' exists {len(found)} times", origins, hint)
-    return loaded(*found.values())
+    return load_evaluator(*found.values())
 
 
 @functools.cache
 def declared_metrics() -> Mapping[str, Metric]:
-    """Every metric that an evaluator which can be loaded declares."""
+    """The metrics of all evaluators that can be loaded, by name."""
     found: dict[str, Metric] = {}
     for name in available():
         try:
@@ -223,36 +223,39 @@ def declared_metrics() -> Mapping[str, Metric]:
 
 
 def declared_metric(name: str) -> Metric | None:
-    """What was declared of a metric; None where nobody here measures it. Policies call some `search_…` as well."""
+    """The declaration of a metric; None where no evaluator measures it.
+
+    Policy files have some metrics a second time, with the prefix `search_`.
+    """
     known = declared_metrics()
     return known.get(name) or known.get(name.removeprefix("search_"))
 
 
 def origin(entry: EntryPoint) -> str:
-    """Which package brings an evaluator."""
+    """The package that an evaluator comes from."""
     return f"from {entry.dist.name} {entry.dist.version}" if entry.dist else "built in"
 
 
-def loaded(entry: EntryPoint) -> type[Evaluator]:
-    """Import an evaluator and check that it is one.
+def load_evaluator(entry: EntryPoint) -> type[Evaluator]:
+    """Import an evaluator, and check that it has the interface.
 
     Raises:
-        EvaluatorError: it cannot be imported, or lacks something.
+        EvaluatorError: it cannot be imported, or lacks a part of the interface.
     """
     try:
         found = entry.load()
     except (ImportError, AttributeError) as cause:
         where = [f"{entry.value}, {origin(entry)}", str(cause)]
         raise EvaluatorError(f"the evaluator '{entry.name}' cannot be imported", where) from cause
-    problems = faults(found, entry.name)
+    problems = interface_problems(found, entry.name)
     if problems:
         raise EvaluatorError(f"{entry.value}, {origin(entry)}, is no evaluator", problems)
     evaluator: type[Evaluator] = found
     return evaluator
 
 
-def faults(found: Any, name: str) -> list[str]:
-    """What keeps an object from being the evaluator of that name, one line each."""
+def interface_problems(found: Any, name: str) -> list[str]:
+    """What an object lacks to be the evaluator of a name, one line each."""
     if not isinstance(found, type):
         return [f"found {type(found).__name__}, expected a class"]
     options, metrics = getattr(found, "options", None), getattr(found, "metrics", None)
@@ -260,7 +263,8 @@ def faults(found: Any, name: str) -> list[str]:
     checks: dict[str, Any] = {
         f"name: expected '{name}'": getattr(found, "name", None) == name,
         "options: expected a subclass of Options": isinstance(options, type) and issubclass(options, Options),
-        "metrics: expected Metric by name": measured and all(isinstance(metric, Metric) for metric in measured),
+        "metrics: expected a mapping of names to Metric": measured
+        and all(isinstance(metric, Metric) for metric in measured),
         "cost: expected a whole number": isinstance(getattr(found, "cost", None), int),
         "exclusive: expected true or false": isinstance(getattr(found, "exclusive", None), bool),
         "splits: expected true or false": isinstance(getattr(found, "splits", None), bool),

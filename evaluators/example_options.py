@@ -1,4 +1,4 @@
-"""Options of every evaluator that measures on examples: which tasks, how many documents, and how much memory."""
+"""Options of evaluators that measure on examples: tasks, numbers of documents, memory."""
 
 from pydantic import Field, model_validator
 
@@ -6,13 +6,13 @@ from .base import Options
 
 
 class SplitOptions(Options):
-    """Which examples one split has.
+    """The examples of one split.
 
     Attributes:
-        tasks: Tasks of its own; None takes those of the evaluator.
-        limit: Documents of each task. None takes all; of data that both splits use, the search takes the first half
-            and the report the rest. Documents are taken in the order of the data, so data sorted by label or kind
-            should be shuffled by its task (`process_docs`).
+        tasks: Tasks of this split alone; None takes the evaluator's tasks.
+        limit: Number of documents of each task. None takes all; of data that both splits use, the search takes the
+            first half and the report the rest. Documents are taken in the order of the data, so a task whose data is
+            sorted by label or kind should shuffle it (`process_docs`).
     """
 
     tasks: list[str] | None = Field(default=None, min_length=1)
@@ -25,16 +25,16 @@ class ExampleOptions(Options):
     Attributes:
         tasks: lm-eval's names of tasks, groups or tags, or paths of task files.
         search: The examples that guide the search.
-        report: The examples that the front is confirmed on.
-        batch_size: Requests at a time.
+        report: The examples that confirm the front.
+        batch_size: Number of requests in a batch.
         num_fewshot: Examples in each prompt; None leaves it to the task.
         apply_chat_template: Put prompts into the model's chat template.
         seed: Of few-shot examples and of sampled answers.
-        memory_bytes: How much may be kept of what does not depend on the policy, such as tokens, pixels and image
+        memory_bytes: Limit of the cache of values that do not depend on the policy, such as tokens, pixels and image
             features, on the model's device.
-        states_bytes: How much may be kept of hidden states, on the model's device, so that a policy that begins as an
-            earlier one did is computed from where they part. It is of use where given answers are scored: by
-            `divergence`, and by tasks that ask for log-likelihoods. The figures are the same; 0 keeps none.
+        states_bytes: Limit of the cache of hidden states, on the model's device: a policy that shares its first layers
+            with an earlier one is computed from the first layer that differs. It helps where given answers are scored:
+            by `divergence`, and by tasks that ask for log-likelihoods. Results are the same; 0 disables it.
     """
 
     tasks: list[str] = []
@@ -55,6 +55,6 @@ class ExampleOptions(Options):
         return self
 
     def tasks_of(self, split: str) -> list[str]:
-        """The tasks of a split."""
+        """The names of the tasks of a split."""
         own: SplitOptions = getattr(self, split)
         return own.tasks or self.tasks

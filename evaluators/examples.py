@@ -1,7 +1,7 @@
-"""The examples that evaluators measure on: lm-eval's tasks, apart for the search and the report.
+"""The base of evaluators that measure on lm-eval's tasks, with separate examples for the search and the report.
 
-Examples that guide a search and examples that are reported are never the same: where both splits use the same data,
-the search takes the first documents and the report those after them.
+Examples that guide a search are never reported: where both splits use the same data, the search takes the first
+documents and the report those after them.
 """
 
 import gc
@@ -14,9 +14,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from skipsearch.evaluators.example_options import ExampleOptions
-
 from .base import Measurement, Metric, Split
+from .example_options import ExampleOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,23 +26,23 @@ if TYPE_CHECKING:
     from .accuracy.tasks import Score
     from .subject import Subject
 
-# lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
+# lm-eval and torch are imported where an evaluator is made, so that reading the options of a space needs neither.
 
 EXAMPLE_PROMPTS = 4
 
-# Which examples: the split, the shares that are measured after each other, and the number of the share.
-Part: TypeAlias = tuple[Split, tuple[float, ...], int]
+# A set of examples: the split, the fractions of its rungs, and the number of the rung.
+RungKey: TypeAlias = tuple[Split, tuple[float, ...], int]
 
 
 class ExampleEvaluator(ABC):
-    """Base of the evaluators on examples; tasks, prompts, token ids and image features are made once.
+    """Base of evaluators that measure on examples; tasks, prompts, token ids and image features are made once.
 
     Args:
-        options: Which examples.
+        options: The examples.
         subject: The loaded model.
 
     Raises:
-        EvaluatorError: a task does not load or cannot be used, or the splits have examples in common.
+        EvaluatorError: a task does not load or cannot be used, or the splits share examples.
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
@@ -52,39 +51,39 @@ class ExampleEvaluator(ABC):
         from .loaded_examples import LoadedExamples
 
         self._examples = options
-        self._live = LoadedExamples.of(options, subject)
-        self._memo, self._states, self._model = self._live.memo, self._live.states, self._live.model
-        self._loaded, self._windows = self._live.loaded, self._live.windows
+        self._shared = LoadedExamples.of(options, subject)
+        self._memo, self._states, self._model = self._shared.memo, self._shared.states, self._shared.model
+        self._loaded, self._ranges = self._shared.loaded, self._shared.ranges
         self._rungs: dict[tuple[Split, tuple[float, ...]], list[Rung]] = {}
         self._floors: dict[Split, float] = {}
 
     def refuse_overlap(self, other: "ExampleEvaluator") -> None:
-        """See that what this evaluator searches with is not what another one reports.
+        """Check that this evaluator's search split shares no examples with another one's report split.
 
         Raises:
-            EvaluatorError: they have examples in common.
+            EvaluatorError: they share examples.
         """
         from .accuracy.splits import refuse_common_examples
 
-        windows = {"search": self._windows["search"], "report": other._windows["report"]}
-        names = [next(iter(kind.metrics)) for kind in (self, other)]
-        hint = f"what {names[0]} searches with {names[1]} reports: give both the same tasks and limits"
-        refuse_common_examples(self._loaded["search"], other._loaded["report"], windows, hint)
+        ranges = {"search": self._ranges["search"], "report": other._ranges["report"]}
+        own, others = (next(iter(kind.metrics)) for kind in (self, other))
+        hint = f"give {own}.search and {others}.report the same tasks and limits"
+        refuse_common_examples(self._loaded["search"], other._loaded["report"], ranges, hint)
 
-    def examples(self, split: Split) -> int:
-        """How many examples a split has."""
-        return sum(map(len, self._windows[split].values()))
+    def num_examples(self, split: Split) -> int:
+        """The number of examples of a split."""
+        return sum(map(len, self._ranges[split].values()))
 
     def example_prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
-        with self._told(self._tasks("search"), None):
+        with self._naming_document(self._tasks("search"), None):
             return self._prompts(count)
 
-    def _told(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
-        """A mistake of a task is told with its document."""
-        from .accuracy.task_mistakes import told_by_document
+    def _naming_document(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
+        """Turn an error in a task into one that names the document."""
+        from .accuracy.task_mistakes import naming_document
 
-        return told_by_document(tasks, self._model, handle)
+        return naming_document(tasks, self._model, handle)
 
     def _prompts(self, count: int) -> list[dict[str, "Tensor"]]:
         first = {(name, r.doc_id): r for name, task in self._tasks("search").items() for r in reversed(task.instances)}
@@ -101,113 +100,119 @@ class ExampleEvaluator(ABC):
         """Measure a policy on the examples of a split.
 
         Returns:
-            The one metric; `detail` has the figures of each of the `tasks`, the score of each example in the order of
-            tasks and documents (`per_example`, for paired differences), the seconds spent in the model
-            (`forward_seconds`), and, where given answers were scored, how many `layers` that `asked` for and how many
-            were `run`, the others being known from earlier policies.
+            The one metric. Its `detail` has the result of each of the `tasks`, the score of each example in the order
+            of tasks and documents (`per_example`, for paired differences), the seconds inside the model
+            (`forward_seconds`) and, where given answers were scored, the number of `layers` that were `asked` for and
+            the number that were `run`; the others were known from earlier policies.
 
         Raises:
-            EvaluatorError: the prompts cannot be built, or an example's score is not what it must be.
+            EvaluatorError: the prompts cannot be built, or the score of an example is not valid.
         """
-        (whole,) = self.rungs(handle, split, (1.0,))
-        return whole
+        (measured,) = self.rungs(handle, split, (1.0,))
+        return measured
 
     def rungs(
         self,
         handle: "PolicyHandle",
         split: Split,
-        shares: tuple[float, ...],
-        known: Mapping[str, Measurement] = MappingProxyType({}),
+        fractions: tuple[float, ...],
+        previous: Mapping[str, Measurement] = MappingProxyType({}),
     ) -> Generator[dict[str, Measurement], None, None]:
-        """Measure on the examples of a split a share at a time; see `IncrementalEvaluator.rungs`."""
+        """Measure on growing fractions of a split; see `IncrementalEvaluator.rungs`."""
         (metric,) = self.metrics
-        before = known.get(metric)
-        self._live.begin(split)
-        found = self._found(split, before)
+        before = previous.get(metric)
+        self._shared.begin(split)
+        found = self._previous_scores(split, before)
         layers = {"asked": 0, "run": 0, **(before.detail.get("layers", {}) if before else {})}
         seconds = 0.0
-        for number, rung in enumerate(self._drawn(split, shares)):
+        for number, rung in enumerate(self._rungs_of(split, fractions)):
             if len(rung.places) <= len(found):
                 continue
-            # Counted from here: another evaluator may use the same model between two rungs.
+            # Reset here, because another evaluator may use the same model between two rungs.
             self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
-            with self._answering(handle), self._told(rung.new, handle):
-                found |= self._scored(handle, rung.new, (split, shares, number))
+            with self._under_policy(handle), self._naming_document(rung.new, handle):
+                found |= self._score_examples(handle, rung.new, (split, fractions, number))
             seconds += self._model.forward_seconds
             layers = {"asked": layers["asked"] + self._states.asked, "run": layers["run"] + self._states.run}
             scores = {
-                name: self._score(split, name, [found[example] for example in examples if example in found])
-                for name, examples in rung.known.items()
+                name: self._aggregate(split, name, [found[example] for example in examples if example in found])
+                for name, examples in rung.examples.items()
             }
-            yield {metric: rung.told(self._with_floor(summary(scores, seconds, layers), split))}
+            yield {metric: rung.with_places(self._with_floor(summary(scores, seconds, layers), split))}
 
     def _with_floor(self, measured: Measurement, split: Split) -> Measurement:
-        """A measurement whose `detail` has what guessing comes to, where that is known."""
+        """A measurement with the value of guessing in its `detail`, where that is known."""
         if split not in self._floors:
-            self._floors[split] = self._guessing(split)
+            self._floors[split] = self._chance_level(split)
         floor = self._floors[split]
         return replace(measured, detail={**measured.detail, "floor": floor}) if floor else measured
 
-    def _guessing(self, split: Split) -> float:
-        """What guessing measures on a split; 0 where that is not known."""
+    def _chance_level(self, split: Split) -> float:
+        """The value of guessing on a split; 0 where it is not known."""
         return 0.0
 
     @contextmanager
-    def _answering(self, handle: "PolicyHandle") -> Iterator[None]:
-        """Let the model answer under a policy, image features remembered."""
+    def _under_policy(self, handle: "PolicyHandle") -> Iterator[None]:
+        """Let the model answer under a policy, with cached image features."""
         from .accuracy.memo import cached_image_features
 
         self._model.handle = handle
         try:
-            with cached_image_features(handle.model, self._memo), cheap_collection():
+            with cached_image_features(handle.model, self._memo), frozen_garbage():
                 yield
         finally:
             self._model.handle = None
 
     @abstractmethod
-    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
-        """What each of some examples scores; one that has no score is left out."""
+    def _score_examples(self, handle: "PolicyHandle", tasks: "Tasks", rung: RungKey) -> "dict[Example, Any]":
+        """The score of each example of some tasks; an example without a score is left out."""
 
     @abstractmethod
-    def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        """The figure of a task from the scores of its examples."""
+    def _aggregate(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
+        """The result of a task from the scores of its examples."""
 
-    def _found(self, split: Split, known: Measurement | None) -> "dict[Example, Any]":
-        """What each example scored that was measured before; nothing where that was not kept."""
-        return self._kept(split, known, "per_example")
+    def _previous_scores(self, split: Split, previous: Measurement | None) -> "dict[Example, Any]":
+        """The scores in an earlier measurement, by example; empty where it has none."""
+        return self._per_example(split, previous, "per_example")
 
-    def _kept(self, split: Split, known: Measurement | None, name: str) -> "dict[Example, Any]":
-        """Something that was kept of each example that was measured before."""
+    def _per_example(self, split: Split, previous: Measurement | None, name: str) -> "dict[Example, Any]":
+        """A list in the detail of an earlier measurement, by example."""
         from .accuracy.rungs import numbered
 
-        if known is None:
+        if previous is None:
             return {}
-        scores = dict(zip(known.detail.get("places", []), known.detail.get(name, []), strict=False))
+        values = dict(zip(previous.detail.get("places", []), previous.detail.get(name, []), strict=False))
         numbers = numbered(self._tasks(split))
-        return {example: scores[number] for example, number in numbers.items() if number in scores}
+        return {example: values[number] for example, number in numbers.items() if number in values}
 
     def _tasks(self, split: str) -> "Tasks":
         """The tasks of a split with their requests."""
-        return self._live.tasks(split)
+        return self._shared.tasks(split)
 
-    def _drawn(self, split: Split, shares: tuple[float, ...]) -> "list[Rung]":
-        """The rungs of a split, which are drawn on first use; a single one where the examples must stay together."""
+    def _rungs_of(self, split: Split, fractions: tuple[float, ...]) -> "list[Rung]":
+        """The rungs of a split, drawn on first use; a single one where examples cannot be scored one by one."""
         from .accuracy.rungs import draw
 
-        if (split, shares) not in self._rungs:
-            usable = shares if len(shares) > 1 and self._can_part(split) else (1.0,)
-            self._rungs[split, shares] = draw(
+        if (split, fractions) not in self._rungs:
+            usable = fractions if len(fractions) > 1 and self._scores_independently(split) else (1.0,)
+            self._rungs[split, fractions] = draw(
                 self._tasks(split), usable, self._examples.batch_size, self._examples.seed
             )
-        return self._rungs[split, shares]
+        return self._rungs[split, fractions]
 
-    def _can_part(self, split: Split) -> bool:
-        """True where what is measured on some examples does not depend on the others."""
+    def _scores_independently(self, split: Split) -> bool:
+        """True where the score of an example does not depend on the other examples."""
         return True
 
 
 def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mapping[str, int]) -> Measurement:
-    """The plain mean over tasks, with its standard error where every task has one."""
+    """The plain mean over tasks, with a standard error where every task has one.
+
+    Args:
+        scores: The result of each task.
+        forward_seconds: Seconds inside the model.
+        layers: Numbers of layers `asked` for and `run`.
+    """
     values = [score.value for score in scores.values()]
     stderrs = [score.stderr for score in scores.values() if score.stderr is not None]
     stderr = math.hypot(*stderrs) / len(values) if len(stderrs) == len(values) else None
@@ -226,14 +231,14 @@ def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mappi
     try:
         detail["per_example"] = [float(item) for item in items]
     except TypeError:
-        # Metrics such as f1 keep pairs for their aggregation, which has no value of one example.
+        # Corpus metrics such as f1 keep pairs for their aggregation, so a single example has no value.
         detail["per_example"] = []
     return Measurement(sum(values) / len(values), len(items), stderr=stderr, detail=detail)
 
 
 @contextmanager
-def cheap_collection() -> Iterator[None]:
-    """Spare the garbage collector what lives anyway: lm-eval calls it after every batch, at some 100 ms each."""
+def frozen_garbage() -> Iterator[None]:
+    """Exclude all present objects from garbage collection, which lm-eval runs after every batch (about 100 ms each)."""
     gc.freeze()
     try:
         yield

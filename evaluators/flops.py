@@ -1,4 +1,4 @@
-"""FLOPs of one request, counted on the work that runs."""
+"""The FLOPs evaluator: counts the operations that one request runs."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..policies.errors import EvaluatorError
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, described, fixed_input, generate
+from .prompts import PromptOptions, describe_input, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
     from .subject import Subject
 
-COUNTED = "1 multiply-add is 2 FLOPs; matrix products, convolutions and attention count, attention as the full square"
-COUNTED_ATTENTION = ("sdpa", "eager")
-HEAD_PARTS = ("lm_head_prefill_flops", "lm_head_decode_flops")
+COUNTING_RULE = (
+    "1 multiply-add is 2 FLOPs; matrix products, convolutions and attention count, attention as the full square"
+)
+COUNTABLE_ATTENTION = ("sdpa", "eager")
+HEAD_KEYS = ("lm_head_prefill_flops", "lm_head_decode_flops")
 
 
 class FlopsEvaluator:
@@ -27,9 +29,11 @@ class FlopsEvaluator:
     name: ClassVar[str] = "flops"
     options: ClassVar[type[Options]] = PromptOptions
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "vision_flops": Metric("flops", "minimize", f"Vision tower, projector, all outside the decoder. {COUNTED}"),
-        "prefill_flops": Metric("flops", "minimize", f"The decoder over the prompt, no output layer. {COUNTED}"),
-        "decode_flops": Metric("flops", "minimize", f"The decoder's step right after the prompt. {COUNTED}"),
+        "vision_flops": Metric(
+            "flops", "minimize", f"Vision tower, projector and all else outside the decoder. {COUNTING_RULE}"
+        ),
+        "prefill_flops": Metric("flops", "minimize", f"The decoder over the prompt, no output layer. {COUNTING_RULE}"),
+        "decode_flops": Metric("flops", "minimize", f"The decoder's step right after the prompt. {COUNTING_RULE}"),
     }
     cost: ClassVar[int] = 0
     exclusive: ClassVar[bool] = False
@@ -41,11 +45,11 @@ class FlopsEvaluator:
         self._input: dict[str, Tensor] | None = None
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Count on the fixed prompt; `detail` has the output layer and the number of prompt tokens.
+        """Count the FLOPs of the fixed prompt; `detail` has those of the output layer, and the number of prompt tokens.
 
         Raises:
-            EvaluatorError: torch cannot count the model's attention, or the model does not run its decoder once for
-                the prompt and once for each further token.
+            EvaluatorError: torch cannot count the model's attention, or the model does not run its decoder exactly once
+                for the prompt and once for each further token.
         """
         refuse_uncounted(handle.model)
         if self._input is None:
@@ -53,36 +57,36 @@ class FlopsEvaluator:
         total, decoder, head = count(handle.model, self._input)
         if len(decoder) != 2 or len(head) > 2:
             found = f"found {len(decoder)} calls of the decoder for two tokens, expected 2"
-            raise EvaluatorError(f"FLOPs of {type(handle.model).__name__} cannot be told apart by phase", [found])
+            raise EvaluatorError(f"FLOPs of {type(handle.model).__name__} cannot be divided by phase", [found])
         tokens = self._input["input_ids"].shape[1]
         detail = {
             "prompt_tokens": tokens,
-            "prompt": described(self._subject, self._input),
-            **dict(zip(HEAD_PARTS, head, strict=False)),
+            "prompt": describe_input(self._subject, self._input),
+            **dict(zip(HEAD_KEYS, head, strict=False)),
         }
-        figures = {
+        flops = {
             "vision_flops": total - sum(decoder) - sum(head),
             "prefill_flops": decoder[0],
             "decode_flops": decoder[1],
         }
-        return {name: Measurement(float(value), detail=detail) for name, value in figures.items()}
+        return {name: Measurement(float(value), detail=detail) for name, value in flops.items()}
 
 
 def refuse_uncounted(model: Any) -> None:
-    """Refuse kinds of attention that torch's counter does not see: they would count as nothing.
+    """Refuse attention implementations that torch's counter does not see and would count as 0.
 
     Raises:
-        EvaluatorError: naming the kind.
+        EvaluatorError: naming the implementation.
     """
     kind = getattr(getattr(model.get_decoder(), "config", None), "_attn_implementation", None)
-    if kind not in (None, *COUNTED_ATTENTION):
-        found = f"found attn_implementation {kind}, expected {' or '.join(COUNTED_ATTENTION)}"
+    if kind not in (None, *COUNTABLE_ATTENTION):
+        found = f"found attn_implementation {kind}, expected {' or '.join(COUNTABLE_ATTENTION)}"
         hint = "set attn_implementation: sdpa under `model`"
         raise EvaluatorError(f"the FLOPs of {type(model).__name__} cannot be counted", [found], hint)
 
 
 def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list[int]]:
-    """FLOPs of generating two tokens: all, and those of each call of the decoder and of the output layer."""
+    """FLOPs of generating two tokens: the total, and those of each call of the decoder and of the output layer."""
     counter = flop_counter()
     decoder: list[int] = []
     head: list[int] = []
@@ -97,7 +101,7 @@ def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list
 
 
 def first_layer(model: Any) -> "nn.Module":
-    """Where the work of the decoder begins: some run the vision tower in front of their first layer."""
+    """The first decoder layer, where counting starts: some decoders run the vision tower before it."""
     from ..policies.families.layers import LAYER_LISTS
 
     decoder = model.get_decoder()
@@ -109,10 +113,10 @@ def first_layer(model: Any) -> "nn.Module":
 def metered(
     module: "nn.Module", counter: "FlopCounterMode", calls: list[int], start: "nn.Module | None" = None
 ) -> Iterator[None]:
-    """Append to `calls` what each call of a module adds to a counter, from where its part `start` is first called."""
-    started: list[int] = []
-    before = (start or module).register_forward_pre_hook(lambda *_: started.append(counter.get_total_flops()))
-    after = module.register_forward_hook(lambda *_: calls.append(counter.get_total_flops() - started.pop()))
+    """Append the FLOPs of each call of a module to `calls`, counted from the call of its part `start`."""
+    at_start: list[int] = []
+    before = (start or module).register_forward_pre_hook(lambda *_: at_start.append(counter.get_total_flops()))
+    after = module.register_forward_hook(lambda *_: calls.append(counter.get_total_flops() - at_start.pop()))
     try:
         yield
     finally:
@@ -121,7 +125,7 @@ def metered(
 
 
 def flop_counter() -> "FlopCounterMode":
-    """Torch's counter, with formulas for kernels that it counts as nothing: CPU attention and a mixture's experts."""
+    """Torch's FLOP counter, with formulas for kernels that it counts as 0: CPU attention and grouped experts."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
@@ -129,13 +133,13 @@ def flop_counter() -> "FlopCounterMode":
         return int(sdpa_flop_count(query, key, value))
 
     def experts(rows: Any, matrices: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        # Each row goes through one of the matrices, whichever expert it was sent to.
+        # Each row is multiplied by one expert's matrix, and all these matrices have the same shape.
         return 2 * math.prod(rows) * int(matrices[-1])
 
     formulas = {
         getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None): attention,
         getattr(torch.ops.aten, "_grouped_mm", None): experts,
-        # What transformers runs where torch has no kernel.
+        # transformers runs this where torch has no kernel.
         getattr(torch.ops.transformers, "grouped_mm_fallback", None): experts,
     }
     missing = {kernel: formula for kernel, formula in formulas.items() if kernel and kernel not in flop_registry}

@@ -1,4 +1,4 @@
-"""The right answers that tasks know: which choice is right, or the texts that a generated answer is held against."""
+"""Gold answers: which choice of a document is right, or the texts that a generated answer is compared with."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -11,23 +11,23 @@ from ..policies.errors import EvaluatorError
 from .accuracy.model import TextModel
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
-from .answers import Request, Row, continued, in_batches, whole_text
+from .answers import Request, Row, encode_continuation, in_batches, whole_text
 from .predictions import divergence
 
 Task: TypeAlias = Any  # lm-eval's Task
 
-# What lm-eval divides the log-likelihood of a choice by, for the metric that ranks choices so.
-LENGTHS: Mapping[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+# The lengths by which lm-eval's metrics divide the log-likelihood of a choice.
+CHOICE_LENGTHS: Mapping[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 
 
 @dataclass(frozen=True)
 class GoldAnswer:
-    """A right answer, or the part of one that stands in one row.
+    """A right answer, or the part of it in one row.
 
     Attributes:
-        example: The example's place in the list of examples.
-        number: Which of its right answers.
-        tokens: The token ids that are right at the places of the row.
+        example: The place of its example in the list of examples.
+        number: The number of the answer among the example's right answers.
+        tokens: The right token ids at the compared positions of the row.
     """
 
     example: int
@@ -36,8 +36,8 @@ class GoldAnswer:
 
 
 GoldRow: TypeAlias = tuple[Row, list[GoldAnswer]]
-# How unlikely the right answer of an example is, and how far what is predicted there is from the dense model; nats.
-Found: TypeAlias = tuple[float, float]
+# The loss of an example's right answer, and the divergence from the dense model's predictions there; in nats.
+LossAndDivergence: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GoldAnswers:
 
     Attributes:
         examples: The examples.
-        batches: The rows to be predicted, some at a time, each with the answers that stand in it.
+        batches: The rows, in batches, each row with its answers.
     """
 
     examples: list[Example]
@@ -54,27 +54,27 @@ class GoldAnswers:
 
     @classmethod
     def of(cls, tasks: Tasks, model: TextModel, chat: bool) -> "GoldAnswers":
-        """Collect them from tasks without choices.
+        """Collect the right answers of tasks without choices.
 
         Args:
             tasks: The tasks with their requests.
-            model: Cuts texts into tokens.
-            chat: True where prompts are in the model's chat template.
+            model: Tokenizes texts.
+            chat: True where prompts use the model's chat template.
 
         Raises:
             EvaluatorError: an example has no right answer.
         """
         numbers = numbered(tasks)
-        found: dict[Hashable, GoldRow] = {}
+        rows: dict[Hashable, GoldRow] = {}
         for name, task in tasks.items():
             for request in task.instances:
                 for number, row, tokens in right_answers(task, request, model, chat):
-                    _, answers = found.setdefault((row.prompt.key, row.fed, row.back), (row, []))
+                    _, answers = rows.setdefault((row.prompt.key, row.fed, row.back), (row, []))
                     answers.append(GoldAnswer(numbers[name, request.doc_id], number, tokens))
         batches = in_batches(
-            found.values(),
+            rows.values(),
             lambda entry: entry[0].prompt.images is None,
-            lambda entry: len(entry[0].prompt.ids + entry[0].fed),
+            lambda entry: entry[0].length,
             model,
         )
         return cls(list(numbers), batches)
@@ -83,7 +83,7 @@ class GoldAnswers:
 def right_answers(
     task: Task, request: Request, model: TextModel, chat: bool
 ) -> Iterator[tuple[int, Row, tuple[int, ...]]]:
-    """The right answers of one request: the number of each, a row, and the tokens that are right at its places."""
+    """The right answers of one request: the number of each, its row, and the right tokens at the row's positions."""
     if request.request_type == "loglikelihood_rolling":
         ids = model.tok_encode(request.args[0])
         for start, row in zip(range(0, len(ids), model.max_length), whole_text(ids, model), strict=True):
@@ -92,21 +92,22 @@ def right_answers(
     context, answer, *more = request.args
     texts = [answer]
     if request.request_type == "generate_until":
-        texts = [delimiter(task, chat) + text for text in checked(task, gold_texts(task, request.doc), request)]
+        gold = require_gold(task, gold_texts(task, request.doc), request)
+        texts = [delimiter(task, chat) + text for text in gold]
     for number, text in enumerate(texts):
-        prompt, tokens = continued(context, text, more[0]["visual"] if more else None, model)
+        prompt, tokens = encode_continuation(context, text, more[0]["visual"] if more else None, model)
         if tokens:
             yield number, Row(prompt, tokens[:-1]), tokens
 
 
 def delimiter(task: Task, chat: bool) -> str:
-    """What stands between a prompt and its answer, as lm-eval has it before choices."""
+    """The text between a prompt and its answer, as lm-eval puts it before choices."""
     between, prefix = str(task.get_config("target_delimiter")), task.get_config("gen_prefix")
     return "" if chat and (not prefix or prefix[-1:].isspace()) else between
 
 
 def gold_texts(task: Task, document: Mapping[str, Any]) -> list[str]:
-    """The texts that are right for a document of a task that generates; none where the task does not say."""
+    """The right texts for a document of a task that generates; empty where the task has none."""
     gold = task.doc_to_target(document)
     if task.get_config("doc_to_choice") is not None and isinstance(gold, int):
         choices = task.doc_to_choice(document)
@@ -117,8 +118,8 @@ def gold_texts(task: Task, document: Mapping[str, Any]) -> list[str]:
 
 
 def gold_choices(task: Task, document: Mapping[str, Any]) -> list[int]:
-    """The places of the right choices of a document; none where the task does not say."""
-    # In some tasks the choices are prompts and the answer is one: then what says which is right is the text.
+    """The places of the right choices of a document; empty where the task has none."""
+    # With multiple inputs the choices are prompts for one answer, and lm-eval keeps the right place in `doc_to_text`.
     gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     choices = task.doc_to_choice(document)
     listed = gold if isinstance(gold, list) else [gold]
@@ -126,8 +127,8 @@ def gold_choices(task: Task, document: Mapping[str, Any]) -> list[int]:
     return sorted({place for place in places if isinstance(place, int) and 0 <= place < len(choices)})
 
 
-def checked(task: Task, gold: list[Any], request: Request) -> list[Any]:
-    """The right answers of a request, if there are any.
+def require_gold(task: Task, gold: list[Any], request: Request) -> list[Any]:
+    """The right answers of a request.
 
     Raises:
         EvaluatorError: there are none.
@@ -139,60 +140,60 @@ def checked(task: Task, gold: list[Any], request: Request) -> list[Any]:
 
 
 def no_answers(task: Task, details: list[str]) -> EvaluatorError:
-    """The error for a task that does not say which answers are right."""
+    """The error for a task without right answers."""
     hint = "measure `divergence` instead, which needs no right answers"
     return EvaluatorError(f"task {task.task_name} has no right answers to score", details, hint)
 
 
 def has_choices(task: Task) -> bool:
-    """True for a task that scores choices against each other."""
+    """True for a multiple-choice task."""
     return bool(task.OUTPUT_TYPE == "multiple_choice")
 
 
 def has_answers(task: Task) -> bool:
     """True for a task whose documents have right answers that can be scored.
 
-    It looks at the documents whose requests the task holds, or at the first where none are built yet.
+    Looks at the documents whose requests the task holds, or where none are built at the first document.
     """
     if task.OUTPUT_TYPE in ("loglikelihood", "loglikelihood_rolling"):
         return True
     gold = {"multiple_choice": gold_choices, "generate_until": gold_texts}.get(task.OUTPUT_TYPE)
-    # Tasks written in Python have their own ways to say what is right.
+    # Tasks written as Python classes have no common way to say which answers are right.
     if gold is None or not hasattr(task, "doc_to_choice"):
         return False
     documents = {request.doc_id: request.doc for request in getattr(task, "_instances", None) or []}
     return all(gold(task, document) for document in documents.values() or [task.eval_docs[0]])
 
 
-def by_document(task: Task) -> list[list[Request]]:
-    """The requests of each document's choices, in order; lm-eval's extra ones for acc_mutual_info are left out."""
-    found: dict[Any, list[Request]] = defaultdict(list)
+def requests_by_document(task: Task) -> list[list[Request]]:
+    """The requests of each document's choices, in order, without lm-eval's extra ones for acc_mutual_info."""
+    by_document: dict[Any, list[Request]] = defaultdict(list)
     for request in task.instances:
-        found[request.doc_id].append(request)
+        by_document[request.doc_id].append(request)
     return [
         sorted(requests, key=lambda request: request.idx)[: len(task.doc_to_choice(requests[0].doc))]
-        for requests in found.values()
+        for requests in by_document.values()
     ]
 
 
-def compared(
+def score_choices(
     task: Task, requests: list[Request], metric: str, dense: Mapping[int, float], other: Mapping[int, float]
-) -> Found:
-    """How unlikely the right choice of a document is, and how far its choices are from the dense model's.
+) -> LossAndDivergence:
+    """The loss of a document's right choice, and the divergence of the choices' probabilities from the dense model's.
 
     Args:
         task: The task.
         requests: A request for each choice.
-        metric: What ranks the choices.
-        dense: The dense model's log-likelihood of each choice, by the id of its request.
-        other: The same of the model under its policy.
+        metric: The metric that ranks the choices.
+        dense: The dense model's log-likelihood of each choice, by the `id` of its request.
+        other: The log-likelihoods under the policy, by the same ids.
 
     Raises:
         EvaluatorError: no choice is right.
     """
     document = requests[0].doc
-    gold = checked(task, gold_choices(task, document), requests[0])
-    length = LENGTHS.get(metric, lambda _: 1)
+    gold = require_gold(task, gold_choices(task, document), requests[0])
+    length = CHOICE_LENGTHS.get(metric, lambda _: 1)
     lengths = torch.tensor([length(choice) for choice in task.doc_to_choice(document)], dtype=torch.float64)
     before, after = (
         (torch.tensor([known[id(request)] for request in requests], dtype=torch.float64) / lengths).log_softmax(0)

@@ -1,8 +1,8 @@
-"""Wall-clock time to the first token and between tokens, beside the dense model's in the same process.
+"""The latency evaluator: wall-clock time to the first token and between tokens, interleaved with the dense model's.
 
-A machine drifts: it heats, throttles and serves others. So every repeat times the model under the policy and the dense
-model one right after the other, in turns as to which goes first, and what may be compared between trials is the ratio
-of the two medians, not the milliseconds.
+The speed of a machine drifts with heat, throttling and other load. So every repeat times the policy and the dense model
+directly one after the other, in alternating order. Trials are compared by the ratio of the two medians, not by
+milliseconds.
 """
 
 import gc
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, described, fixed_input, generate
+from .prompts import PromptOptions, describe_input, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 
-VISIT = 2  # repeats of a visit: in one the policy goes first, in the other dense
+VISIT_REPEATS = 2  # the policy goes first in one of them, dense in the other
 
 
 class LatencyOptions(PromptOptions):
     """Options of the latency evaluator.
 
     Attributes:
-        batch_size: Equal prompts at a time.
-        new_tokens: Tokens to generate; the first ends `ttft_ms`, the others make `tpot_ms`.
-        repeats: Timed generations of each model, whose median is reported.
-        warmup: Generations of each model before those, which are not timed.
-        threads: CPU threads of torch meanwhile; None leaves them as they are.
+        batch_size: Number of equal prompts in the batch.
+        new_tokens: Number of tokens to generate; the first ends `ttft_ms`, the others give `tpot_ms`.
+        repeats: Number of timed generations of each model; the median is reported.
+        warmup: Number of generations of each model before them, which are not timed.
+        threads: CPU threads of torch during the measurement; None leaves them as they are.
     """
 
     batch_size: int = Field(default=1, ge=1)
@@ -48,24 +48,24 @@ class LatencyOptions(PromptOptions):
 
 @dataclass
 class Timings:
-    """What the repeats of one model took, in milliseconds."""
+    """The times of one model's repeats, in milliseconds."""
 
     ttft: list[float] = field(default_factory=list)
     tpot: list[float] = field(default_factory=list)
 
 
 class Stopwatch:
-    """Notes when each token comes out. transformers hands it the prompt first, and tokens once they are on the CPU."""
+    """A streamer that records when each token is on the CPU; transformers passes it the prompt first."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """Note the time, in seconds."""
+        """Record the time, in seconds."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to do at the end."""
+        """Do nothing at the end of a generation."""
 
 
 class LatencyEvaluator:
@@ -87,12 +87,12 @@ class LatencyEvaluator:
         self._input: dict[str, Tensor] | None = None
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Time both models in turns; `detail` has every repeat of both."""
+        """Time the policy and the dense model in turns; `detail` has all repeats of both."""
         return self._timed(handle, self._options.warmup, self._options.repeats)
 
     def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
-        """Time both models shortly, each of them first once."""
-        return self._timed(handle, min(1, self._options.warmup), VISIT)
+        """Time the policy and the dense model briefly, each of them first once."""
+        return self._timed(handle, min(1, self._options.warmup), VISIT_REPEATS)
 
     def _timed(self, handle: "PolicyHandle", warmup: int, repeats: int) -> dict[str, Measurement]:
         options = self._options
@@ -111,7 +111,7 @@ class LatencyEvaluator:
             "batch_size": options.batch_size,
             "new_tokens": options.new_tokens,
             "prompt_tokens": self._input["input_ids"].shape[1],
-            "prompt": described(self._subject, self._input),
+            "prompt": describe_input(self._subject, self._input),
         }
         return {
             "ttft_ms": summary(policy.ttft, dense.ttft, detail),
@@ -119,7 +119,7 @@ class LatencyEvaluator:
         }
 
     def _time(self, model: Any, inputs: dict[str, "Tensor"]) -> tuple[float, float]:
-        """Milliseconds to the first token, and of the median step after it."""
+        """Milliseconds to the first token, and the median of the decode steps after it."""
         watch = Stopwatch()
         synchronize(model)
         start = time.perf_counter()
@@ -130,7 +130,7 @@ class LatencyEvaluator:
 
 
 def summary(policy: list[float], dense: list[float], detail: Mapping[str, Any]) -> Measurement:
-    """Medians of both, and the spread of the policy's."""
+    """The medians of both models, and the interquartile range of the policy's times."""
     low, _, high = statistics.quantiles(policy, n=4, method="inclusive") if len(policy) > 1 else (policy[0],) * 3
     return Measurement(
         statistics.median(policy),
@@ -142,7 +142,7 @@ def summary(policy: list[float], dense: list[float], detail: Mapping[str, Any]) 
 
 
 def synchronize(model: Any) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its queue."""
     import torch
 
     if model.device.type == "cuda":
@@ -151,7 +151,7 @@ def synchronize(model: Any) -> None:
 
 @contextmanager
 def stable_timing(threads: int | None) -> Iterator[None]:
-    """Time with the wanted threads, and without pauses of the garbage collector."""
+    """Set the number of threads, and disable garbage collection, whose pauses would be timed."""
     import torch
 
     before, collecting = torch.get_num_threads(), gc.isenabled()

@@ -1,11 +1,11 @@
-"""Bytes of the key-value cache, read off the cache."""
+"""The memory evaluator: bytes of the key-value cache, read from the cache itself."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ..policies.errors import EvaluatorError
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, described, fixed_input, generate
+from .prompts import PromptOptions, describe_input, fixed_input, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MemoryEvaluator:
-    """Reads the size of the cache after the prefill of one prompt, at batch size 1."""
+    """Measures the size of the cache after the prefill of one prompt, at batch size 1."""
 
     name: ClassVar[str] = "memory"
     options: ClassVar[type[Options]] = PromptOptions
@@ -23,7 +23,7 @@ class MemoryEvaluator:
         "kv_cache_bytes": Metric(
             "bytes",
             "minimize",
-            "Keys and values of all layers after the prefill, and the positions that shortened layers keep",
+            "Keys and values of all layers after the prefill, and the positions that shortened layers store",
         )
     }
     cost: ClassVar[int] = 0
@@ -36,10 +36,10 @@ class MemoryEvaluator:
         self._input: dict[str, Tensor] | None = None
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Read the cache that the fixed prompt leaves; `detail` has the number of prompt tokens.
+        """Measure the cache after the fixed prompt; `detail` has the number of prompt tokens.
 
         Raises:
-            EvaluatorError: the model keeps no cache of layers.
+            EvaluatorError: the model has no cache with one entry for each layer.
         """
         from ..policies.runtime.cache import kv_cache_bytes
 
@@ -47,10 +47,10 @@ class MemoryEvaluator:
             self._input = fixed_input(self._subject, prompt_tokens=self._options.prompt_tokens)
         cache = generate(handle.model, self._input, new_tokens=1).past_key_values
         if not hasattr(cache, "layers"):
-            found = f"found {type(cache).__name__}, expected a cache with one entry a layer"
+            found = f"found {type(cache).__name__}, expected a cache with one entry for each layer"
             raise EvaluatorError(f"the cache of {type(handle.model).__name__} cannot be read", [found])
         detail = {
             "prompt_tokens": self._input["input_ids"].shape[1],
-            "prompt": described(self._subject, self._input),
+            "prompt": describe_input(self._subject, self._input),
         }
         return {"kv_cache_bytes": Measurement(float(kv_cache_bytes(cache)), detail=detail)}

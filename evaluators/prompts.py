@@ -1,4 +1,4 @@
-"""The fixed input that costs are measured on, the same for every policy, and generating from it."""
+"""The fixed input of cost evaluators, the same for every policy, and generation from it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +13,32 @@ if TYPE_CHECKING:
 
     from .subject import Subject
 
-# torch, numpy and PIL are imported where they are used: reading the options of a space stays light.
+# torch, numpy and PIL are imported where they are used, so that reading the options of a space needs none of them.
 
-# Pixels. No processor takes so long an edge, and with this usual one a Qwen-VL has as many image tokens as LLaVA-1.5.
+# In pixels. A longer edge than the first is a number of pixels instead (see `picture_size`); an image with the second
+# has as many tokens in a Qwen-VL as in LLaVA-1.5.
 LONGEST_EDGE, USUAL_EDGE = 8192, 672
 
 
 class PromptOptions(Options):
     """Options of an evaluator that measures on one fixed prompt.
 
-    Where accuracy is evaluated too, the prompt is the one of median length among its search examples. Else it is made
-    up: one random image of a usual size for the processor, for a multimodal model, and random text. The measurement's
-    detail says which it was.
+    Where accuracy is evaluated too, it is the prompt of median length among its search examples. Else the prompt is
+    synthetic: random text, and for a multimodal model one random image of a usual size for the processor. The `detail`
+    of a measurement says which one was used.
 
     Attributes:
-        prompt_tokens: Text tokens of a made-up prompt.
+        prompt_tokens: Number of text tokens of a synthetic prompt.
     """
 
     prompt_tokens: int = Field(default=64, ge=1, le=1_000_000)
 
 
 def fixed_input(subject: "Subject", batch_size: int = 1, prompt_tokens: int = 64) -> dict[str, "Tensor"]:
-    """The input of a model, on its device: one prompt, `batch_size` times.
+    """The fixed input of a model, on its device: one prompt, `batch_size` times.
 
     Raises:
-        EvaluatorError: no input can be made up for this processor.
+        EvaluatorError: no synthetic prompt can be made for this processor.
     """
     import torch
 
@@ -48,7 +49,7 @@ def fixed_input(subject: "Subject", batch_size: int = 1, prompt_tokens: int = 64
 
 
 def synthetic_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> dict[str, "Tensor"]:
-    """A random prompt, the same at each call: an image, where the model takes any, and `prompt_tokens` of text."""
+    """A seeded random prompt: an image, where the model takes images, and `prompt_tokens` tokens of text."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +60,7 @@ def synthetic_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> d
         return {"input_ids": text, "attention_mask": torch.ones_like(text)}
     prompt = image_prompt(subject, seed)
     image_tokens = prompt["input_ids"].shape
-    # What has the shape of the tokens goes on over the text: ones in the mask, zeros for kinds of token.
+    # Every tensor with an entry for each token is extended over the text: the mask with ones, token types with zeros.
     for key, value in prompt.items():
         if value.shape == image_tokens:
             more = text if key == "input_ids" else torch.full_like(text, int(key == "attention_mask"))
@@ -67,19 +68,19 @@ def synthetic_prompt(subject: "Subject", prompt_tokens: int, seed: int = 0) -> d
     return prompt
 
 
-def described(subject: "Subject", inputs: "dict[str, Tensor]") -> str:
-    """What the costs are measured on, for the report."""
+def describe_input(subject: "Subject", inputs: "dict[str, Tensor]") -> str:
+    """A description of the fixed input for the report."""
     tokens = inputs["input_ids"].shape[1]
     if subject.prompts:
         return f"an example's prompt of {tokens} tokens, the median length"
     if not subject.is_multimodal:
-        return f"a made-up prompt of {tokens} tokens"
+        return f"a synthetic prompt of {tokens} tokens"
     height, width = picture_size(subject.processor.image_processor)
-    return f"a made-up prompt of {tokens} tokens with one random image of {width} x {height} pixels"
+    return f"a synthetic prompt of {tokens} tokens with one random image of {width} x {height} pixels"
 
 
 def image_prompt(subject: "Subject", seed: int) -> dict[str, "Tensor"]:
-    """One random image as the processor hands it to the model."""
+    """The processor's output for one random image."""
     import numpy as np
     from PIL import Image
 
@@ -89,10 +90,10 @@ def image_prompt(subject: "Subject", seed: int) -> dict[str, "Tensor"]:
 
 
 def picture_size(image_processor: Any) -> tuple[int, int]:
-    """Height and width in pixels of a picture as a model usually gets it.
+    """Height and width in pixels of a usual image for a processor.
 
-    Processors of the Qwen-VL kind keep the least and the most number of pixels under the names of edges, and take any
-    size between.
+    Processors like Qwen-VL's take any size between a smallest and a largest number of pixels, which they store under
+    the names of the edges.
     """
     size = dict(getattr(image_processor, "size", None) or {})
     if size.get("height") and size.get("width"):
@@ -107,13 +108,13 @@ def picture_size(image_processor: Any) -> tuple[int, int]:
 
 
 def image_placeholder(subject: "Subject") -> str:
-    """The text that stands for one image in a prompt, before the processor puts its many tokens there.
+    """The placeholder text of one image in a prompt, which the processor replaces with image tokens.
 
     Raises:
         EvaluatorError: neither the processor nor the configuration names it.
     """
     config, processor = subject.model.config, subject.processor
-    # Gemma 3 marks where an image begins; its image token is what comes out.
+    # Gemma 3's placeholder is a begin-of-image token; its image token is part of what replaces it.
     text = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
     token_id = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if text is None and token_id is None:
@@ -122,10 +123,10 @@ def image_placeholder(subject: "Subject") -> str:
 
 
 def generation_options(**wanted: Any) -> dict[str, Any]:
-    """Every option of `generate`: those wanted, greedy decoding with a cache, and nothing saved with the model.
+    """All options of `generate`: the wanted ones, greedy decoding with a cache, and None for all others.
 
-    What is not given to `generate` comes from the model's generation_config.json, such as several answers, stop strings
-    or another way of decoding; None given by name counts as given.
+    An option that is missing would come from the model's generation_config.json, such as stop strings or another way of
+    decoding. An option that is None counts as given.
     """
     from transformers import GenerationConfig
 
@@ -135,7 +136,7 @@ def generation_options(**wanted: Any) -> dict[str, Any]:
 
 
 def generate(model: "PreTrainedModel", inputs: dict[str, "Tensor"], new_tokens: int, **options: Any) -> Any:
-    """Generate exactly so many tokens, greedily and with a cache: one prefill, then a step for each further token."""
+    """Generate exactly `new_tokens` tokens, greedily and with a cache: a prefill, and a step for each further token."""
     import torch
 
     wanted = {

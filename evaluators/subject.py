@@ -1,4 +1,4 @@
-"""The model that is measured, with what turns text and images into its input."""
+"""Loading the model to be measured, with its tokenizer or processor."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from .loaded_examples import LoadedExamples
 
-# torch and transformers are imported where they are used: reading a space that names a model stays light.
+# torch and transformers are imported where they are used, so that reading a space needs neither.
 
 
-LISTED = 20  # tensors that an error names
+MAX_LISTED = 20  # tensors in one error message
 DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$"
 
 
@@ -32,11 +32,11 @@ class ModelSpec(BaseModel):
     Attributes:
         id: A hub id, or the path of a folder.
         revision: A branch, tag or commit on the hub.
-        dtype: Of the weights; `auto` takes the one they were saved in.
-        device: Such as `cpu` or `cuda:1`; `auto` is the first GPU where there is one.
-        attn_implementation: Such as `sdpa` or `eager`; None leaves it to transformers.
-        trust_remote_code: Run code that comes with the model.
-        weights: `any` takes pickles too, which can run code when they are read.
+        dtype: The dtype of the weights; `auto` takes the one they were saved in.
+        device: A device such as `cpu` or `cuda:1`; `auto` is the first GPU where there is one.
+        attn_implementation: An attention implementation such as `sdpa` or `eager`; None leaves it to transformers.
+        trust_remote_code: Whether to run code that comes with the model.
+        weights: `safetensors`, or `any` to accept pickles too, which can run code when they are loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,14 +64,14 @@ class Subject:
     """A loaded model, in evaluation mode and without gradients.
 
     Attributes:
-        model: The model; policies come and go on it.
+        model: The model; policies are applied to it and removed again.
         processor: The processor of a multimodal model, else the tokenizer.
         tokenizer: The tokenizer.
         spec: How it was loaded.
         is_multimodal: True where it takes images.
-        prompts: Some real inputs (CPU tensors by argument name, batch 1), of median length first; empty where no
-            evaluator with examples is at work.
-        examples: What evaluators have loaded for it, by their options; it lives as long as they do.
+        prompts: Some inputs from examples (CPU tensors by argument name, batch 1), the one of median length first;
+            empty without an evaluator that measures on examples.
+        examples: The examples that evaluators have loaded for it, by their options; freed with the last evaluator.
     """
 
     model: "PreTrainedModel"
@@ -87,16 +87,17 @@ def load_subject(spec: ModelSpec) -> Subject:
     """Load a model with its tokenizer or processor.
 
     Raises:
-        ModelError: it does not exist, cannot be reached, is of an unknown kind or does not fit.
+        ModelError: the model does not exist, cannot be downloaded, is of an unknown kind, or does not fit its weights
+            or the device.
     """
     from safetensors import SafetensorError
 
-    # What transformers raises for a folder or a repository that holds something else than it expects.
-    unsound = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
+    # transformers raises these where a folder or repository holds other files than it expects.
+    unusable = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
     try:
         with _no_progress_bars():
             return _load(spec)
-    except unsound as cause:
+    except unusable as cause:
         raise _failure(spec, cause) from cause
     except RuntimeError as cause:
         hint = "take a smaller dtype, or a device with more memory"
@@ -124,7 +125,7 @@ def _load(spec: ModelSpec) -> Subject:
         {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
     )
     device = _device(spec)
-    # The processor first: it fails in a second where the weights take minutes.
+    # The processor is loaded first: a mistake shows within a second, while the weights take minutes.
     processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
     options |= {"use_safetensors": True} if spec.weights == "safetensors" else {}
     loaded: Any = kind.from_pretrained(
@@ -132,7 +133,7 @@ def _load(spec: ModelSpec) -> Subject:
         config=config,
         dtype=spec.dtype,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # To list them all; nothing that was loaded so is used.
+        ignore_mismatched_sizes=True,  # So that `refuse_misfits` can list all of them.
         **options,
         **shared,
     )
@@ -144,11 +145,11 @@ def _load(spec: ModelSpec) -> Subject:
 
 
 def refuse_misfits(spec: ModelSpec, loading: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that does not fit its configuration: what it lacks would be measured as random weights.
+    """Refuse a checkpoint that does not fit its configuration: missing tensors would be measured as random weights.
 
     Args:
         spec: The model.
-        loading: What transformers says of it; tied weights and those that a family may leave out are not among it.
+        loading: transformers' loading report, without tied weights and weights that the family may leave out.
 
     Raises:
         ModelError: listing the tensors.
@@ -164,16 +165,16 @@ def refuse_misfits(spec: ModelSpec, loading: Mapping[str, Any]) -> None:
     details = [f"{name}, {words}" for words, names in misfits.items() for name in names]
     if details:
         counts = ", ".join(f"{len(names)} tensors are {words}" for words, names in misfits.items() if names)
-        more = [f"and {len(details) - LISTED} more"] if len(details) > LISTED else []
+        more = [f"and {len(details) - MAX_LISTED} more"] if len(details) > MAX_LISTED else []
         hint = "take a checkpoint that was saved whole, with the config.json that belongs to it"
-        raise ModelError(f"model {spec.id} does not fit its weights: {counts}", details[:LISTED] + more, hint)
+        raise ModelError(f"model {spec.id} does not fit its weights: {counts}", details[:MAX_LISTED] + more, hint)
 
 
 def _device(spec: ModelSpec) -> "torch.device":
-    """The device to load to, tried before anything large is read.
+    """The device for the model, tried before anything large is loaded.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: the device is not available.
     """
     import torch
 
@@ -187,7 +188,7 @@ def _device(spec: ModelSpec) -> "torch.device":
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The terminal belongs to the search; transformers' bars would be drawn over its own."""
+    """Disable transformers' progress bars, which would be drawn over the search's own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -200,7 +201,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _failure(spec: ModelSpec, cause: BaseException) -> ModelError:
-    """Say in the user's words why a model did not load."""
+    """The error for a model that did not load, with a hint that fits the cause."""
     path = Path(spec.id).expanduser()
     looks_like_path = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1
     if looks_like_path and not path.is_dir():

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy.memo import Memo, cached_image_features
-from skipsearch.evaluators.accuracy.model import live_model
+from skipsearch.evaluators.accuracy.model import lm_eval_model
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
@@ -85,7 +85,7 @@ def test_equals_simple_evaluate(world, kind, task):
     for policy in policies(kind == "llava"):
         with apply_policy(subject.model, policy) as handle:
             # lm-eval has no image multiple choice of its own; test_image_choices_by_hand is its oracle.
-            lm = live_model(subject, BATCH, Memo(0)) if task == "image_mc" else plain_lm(subject)
+            lm = lm_eval_model(subject, BATCH, Memo(0)) if task == "image_mc" else plain_lm(subject)
             lm.handle = handle
             for split, docs in (("search", range(7)), ("report", range(7, 24 if "text" in task else 12))):
                 ours = measured.measure(handle, split)["accuracy"]
@@ -124,7 +124,7 @@ def test_several_tasks_with_and_without_images(world):
     measured = evaluator(world.llava, *(world.tasks[name] for name in names), search={"limit": 6})
     with apply_policy(world.llava.model, Policy()) as handle:
         accuracy = measured.measure(handle, "search")["accuracy"]
-        lm = live_model(world.llava, BATCH, Memo(0))
+        lm = lm_eval_model(world.llava, BATCH, Memo(0))
         theirs = reference(lm, [world.tasks[name] for name in names], limit=6)
     tasks = accuracy.detail["tasks"]
     assert list(tasks) == list(names)
@@ -205,7 +205,7 @@ def test_one_row_that_is_read_with_two_prompts_is_scored_for_each(world):
     )
     texts = [("w1 w2 w3", " w4 w5"), ("w1 w2", " w3 w4 w6"), ("w9", " w8"), ("w1 w2 w3", " w4 w7")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(texts)]
-    lm = live_model(world.llama, BATCH, Memo(0))
+    lm = lm_eval_model(world.llama, BATCH, Memo(0))
     with apply_policy(world.llama.model, policy) as lm.handle:
         together = lm.loglikelihood(requests, disable_tqdm=True)
         alone = [lm.loglikelihood([request], disable_tqdm=True)[0] for request in requests]
@@ -215,7 +215,7 @@ def test_one_row_that_is_read_with_two_prompts_is_scored_for_each(world):
 
 
 def test_a_text_without_a_prompt_is_all_prompt(world):
-    lm = live_model(world.llama, BATCH, Memo(0))
+    lm = lm_eval_model(world.llama, BATCH, Memo(0))
     request = Instance("loglikelihood_rolling", {}, ("w1 w2 w3 w4",), 0)
     values = {}
     for phase in ("both", "prefill", "decode"):

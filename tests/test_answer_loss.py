@@ -183,7 +183,7 @@ def test_the_dense_model_is_asked_once_and_a_policy_in_one_forward_a_batch(world
 
 @pytest.mark.parametrize(("kind", "task"), [("llama", "text_mc"), ("llava", "image_gen")])
 def test_a_part_and_its_continuation_are_the_whole(world, kind, task, monkeypatch):
-    monkeypatch.setattr(rungs, "FEWEST", 2)
+    monkeypatch.setattr(rungs, "MIN_EXAMPLES", 2)
     model, policy = getattr(world, kind).model, some_policy(kind)
     found = evaluator(world, kind, world.tasks[task], batch_size=2)
     whole = measured(found, model, policy)
@@ -198,7 +198,7 @@ def test_a_part_and_its_continuation_are_the_whole(world, kind, task, monkeypatc
     rows = []
     hook = model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[0]))
     with apply_policy(model, policy) as handle:
-        (rest,) = found.rungs(handle, "search", (0.4, 1.0), known=first)
+        (rest,) = found.rungs(handle, "search", (0.4, 1.0), previous=first)
     hook.remove()
     assert 0 < sum(rows) <= (DOCS - 2) * 2 * (3 if task == "text_mc" else 1)
     for name in ("per_example", "divergences"):
@@ -231,7 +231,7 @@ def test_evaluators_with_other_examples_share_nothing(world):
     one, other, third = (
         evaluator(world, "llama", world.tasks["text_mc"], **more) for more in ({}, {"batch_size": 3}, {"metric": "acc"})
     )
-    assert one._live is third._live is not other._live
+    assert one._shared is third._shared is not other._shared
 
 
 def test_several_tasks_count_alike(world):

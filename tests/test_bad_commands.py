@@ -203,7 +203,7 @@ COMMANDS = {
         "hint: lower accuracy.search.limit or accuracy.report.limit, or give the report tasks of its own",
     ],
     "eval policy.yaml --space space.yaml --set evaluate.accuracy.metric=luck": [
-        "error: task image_mc has no metric 'luck' of which more is better",
+        "error: task image_mc has no metric 'luck' of which higher is better",
         "  known: acc, acc_norm",
     ],
 }

@@ -8,11 +8,11 @@ import tiny
 from skipsearch.evaluators.accuracy import rungs as rungs
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy.memo import Memo
-from skipsearch.evaluators.accuracy.model import live_model
+from skipsearch.evaluators.accuracy.model import lm_eval_model
 from skipsearch.evaluators.answers import whole_text
 from skipsearch.evaluators.base import IncrementalEvaluator
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
-from skipsearch.evaluators.predictions import divergence, likeliest, merged
+from skipsearch.evaluators.predictions import divergence, merge_others, top_tokens
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
@@ -159,10 +159,10 @@ def test_some_tokens_apart_are_a_lower_bound_that_grows_to_the_whole(world, task
 def test_merging_keeps_all_of_the_probability():
     torch.manual_seed(0)
     dense, other = (torch.randn(7, 50).mul(3).log_softmax(-1) for _ in range(2))
-    tokens = likeliest(dense, 8)
+    tokens = top_tokens(dense, 8)
     whole = divergence(dense, other)
-    assert torch.allclose(merged(other, tokens).exp().sum(1), torch.ones(7))
-    assert (divergence(merged(dense, tokens), merged(other, tokens)) <= whole).all()
+    assert torch.allclose(merge_others(other, tokens).exp().sum(1), torch.ones(7))
+    assert (divergence(merge_others(dense, tokens), merge_others(other, tokens)) <= whole).all()
     assert (divergence(dense, dense) == 0).all()
     assert torch.allclose(
         whole, torch.nn.functional.kl_div(other, dense, log_target=True, reduction="none").sum(1).double(), atol=1e-5
@@ -190,7 +190,7 @@ def test_of_several_tasks_the_plain_mean(world):
 
 @pytest.mark.parametrize("task", ["text_mc", "image_gen"])
 def test_a_share_of_the_examples_first(world, task, monkeypatch):
-    monkeypatch.setattr(rungs, "FEWEST", 2)
+    monkeypatch.setattr(rungs, "MIN_EXAMPLES", 2)
     kind = "llava" if task == "image_gen" else "llama"
     found, policy = evaluator(world, kind, task, batch_size=2), some_policy(kind)
     assert isinstance(found, IncrementalEvaluator)
@@ -279,7 +279,7 @@ def test_a_text_that_is_scored_whole_is_all_prompt(world):
 
 
 def test_a_long_text_is_scored_in_parts(world):
-    model = live_model(world.llama, 4, Memo(0))
+    model = lm_eval_model(world.llama, 4, Memo(0))
     model._max_length = 4
     parts = list(whole_text(list(range(10, 20)), model))
     assert [part.prompt.ids for part in parts] == [(1, 10, 11, 12), (13, 14, 15, 16), (17, 18)]

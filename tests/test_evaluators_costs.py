@@ -108,7 +108,7 @@ def test_flops_of_a_model_that_hides_its_phases_are_refused(paths, monkeypatch):
     evaluator = FlopsEvaluator(PromptOptions(), loaded(paths["llama"]))
     with apply_policy(evaluator._subject.model, Policy()) as handle:
         monkeypatch.setattr(type(handle.model), "get_decoder", lambda model: torch.nn.Identity())
-        with pytest.raises(EvaluatorError, match="FLOPs of LlamaForCausalLM cannot be told apart by phase"):
+        with pytest.raises(EvaluatorError, match="FLOPs of LlamaForCausalLM cannot be divided by phase"):
             evaluator.measure(handle, "search")
 
 
@@ -195,7 +195,7 @@ def test_costs_are_those_of_a_plain_generation_configuration(paths, saved):
 def test_the_prompt_is_named(paths):
     measured = measure(FlopsEvaluator(PromptOptions(prompt_tokens=12), loaded(paths["llava"])))["prefill_flops"]
     found, edge = measured.detail["prompt"], tiny.IMAGE_SIZE
-    assert found == f"a made-up prompt of {12 + IMAGE_TOKENS} tokens with one random image of {edge} x {edge} pixels"
+    assert found == f"a synthetic prompt of {12 + IMAGE_TOKENS} tokens with one random image of {edge} x {edge} pixels"
 
 
 def test_the_placeholder_of_an_image():

@@ -85,7 +85,7 @@ def test_tasks_that_pick_common_examples_from_the_same_data_are_refused(world):
         ({"search": {"limit": 25}}, "text_mc has too few documents\n  found 24, the search wants 25 after the first 0"),
         ({"search": {"limit": 24}}, "text_mc has too few documents\n  found 24, the report wants 1 after the first 24"),
         ({"search": {"limit": 9}, "report": {"limit": 16}}, "found 24, the report wants 16 after the first 9"),
-        ({"metric": "f7"}, "task text_mc has no metric 'f7' of which more is better\n  known: acc, acc_norm"),
+        ({"metric": "f7"}, "task text_mc has no metric 'f7' of which higher is better\n  known: acc, acc_norm"),
         ({"metric": "acc,strict"}, "task text_mc has no filter 'strict'\n  known: none"),
         ({"report": {"tasks": ["nowhere.yaml"]}}, "task file nowhere.yaml does not exist"),
     ],
@@ -100,7 +100,7 @@ def test_an_unknown_task_name_is_told(world, monkeypatch):
     # lm-eval's own index takes seconds to read.
     manager = SimpleNamespace(task_index={"chartqa": 1}, all_tasks=["chartqa"])
     monkeypatch.setattr(accuracy_tasks, "task_manager", lambda every_task: manager)
-    with pytest.raises(EvaluatorError, match="lm-eval knows no task 'chartq'\n  the nearest known ones are chartqa"):
+    with pytest.raises(EvaluatorError, match="lm-eval has no task 'chartq'\n  the nearest known ones are chartqa"):
         evaluator(world.llama, "chartq")
 
 
@@ -120,7 +120,9 @@ def test_a_metric_that_is_no_fraction_is_told(world):
     with pytest.raises(
         EvaluatorError, match="the metric bleu of task in_percent is no accuracy\n  found 100, expected"
     ):
-        accuracy_tasks.aggregated(task, "bleu", "none", list(accuracy_tasks.items_of(task, "bleu", "none").values()))
+        accuracy_tasks.aggregate(
+            task, "bleu", "none", list(accuracy_tasks.score_documents(task, "bleu", "none").values())
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tiny
 from skipsearch.evaluators.accuracy import rungs as rungs
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.accuracy.memo import Memo
-from skipsearch.evaluators.accuracy.model import live_model
+from skipsearch.evaluators.accuracy.model import lm_eval_model
 from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOptions
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.policies.apply import apply_policy
@@ -23,7 +23,7 @@ KINDS = {
     "answer_loss": (AnswerLossEvaluator, AnswerLossOptions),
     "accuracy": (AccuracyEvaluator, AccuracyOptions),
 }
-CHOICES = [
+ON_ALL = [
     LayerChoice(),
     CHOICES["skip_ffn"],
     CHOICES["skip_layer"],
@@ -63,7 +63,7 @@ def measured(found, model, policy, split="search"):
 def walk(kind, reselect, count=7):
     """Policies that each begin as one before does."""
     draw = random.Random(f"{kind} {reselect}")
-    choices = CHOICES + (ON_IMAGES if kind == "llava" else [])
+    choices = ON_ALL + (ON_IMAGES if kind == "llava" else [])
     found = [[LayerChoice()] * tiny.LAYERS]
     while len(found) < count:
         start = draw.randrange(tiny.LAYERS)
@@ -119,13 +119,13 @@ def test_states_of_the_search_make_room_for_those_of_the_report(world):
 
 
 def test_what_goes_on_with_more_examples_counts_all_of_its_layers(world, monkeypatch):
-    monkeypatch.setattr(rungs, "FEWEST", 2)
+    monkeypatch.setattr(rungs, "MIN_EXAMPLES", 2)
     found, model = evaluator(world, "divergence", "llama", "text_mc"), world.llama.model
     policy = Policy(layers={2: CHOICES["skip_ffn"]})
     measured(found, model, Policy())
     with apply_policy(model, policy) as handle:
         first = next(found.rungs(handle, "search", (0.4, 1.0)))
-        whole = [*found.rungs(handle, "search", (0.4, 1.0), known=first)][-1]
+        whole = [*found.rungs(handle, "search", (0.4, 1.0), previous=first)][-1]
     asked = [entry["divergence"].detail["layers"]["asked"] for entry in (first, whole)]
     assert 0 < asked[0] < asked[1]
 
@@ -137,11 +137,11 @@ def test_tasks_that_generate_have_no_layers_to_save(world):
 
 def test_rows_that_are_fed_alike_but_have_other_prompts_are_told_apart(world):
     model, states = world.llama.model, PrefixStates(1 << 24)
-    lm = live_model(world.llama, 16, Memo(0), states)
+    lm = lm_eval_model(world.llama, 16, Memo(0), states)
     questions = [("w1 w2", " w3 w4"), ("w1", " w2 w3 w4")]
     found = {}
     for policy in (Policy(), Policy(layers={2: LayerChoice(ffn="skip", phase="decode")})):
-        for known in (lm, live_model(world.llama, 16, Memo(0))):
+        for known in (lm, lm_eval_model(world.llama, 16, Memo(0))):
             with apply_policy(model, policy) as known.handle:
                 requests = [Instance("loglikelihood", {}, pair, 0) for pair in questions]
                 found[policy.fingerprint, known is lm] = [known.loglikelihood([one])[0] for one in requests]

@@ -1,1 +1,1 @@
-"""Accuracy on lm-eval's tasks: its model interface, tasks, splits, and examples drawn a few at a time."""
+"""The accuracy evaluator: lm-eval's model interface and tasks, the two splits, and rungs of examples."""

@@ -1,11 +1,11 @@
-"""Accuracy on lm-eval's tasks: the same prompts, filters and metric code, and equal to `simple_evaluate`."""
+"""The accuracy evaluator: lm-eval's tasks, prompts, filters and metrics, with results equal to `simple_evaluate`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..base import Metric, Options, Split
 from ..example_options import ExampleOptions
-from ..examples import EXAMPLE_PROMPTS, ExampleEvaluator, Part
+from ..examples import EXAMPLE_PROMPTS, ExampleEvaluator, RungKey
 
 if TYPE_CHECKING:
     from ...policies.apply import PolicyHandle
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from .splits import Tasks
     from .tasks import Score
 
-# lm-eval and torch are imported where an evaluator is made: reading the options of a space stays light.
+# lm-eval and torch are imported where an evaluator is made, so that reading the options of a space needs neither.
 
 
 class AccuracyOptions(ExampleOptions):
     """Options of the accuracy evaluator; see `ExampleOptions`.
 
     Attributes:
-        metric: lm-eval's name, or `name,filter`; None takes exact_match, acc or acc_norm, else the
-            first of which more is better.
+        metric: lm-eval's name of the metric, or `name,filter`; None takes exact_match, acc or acc_norm, else the first
+            metric of which higher is better.
     """
 
     metric: str | None = None
 
 
 class AccuracyEvaluator(ExampleEvaluator):
-    """Measures accuracy."""
+    """Measures accuracy on lm-eval's tasks."""
 
     name: ClassVar[str] = "accuracy"
     options: ClassVar[type[Options]] = AccuracyOptions
@@ -50,25 +50,26 @@ class AccuracyEvaluator(ExampleEvaluator):
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
-    def _guessing(self, split: Split) -> float:
+    def _chance_level(self, split: Split) -> float:
         from .floor import guessing_accuracy
 
         return guessing_accuracy(self._tasks(split))
 
-    def _scored(self, handle: "PolicyHandle", tasks: "Tasks", part: Part) -> "dict[Example, Any]":
-        from .tasks import answer, items_of, seed_all
+    def _score_examples(self, handle: "PolicyHandle", tasks: "Tasks", rung: RungKey) -> "dict[Example, Any]":
+        from .tasks import answer_requests, score_documents, seed_all
 
         seed_all(self._examples.seed)
-        answer(list(tasks.values()), self._model)
-        found = {name: items_of(task, *self._metrics[part[0]][name]) for name, task in tasks.items()}
-        return {(name, doc): item for name, items in found.items() for doc, item in items.items()}
+        answer_requests(list(tasks.values()), self._model)
+        split, *_ = rung
+        scores = {name: score_documents(task, *self._metrics[split][name]) for name, task in tasks.items()}
+        return {(name, doc): item for name, items in scores.items() for doc, item in items.items()}
 
-    def _score(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
-        from .tasks import aggregated
+    def _aggregate(self, split: Split, name: str, items: Sequence[Any]) -> "Score":
+        from .tasks import aggregate
 
-        return aggregated(self._tasks(split)[name], *self._metrics[split][name], items)
+        return aggregate(self._tasks(split)[name], *self._metrics[split][name], items)
 
-    def _can_part(self, split: Split) -> bool:
-        from .rungs import by_example
+    def _scores_independently(self, split: Split) -> bool:
+        from .rungs import scores_independently
 
-        return all(by_example(task, *self._metrics[split][name]) for name, task in self._tasks(split).items())
+        return all(scores_independently(task, *self._metrics[split][name]) for name, task in self._tasks(split).items())

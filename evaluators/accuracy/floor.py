@@ -1,4 +1,4 @@
-"""What guessing comes to: the accuracy and the loss of answers that do not look at the question."""
+"""Chance level: the accuracy and the loss of answers that ignore the question."""
 
 import math
 import statistics
@@ -10,54 +10,55 @@ from ..gold import Task, gold_choices, gold_texts, has_answers, has_choices
 
 
 def guessing_accuracy(tasks: Mapping[str, Task]) -> float:
-    """The better of guessing among the choices and of always giving the commonest answer; the mean over tasks.
+    """The accuracy of guessing, mean over tasks: a random choice or always the most common answer, if that is better.
 
-    A task whose right answers are not known counts as 0.
+    A task without known right answers counts as 0.
 
     Args:
-        tasks: By name, with their requests.
+        tasks: The tasks by name, with their requests.
     """
-    return statistics.fmean(by_guessing(task) for task in tasks.values()) if tasks else 0.0
+    return statistics.fmean(task_chance(task) for task in tasks.values()) if tasks else 0.0
 
 
-def by_guessing(task: Task) -> float:
-    """The same of one task, on the documents that its requests are about."""
+def task_chance(task: Task) -> float:
+    """The accuracy of guessing on the documents of one task's requests."""
     answers = right_answers(task)
     if not answers:
         return 0.0
-    # Of several right answers each counts: any of them may be the commonest.
-    commonest = max(Counter(text for _, right in answers for text in {*right}).values())
+    # Of several right answers each counts, because any of them may be the most common.
+    most_common = max(Counter(text for _, right in answers for text in {*right}).values())
     chance = statistics.fmean(len(right) / count if count else 0.0 for count, right in answers)
-    return max(chance, commonest / len(answers))
+    return max(chance, most_common / len(answers))
 
 
 def guessing_loss(tasks: Mapping[str, Task], tokens: Callable[[str], int]) -> float:
-    """The loss of guessing, in nats, the mean over tasks: 0 where the right answers of one are not known.
+    """The loss of guessing in nats, mean over tasks; 0 where a task has no known right answers.
 
-    Among choices it is the logarithm of their number; of answers in words it is their entropy, a token of theirs.
+    With choices it is the logarithm of their number. With free answers it is the entropy of the right answers, divided
+    by their mean number of tokens.
 
     Args:
-        tasks: By name, with their requests.
-        tokens: How many tokens a text has.
+        tasks: The tasks by name, with their requests.
+        tokens: Counts the tokens of a text.
     """
-    found = []
+    losses = []
     for task in tasks.values():
         answers = right_answers(task)
         if not answers:
             return 0.0
         if has_choices(task):
-            found.append(statistics.fmean(math.log(count / len(right)) for count, right in answers))
+            losses.append(statistics.fmean(math.log(count / len(right)) for count, right in answers))
             continue
         counts = Counter(right[0] for _, right in answers)
         entropy = -sum(count / len(answers) * math.log(count / len(answers)) for count in counts.values())
-        found.append(entropy / max(statistics.fmean(tokens(right[0]) for _, right in answers), 1.0))
-    return statistics.fmean(found) if found else 0.0
+        losses.append(entropy / max(statistics.fmean(tokens(right[0]) for _, right in answers), 1.0))
+    return statistics.fmean(losses) if losses else 0.0
 
 
 def right_answers(task: Task) -> list[tuple[int, list[str]]]:
-    """Of each document how many choices there are, 0 where it is answered freely, and its right answers in words.
+    """The number of choices of each document (0 for a free answer), and its right answers as texts.
 
-    Nothing where the task does not say which answers are right, or scores a text as a whole.
+    Empty where the task has no known right answers, or scores a text as a whole.
     """
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until") or not has_answers(task):
         return []

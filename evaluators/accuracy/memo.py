@@ -1,4 +1,4 @@
-"""Remembering what does not depend on the policy, so that it is computed once a worker and not once a trial."""
+"""Caching values that do not depend on the policy, so that a worker computes them once and not in every trial."""
 
 import copy
 import functools
@@ -15,13 +15,13 @@ FEATURES = "get_image_features"
 
 
 class Memo:
-    """Values by key, up to a number of bytes.
+    """A cache of values by key, up to a number of bytes.
 
-    When it is full it takes nothing more in, and drops nothing either: every trial asks in the same order, so dropping
-    the oldest value would always drop the one that is asked for next.
+    A full cache takes no new values and drops none. Every trial asks in the same order, so dropping the oldest value
+    would always drop the next one that is needed.
 
     Args:
-        budget_bytes: Tensors count in full, wherever they lie; numbers in lists as eight bytes.
+        budget_bytes: The limit; tensors count in full on every device, numbers in lists as eight bytes.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -30,12 +30,12 @@ class Memo:
         self._kept: dict[Hashable, tuple[Any, Any]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any], pinned: Any = None) -> Any:
-        """The value of a key, made on first use.
+        """The value of a key, computed on first use.
 
         Args:
-            key: Names the value.
-            make: Makes it.
-            pinned: Objects whose `id` is part of the key; they are kept alive, or another could get the same id.
+            key: The key.
+            make: Computes the value.
+            pinned: Objects whose `id` is part of the key; keeping them alive prevents that another gets the same id.
         """
         if key in self._kept:
             return self._kept[key][0]
@@ -48,7 +48,7 @@ class Memo:
 
 
 def size_in_bytes(value: Any) -> int:
-    """Bytes of the tensors and numbers in nested values."""
+    """Bytes of all tensors and numbers in nested values."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
@@ -59,10 +59,10 @@ def size_in_bytes(value: Any) -> int:
 
 
 def digest(value: Any) -> Hashable:
-    """A key that is equal for equal content, of tensors too."""
+    """A key that is equal for values of equal content, tensors included."""
     if isinstance(value, Tensor):
         content = value.detach().cpu().reshape(-1).view(torch.uint8)
-        # BLAKE2 hashes about a gigabyte a second, far faster than a vision tower turns those bytes into features.
+        # BLAKE2 hashes about a gigabyte a second, far faster than a vision tower processes the same pixels.
         return value.shape, value.dtype, str(value.device), hashlib.blake2b(content.numpy().data).digest()
     if isinstance(value, Mapping):
         return tuple((key, digest(part)) for key, part in sorted(value.items()))
@@ -73,29 +73,29 @@ def digest(value: Any) -> Hashable:
 
 @contextmanager
 def cached_image_features(model: nn.Module, memo: Memo) -> Iterator[None]:
-    """Compute the features of equal images once, as long as this lasts; the model is left as it was.
+    """Cache the image features of a model in this context, then restore the model.
 
-    Whole calls are remembered, not single images: how a batch is put together may change the last bits.
+    Whole calls are cached, not single images, because the composition of a batch may change the last bits.
     """
     owners = [module for module in model.modules() if hasattr(type(module), FEATURES)]
-    # A wrapper's method only hands on to the one inside, so the innermost owner sees every call.
-    inner = [owner for owner in owners if not any(part in owners for part in owner.modules() if part is not owner)]
+    # A wrapper's method calls the method of the model inside, so the innermost owner sees every call.
+    innermost = [owner for owner in owners if not any(part in owners for part in owner.modules() if part is not owner)]
     with ExitStack() as stack:
-        for owner in inner:
-            stack.enter_context(_remembering(owner, memo))
+        for owner in innermost:
+            stack.enter_context(_cached_features(owner, memo))
         yield
 
 
 @contextmanager
-def _remembering(owner: nn.Module, memo: Memo) -> Iterator[None]:
+def _cached_features(owner: nn.Module, memo: Memo) -> Iterator[None]:
     original = getattr(owner, FEATURES)
     before = vars(owner).get(FEATURES)
 
-    # `generate` reads the signature to know which arguments to hand over; `wraps` keeps it visible.
+    # `generate` reads the signature to decide which arguments to pass; `wraps` keeps it.
     @functools.wraps(original)
     def features(*args: Any, **kwargs: Any) -> Any:
         key = (FEATURES, digest(args), digest(kwargs))
-        return shallow(memo.get(key, lambda: slim(original(*args, **kwargs))))
+        return shallow_copy(memo.get(key, lambda: without_states(original(*args, **kwargs))))
 
     vars(owner)[FEATURES] = features
     try:
@@ -106,14 +106,14 @@ def _remembering(owner: nn.Module, memo: Memo) -> Iterator[None]:
             vars(owner)[FEATURES] = before
 
 
-def slim(output: Any) -> Any:
-    """The output without every layer's hidden states, which no decoder reads and which fill the memory."""
+def without_states(output: Any) -> Any:
+    """The output without hidden states and attentions of the vision tower, which no decoder reads."""
     if not isinstance(output, ModelOutput):
         return output
     unread = ("hidden_states", "attentions")
     return type(output)(**{key: value for key, value in output.items() if key not in unread})
 
 
-def shallow(output: Any) -> Any:
-    """A copy to hand out: `generate` sets fields of what it gets."""
+def shallow_copy(output: Any) -> Any:
+    """A copy of a cached output, because `generate` sets fields of it."""
     return type(output)(**output) if isinstance(output, ModelOutput) else copy.copy(output)

@@ -1,7 +1,7 @@
-"""lm-eval's model classes around a model that is loaded, and that runs under a policy.
+"""lm-eval's model classes around a loaded model that runs under a policy.
 
-They add three things to what lm-eval does: what does not depend on the policy is remembered, the time inside the
-model is noted, and log-likelihoods are given for prompts with images too.
+They add three things to lm-eval: a cache of values that do not depend on the policy, the time spent inside the model,
+and log-likelihoods for prompts with images.
 """
 
 import time
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ..subject import Subject
 
 LogLikelihood = tuple[float, bool]
-# Text, prompt and answer as lm-eval hands them over: the last two as token ids.
+# lm-eval's form of a request: the texts of prompt and answer, the token ids of the prompt, and those of the answer.
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+# Where the prompt ends in each row that is fed to the model, by the row's token ids.
+PromptEnds = dict[tuple[int, ...], int]
 
 
 class TextModel(HFLM):
@@ -37,15 +39,15 @@ class TextModel(HFLM):
 
     Args:
         subject: The loaded model.
-        batch_size: Requests at a time.
-        memo: Where token ids and inputs are remembered.
-        states: What is kept of forwards that score given answers; None keeps nothing.
+        batch_size: Number of requests in a batch.
+        memo: Cache of token ids and inputs.
+        states: Hidden states of forwards that score given answers; None keeps none.
 
     Attributes:
-        handle: The policy that the model runs under at the moment.
-        forward_seconds: Time spent inside the model; the caller sets it back.
+        handle: The policy that the model currently runs under.
+        forward_seconds: Time spent inside the model; the caller resets it.
         rolling: True while whole texts are scored, without a prompt.
-        ends: Where the prompt ends in the rows that are being scored, by their token ids.
+        ends: Where the prompt ends in the rows that are being scored.
     """
 
     def __init__(
@@ -56,9 +58,9 @@ class TextModel(HFLM):
         self.handle: PolicyHandle | None = None
         self.forward_seconds = 0.0
         self.rolling = False
-        self.ends: dict[tuple[int, ...], int] = {}
-        self._running: tuple[Any, ...] | None = None
-        self._known: dict[tuple[int, ...], tuple[list[Instance], list[LogLikelihood]]] = {}
+        self.ends: PromptEnds = {}
+        self._cached_for: tuple[Any, ...] | None = None
+        self._log_likelihoods: dict[tuple[int, ...], tuple[list[Instance], list[LogLikelihood]]] = {}
         super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
@@ -76,23 +78,23 @@ class TextModel(HFLM):
         return self.memo.get(key, lambda: HFLM._encode_pair(self, context, continuation))
 
     def log_likelihoods(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
-        """`loglikelihood`, which is remembered as long as the same policy is on the model.
+        """`loglikelihood`, cached as long as the same policy is applied.
 
-        All requests of a call together, not one by one: other batches would round otherwise.
+        The requests of a call are cached together, not one by one: other batches would round differently.
         """
         if self.handle is None:
             return self.loglikelihood(requests, disable_tqdm=disable_tqdm)
-        running = weakref.ref(self.handle), self.handle.steps()
-        if running != self._running:
-            self._running, self._known = running, {}
+        policy = weakref.ref(self.handle), self.handle.steps()
+        if policy != self._cached_for:
+            self._cached_for, self._log_likelihoods = policy, {}
         key = tuple(map(id, requests))
-        if key not in self._known:
-            # The requests are kept too, or others could get the same ids.
-            self._known[key] = requests, self.loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return self._known[key][1]
+        if key not in self._log_likelihoods:
+            # The requests are kept alive, so that no others get the same ids.
+            self._log_likelihoods[key] = requests, self.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._log_likelihoods[key][1]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Sum of the log-probabilities of each text, all of which is prompt."""
+        """Sum of the log-probabilities of each text; all of its tokens count as prompt."""
         self.rolling = True
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -100,24 +102,24 @@ class TextModel(HFLM):
             self.rolling = False
 
     def _loglikelihood_tokens(self, requests: list[TokenRequest], *args: Any, **kwargs: Any) -> list[LogLikelihood]:
-        found: dict[int, LogLikelihood] = {}
-        for ends, indices in self._by_ends(requests):
+        scored: dict[int, LogLikelihood] = {}
+        for ends, indices in self._passes(requests):
             self.ends = ends
             part = super()._loglikelihood_tokens([requests[index] for index in indices], *args, **kwargs)
-            found.update(zip(indices, part, strict=True))
+            scored.update(zip(indices, part, strict=True))
         self.ends = {}
-        return [found[index] for index in range(len(requests))]
+        return [scored[index] for index in range(len(requests))]
 
-    def _by_ends(self, requests: list[TokenRequest]) -> list[tuple[dict[tuple[int, ...], int], list[int]]]:
-        """Where the prompt ends in each row that will be fed, by its token ids, for so many requests.
+    def _passes(self, requests: list[TokenRequest]) -> list[tuple[PromptEnds, list[int]]]:
+        """Divide requests into passes in which equal rows have equal prompts: prompt ends, and places of the requests.
 
-        Requests that feed the same row, one with more of it as its prompt than the other, come apart, but not for
-        policies that do not tell prompt from answer.
+        Two requests may feed the same row with different parts of it as the prompt. Where the policy treats prompt and
+        answer alike, one pass without prompt ends serves all requests.
         """
-        everything: list[tuple[dict[tuple[int, ...], int], list[int]]] = [({}, list(range(len(requests))))]
+        single_pass: list[tuple[PromptEnds, list[int]]] = [({}, list(range(len(requests))))]
         if self.rolling:
-            return everything
-        passes: list[tuple[dict[tuple[int, ...], int], list[int]]] = []
+            return single_pass
+        passes: list[tuple[PromptEnds, list[int]]] = []
         for index, (_, context, answer) in enumerate(requests):
             row = tuple((context + answer)[-(self.max_length + 1) :][:-1])
             end = len(row) - len(answer) + 1
@@ -126,33 +128,33 @@ class TextModel(HFLM):
                 passes.append(fitting := ({}, []))
             fitting[0][row] = end
             fitting[1].append(index)
-        return passes if len(passes) == 1 or self._tells_phases() else everything
+        return passes if len(passes) == 1 or self._policy_has_phases() else single_pass
 
-    def _tells_phases(self) -> bool:
+    def _policy_has_phases(self) -> bool:
         return self.handle is not None and any(c.phase != "both" for c in self.handle.policy.layers.values())
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = inps.tolist()
-        ends = [self._end(row) for row in rows] if self.ends else None
+        ends = [self._prompt_end(row) for row in rows] if self.ends else None
         batch = (str(rows), str(ends))
         with torch.no_grad(), self.timed(), self.scoring(batch, None if ends is None else torch.tensor(ends)):
             return self.model(inps, use_cache=False).logits
 
-    def _end(self, row: list[int]) -> int:
-        """Where the prompt ends in a row that is padded on its right with zeros."""
-        shortest = len(row)
-        while shortest and row[shortest - 1] == 0:
-            shortest -= 1
-        return next(self.ends[fed] for n in range(shortest, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
+    def _prompt_end(self, row: list[int]) -> int:
+        """Where the prompt ends in a row that lm-eval padded on the right with zeros; 0 may also be a token of it."""
+        min_length = len(row)
+        while min_length and row[min_length - 1] == 0:
+            min_length -= 1
+        return next(self.ends[fed] for n in range(min_length, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
 
     @contextmanager
     def scoring(self, batch: Hashable, ends: Tensor | None) -> Iterator[None]:
-        """One forward that scores given answers: it begins with what an earlier policy left, where that began alike.
+        """Prepare a forward that scores given answers: set the prompt ends, reuse hidden states of earlier policies.
 
-        The policy is told where the prompts end, lest the answers choose the image tokens they are judged by.
+        Without prompt ends, the answers would take part in selecting the image tokens by which they are predicted.
 
         Args:
-            batch: Equal for equal inputs with equal ends.
+            batch: Identifies the input; equal for equal inputs with equal ends.
             ends: One past the place of each row's last prompt token, shape (batch,); None where all is prompt.
         """
         if self.handle is None:
@@ -171,7 +173,7 @@ class TextModel(HFLM):
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time of this context as spent inside the model."""
+        """Add the time of this context to `forward_seconds`."""
         start = self._now()
         yield
         self.forward_seconds += self._now() - start
@@ -188,15 +190,16 @@ class TextModel(HFLM):
 
 
 @dataclass
-class Row:
-    """One row of a batch that scores answers: a prompt, and what of the answer is fed after it.
+class ImageRow:
+    """One row of a batch that scores answers: a prompt with images, and the part of the answer that is fed after it.
 
     Attributes:
         context: The prompt's text.
         images: The prompt's images.
-        fed: Token ids after the prompt: the answer without its last one, which is only predicted.
-        length: Text tokens, for putting rows of like length together.
-        answers: Which requests it answers, each with its token ids; one-token answers to one prompt share a row.
+        fed: Token ids after the prompt: the answer without its last token, which is only predicted.
+        length: Number of text tokens, by which rows are sorted into batches.
+        answers: The places of the requests that it answers, each with the answer's token ids; one-token answers to one
+            prompt share a row.
     """
 
     context: str
@@ -207,7 +210,7 @@ class Row:
 
 
 class ImageModel(TextModel, HFMultimodalLM):
-    """A model that takes images; requests with and without them may come mixed."""
+    """A model that takes images; requests with and without images may be mixed."""
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
         # lm-eval would load the processor from the model's path a second time.
@@ -218,8 +221,8 @@ class ImageModel(TextModel, HFMultimodalLM):
         self, strings: list[str], images: list[list[Any]], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         """The model's input for padded texts with images."""
-        whose = tuple(tuple(map(id, group)) for group in images)
-        key = ("multimodal", tuple(strings), whose, self.chat_applied, args, tuple(sorted(kwargs.items())))
+        image_ids = tuple(tuple(map(id, group)) for group in images)
+        key = ("multimodal", tuple(strings), image_ids, self.chat_applied, args, tuple(sorted(kwargs.items())))
         make = super().tok_batch_multimodal_encode
         return dict(self.memo.get(key, lambda: dict(make(strings, images, *args, **kwargs)), pinned=images))
 
@@ -236,22 +239,24 @@ class ImageModel(TextModel, HFMultimodalLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate an answer to each request."""
         generate = super().generate_until
-        return apart(requests, *[lambda part: generate(part, disable_tqdm=disable_tqdm)] * 2)
+        return run_separately(requests, *[lambda part: generate(part, disable_tqdm=disable_tqdm)] * 2)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """Sum of the log-probabilities of each request's answer, and whether greedy decoding would give it."""
-        on_text = super().loglikelihood
-        return apart(requests, lambda part: on_text(part, disable_tqdm=disable_tqdm), self._loglikelihood_with_images)
+        text_only = super().loglikelihood
+        return run_separately(
+            requests, lambda part: text_only(part, disable_tqdm=disable_tqdm), self._loglikelihood_with_images
+        )
 
     def _loglikelihood_with_images(self, requests: list[Instance]) -> list[LogLikelihood]:
         rows = sorted(self._rows(requests), key=lambda row: -row.length)
-        found: dict[int, LogLikelihood] = {}
+        scored: dict[int, LogLikelihood] = {}
         for start in range(0, len(rows), self.batch_size):
-            found.update(self._score(rows[start : start + self.batch_size]))
-        return [found[index] for index in range(len(requests))]
+            scored.update(self._score(rows[start : start + self.batch_size]))
+        return [scored[index] for index in range(len(requests))]
 
-    def _rows(self, requests: list[Instance]) -> list[Row]:
-        rows: dict[tuple[Any, ...], Row] = {}
+    def _rows(self, requests: list[Instance]) -> list[ImageRow]:
+        rows: dict[tuple[Any, ...], ImageRow] = {}
         for index, request in enumerate(requests):
             context, continuation, extra = request.args
             if not context:
@@ -260,17 +265,17 @@ class ImageModel(TextModel, HFMultimodalLM):
                     hint="choose a metric other than acc_mutual_info, or leave the task out",
                 )
             before, answer = self._encode_pair(context, continuation)
-            # Spaces at the end of the prompt belong to the answer, as `_encode_pair` has it.
+            # `_encode_pair` moves spaces at the end of the prompt to the answer.
             context, fed, images = context.rstrip(), tuple(answer[:-1]), extra["visual"]
-            row = Row(context, images, fed, len(before) + len(fed))
+            row = ImageRow(context, images, fed, len(before) + len(fed))
             rows.setdefault((context, tuple(map(id, images)), fed), row).answers.append((index, answer))
         return list(rows.values())
 
-    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, LogLikelihood]]:
+    def _score(self, rows: Sequence[ImageRow]) -> Iterator[tuple[int, LogLikelihood]]:
         prompts = self.tok_batch_multimodal_encode([row.context for row in rows], [row.images for row in rows])
         ends = prompts["attention_mask"].sum(dim=1)
         inputs = with_answers(prompts, [row.fed for row in rows], self.tokenizer.pad_token_id)
-        # The tasks hold the images, so no other one gets their ids.
+        # The tasks keep the images alive, so that no others get the same ids.
         batch = tuple((row.context, tuple(map(id, row.images)), row.fed) for row in rows)
         with torch.no_grad(), self.timed(), self.scoring(batch, ends):
             logits = self.model(**inputs, use_cache=False).logits
@@ -284,10 +289,10 @@ class ImageModel(TextModel, HFMultimodalLM):
 
 
 def with_answers(prompts: Mapping[str, Tensor], fed: Sequence[tuple[int, ...]], pad_id: int) -> dict[str, Tensor]:
-    """Put token ids after each prompt, and the padding after those.
+    """Append token ids to each prompt of a batch, and pad on the right.
 
     Args:
-        prompts: A padded batch; what has the shape of its mask, (batch, tokens), has an entry a token.
+        prompts: A padded batch; every tensor with the shape of its mask, (batch, tokens), has an entry for each token.
         fed: Token ids by row.
         pad_id: The token to pad with.
     """
@@ -305,8 +310,10 @@ def with_answers(prompts: Mapping[str, Tensor], fed: Sequence[tuple[int, ...]], 
     return inputs
 
 
-def apart(requests: list[Instance], on_text: Callable[[Any], Any], on_images: Callable[[Any], Any]) -> list[Any]:
-    """Answer requests without and with images apart: lm-eval looks at the first and takes all to be alike."""
+def run_separately(
+    requests: list[Instance], on_text: Callable[[Any], Any], on_images: Callable[[Any], Any]
+) -> list[Any]:
+    """Answer requests without and with images separately: lm-eval decides by the first request for all of them."""
     has_images = [len(request.args) > 2 for request in requests]
     parts = []
     for wanted, run in ((False, on_text), (True, on_images)):
@@ -315,11 +322,11 @@ def apart(requests: list[Instance], on_text: Callable[[Any], Any], on_images: Ca
     return [next(parts[has]) for has in has_images]
 
 
-def live_model(subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None) -> TextModel:
+def lm_eval_model(subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None) -> TextModel:
     """lm-eval's view of a loaded model.
 
     Raises:
-        EvaluatorError: it takes images, but nothing says which text stands for one.
+        EvaluatorError: the model takes images, but neither processor nor configuration names their placeholder.
     """
     if not subject.is_multimodal:
         return TextModel(subject, batch_size, memo, states)

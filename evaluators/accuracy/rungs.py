@@ -1,4 +1,4 @@
-"""Few examples first: the order in which the examples of a split are drawn, and tasks that hold only some of them."""
+"""Rungs: growing random samples of a split's examples, and tasks that hold only the examples of one rung."""
 
 import copy
 import random
@@ -13,76 +13,79 @@ from lm_eval.filters.custom import CustomFilter
 from ..base import Measurement
 from .splits import Tasks
 
-# Of fewer examples a part fills no batch, and hardly ever tells enough.
-FEWEST = 64
+# A smaller split has one rung: a part of it fills no batch and is hardly ever conclusive.
+MIN_EXAMPLES = 64
 
-# What has an entry an example in the detail of a measurement.
-SCORES = ("per_example", "divergences")
+# The entries of a measurement's detail that are lists with one value for each example.
+PER_EXAMPLE_KEYS = ("per_example", "divergences")
 
 Example = tuple[str, Hashable]  # a task's name and the document's id
 
 
 @dataclass(frozen=True)
 class Rung:
-    """So many examples of a split, in the order in which they were drawn.
+    """A sample of a split's examples, which includes the samples of all earlier rungs.
 
     Attributes:
-        new: The tasks with only the examples that the rung before had not.
-        known: By task the examples of this rung and of those before, in the order of documents.
-        places: The numbers of these examples, counted over tasks and documents, in the order drawn.
-        total: How many examples the split has.
+        new: The tasks with only the examples that the rung before lacks.
+        examples: By task, all examples of the rung in the order of documents.
+        places: The numbers of all examples of the rung, counted over tasks and documents, in the order drawn.
+        total: The number of examples of the split.
     """
 
     new: Tasks
-    known: Mapping[str, Sequence[Example]]
+    examples: Mapping[str, Sequence[Example]]
     places: list[int]
     total: int
 
-    def told(self, measured: Measurement) -> Measurement:
-        """What was measured on these examples; of a part, what has an entry an example stands in the order drawn.
+    def with_places(self, measured: Measurement) -> Measurement:
+        """A measurement on this rung; a partial one gets the `places` of its examples and their `total` number.
 
-        `detail` then has the `places` of the examples too, and how many there are in all (`total`).
+        Its lists with one value for each example are put into the order drawn.
         """
         if len(self.places) == self.total:
             return measured
-        drawn = {name: self._drawn(measured.detail[name]) for name in SCORES if name in measured.detail}
+        drawn = {
+            name: self._in_order_drawn(measured.detail[name]) for name in PER_EXAMPLE_KEYS if name in measured.detail
+        }
         return replace(measured, detail={**measured.detail, **drawn, "places": self.places, "total": self.total})
 
-    def _drawn(self, scores: Sequence[float]) -> list[float]:
-        """Scores in the order drawn; none where a task gave none to some documents: then whose are they?"""
+    def _in_order_drawn(self, scores: Sequence[float]) -> list[float]:
+        """Scores in the order drawn; empty where some documents have no score, so that scores have no known place."""
         if len(scores) != len(self.places):
             return []
-        known = dict(zip(sorted(self.places), scores, strict=True))
-        return [known[place] for place in self.places]
+        by_place = dict(zip(sorted(self.places), scores, strict=True))
+        return [by_place[place] for place in self.places]
 
 
-def draw(tasks: Tasks, shares: Sequence[float], least: int, seed: int) -> list[Rung]:
-    """Draw the examples of a split in an order that is the same for every policy.
+def draw(tasks: Tasks, fractions: Sequence[float], min_new: int, seed: int) -> list[Rung]:
+    """Draw the rungs of a split, the same for every policy.
 
-    Every beginning of it is a simple random sample of the examples of all tasks together.
+    Each rung is a simple random sample of the examples of all tasks together.
 
     Args:
         tasks: The tasks with their requests.
-        shares: What share of the examples each rung has, ascending, the last 1.
-        least: How many examples a rung adds at least, or it is left out.
-        seed: Of the order.
+        fractions: The fraction of the examples at each rung, ascending, the last 1.
+        min_new: A rung that adds fewer examples is left out.
+        seed: The seed of the order.
 
     Returns:
-        The rungs; a single one of a small split.
+        The rungs; a single one for a small split.
     """
     numbers = numbered(tasks)
     order = random.Random(seed).sample(list(numbers), len(numbers))
-    sizes = [round(share * len(order)) for share in shares] if len(order) >= FEWEST else [len(order)]
+    sizes = [round(fraction * len(order)) for fraction in fractions] if len(order) >= MIN_EXAMPLES else [len(order)]
     rungs, before = [], 0
     for size in sizes:
-        if size - before < least and size < len(order):
+        if size - before < min_new and size < len(order):
             continue
         places = [numbers[example] for example in order[:size]]
-        known = defaultdict(list)
+        examples = defaultdict(list)
         for example in sorted(order[:size], key=numbers.__getitem__):
-            known[example[0]].append(example)
-        whole = before == 0 and size == len(order)
-        rungs.append(Rung(tasks if whole else cut(tasks, order[before:size]), known, places, len(order)))
+            examples[example[0]].append(example)
+        is_whole = before == 0 and size == len(order)
+        new = tasks if is_whole else with_examples(tasks, order[before:size])
+        rungs.append(Rung(new, examples, places, len(order)))
         before = size
     return rungs
 
@@ -93,8 +96,8 @@ def numbered(tasks: Tasks) -> dict[Example, int]:
     return {example: number for number, example in enumerate(examples)}
 
 
-def cut(tasks: Tasks, examples: Sequence[Example]) -> Tasks:
-    """The tasks with only the requests of some examples; a task that has none of them is left out."""
+def with_examples(tasks: Tasks, examples: Sequence[Example]) -> Tasks:
+    """The tasks with only the requests of some examples; a task without any of them is left out."""
     wanted = {*examples}
     found: dict[str, Task] = {}
     for name, task in tasks.items():
@@ -105,19 +108,21 @@ def cut(tasks: Tasks, examples: Sequence[Example]) -> Tasks:
     return found
 
 
-def by_example(task: Task, metric: str, chosen: str) -> bool:
-    """True where a task's figure is a plain mean over documents, each answered and scored whatever the others are.
+def scores_independently(task: Task, metric: str, filter_name: str) -> bool:
+    """True where a task's result is a plain mean over documents that are answered and scored independently.
 
-    Not so are corpus metrics, filters of the task's own, which see all documents at once, and sampled answers, which
-    depend on what was drawn for those before.
+    Exceptions are corpus metrics; custom filters, which see all documents at once; and sampled answers, which depend on
+    the random numbers drawn for earlier answers.
 
     Args:
         task: The task with its requests.
         metric: Its metric.
-        chosen: Its filter.
+        filter_name: Its filter.
     """
-    asked = [request.args[1] for request in task.instances if request.request_type == "generate_until"]
-    sampled = any(options.get("do_sample", bool(options.get("temperature"))) for options in asked)
-    filters = [getattr(part, "func", part) for pipe in task._filters if pipe.name == chosen for part in pipe.filters]
-    alone = all(kind.__module__.startswith("lm_eval.filters.") and kind is not CustomFilter for kind in filters)
-    return task.aggregation()[metric] is mean and alone and not sampled
+    options_of_requests = [request.args[1] for request in task.instances if request.request_type == "generate_until"]
+    sampled = any(options.get("do_sample", bool(options.get("temperature"))) for options in options_of_requests)
+    filters = [
+        getattr(part, "func", part) for pipe in task._filters if pipe.name == filter_name for part in pipe.filters
+    ]
+    independent = all(kind.__module__.startswith("lm_eval.filters.") and kind is not CustomFilter for kind in filters)
+    return task.aggregation()[metric] is mean and independent and not sampled

@@ -1,6 +1,6 @@
-"""What is wrong with a task, told with the document it is wrong in, where lm-eval or a processor raised over it.
+"""Errors in tasks that name the document, where lm-eval or a processor raised an exception.
 
-Such a mistake is no policy's: it would stop every one of them, so it ends the search as a wrong input.
+Such an error would stop every policy, so it ends the search as a mistake in the input.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,20 +17,29 @@ if TYPE_CHECKING:
     from ...policies.apply import PolicyHandle
     from .model import TextModel
 
-# What data that is not as it must be makes Python code raise. A device that fails raises RuntimeError.
-OF_DATA = (ValueError, TypeError, LookupError, AttributeError, OSError, ArithmeticError, AssertionError, ImportError)
-HINT = "mend the document, or the task's functions and templates"
+# Exceptions that bad data causes in Python code; a device that fails raises RuntimeError instead.
+DATA_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OSError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+)
+HINT = "correct the document, or the task's functions and templates"
 
 
-def mistake(task: str, doc: Any, doing: str, cause: BaseException, found: Any = None) -> TaskError:
-    """The error for one document.
+def task_error(task: str, doc: Any, doing: str, cause: BaseException, found: Any = None) -> TaskError:
+    """The error for one document of a task.
 
     Args:
         task: The task's name.
         doc: The document's place in its data.
         doing: What could not be done.
-        cause: What was raised.
-        found: What it was raised over, as far as that is known.
+        cause: The exception.
+        found: The value that caused it, where it is known.
     """
     lines = str(cause).strip().splitlines()
     details = [f"document {doc}: {type(cause).__name__}: {short(lines[0])[1:-1] if lines else ''}"]
@@ -39,43 +48,43 @@ def mistake(task: str, doc: Any, doing: str, cause: BaseException, found: Any = 
 
 
 @contextmanager
-def told_by_document(tasks: "Mapping[str, Task]", model: "TextModel", handle: "PolicyHandle | None") -> Iterator[None]:
-    """Look for the document that is to blame where something is raised while tasks are encoded or answered.
+def naming_document(tasks: "Mapping[str, Task]", model: "TextModel", handle: "PolicyHandle | None") -> Iterator[None]:
+    """Turn an exception while tasks are encoded or answered into an error that names the document.
 
     Args:
         tasks: The tasks, with their requests.
-        model: What encodes and answers.
+        model: The model that encodes and answers.
         handle: The policy that the model runs under.
 
     Raises:
-        TaskError: a document cannot be encoded, or not even be answered by the dense model.
+        TaskError: a document cannot be encoded, or the dense model cannot answer it.
     """
     try:
         yield
     except SkipsearchError:
         raise
-    except OF_DATA as cause:
-        found = faulty(tasks, model, handle)
-        if found is None:
-            raise  # The tasks are sound: it is the policy, the model or a bug of ours.
-        raise found from cause
+    except DATA_ERRORS as cause:
+        error = first_faulty(tasks, model, handle)
+        if error is None:
+            raise  # The tasks are valid, so the policy, the model or skipsearch itself is at fault.
+        raise error from cause
 
 
-def faulty(tasks: "Mapping[str, Task]", model: "TextModel", handle: "PolicyHandle | None") -> TaskError | None:
-    """The first document whose prompt the dense model cannot be given."""
+def first_faulty(tasks: "Mapping[str, Task]", model: "TextModel", handle: "PolicyHandle | None") -> TaskError | None:
+    """The error for the first document whose prompt the dense model cannot process; None where all are processed."""
     with handle.dense() if handle is not None else nullcontext():
         for name, task in tasks.items():
             for request in task.instances:
                 try:
-                    run(request, model)
-                except OF_DATA as cause:
-                    doing = "the model cannot be given the prompt of a document"
-                    return mistake(name, request.doc_id, doing, cause, prompt_of(request))
+                    run_prompt(request, model)
+                except DATA_ERRORS as cause:
+                    doing = "the model cannot process the prompt of a document"
+                    return task_error(name, request.doc_id, doing, cause, prompt_text(request))
     return None
 
 
-def run(request: "Instance", model: "TextModel") -> None:
-    """Give the model one prompt."""
+def run_prompt(request: "Instance", model: "TextModel") -> None:
+    """Run the model on one prompt."""
     import torch
 
     inputs = model.encode_prompt(request.args)
@@ -87,20 +96,20 @@ def run(request: "Instance", model: "TextModel") -> None:
         model.model(**placed, use_cache=False)
 
 
-def prompt_of(request: "Instance") -> str:
-    """The prompt of a request, and its images where it has any."""
+def prompt_text(request: "Instance") -> str:
+    """The prompt of a request and the types of its images, for a message."""
     images = request.args[2].get("visual", []) if len(request.args) > 2 else []
     kinds = [type(image).__name__ if not isinstance(image, str | int) else repr(image) for image in images]
     return f"{request.args[0]!r:.80}" + (f" with the images {', '.join(kinds)}" if kinds else "")
 
 
 def check_targets(task: "Task") -> None:
-    """See that the right answer of each document is one of its choices; lm-eval would count it as answered wrongly.
+    """Check that the right answer of each document is one of its choices; lm-eval would count every answer as wrong.
 
     Raises:
-        TaskError: one is not.
+        TaskError: the right answer of a document is none of its choices.
     """
-    # A task that is a class of its own has neither of the two.
+    # Tasks written as Python classes may lack `config` and `multiple_input`.
     scores_itself = getattr(getattr(task, "config", None), "process_results", None) is not None
     if task.OUTPUT_TYPE != "multiple_choice" or scores_itself or getattr(task, "multiple_input", True):
         return
@@ -109,4 +118,4 @@ def check_targets(task: "Task") -> None:
         for one in target if isinstance(target, list) else [target]:
             if isinstance(one, int) and not -len(choices) <= one < len(choices):
                 cause = IndexError(f"found the choice {one}, expected 0 to {len(choices) - 1}")
-                raise mistake(str(task.task_name), doc_id, "the right answer is none of the choices", cause, choices)
+                raise task_error(str(task.task_name), doc_id, "the right answer is none of the choices", cause, choices)

@@ -1,7 +1,7 @@
-"""lm-eval's tasks: loading them, taking apart the examples for search and report, and scoring answers.
+"""lm-eval's tasks: loading them, building their requests for some documents, and scoring answers.
 
-Prompts, filters, metrics and aggregations are lm-eval's own code; what is ours is that requests are built once and
-answered by many policies.
+Prompts, filters, metrics and aggregations are lm-eval's own code. Requests are built once and answered under many
+policies.
 """
 
 import copy
@@ -31,23 +31,24 @@ from lm_eval.tasks import TaskManager
 
 from ...policies.errors import EvaluatorError
 from .model import TextModel
-from .task_mistakes import OF_DATA, check_targets, mistake
+from .task_mistakes import DATA_ERRORS, check_targets, task_error
 
-PREFERRED = ("exact_match", "acc", "acc_norm")
-# The others need a bootstrap, which lm-eval runs in a pool of processes; a worker has no cores for that.
-STDERR: Mapping[Any, Callable[[Any], float]] = {mean: mean_stderr, acc_all: acc_all_stderr}
+PREFERRED_METRICS = ("exact_match", "acc", "acc_norm")
+# Standard errors in closed form. Other aggregations need a bootstrap, which lm-eval runs in a pool of processes, and a
+# worker has no cores for that.
+STDERR_OF: Mapping[Any, Callable[[Any], float]] = {mean: mean_stderr, acc_all: acc_all_stderr}
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well one task was answered.
+    """The result of one task.
 
     Attributes:
         metric: lm-eval's metric and filter, such as `exact_match,none`.
         value: The aggregated metric.
         stderr: Its standard error, where there is a closed form.
         items: The metric of each document, in order.
-        divergences: How far the policy is from the dense model on each document, where that was measured beside.
+        divergences: The divergence from the dense model on each document, where it was measured too.
     """
 
     metric: str
@@ -59,7 +60,7 @@ class Score:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval's log and progress bars from the terminal; its errors are raised, not logged."""
+    """Suppress lm-eval's log and progress bars; its errors are raised, not logged."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -71,7 +72,7 @@ def quiet() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed as `simple_evaluate` does, which gives Python's own generator 0 and the others its seed."""
+    """Seed all random generators as `simple_evaluate` does: Python's with 0, NumPy's and torch's with `seed`."""
     random.seed(0)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -79,7 +80,7 @@ def seed_all(seed: int) -> None:
 
 @functools.cache
 def task_manager(every_task: bool) -> TaskManager:
-    """lm-eval's index of tasks; it takes seconds to read all of its own, which paths of tasks do not need."""
+    """lm-eval's index of tasks; indexing lm-eval's own tasks takes seconds, so task files go without."""
     return TaskManager(include_defaults=every_task)
 
 
@@ -87,9 +88,9 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
     """Load tasks with their data.
 
     Args:
-        names: Names that lm-eval knows (groups and tags too), or paths of YAML files.
-        num_fewshot: Examples in the prompt; None leaves it to the task.
-        seed: Picks those examples.
+        names: lm-eval's names of tasks, groups or tags, or paths of YAML files.
+        num_fewshot: Number of examples in the prompt; None leaves it to the task.
+        seed: The seed that picks these examples.
 
     Raises:
         EvaluatorError: a task is unknown, malformed or without data.
@@ -103,11 +104,11 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
         try:
             tasks: dict[str, Task] = manager.load(list(names))["tasks"]
             for task in tasks.values():
-                # lm-eval lets a task that says 0 keep it, and takes nothing said for 0.
+                # As in lm-eval: a task that sets 0 keeps it, and a task that sets nothing has 0.
                 if task.get_config("num_fewshot") is None or num_fewshot is not None:
                     keep = task.get_config("num_fewshot") == 0
                     task.set_config(key="num_fewshot", value=0 if keep else num_fewshot or 0)
-        except (*OF_DATA, RuntimeError, yaml.YAMLError, jinja2.TemplateError) as cause:
+        except (*DATA_ERRORS, RuntimeError, yaml.YAMLError, jinja2.TemplateError) as cause:
             raise load_failure(names, cause) from cause
         except datasets.exceptions.DatasetsError as cause:
             raise load_failure(names, cause) from cause
@@ -115,79 +116,87 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None, seed: int) -> dict
 
 
 def load_failure(names: Sequence[str], cause: BaseException) -> EvaluatorError:
-    """Say why tasks did not load."""
+    """The error for tasks that did not load."""
     lines = f"{type(cause).__name__}: {cause}".strip().splitlines()[:4]
     if isinstance(cause, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError):
-        lines.append("lm-eval tries a task on document 0 when it loads it: see whether there is one, and what it holds")
+        lines.append("lm-eval builds document 0 when it loads a task: check that the data has one, and its fields")
     hint = "check the task's YAML, its dataset, the network and HF_DATASETS_OFFLINE"
     return EvaluatorError(f"cannot load the tasks {', '.join(names)}", lines, hint)
 
 
 def check_exists(name: str, is_path: bool, manager: TaskManager) -> None:
-    """Refuse a task that is not there.
+    """Refuse a task that does not exist.
 
     Raises:
-        EvaluatorError: naming the nearest ones.
+        EvaluatorError: naming the most similar tasks.
     """
     if is_path and not Path(name).is_file():
         raise EvaluatorError(f"task file {name} does not exist", hint="paths are relative to the space file")
     if not is_path and name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         details = [f"the nearest known ones are {', '.join(near)}"] if near else []
-        raise EvaluatorError(f"lm-eval knows no task '{name}'", details, "`lm-eval ls tasks` lists them")
+        raise EvaluatorError(f"lm-eval has no task '{name}'", details, "`lm-eval ls tasks` lists them")
 
 
 def refuse_unusable(task: Task, takes_images: bool) -> None:
-    """Refuse tasks whose answers would crash or mislead.
+    """Refuse a task that cannot run, or whose results would be wrong.
 
     Raises:
-        EvaluatorError: and why.
+        EvaluatorError: naming the reason.
     """
     reasons = {
         "runs code that the model writes, which skipsearch does not do": getattr(task, "UNSAFE_CODE", False),
         "has sound, which no evaluator takes": bool(task.get_config("doc_to_audio")),
         "has images, which this model does not take": getattr(task, "MULTIMODAL", False) and not takes_images,
-        # lm-eval puts the text of the examples into the prompt, but not their images.
+        # lm-eval puts the text of few-shot examples into the prompt, but not their images.
         "has images, so num_fewshot must be 0": getattr(task, "MULTIMODAL", False) and task.get_config("num_fewshot"),
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise EvaluatorError(f"task {task.task_name} cannot be used", found)
+    holding = [reason for reason, holds in reasons.items() if holds]
+    if holding:
+        raise EvaluatorError(f"task {task.task_name} cannot be used", holding)
 
 
-def with_requests(task: Task, window: range, model: TextModel, apply_chat_template: bool, seed: int) -> Task:
-    """A copy of a task that holds the requests of some documents.
+def with_requests(task: Task, places: range, model: TextModel, apply_chat_template: bool, seed: int) -> Task:
+    """A copy of a task with the requests of some documents.
+
+    Args:
+        task: The task.
+        places: The places of the documents in its data.
+        model: The model, for its tokenizer.
+        apply_chat_template: Whether prompts use the model's chat template.
+        seed: The seed that picks few-shot examples.
 
     Raises:
         TaskError: the prompt of a document cannot be built.
     """
     task = copy.copy(task)
-    docs, at_work = task.eval_docs, list(window[:1])
-    places: dict[int, tuple[int, Any]] = {}  # by identity; the document is kept, so that no other one has the same
+    docs, current = task.eval_docs, list(places[:1])
+    # By `id`; the document is kept alive, so that no other one gets the same id.
+    by_id: dict[int, tuple[int, Any]] = {}
 
     def documents(**_: Any) -> Iterator[tuple[int, Any]]:
-        """Only these are read and, where they have images, decoded; ids stay those of the whole data."""
-        for index in window:
-            at_work[0] = index
+        """Read, and decode the images of, these documents only; their ids are those of the whole data."""
+        for index in places:
+            current[0] = index
             doc = docs[index]
-            places[id(doc)] = index, doc
+            by_id[id(doc)] = index, doc
             yield index, doc
 
-    def noting(build: Callable[..., Any]) -> Callable[..., Any]:
-        """Take note of which document a prompt is built from."""
+    def tracked(build: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep track of the document that a prompt is built from, for the error message."""
 
-        def built(doc: Any, *args: Any, **kwargs: Any) -> Any:
-            at_work[0] = places[id(doc)][0] if id(doc) in places else at_work[0]
+        def build_tracked(doc: Any, *args: Any, **kwargs: Any) -> Any:
+            current[0] = by_id[id(doc)][0] if id(doc) in by_id else current[0]
             return build(doc, *args, **kwargs)
 
-        return built
+        return build_tracked
 
     task.doc_iterator = documents
-    task.fewshot_context, task.construct_requests = noting(task.fewshot_context), noting(task.construct_requests)
-    # Templates are compiled anew at each use, which would be half of a trial's time with a small model.
+    task.fewshot_context, task.construct_requests = tracked(task.fewshot_context), tracked(task.construct_requests)
+    # lm-eval compiles templates again at each use, which takes half of a trial's time with a small model.
     for name in ("doc_to_target", "doc_to_choice"):
         if hasattr(task, name):
-            setattr(task, name, once(getattr(task, name)))
+            setattr(task, name, cached_by_document(getattr(task, name)))
     with quiet():
         seed_all(seed)
         task.set_fewshot_seed(seed)
@@ -197,24 +206,25 @@ def with_requests(task: Task, window: range, model: TextModel, apply_chat_templa
                 chat_template=model.apply_chat_template if apply_chat_template else None,
                 tokenizer_name=model.tokenizer_name if apply_chat_template else "",
             )
-        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
+        except (*DATA_ERRORS, RuntimeError, jinja2.TemplateError) as cause:
             doing = "the prompt of a document cannot be built"
-            raise mistake(str(task.task_name), at_work[0], doing, cause) from cause
+            raise task_error(str(task.task_name), current[0], doing, cause) from cause
     check_targets(task)
     return task
 
 
-def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember what a function makes of each document."""
-    kept: dict[Any, tuple[Any, Any]] = {}
+def cached_by_document(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache the results of a function of a document."""
+    cache: dict[Any, tuple[Any, Any]] = {}
 
-    def remembering(doc: Any, *args: Any) -> Any:
+    def cached(doc: Any, *args: Any) -> Any:
         key = (id(doc), *map(repr, args))
-        if key not in kept:
-            kept[key] = (function(doc, *args), doc)
-        return copy.copy(kept[key][0])
+        if key not in cache:
+            # The document is kept alive, so that no other one gets the same id.
+            cache[key] = (function(doc, *args), doc)
+        return copy.copy(cache[key][0])
 
-    return remembering
+    return cached
 
 
 def pick_metric(task: Task, wanted: str | None) -> tuple[str, str]:
@@ -222,43 +232,44 @@ def pick_metric(task: Task, wanted: str | None) -> tuple[str, str]:
 
     Args:
         task: The task.
-        wanted: `metric` or `metric,filter`; None picks the first of PREFERRED, else the first that should be high.
+        wanted: `metric` or `metric,filter`; None picks the first of PREFERRED_METRICS, else the first metric of which
+            higher is better.
 
     Raises:
-        EvaluatorError: the task has no such metric or filter, or a lower value would be better.
+        EvaluatorError: the task has no such metric or filter, or lower values of the metric are better.
     """
     known, higher = list(task.aggregation()), task.higher_is_better()
     filters = [entry["name"] for entry in task.get_config("filter_list") or []] or ["none"]
     usable = [name for name in known if higher.get(name)]
     name, _, chosen = (wanted or "").partition(",")
-    name = name or next((preferred for preferred in (*PREFERRED, *usable) if preferred in usable), "")
+    name = name or next((preferred for preferred in (*PREFERRED_METRICS, *usable) if preferred in usable), "")
     if name not in usable:
         which = f"metric '{wanted}'" if wanted else "metric"
         details = [f"known: {', '.join(known)}"]
-        raise EvaluatorError(f"task {task.task_name} has no {which} of which more is better", details)
+        raise EvaluatorError(f"task {task.task_name} has no {which} of which higher is better", details)
     if chosen and chosen not in filters:
         raise EvaluatorError(f"task {task.task_name} has no filter '{chosen}'", [f"known: {', '.join(filters)}"])
     return name, chosen or filters[0]
 
 
-def answer(tasks: Sequence[Task], model: TextModel) -> None:
-    """Run the requests of all tasks, kind by kind and all tasks together as lm-eval does, and filter the answers."""
-    by_kind: dict[str, list[Instance]] = defaultdict(list)
+def answer_requests(tasks: Sequence[Task], model: TextModel) -> None:
+    """Run the requests of all tasks and filter the answers; as in lm-eval, all tasks together, one type at a time."""
+    by_type: dict[str, list[Instance]] = defaultdict(list)
     for task in tasks:
         for request in task.instances:
-            # What an earlier policy answered would be scored again otherwise.
+            # Otherwise the answers of an earlier policy would be scored again.
             request.resps, request.filtered_resps = [], {}
-            by_kind[request.request_type].extend([request] * request.repeats)
-    for kind, requests in by_kind.items():
-        run = model.log_likelihoods if kind == "loglikelihood" else getattr(model, kind)
+            by_type[request.request_type].extend([request] * request.repeats)
+    for request_type, requests in by_type.items():
+        run = model.log_likelihoods if request_type == "loglikelihood" else getattr(model, request_type)
         for request, response in zip(requests, run(requests, disable_tqdm=True), strict=True):
             request.resps.append(response)
     for task in tasks:
         task.apply_filters()
 
 
-def items_of(task: Task, metric: str, chosen: str) -> dict[Any, Any]:
-    """What each document scores by the answers that a task's requests hold; one without a score is left out.
+def score_documents(task: Task, metric: str, filter_name: str) -> dict[Any, Any]:
+    """The score of each document by the answers in a task's requests; a document without a score is left out.
 
     Raises:
         TaskError: the answer to a document cannot be scored.
@@ -266,37 +277,39 @@ def items_of(task: Task, metric: str, chosen: str) -> dict[Any, Any]:
     by_doc: dict[Any, list[Instance]] = defaultdict(list)
     for request in task.instances:
         by_doc[request.doc_id].append(request)
-    items = {}
+    scores = {}
     for doc, requests in by_doc.items():
         requests.sort(key=lambda request: request.idx)
         try:
-            results = task.process_results(requests[0].doc, [request.filtered_resps[chosen] for request in requests])
-        except (*OF_DATA, RuntimeError, jinja2.TemplateError) as cause:
-            given = [request.filtered_resps[chosen] for request in requests]
+            results = task.process_results(
+                requests[0].doc, [request.filtered_resps[filter_name] for request in requests]
+            )
+        except (*DATA_ERRORS, RuntimeError, jinja2.TemplateError) as cause:
+            given = [request.filtered_resps[filter_name] for request in requests]
             doing = "the answer to a document cannot be scored"
-            raise mistake(str(task.task_name), doc, doing, cause, given) from cause
+            raise task_error(str(task.task_name), doc, doing, cause, given) from cause
         if metric in results:
-            items[doc] = results[metric]
-    return items
+            scores[doc] = results[metric]
+    return scores
 
 
-def aggregated(task: Task, metric: str, chosen: str, items: Sequence[Any]) -> Score:
-    """The figure of a task from the scores of its documents, in their order.
+def aggregate(task: Task, metric: str, filter_name: str, items: Sequence[Any]) -> Score:
+    """Aggregate the scores of a task's documents, in their order.
 
     Raises:
-        EvaluatorError: the task does not give the metric after all, or it is no fraction.
+        EvaluatorError: no document has a score, or the result is no fraction.
     """
-    aggregate = task.aggregation()[metric]
-    value = float(aggregate(items)) if items else math.nan
+    aggregation = task.aggregation()[metric]
+    value = float(aggregation(items)) if items else math.nan
     if not 0 <= value <= 1:
-        hint = "name another one under accuracy.metric"
+        hint = "set another one under accuracy.metric"
         found = f"found {value:g}, expected a fraction between 0 and 1"
         raise EvaluatorError(f"the metric {metric} of task {task.task_name} is no accuracy", [found], hint)
-    stderr = STDERR[aggregate](items) if aggregate in STDERR and len(items) > 1 else None
-    return Score(f"{metric},{chosen}", value, None if stderr is None else float(stderr), list(items))
+    stderr = STDERR_OF[aggregation](items) if aggregation in STDERR_OF and len(items) > 1 else None
+    return Score(f"{metric},{filter_name}", value, None if stderr is None else float(stderr), list(items))
 
 
 def mean_score(metric: str, items: Sequence[float], divergences: Sequence[float] = ()) -> Score:
-    """The figure of a task that is a plain mean over its documents."""
+    """The result of a task as the plain mean over its documents."""
     stderr = statistics.stdev(items) / len(items) ** 0.5 if len(items) > 1 else None
     return Score(metric, statistics.fmean(items), stderr, list(items), list(divergences))

@@ -82,7 +82,7 @@ class PolicyEvaluator:
             EvaluatorError: neither can be set up.
         """
         accuracy = next((one for one in evaluators if one.name == QUALITY and isinstance(one, ExampleEvaluator)), None)
-        if not self.space.may_be_guided or accuracy is None or accuracy.examples("search") < MIN_EXAMPLES_TO_GUIDE:
+        if not self.space.may_be_guided or accuracy is None or accuracy.num_examples("search") < MIN_EXAMPLES_TO_GUIDE:
             return None
         options = self.space.guide_options()
         for name in (ANSWER_LOSS, DIVERGENCE):

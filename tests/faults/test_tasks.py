@@ -78,7 +78,7 @@ def test_a_mistake_is_told_with_its_document(world, tmp_path, name):
 
 def test_a_sound_task_is_not_blamed_for_a_policy(world, tmp_path, monkeypatch):
     made = evaluator(world, tmp_path, {})
-    monkeypatch.setattr(made, "_scored", lambda *_: {}["the evaluator's own"])
+    monkeypatch.setattr(made, "_score_examples", lambda *_: {}["the evaluator's own"])
     with apply_policy(world.llava.model, Policy()) as handle, pytest.raises(KeyError):
         made.measure(handle, "search")
 
