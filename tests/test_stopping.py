@@ -78,7 +78,7 @@ def test_growth_needs_more_trials_than_it_looks_back():
 def test_time_counts_what_was_spent_before_and_never_before_dense(path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    found = Stopping(searching.loaded(path, search__stop="{minutes: 2}").space, spent=90.0)
+    found = Stopping(searching.loaded(path, search__stop="{minutes: 2}").space, seconds_used=90.0)
     now[0] += 25
     assert found.reason() is None
     found.follow(record(0))
