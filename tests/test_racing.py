@@ -399,7 +399,7 @@ def test_a_duplicate_of_who_was_given_up_is_answered_from_it(path, bench, tmp_pa
 class Canned:
     """A bench whose figures are known beforehand."""
 
-    def measure(self, policy, names, split, dense, rivals, known, until, times):
+    def measure(self, policy, names, split, **given):
         made = {"flops": "prefill_flops", "latency": "ttft_ms", "accuracy": "accuracy", "memory": "kv_cache_bytes"}
         return Outcome({made[name]: Measurement(1.0) for name in names}, {"total": 0.1})
 
@@ -585,7 +585,7 @@ def test_a_search_that_finds_nothing_new_ends_as_one_that_spent_its_trials(path,
     many = {"interval": [*range(1, 11)], **ends, "norm": ["own", "shared"], "choice": [*CHOICES][1:]}
     space = {"layers": "[]", "schedules": json.dumps([{"interval": many}]), "search__trials": 200}
     found = search(path, bench, tmp_path, search__sampler="auto", **space)
-    assert found.study.size > 1000 and "no policy left" in found.ended
+    assert found.study.size > 1000 and "no unmeasured policy left" in found.ended
     own = {record.policy.fingerprint: record for record in found.records if record.duplicate_of is None}
     assert 20 < len(own) < 64 and len(found.records) - len(own) <= 20
     assert next_promotion(found.records, found.study.score_predictor(), found.study.space, 0) is None

@@ -165,4 +165,4 @@ def test_through_ray_tune_it_ends_the_same(path, tmp_path):
 def test_a_small_space_says_that_all_of_it_is_measured(path, tmp_path):
     study = open_study(path, tmp_path, layers="[{range: 0, choices: [keep, skip_ffn, skip_layer]}]")
     spend(study)
-    assert Proposals(study).reason == "every policy of the space is measured"
+    assert Proposals(study).reason == "the space has no unmeasured policy left"

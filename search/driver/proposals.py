@@ -43,7 +43,7 @@ class Proposals:
         """Why no further policy is proposed; None where one may be."""
         running = len(self._running)
         if self._exhausted or self.study.num_measured + len(self._failed) + running >= self.study.size:
-            return "every policy of the space is measured"
+            return "the space has no unmeasured policy left"
         trials = self.study.space.search.trials
         if self.study.budget_used() + running >= trials:
             return f"all {trials} trials are measured (search.trials)"
