@@ -129,7 +129,7 @@ def measured(size: int, layers: int, mean: float, rounds: int) -> dict[str, Any]
         begin = time.process_time()
         Driver(study, pool, silent).search()
         spent = (time.process_time() - begin) / space.search.trials
-        fingerprints = [record.policy.fingerprint for record in study.records()]
+        fingerprints = [record.policy.fingerprint for record in study.results()]
     return {
         "workers": size,
         "layers": layers,
