@@ -20,7 +20,7 @@ from typing import Any
 from skipsearch.search.analysis.study_record import StudyRecord
 from skipsearch.search.run import run_study
 from skipsearch.search.space.load import load_space
-from skipsearch.search.trial.hypervolume import history
+from skipsearch.search.trial.hypervolume import hypervolume_history
 from skipsearch.search.trial.pareto import objective_point
 
 PLANE = {"accuracy": "maximize", "prefill_flops": "minimize"}
@@ -64,7 +64,7 @@ def volume(record: StudyRecord) -> float:
     points = [
         objective_point(trial.search, record.dense.search, PLANE) if trial.feasible else None for trial in record.trials
     ]
-    return history(points, [*PLANE.values()], [0.0, record.dense.search["prefill_flops"].value])[-1]
+    return hypervolume_history(points, [*PLANE.values()], [0.0, record.dense.search["prefill_flops"].value])[-1]
 
 
 def told(record: StudyRecord, seconds: float) -> dict[str, Any]:

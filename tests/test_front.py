@@ -11,7 +11,7 @@ from optuna._hypervolume import compute_hypervolume
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.policy import Policy
-from skipsearch.search.trial.hypervolume import hypervolume_history, hypervolume, reference_point
+from skipsearch.search.trial.hypervolume import hypervolume, hypervolume_history, reference_point
 from skipsearch.search.trial.pareto import (
     dominates,
     feasible_points,

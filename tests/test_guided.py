@@ -14,7 +14,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.guide.accuracy_curve import AccuracyCurve
-from skipsearch.search.guide.greedy import Probe, spread_over_front, lazy_greedy
+from skipsearch.search.guide.greedy import Probe, lazy_greedy, spread_over_front
 from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS

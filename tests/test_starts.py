@@ -207,7 +207,9 @@ def test_the_front_of_the_rules_is_measured_in_full_whatever_the_search_found(pa
         told = Measurement(accuracy, 50, detail={"places": [0], "total": 400} if part else {})
         figures = {"prefill_flops": Measurement(cost)} | ({} if part else {"accuracy": told})
         estimates = {"accuracy": told} if part else {}
-        return TrialResult(number, "complete", Policy.of([FFN] * number), figures, baseline=baseline, estimates=estimates)
+        return TrialResult(
+            number, "complete", Policy.of([FFN] * number), figures, baseline=baseline, estimates=estimates
+        )
 
     dense = record(0, 0.9, 10.0, part=False)
     worse, rule, found, other = (

@@ -289,7 +289,9 @@ def test_the_report_names_each_rule_with_its_source_and_draws_its_points():
     for name in ("fastv", "last", "mine"):
         assert f"<th>{name}<small>" in text
         (drawn,) = [trace for trace in plane_figure(record, planes(record)[0]).data if trace.name == name]
-        numbers = [trial.number for trial in record.trials if name in trial.baseline_settings and "accuracy" in trial.search]
+        numbers = [
+            trial.number for trial in record.trials if name in trial.baseline_settings and "accuracy" in trial.search
+        ]
         assert [f"<b>trial {number}</b>" in hover for number, hover in zip(numbers, drawn.hovertext, strict=True)]
         assert all(f"<br>{name}: setting" in hover or f"; {name}" in hover for hover in drawn.hovertext)
     assert "What the search gained" not in page(study())

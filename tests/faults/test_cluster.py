@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from skipsearch.policies.errors import RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.run import run_study
-from skipsearch.search.space.space import Workers
+from skipsearch.search.space.search_settings import Workers
 from skipsearch.search.workers import cluster as cluster
 from skipsearch.search.workers.cluster import start_local, start_ray, unreachable
 

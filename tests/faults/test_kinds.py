@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from skipsearch.evaluators import base
-from skipsearch.evaluators.base import KINDS, Measurement, Metric
+from skipsearch.evaluators.base import KIND_OF_UNIT, Measurement, Metric
 from skipsearch.policies.errors import ModelError, PolicyError
 from skipsearch.policies.policy import ModelRef, Policy, Provenance
 from skipsearch.policies.wording import escape_invisible
@@ -122,7 +122,7 @@ def test_the_drift_of_a_machine_is_taken_off_times_alone(odd):
     assert {name: objective_value(name, interleaved, dense) for name in (*Odd.metrics, "ttft_ms")} == {
         "warmth_bytes": 3.0, "wall": 15.0, "speed_ms": 3.0, "wait": 15.0, "ttft_ms": 15.0,
     }  # fmt: skip
-    assert {KINDS.get(metric.unit) for metric in Odd.metrics.values()} == {None, "time"}
+    assert {KIND_OF_UNIT.get(metric.unit) for metric in Odd.metrics.values()} == {None, "time"}
 
 
 def test_what_cannot_be_seen_is_written_out(tmp_path, capsys):
