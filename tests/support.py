@@ -211,3 +211,8 @@ def class_of(name: str) -> str:
 def committed(page: str) -> str:
     """The tables as they stand in the page."""
     return re.sub(r"\nMade with .*\n", "", page.split(BEGIN)[1].split(END)[0])
+
+
+def taken(name, layers):
+    """The choices, without those that the layers of the family refuse."""
+    return {number: choice for number, choice in layers.items() if not refused(name, number, choice)}

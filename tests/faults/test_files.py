@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 import searching
-from test_study import open_study, spend
+from asking import open_study, spend
 
 from skipsearch import Policy
 from skipsearch.policies.errors import RunError, SpaceError, StudyError

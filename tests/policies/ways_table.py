@@ -238,10 +238,10 @@ WAYS: dict[str, Entry] = {**GREEDY, **SEARCHES, **CACHES, **FORWARDS, **HOLDING}
 # Options that no way of running a decoder has, each with the reason.
 DECIDED: dict[str, str] = {
     "config: transformers_version": "says who saved the configuration",
-    "config: compile_config": "tests/test_cache.py holds compiled decoding against uncompiled",
-    "config: cache_config": "of quantised caches, which tests/test_cache.py holds against a smaller model",
-    "cache: quantized": "rounds keys and values; tests/test_cache.py holds it against a smaller model",
-    "forward: is_causal": "a decoder that looks ahead has no formulas; tests/test_calls.py shows that it is refused",
+    "config: compile_config": "tests/policies/test_cache.py holds compiled decoding against uncompiled",
+    "config: cache_config": "of quantised caches, which tests/policies/test_cache.py holds against a smaller model",
+    "cache: quantized": "rounds keys and values; tests/policies/test_cache.py holds it against a smaller model",
+    "forward: is_causal": "a decoder that looks ahead has no formulas; test_calls.py shows that it is refused",
     "config: decoder_start_token_id": "of models with an encoder",
     "config: assistant_lookbehind": "of assistants with another tokenizer, whose guesses are of the same kind",
     "config: target_lookbehind": "of assistants with another tokenizer, whose guesses are of the same kind",

@@ -57,11 +57,6 @@ SHORTENED = [
 ]
 
 
-def taken(name, layers):
-    """The choices, without those that the layers of the family refuse."""
-    return {number: choice for number, choice in layers.items() if not support.refused(name, number, choice)}
-
-
 def choices_of(name, columns):
     return [choice for column in columns for choice in CHOICES[column]]
 
@@ -86,7 +81,7 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
     # Where a family has two attention implementations, each takes every choice in half of the layers.
     kinds = [kind for other, kind in CASES if other == name]
     for number in range(kinds.index(attention), len(policies), len(kinds)):
-        layers = taken(name, dict(enumerate(policies[number])))
+        layers = support.taken(name, dict(enumerate(policies[number])))
         check(model, batch, policy_of(layers, SCORES[number % len(SCORES)]))
     record_property("works", [name, attention, columns, "FCPB"])
 
@@ -102,7 +97,7 @@ def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record
 @pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
 def test_scores_come_from_the_nearest_layer_that_reads_the_image(name, attention):
     for layers in READING:
-        check(built(name, attention), batch_of(name), policy_of(taken(name, layers)))
+        check(built(name, attention), batch_of(name), policy_of(support.taken(name, layers)))
 
 
 @pytest.mark.parametrize(("name", "attention"), FIRST_CASES)
@@ -204,7 +199,7 @@ def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention,
     turn = list(FAMILIES).index(name)
     phases = [PHASES[(turn + number) % len(PHASES)] for number in range(LAYERS - 1)]
     for choices in (PLAIN[:LAYERS], [PLAIN[-1], *phases]):
-        policy = policy_of(taken(name, dict(enumerate(choices))))
+        policy = policy_of(support.taken(name, dict(enumerate(choices))))
         compiled_equals_uncompiled(built(name, attention), policy, [batch_of(name, "text").padded()], fullgraph=True)
         assert counters["stats"]["unique_graphs"] == 1
     record_property("works", [name, attention, columns, "T"])
@@ -237,7 +232,7 @@ def drawn(draw, name):
             choice["token_ratio"] = draw.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
         layers[number] = choice
     once = name in WITH_IMAGES and not FAMILIES[name].linear and draw.random() < 0.5
-    return policy_of(taken(name, layers), draw.choice(SCORES), "once" if once else "each_layer")
+    return policy_of(support.taken(name, layers), draw.choice(SCORES), "once" if once else "each_layer")
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from test_report import study
+from made_studies import study
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.search.analysis.agreement import MIN_TRIALS, agreement

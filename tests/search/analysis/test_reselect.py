@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import searching
 import yaml
-from test_report import METRICS, changed, refronted, study
-from test_study import LAYERS, measured
+from asking import LAYERS, measured
+from made_studies import METRICS, changed, refronted, study
 
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement

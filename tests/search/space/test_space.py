@@ -22,7 +22,7 @@ from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.search_settings import Search, Workers
 from skipsearch.search.space.space import Space
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 TEXT = """\
 schema: skipsearch/space/v1

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import searching
-from test_study import LAYERS, open_study, spend
+from asking import LAYERS, open_study, spend
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics

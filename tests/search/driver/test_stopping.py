@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import searching
-from test_study import measured, open_study, spend
+from asking import measured, open_study, spend
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy

@@ -42,7 +42,7 @@ def test_shipped_spaces_pass(name):
     assert complaint(SPACE, shipped_spaces()[name].read_text(encoding="utf-8")) is None
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("results/example/**/pareto-*.yaml")))
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("results/example/**/pareto-*.yaml")))
 def test_the_example_policies_pass(path):
     assert complaint(POLICY, path.read_text(encoding="utf-8")) is None
 

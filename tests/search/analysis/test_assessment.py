@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_report import changed, page, refronted, study, without_library
+from made_studies import changed, refronted, study, without_library
 
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.analysis.assessment import assess, hypervolume_curve, selection_bias
@@ -19,6 +19,7 @@ from skipsearch.search.analysis.paired_tests import (
 )
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.report.figures import plane_figure
+from skipsearch.search.report.html import page
 from skipsearch.search.report.planes import planes
 from skipsearch.search.report.sentences import assessment_lines, selection_bias_line
 from skipsearch.search.report.terminal import print_summary, summary_data, tie_line

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import searching
-from test_study import LAYERS, SAMPLERS, measured, open_study, spend
+from asking import LAYERS, SAMPLERS, measured, open_study, spend
 
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError

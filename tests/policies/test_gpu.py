@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from contract import HALF, NAMED, PHASES, PLAIN, SCORES, TOKENS, close, policy_of, told
-from test_policy_contract import taken
+from support import taken
 from transformers import StaticCache
 
 from families import CASES, LAYERS, WITH_IMAGES, batch_of, built, run

@@ -8,8 +8,8 @@ import numpy as np
 import planted_times
 import pytest
 import searching
+from made_studies import study as made_up
 from planted_times import PolicyEvaluator, search
-from test_report import study as made_up
 
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric

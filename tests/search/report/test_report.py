@@ -2,15 +2,15 @@
 
 import csv
 import math
-import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from made_studies import DRAWN, METRICS, changed, refronted, study, without_library
 
-from skipsearch.evaluators.base import Direction, Measurement, Metric
+from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
@@ -20,120 +20,8 @@ from skipsearch.search.report.html_layer_map import front_map
 from skipsearch.search.report.planes import baseline_dots, dots, planes, staircase
 from skipsearch.search.report.sections import headline, headline_trial
 from skipsearch.search.report.templates import render
-from skipsearch.search.trial.hypervolume import hypervolume_history, reference_point
-from skipsearch.search.trial.pareto import feasible_points, front_trials
-from skipsearch.search.trial.trial_result import State, TrialResult
 
-METRICS = {
-    "accuracy": Metric("fraction", "maximize", "Mean accuracy over the tasks, as lm-eval counts it."),
-    "prefill_flops": Metric("flops", "minimize", "FLOPs of the decoder over the prompt, counted on the work that ran."),
-    "vision_flops": Metric("flops", "minimize", "FLOPs of the vision tower and the projector."),
-    "ttft_ms": Metric("ms", "minimize", "Median time from the request to the first token, interleaved with dense."),
-    "kv_cache_bytes": Metric("bytes", "minimize", "Bytes of keys and values after the prompt, read off the cache."),
-}
-OBJECTIVES: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items()}
-DRAWN = [KEEP, *CHOICES.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
 DRAWN.append(LayerChoice(ffn="skip", token_ratio=0.5))
-SPACE = "schema: skipsearch/space/v1\nmodel: {id: some/model}  # <verbatim> & $unharmed\n"
-
-
-def random_policy(draw: random.Random, layers: int) -> Policy:
-    busy = draw.random() ** 1.5
-    return Policy.of([draw.choice(DRAWN) if draw.random() < busy else KEEP for _ in range(layers)])
-
-
-def share_of_work(policy: Policy, layers: int) -> float:
-    """A made-up cost: attention a third of a layer, ffn two thirds, image tokens three quarters of all."""
-    work = 0.0
-    for choice in policy.choices(layers):
-        ratio = 1.0 if choice.token_ratio is None else choice.token_ratio
-        work += ((choice.attention == "run") / 3 + (choice.ffn == "run") * 2 / 3) * (0.25 + 0.75 * ratio)
-    return work / layers
-
-
-def measure(policy: Policy, layers: int, draw: random.Random) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
-    work = share_of_work(policy, layers)
-    luck = random.Random(policy.fingerprint).random() if work < 1 else 0.0
-    true = max(0.05, 0.82 * (1 - (1 - work) ** 2.2) - 0.08 * luck)
-    machine = draw.uniform(0.8, 1.25)
-    time = 0.2 + 0.8 * work
-    search = {
-        "prefill_flops": Measurement(8.4e12 * work),
-        "vision_flops": Measurement(1.9e11),
-        "kv_cache_bytes": Measurement(3.2e8 * (0.1 + 0.9 * work)),
-        "accuracy": Measurement(true + draw.gauss(0, 0.015 * (work < 1)), n=200, stderr=0.027),
-        "ttft_ms": Measurement(120 * time * machine, n=20, dense=120 * machine, iqr=1.7),
-    }
-    return search, {"accuracy": Measurement(true - 0.01, n=1000, stderr=0.012)}
-
-
-def one_trial(number: int, layers: int, draw: random.Random) -> TrialResult:
-    policy = random_policy(draw, layers) if number else Policy()
-    search, _ = measure(policy, layers, draw)
-    state: State = "complete"
-    failure, violations = None, {"accuracy": 0.75 * 0.82 - search["accuracy"].value}
-    if number and draw.random() < 0.05:
-        state, search, violations = "failed", {}, {}
-        failure = draw.choice(["CUDA out of memory (attempt <2>)", "worker lost: node went away"])
-    elif violations["accuracy"] > 0:
-        search.pop("ttft_ms")
-    seconds = {"apply": 0.1, "accuracy": 4.0, "total": 4.5}
-    return TrialResult(number, state, policy, search, {}, violations, failure, seconds, "worker-0")
-
-
-def study(
-    trials: int = 60,
-    layers: int = 12,
-    objectives: tuple[str, ...] = ("accuracy", "prefill_flops", "ttft_ms"),
-    seed: int = 0,
-) -> StudyRecord:
-    """A study with everything in it: a front that is confirmed, broken constraints, failures, duplicates."""
-    draw = random.Random(seed)
-    made = [one_trial(number, layers, draw) for number in range(trials)]
-    if trials > 40:
-        made[40] = replace(made[39], number=40, worker=None, duplicate_of=39)
-    return refronted(
-        StudyRecord(
-            name="digits-2026",
-            model_id="some/model",
-            num_layers=layers,
-            objectives={name: OBJECTIVES[name] for name in objectives},
-            constraints={"accuracy": ">= 0.75 * dense"},
-            metrics=METRICS,
-            trials=tuple(made),
-            front=(),
-            hypervolume=(),
-            reference={},
-            space_text=SPACE,
-            environment={"python": "3.12.1", "hardware": {"gpu": "none", "cores": 2}, "seed": seed},
-            summary={"seconds_per_trial": 4.52, "forward_seconds_per_trial": 4.3, "overhead": 0.051},
-        )
-    )
-
-
-def refronted(record: StudyRecord, confirm: bool = True) -> StudyRecord:
-    """The record with front, reference, hypervolume and confirmation made from its trials."""
-    directions = list(record.objectives.values())
-    front = front_trials(record.trials, record.objectives)
-    reference = reference_point(record.dense.search, record.objectives, record.metrics)
-    points = feasible_points(record.trials, record.objectives)
-    finished = [point for point, trial in zip(points, record.trials, strict=True) if trial.state != "running"]
-    curve = hypervolume_history(finished, directions, list(reference.values()))
-    again = [
-        replace(t, report=measure(t.policy, record.num_layers, random.Random(t.number))[1])
-        if confirm and t.number in {0, *front}
-        else replace(t, report={})
-        for t in record.trials
-    ]
-    return replace(record, trials=tuple(again), front=front, hypervolume=tuple(curve), reference=reference)
-
-
-def changed(record: StudyRecord, number: int, **fields: object) -> StudyRecord:
-    """The record with other fields in one trial."""
-    return replace(
-        record,
-        trials=tuple(replace(t, **fields) if t.number == number else t for t in record.trials),
-    )
 
 
 class Loads(HTMLParser):
@@ -165,11 +53,6 @@ def text_of(name: str) -> tuple[StudyRecord, str]:
         }
         PAGES[name] = cases[name]()
     return PAGES[name], without_library(page(PAGES[name]))
-
-
-def without_library(text: str) -> str:
-    longest = max(re.findall(r"<script>.*?</script>", text, re.DOTALL), key=len)
-    return text.replace(longest, "")
 
 
 @pytest.mark.parametrize("name", ["one", "two", "three", "four", "costs"])
