@@ -69,7 +69,8 @@ class Guide:
         scored = [(loss, result.search[QUALITY]) for loss, result in with_loss if QUALITY in result.search]
         losses = np.array([loss for loss, _ in scored])
         scores = np.array([-entry.value for _, entry in scored])
-        errors = np.array([entry.stderr or 0.0 for _, entry in scored])
+        # The front stands on the accuracy of the whole search split, of which these are exact measurements.
+        errors = np.zeros(len(scored))
         all_losses = np.array([loss for loss, _ in with_loss])
         return AccuracyCurve.fit(losses, scores, errors, -dense[QUALITY].floor, all_losses)
 

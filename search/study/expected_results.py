@@ -108,17 +108,22 @@ class ScorePredictor:
         if name not in self.scores or not len(scores):
             return replace(part, stderr=part.stderr or 1.0)
         weights = np.array(example_weights(self.dense[name]))
-        auxiliary = weights * self._similar_scores(self.scores[name], answered, scores)
+        similar = self._similarity(self.scores[name], answered, scores)
+        auxiliary = weights * (similar @ self.scores[name])
         differences = weights[answered] * scores - auxiliary[answered]
         count, total = len(scores), part.detail["total"]
         # A few equal differences do not show that all are equal, so a quarter of an example counts with variance 1.
         variance = (count * differences.var() + 0.25) / (count + 0.25)
         error = math.sqrt(variance / count * max(1 - count / total, 1 / total))
+        if self.guide is not None:
+            # The posterior weighs this prediction against the loss's, so it needs the spread of similar policies too.
+            others = np.delete(weights * self.scores[name] - auxiliary, answered, 1).sum(1) / total
+            error = math.hypot(error, math.sqrt(similar @ others**2))
         return replace(part, value=float(auxiliary.mean() + differences.mean()), stderr=error)
 
     @staticmethod
-    def _similar_scores(known: Floats, answered: Sequence[int], scores: Floats) -> Floats:
-        """The scores of known policies on every example, averaged by how alike they score the answered ones.
+    def _similarity(known: Floats, answered: Sequence[int], scores: Floats) -> Floats:
+        """How alike known policies score the answered examples.
 
         Args:
             known: (policies, examples): the scores of policies that answered every example.
@@ -126,13 +131,13 @@ class ScorePredictor:
             scores: (answered,): the policy's scores of these.
 
         Returns:
-            (examples,): the weighted mean; the weight is the inverse square of the mean squared difference.
+            (policies,): weights that sum to 1: the inverse square of the mean squared difference.
         """
         distances = ((known[:, answered] - scores) ** 2).mean(1)
         # A policy with equal scores so far may differ on the rest, so no distance is 0.
         weights = (distances + 2 * distances.mean() / len(scores) + 1e-12) ** -2.0
-        mean: Floats = weights @ known / weights.sum()
-        return mean
+        similarity: Floats = weights / weights.sum()
+        return similarity
 
 
 def with_predicted_scores(
