@@ -27,6 +27,7 @@ from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.dense_probe import probe_dense
 from skipsearch.search.workers.evaluate import PolicyEvaluator
+from skipsearch.testing.pool import LocalPool
 
 WAYS = ("none", "{}")
 SIZES = (5, 80, 400, 1000)  # seeds, trials, and questions of the search and of the report
@@ -48,54 +49,26 @@ def changes(trials: int, search: int, report: int) -> dict[str, str]:
     }
 
 
-class Alone:
-    """A pool of one worker, in this process.
+class Alone(LocalPool):
+    """A pool of one worker that remembers the accuracies on the report split.
 
     Args:
-        bench: What it measures with.
+        bench: It measures in this process.
+
+    Attributes:
+        confirmed: By fingerprint, the accuracy on the report split.
     """
 
-    size, shares_device = 1, False
-
     def __init__(self, bench: PolicyEvaluator) -> None:
-        self._bench = bench
-        self._jobs: list[Any] = []
+        super().__init__(bench)
         self.confirmed: dict[str, float] = {}
 
-    @property
-    def busy(self) -> int:
-        """How many jobs are running."""
-        return len(self._jobs)
-
-    @property
-    def has_idle(self) -> bool:
-        """True where the worker waits."""
-        return not self._jobs
-
-    def submit(self, job: Any) -> None:
-        """Take a job."""
-        self._jobs.append(job)
-
-    def start_workers(self) -> None:
-        """It is there already."""
-
-    def stop_workers(self) -> None:
-        """It stops nothing."""
-
-    def next(self, until: float | None = None) -> tuple[Any, Outcome]:
-        """Do it."""
-        job = self._jobs.pop()
-        given = {
-            "dense": job.dense,
-            "rivals": job.rivals,
-            "previous": job.previous,
-            "max_examples": job.max_examples,
-            "times": job.times,
-        }
-        outcome = self._bench.measure(job.policy, job.names, job.split, **given)
-        if job.split == "report":
-            self.confirmed[job.policy.fingerprint] = outcome.measurements["accuracy"].value
-        return job, outcome
+    def next(self, until: float | None = None) -> tuple[Any, Outcome] | None:
+        """Do a job, and remember what it confirmed."""
+        found = super().next(until)
+        if found is not None and found[0].split == "report":
+            self.confirmed[found[0].policy.fingerprint] = found[1].measurements["accuracy"].value
+        return found
 
 
 def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, TrialResult]:

@@ -1,7 +1,5 @@
 """Searches whose figures are planted: times that are sums over the layers, measured with noise, on no clock at all."""
 
-from collections import deque
-
 import numpy as np
 import searching
 
@@ -10,6 +8,7 @@ from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
+from skipsearch.testing.pool import LocalPool
 
 LAYERS = 8
 CHANGES = {
@@ -74,34 +73,12 @@ class PolicyEvaluator:
         return {"ttft_ms": entry, "tpot_ms": entry}
 
 
-class Here:
-    """A pool without Ray, of one worker."""
-
-    shares_device, size = False, 1
-
-    def __init__(self, bench):
-        self.bench, self.jobs = bench, deque()
-
-    has_idle = property(lambda self: not self.jobs)
-    busy = property(lambda self: len(self.jobs))
-
-    def start_workers(self):
-        pass
-
-    def submit(self, job):
-        self.jobs.append(job)
-
-    def next(self, until=None):
-        job = self.jobs.popleft()
-        return job, self.bench.measure(job.policy, job.names, job.split, times=job.times)
-
-
 def search(path, folder, bench, resume=False, console=None, confirm=True, **overrides):
     """A whole search; gives its driver."""
     space = searching.loaded(path, **{**CHANGES, **overrides}).space
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
     progress = Progress(space.search.trials, space.objectives, shown=console is not None, console=console)
-    driver = Driver(study, Here(bench), progress)
+    driver = Driver(study, LocalPool(bench), progress)
     driver.timing.measure_noise()
     study.end(driver.search())
     if confirm:

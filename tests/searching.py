@@ -1,7 +1,6 @@
 """Spaces over tiny random models, for tests that search, and a pool without Ray."""
 
 import json
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import LoadedSpace
 from skipsearch.search.workers.cluster import start_local
+from skipsearch.testing.pool import LocalPool
 
 SPACE = """
 schema: skipsearch/space/v1
@@ -97,40 +97,12 @@ def likely_space(folder: Path) -> Path:
     return folder / "tiny.yaml"
 
 
-class Here:
-    """A pool without Ray: its workers take turns on one bench."""
+class AlonePool(LocalPool):
+    """Notes whether latency was ever measured beside another job."""
 
-    def __init__(self, bench, size=1):
-        self.bench, self.size = bench, size
-        self.shares_device = size > 1
-        self.running, self.order, self.alone = deque(), [], True
-
-    @property
-    def has_idle(self):
-        return len(self.running) < self.size
-
-    @property
-    def busy(self):
-        return len(self.running)
+    alone = True
 
     def submit(self, job):
-        self.running.append(job)
-        self.order.append((job.tag.subject.number, tuple(job.names)))
-        self.alone = self.alone and (len(self.running) == 1 or all("latency" not in job.names for job in self.running))
-
-    def stop_workers(self):
-        self.running.clear()
-
-    def start_workers(self):
-        pass
-
-    def next(self, until=None):
-        job = self.running.popleft()
-        given = {
-            "dense": job.dense,
-            "rivals": job.rivals,
-            "previous": job.previous,
-            "max_examples": job.max_examples,
-            "times": job.times,
-        }
-        return job, self.bench.measure(job.policy, job.names, job.split, **given)
+        super().submit(job)
+        crowded = len(self.running) > 1 and any("latency" in one.names for one in self.running)
+        self.alone = self.alone and not crowded

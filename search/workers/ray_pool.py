@@ -121,14 +121,7 @@ class Pool:
         self._send(slot, job)
 
     def _send(self, slot: WorkerSlot, job: Job) -> None:
-        options = {
-            "dense": job.dense,
-            "rivals": job.rivals,
-            "previous": job.previous,
-            "max_examples": job.max_examples,
-            "times": job.times,
-        }
-        reference = slot.actor.measure.remote(job.policy.document(), list(job.names), job.split, **options)
+        reference = slot.actor.measure.remote(job.policy.document(), list(job.names), job.split, **job.options)
         slot.since = time.monotonic()
         self._running[reference] = (slot, job)
 

@@ -99,3 +99,8 @@ class Job:
     lost_workers: int = 0
     out_of_memory: bool = False
     avoid: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `PolicyEvaluator.measure`, beside the policy, the evaluators and the split."""
+        return {name: getattr(self, name) for name in ("dense", "rivals", "previous", "max_examples", "times")}

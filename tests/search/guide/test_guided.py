@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from searching import LAYERS, Here, likely_space
+from searching import LAYERS, AlonePool, likely_space
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
@@ -46,13 +46,13 @@ class Killed(Exception):
     pass
 
 
-class Dying(Here):
+class Dying(AlonePool):
     """A pool whose driver is killed when so many jobs were given out."""
 
     jobs = math.inf
 
     def next(self, until=None):
-        if len(self.order) > self.jobs:
+        if len(self.submitted) > self.jobs:
             raise Killed
         return super().next(until)
 
@@ -66,7 +66,7 @@ def search(path, bench, folder, jobs=math.inf, size=1, resume=False, **overrides
     pool.jobs = jobs
     driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
     driver.search()
-    return SimpleNamespace(study=study, records=study.results(), order=pool.order)
+    return SimpleNamespace(study=study, records=study.results(), order=pool.submitted)
 
 
 @pytest.fixture(scope="module")

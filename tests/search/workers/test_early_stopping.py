@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from searching import EXAMPLES, LAYERS, Here, likely_space
+from searching import EXAMPLES, LAYERS, AlonePool, likely_space
 
 import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
@@ -287,16 +287,16 @@ class Killer(Progress):
             raise Killed
 
 
-class Dying(Here):
+class Dying(AlonePool):
     """A pool whose driver is killed while its second job runs."""
 
     def next(self, until=None):
-        if len(self.order) == 2:
+        if len(self.submitted) == 2:
             raise Killed
         return super().next(until)
 
 
-class Failing(Here):
+class Failing(AlonePool):
     """A pool in which trials fail that are to answer more: the first of them, so many times."""
 
     times, fault = 1, "policy"
@@ -313,13 +313,13 @@ class Failing(Here):
         return super().next(until)
 
 
-def search(path, bench, folder, trials=None, resume=False, pool=Here, **overrides):
+def search(path, bench, folder, trials=None, resume=False, pool=AlonePool, **overrides):
     space = space_of(path, **overrides)
     bench.space = space
     study = SearchStudy(folder / "study.db", "tiny", space, LAYERS, resume)
     driver = Driver(study, pool(bench), Killer(space, trials))
     ended = driver.search()
-    return SimpleNamespace(study=study, records=study.results(), order=driver.pool.order, ended=ended)
+    return SimpleNamespace(study=study, records=study.results(), order=driver.pool.submitted, ended=ended)
 
 
 def figures(record):
@@ -415,7 +415,7 @@ def test_who_races_knows_its_latency_first(path, tmp_path, racing):
     )
     driver = Driver(
         SearchStudy(tmp_path / "study.db", "tiny", space, LAYERS),
-        Here(Canned(), size=2),
+        AlonePool(Canned(), size=2),
         Progress(space.search.trials, space.objectives, shown=False),
     )
     driver.search()
@@ -425,7 +425,7 @@ def test_who_races_knows_its_latency_first(path, tmp_path, racing):
         else [("accuracy", "flops", "memory"), ("latency",)]
     )
     for number in range(7):
-        assert [names for trial, names in driver.pool.order if trial == number] == stages
+        assert [names for trial, names in driver.pool.submitted if trial == number] == stages
     assert all(record.state == "complete" for record in driver.study.results())
     assert driver.pool.alone
 
