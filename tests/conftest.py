@@ -20,10 +20,21 @@ def pytest_configure(config):
         config.pluginmanager.register(Recorder(path))
 
 
+# Files of more than some ten seconds, the longest first; `make check` leaves them out.
+SLOW = (
+    "test_policy_contract", "test_readme", "test_run", "test_benchmarks", "test_shipped_spaces", "test_early_stopping",
+    "test_ways_of_calling", "test_skip_sampler", "test_machine", "test_accuracy", "test_fuzzed_files", "test_study",
+    "test_closed_form", "test_guided", "test_divergence_search", "test_space", "test_apply", "test_cache", "test_files",
+    "test_ties_and_bans", "test_times",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """The longest files first: the last one runs alone, and of short ones that is soon over.
+    """Mark slow files, and run the longest first: the last file runs alone, and a short one is soon over.
 
     With xdist that takes `--no-loadscope-reorder`, or it begins with the files of most tests.
     """
-    longest = ("test_policy_contract", "test_readme", "test_run", "test_benchmarks", "test_shipped_spaces")
-    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))

@@ -119,7 +119,7 @@ def test_a_new_sampler_on_the_same_study_goes_on_as_if_never_stopped():
 
 STEP = """
 import sys; sys.path[:0] = {path!r}
-import optuna, test_skipsampler as t
+import optuna, test_skip_sampler as t
 model = t.Model(6)
 study = optuna.load_study(study_name="s", storage={url!r}, sampler=t.sampler(model))
 t.search(model, 9, study)
