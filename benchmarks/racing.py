@@ -213,9 +213,9 @@ def held_out(front: Sequence[int], found: Sequence[Candidate]) -> float:
 
 def compared(found: Sequence[Candidate], seed: int, full: Space, raced: Space) -> dict[str, float]:
     """One list of candidates, judged both ways."""
-    everyone, all_answers = assess(found, full, seed)
+    candidates_in_full, all_answers = assess(found, full, seed)
     some, answers = assess(found, raced, seed)
-    truth = front_trials(everyone, full.objectives)
+    truth = front_trials(candidates_in_full, full.objectives)
     return {
         "candidates": len(found),
         "whole": sum("accuracy" in record.search for record in some),

@@ -1,6 +1,6 @@
 """What racing spares a whole search, and what it costs: `python benchmarks/racing_search.py [--seeds N]`.
 
-The real driver, study, sampler and model of `digits`, in this process, once with everyone answering every question and
+The real driver, study, sampler and model of `digits`, in this process, once with all questions for every policy and
 once in a race; accuracy and FLOPs alone, without a bound. A sampler that learns from few answers proposes other
 policies, which a given list of candidates (`racing.py`) does not show. The hypervolume is that of the front on other
 questions than the search saw, both objectives in units of the dense model's, up to an accuracy of 0 and dense's FLOPs.

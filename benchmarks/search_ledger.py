@@ -20,7 +20,7 @@ class Spent(Exception):
 
 @dataclass(frozen=True)
 class One:
-    """A state that nobody reads."""
+    """A state that is not read."""
 
     nbytes: int = 1
 

@@ -104,7 +104,7 @@ class Measured:
         self._saved = time.monotonic()
 
     def best(self) -> None:
-        """Nobody knows."""
+        """Unknown."""
 
     def policy(self, code: Codes) -> Policy:
         """The policy of a code."""
