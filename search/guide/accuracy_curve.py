@@ -143,16 +143,16 @@ def fit_correction(places: Floats, values: Floats, noise: Floats, grid: Floats) 
         Posterior mean and variance on the grid, and the residual deviation.
     """
     best = (-np.inf, 0.0, PRIOR_RESIDUAL)
-    for amplitude in AMPLITUDES:
-        for residual in RESIDUALS:
-            x, y, variances = binned(places, values, noise + residual**2)
-            covariance = amplitude**2 * squared_exponential(x, x) + np.diag(variances)
-            factor = np.linalg.cholesky(covariance)
+    for residual in RESIDUALS:
+        total = noise + residual**2
+        x, y, variances = binned(places, values, total)
+        kernel, inside = squared_exponential(x, x), 0.0
+        if len(x) < len(places):  # The spread within bins tells the residual too.
+            inside = -0.5 * float((np.log(total) + (values - np.interp(places, x, y)) ** 2 / total).sum())
+        for amplitude in AMPLITUDES:
+            factor = np.linalg.cholesky(amplitude**2 * kernel + np.diag(variances))
             white = np.linalg.solve(factor, y)
-            likelihood = -0.5 * float(white @ white) - float(np.log(np.diag(factor)).sum())
-            if len(x) < len(places):  # The spread within bins tells the residual too.
-                total = noise + residual**2
-                likelihood -= 0.5 * float((np.log(total) + (values - np.interp(places, x, y)) ** 2 / total).sum())
+            likelihood = inside - 0.5 * float(white @ white) - float(np.log(np.diag(factor)).sum())
             best = max(best, (likelihood, amplitude, residual))
     _, amplitude, residual = best
     x, y, variances = binned(places, values, noise + residual**2)
