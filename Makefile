@@ -32,7 +32,7 @@ soak: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy policies evaluators search testing
+	$(BIN)/mypy policies exports evaluators search testing
 	$(BIN)/lint-imports
 
 clean:

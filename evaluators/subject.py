@@ -95,7 +95,7 @@ def load_subject(spec: ModelSpec) -> Subject:
     # transformers raises these where a folder or repository holds other files than it expects.
     unusable = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             return _load(spec)
     except unusable as cause:
         raise _failure(spec, cause) from cause
@@ -187,7 +187,7 @@ def _device(spec: ModelSpec) -> "torch.device":
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Disable transformers' progress bars, which would be drawn over the search's own."""
     from transformers.utils import logging
 

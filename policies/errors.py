@@ -9,6 +9,8 @@ SkipsearchError
 ├── EvaluatorError       an evaluator that is unknown, misconfigured or cannot measure
 │   └── TaskError            a mistake in a task, which stops every policy alike
 ├── StudyError           a study that cannot be opened, resumed or reported
+├── ExportError          a policy that a target cannot represent, or an export that another tool does not load
+│   └── ProofError           an export that computes something else than the model under the policy
 ├── RunError             a search that started and cannot go on
 └── UsageError           a command line that names something that does not exist
 """
@@ -72,6 +74,14 @@ class TaskError(EvaluatorError):
 
 class StudyError(SkipsearchError):
     """A study cannot be opened, resumed or reported."""
+
+
+class ExportError(SkipsearchError):
+    """A target cannot represent a policy, or its tool does not load the export."""
+
+
+class ProofError(ExportError):
+    """An export computes something else than the model under the policy."""
 
 
 class RunError(SkipsearchError):

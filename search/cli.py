@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..policies.errors import RunError, SkipsearchError, UsageError
+from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
+from .cli_exports import export
 from .options import parse_options, parse_overrides
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_command(list(sys.argv[1:] if arguments is None else arguments))
     except SkipsearchError as error:
         print_error(error)
-        return FAILED if isinstance(error, RunError) else WRONG_INPUT
+        return FAILED if isinstance(error, RunError | ProofError) else WRONG_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
@@ -247,4 +248,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "eval": evaluate,
     "report": report,
     "ls": ls,
+    "export": export,
 }

@@ -43,6 +43,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_eval_options(command("eval", "measure a policy and the dense model side by side"))
     _add_report_options(command("report", "write a study's policies, table and report again from its database"))
     _add_out(command("ls", "list the shipped spaces and the studies here"))
+    _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
     return top.parse_args(arguments)
 
 
@@ -86,6 +87,27 @@ def _add_report_options(report: argparse.ArgumentParser) -> None:
     report.add_argument("--salvage", action="store_true",
                         help="copy the intact trials of a damaged study to a new one beside it")  # fmt: skip
     _add_out(report)
+
+
+def _add_export_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument("policy", metavar="POLICY", type=Path)
+    export.add_argument("--to", required=True, metavar="TARGET",
+                        help="the tool; `list` prints which can represent the policy")  # fmt: skip
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="where to write it; must not exist, or be empty")
+    _add_model(export)
+    export.add_argument("--no-zero", action="store_true",
+                        help="refuse a format that must write a skipped sublayer with weights of 0")  # fmt: skip
+    export.add_argument("--python", type=Path, metavar="PYTHON",
+                        help="the interpreter that has the tool, for the proof (default: this one)")  # fmt: skip
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="MODEL",
+                         help="a hub id or folder (default: that of the policy's study)")  # fmt: skip
+    command.add_argument("--revision", help="a branch, tag or commit of the model on the hub")
+    command.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+                         help="of the weights (default: as they were saved)")  # fmt: skip
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def _add_trust(command: argparse.ArgumentParser) -> None:

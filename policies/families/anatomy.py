@@ -201,6 +201,16 @@ class Sublayers:
         return getattr(self._layer, self._anatomy.attention)
 
     @property
+    def attention_names(self) -> tuple[str, ...]:
+        """The attributes of the layer that make up its attention, without the norm that feeds it."""
+        return tuple(name for name in (self._anatomy.attention, self._anatomy.after_attention) if name is not None)
+
+    @property
+    def ffn_names(self) -> tuple[str, ...]:
+        """The attributes of the layer that make up its FFN, without the norm that feeds it."""
+        return tuple(name for name in (*self._anatomy.ffn, self._anatomy.after_ffn) if name is not None)
+
+    @property
     def parallel(self) -> bool:
         """True where both sublayers read the layer's input."""
         return self._anatomy.parallel

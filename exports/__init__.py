@@ -1,0 +1,1 @@
+"""Taking a policy to other tools; see README.md."""

@@ -1,0 +1,122 @@
+"""The commands that take a policy to other tools."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..policies.errors import UsageError
+from ..policies.policy import Policy
+from ..policies.wording import escape_invisible
+
+if TYPE_CHECKING:
+    from ..evaluators.subject import ModelSpec, Subject
+    from ..exports.export import Export
+    from ..exports.target import Source
+
+PROMPT_TOKENS = 24
+
+
+def export(options: argparse.Namespace) -> int:
+    """`skipsearch export`."""
+    policy = Policy.load(options.policy)
+    if options.to != "list" and options.out is None:
+        raise UsageError("--out is missing", hint="name the folder to write, as in --out exported")
+    from ..evaluators.subject import no_progress_bars
+    from ..exports.export import export as write
+    from ..exports.registry import target_class
+    from ..exports.target import Options
+
+    chosen = Options(zero=not options.no_zero, python=options.python)
+    if options.to == "list":
+        print_targets(policy, load_source(options, policy), chosen, options.json)
+        return 0
+    target = target_class(options.to)(chosen)
+    with no_progress_bars():
+        done = write(policy, load_source(options, policy), target, options.out)
+    print_export(done, options.json)
+    return 0
+
+
+def load_source(options: argparse.Namespace, policy: Policy) -> "Source":
+    """Load the model to export, on the CPU, where every tool can be compared with it."""
+    from ..evaluators.prompts import synthetic_prompt
+    from ..evaluators.subject import load_subject
+    from ..exports.target import Source
+
+    spec = model_spec(options, policy)
+    subject = load_subject(spec)
+    prompts = [synthetic_prompt(subject, PROMPT_TOKENS)]
+    if subject.is_multimodal:
+        prompts.append(text_prompt(subject))
+    return Source(subject.model, subject.processor, spec.id, spec.revision, prompts)
+
+
+def text_prompt(subject: "Subject") -> dict[str, Any]:
+    """A prompt without an image, of a model that takes images."""
+    from dataclasses import replace
+
+    from ..evaluators.prompts import synthetic_prompt
+
+    return synthetic_prompt(replace(subject, is_multimodal=False), PROMPT_TOKENS)
+
+
+def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
+    """The model to export: as the options say, else that of the study which holds the policy, else as it names it.
+
+    Raises:
+        UsageError: none of them names a model.
+    """
+    from ..evaluators.subject import ModelSpec
+    from .study.storage import DATABASE, space_of
+
+    database = options.policy.resolve().parent.parent / DATABASE
+    given = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "device": "cpu"}
+    if options.model is None and database.exists():
+        spec = space_of(database).model
+        changed = given if options.dtype != "auto" else {**given, "dtype": spec.dtype}
+        return spec.model_copy(update={**changed, "revision": options.revision or spec.revision})
+    name = options.model or policy.model.id
+    if name is None:
+        hint = "name it, as in --model llava-hf/llava-1.5-7b-hf"
+        raise UsageError("no model is given", [f"{options.policy} names none and is in no study's folder"], hint)
+    revision = options.revision or (policy.model.revision if options.model is None else None)
+    return ModelSpec(id=name, revision=revision, **given)
+
+
+def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) -> None:
+    """Print which targets can represent which choices of the policy, and the reasons why not."""
+    from ..exports.export import compatibility
+    from ..exports.registry import target_class, target_names
+    from ..exports.target import count_choices
+
+    targets = [target_class(name)(chosen) for name in target_names()]
+    found = compatibility(policy, source, targets)
+    if as_json:
+        print(json.dumps({"choices": count_choices(policy), "targets": found}))
+        return
+    from rich.table import Table
+
+    from .report.console import Output
+
+    table = Table("target", *(f"{label} x{count}" for label, count in count_choices(policy).items()))
+    for name, choices in found.items():
+        table.add_row(name, *("no" if reasons else "yes" for reasons in choices.values()))
+    Output().print(table)
+    for target in targets:
+        print(f"{target.name}: {target.text}")
+    for name, choices in found.items():
+        for reason in dict.fromkeys(reason for reasons in choices.values() for reason in reasons):
+            print(escape_invisible(f"not {name}: {reason}"))
+
+
+def print_export(done: "Export", as_json: bool) -> None:
+    """Print where an export is, how near it is to the policy, and what it saves."""
+    if as_json:
+        found = {"target": done.target, "folder": str(done.folder), "difference": done.difference,
+                 "tolerance": done.tolerance, "notes": done.notes, "size_bytes": done.size_bytes}  # fmt: skip
+        print(json.dumps(found))
+        return
+    for note in done.notes:
+        print(escape_invisible(note))
+    print(f"largest difference from the model under the policy: {done.difference:.1e} (accepted: {done.tolerance:.0e})")
+    print(escape_invisible(f"wrote {done.folder}, {done.size_bytes / 2**20:.1f} MiB, for {done.target}"))
