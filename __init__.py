@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .policies.choice import LayerChoice
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
+    from .policies.pretrained import from_pretrained
     from .search.run import run_study
     from .search.space.space import Space
 
@@ -25,6 +26,7 @@ _HOME = {
     "Space": ".search.space.space",
     "applied_policy": ".policies.apply",
     "apply_policy": ".policies.apply",
+    "from_pretrained": ".policies.pretrained",
     "run_study": ".search.run",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "Space",
     "applied_policy",
     "apply_policy",
+    "from_pretrained",
     "run_study",
 ]
 

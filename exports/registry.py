@@ -10,6 +10,11 @@ GROUP = "skipsearch.exports"
 # Imported when they are used, because some need a package of their own.
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
+    "hub": ".hub.target:HubFolder",
+    "mergekit": ".formats.targets:MergeKit",
+    "llm-drop": ".formats.targets:LlmDrop",
+    "evopress": ".formats.targets:EvoPress",
+    "swift": ".formats.targets:Swift",
 }
 
 

@@ -44,6 +44,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_report_options(command("report", "write a study's policies, table and report again from its database"))
     _add_out(command("ls", "list the shipped spaces and the studies here"))
     _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
+    _add_import_options(command("import", "read what another tool leaves out, as a policy"))
     return top.parse_args(arguments)
 
 
@@ -99,6 +100,15 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
                         help="refuse a format that must write a skipped sublayer with weights of 0")  # fmt: skip
     export.add_argument("--python", type=Path, metavar="PYTHON",
                         help="the interpreter that has the tool, for the proof (default: this one)")  # fmt: skip
+
+
+def _add_import_options(given: argparse.ArgumentParser) -> None:
+    given.add_argument("file", metavar="FILE", type=Path)
+    given.add_argument("--format", choices=["auto", "mergekit", "llm-drop", "evopress", "swift"], default="auto",
+                       help="of the file (default: found out)")  # fmt: skip
+    given.add_argument("--num-layers", type=_positive, metavar="N", help="of the model, where the file does not say")
+    given.add_argument("--entry", metavar="NAME", help="which policy of a file that has several")
+    given.add_argument("--out", type=Path, metavar="POLICY", help="where to write it (default: printed)")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
