@@ -14,7 +14,7 @@ from ...policies.wording import short
 from .sublayers import Given, depth, layer_numbers, policy_of, skipped
 
 FILE = "drop_lists.json"
-SIGN = "the keys `drop_attn_list` and `drop_mlp_list`, as in the config.json of a dropped model"
+SIGN = "the keys `drop_attn_list` and `drop_mlp_list`, as in its config.json"
 LISTS = ("drop_attn_list", "drop_mlp_list")
 
 

@@ -14,7 +14,7 @@ from ...policies.wording import nearest, short
 from .sublayers import Given, layer_numbers, policy_of, skipped
 
 FILE = "skip_layers.json"
-SIGN = "by name of a model, the keys `attention` and `mlp` with lists of layers"
+SIGN = "for each model the keys `attention` and `mlp`"
 KEYS = {"attention", "mlp"}
 
 

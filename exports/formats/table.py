@@ -78,7 +78,7 @@ def format_of(given: Given) -> str:
         if "schema" in given.keys:
             hint = "`skipsearch validate` checks it, and every command takes a policy as it is"
             raise PolicyError(f"{given.name} is a file of skipsearch already", hint=hint)
-        details = [f"not {name}: found no {one.sign}" for name, one in FORMATS.items()]
+        details = [f"{name}: expected {one.sign}" for name, one in FORMATS.items()]
         hint = "name the format with --format, to see the mistakes of the file"
         raise PolicyError(f"{given.name} is in no format that can be imported", details, hint)
     return found

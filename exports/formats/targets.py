@@ -136,6 +136,15 @@ class MergeKit(TextTarget):
             return [*reasons, "mergekit's slices are of one text model, and this one has several parts"]
         return [*reasons, *self.unscaled(policy, source), *stale_fields(policy, source)]
 
+    def text_of(self, policy: Policy, source: Source) -> str:
+        """The merge, of which a folder has its whole path: the merge may be made anywhere."""
+        name = policy.model.id
+        if name is not None and Path(name).is_dir():
+            name = str(Path(name).resolve())
+        return super().text_of(
+            policy.model_copy(update={"model": policy.model.model_copy(update={"id": name})}), source
+        )
+
     def unscaled(self, policy: Policy, source: Source) -> list[str]:
         """The sublayers that are skipped alone and have no output projection of the name that is scaled by 0."""
         reasons = []
