@@ -311,16 +311,15 @@ class Acquisition:
         # Standard deviation of the posterior mean after the policy is measured: small where measurements are noisy.
         informative = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
         bonus = np.minimum(EXPLORATION_BONUS * informative, self._max_bonus)
-        probability, warping = self._feasibility(codes), self.surrogate.warping
-
-        def score(warped: Floats) -> Floats:
-            return self._scores(warping.inverse(warped))
+        probability = self._feasibility(codes)
 
         def feasibility(losses: Floats) -> Floats:
             satisfied = [one.satisfied(losses) for one in self._models.constraints if one.additive is None]
             return probability * np.all(satisfied, axis=0) if satisfied else probability
 
-        return self._improvement.expected(means, deviations + bonus, self._costs(codes), score, feasibility)
+        deviations += bonus
+        inverse = self.surrogate.warping.inverse
+        return self._improvement.expected(means, deviations, self._costs(codes), inverse, self._scores, feasibility)
 
 
 class ModelCache:

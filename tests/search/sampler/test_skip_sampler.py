@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from skipsearch.search.sampler import acquisition
-from skipsearch.search.sampler.acquisition import FittedModels, Observations
+from skipsearch.search.sampler.acquisition import FittedModels, ModelCache, Observations
 from skipsearch.search.sampler.additive_cost import fit_costs
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
@@ -451,6 +451,18 @@ def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
     untried = (space.code == 2) & (space.variable >= 6)
     beyond, within = (FittedModels(space, history, np.array([worst, 1.0])) for worst in (1.0, 40.0))
     assert beyond.surrogate.main_effects()[untried].max() < 0.5 * within.surrogate.main_effects()[untried].min()
+
+
+def test_a_guided_search_reads_a_bound_on_the_loss_from_the_loss():
+    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1]] * 8)
+    codes = np.vstack([np.zeros((1, 8)), draw.random((40, 8)) < 0.4]).astype(np.int16)
+    sizes = np.linspace(0.2, 1.0, 8)
+    losses, costs = codes @ sizes, 1 - codes.sum(1, keepdims=True) / 8
+    scores, none = -1 / (1 + np.exp(losses - 4)), np.zeros(41)
+    given = Observations(codes, losses, costs, losses[:, None] - 1.5, none, codes[:0], scores, none, np.arange(1, 42))
+    acquisition = ModelCache(space, np.array([-0.1, 1.0]), -0.0).acquisition(given)
+    candidates = (np.arange(8) < np.array([3, 4, 6, 7])[:, None]).astype(np.int16)
+    assert ((acquisition.expected_improvement(candidates) > 1e-4) == (candidates @ sizes < 1.5)).all()
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
