@@ -15,7 +15,7 @@ Probed: TypeAlias = "Probe | None"  # None where the probe failed
 T = TypeVar("T")
 Probes: TypeAlias = Generator[list[Labels], list[Probed], T]
 
-PATIENCE = 3  # turns in a row at which a path is dominated before it is given up
+PATIENCE = 3  # turns in a row at which a path is dominated before it is put off
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ class GreedyPath:
 
 
 def race_paths(paths: Sequence[GreedyPath], on_turn: Callable[[GreedyPath], None]) -> Probes[None]:
-    """Walks several paths, the most expensive one first, and gives up those that fall behind.
+    """Walks several paths, the most expensive one first, and puts off those that fall behind.
 
-    A path is given up where a point of another path dominates it at `PATIENCE` of its turns in a row. So many starts
-    cost little more probes than one.
+    A path is put off where a point of another path dominates it at `PATIENCE` of its turns in a row. So many starts
+    cost little more probes than one. When all others have ended, those put off go on, the cheapest first: it may reach
+    costs that no other path has reached.
 
     Args:
         paths: The paths.
@@ -116,13 +117,16 @@ def race_paths(paths: Sequence[GreedyPath], on_turn: Callable[[GreedyPath], None
         yield from path.begin()
     visited = [(path, path.here) for path in paths if path.here is not None]
     behind = dict.fromkeys(paths, 0)
-    while running := [path for path in paths if path.here is not None and behind[path] < PATIENCE]:
-        path = max(running, key=lambda path: path.here.cost if path.here is not None else 0.0)
-        behind[path] = behind[path] + 1 if is_behind(path, visited) else 0
-        if behind[path] < PATIENCE:
-            on_turn(path)
-            yield from path.step()
-            visited += [] if path.here is None else [(path, path.here)]
+    while costs := {path: path.here.cost for path in paths if path.here is not None}:
+        running = [path for path in costs if behind[path] < PATIENCE]
+        path = max(running, key=costs.__getitem__) if running else min(costs, key=costs.__getitem__)
+        if running:
+            behind[path] = behind[path] + 1 if is_behind(path, visited) else 0
+            if behind[path] == PATIENCE:
+                continue
+        on_turn(path)
+        yield from path.step()
+        visited += [] if path.here is None else [(path, path.here)]
 
 
 def is_behind(path: GreedyPath, visited: Sequence[tuple[GreedyPath, Probe]]) -> bool:
