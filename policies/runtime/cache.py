@@ -15,6 +15,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -38,9 +39,9 @@ class PartialLayer(DynamicLayer):
         seen: Tokens of the sequence so far.
         valid: Which stored columns hold a token of their row, shape (batch, stored); None where all do. Rows may store
             different numbers of tokens, and the shorter ones are padded.
+        record_past: True where a sliding window drops nothing before the next `crop`, so that `crop` can go back.
     """
 
-    is_croppable = False
     supports_early_init = False
 
     def __init__(self, replaced: CacheLayerMixin) -> None:
@@ -52,10 +53,12 @@ class PartialLayer(DynamicLayer):
         self._scattered: Tensor | None = None
         self._tail_start = self.seen
         self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
+        self.record_past = bool(getattr(replaced, "record_past", False))
+        self._dropped_before = 0  # A window may have dropped tokens that stand before this place.
         if replaced.keys is not None and replaced.values is not None and replaced.keys.numel():
             self.lazy_initialization(replaced.keys, replaced.values)
             self.keys, self.values = replaced.keys, replaced.values
-            self._tail_start = self.seen - replaced.keys.shape[-2]
+            self._dropped_before = self._tail_start = self.seen - replaced.keys.shape[-2]
 
     def columns(self, batch: int, device: torch.device) -> Tensor:
         """Absolute position of each stored column, shape (batch, stored)."""
@@ -95,18 +98,26 @@ class PartialLayer(DynamicLayer):
             self.valid = torch.nn.functional.pad(self.valid, (0, count), value=True)
         self.seen += count
         keys, values = super().update(key_states, value_states)
-        if self.is_sliding and self.sliding_window is not None:
-            self._drop_before(self.seen - self.sliding_window + 1, keys, values)
+        if not self.record_past:
+            self._drop_outside_window(keys, values)
         return keys, values
 
-    def _drop_before(self, first: int, keys: Tensor, values: Tensor) -> None:
+    def activate_past_recording(self) -> None:
+        """Keep what leaves a sliding window until the next `crop`."""
+        self.record_past = True
+
+    def _drop_outside_window(self, keys: Tensor, values: Tensor) -> None:
         """Drop the leading columns that lie outside the sliding window in every row."""
+        if not self.is_sliding or self.sliding_window is None:
+            return
+        first = self.seen - self.sliding_window + 1
         old = self.columns(keys.shape[0], keys.device) < first
         if self.valid is not None:
             old |= ~self.valid
         count = int(old.all(dim=0).long().cumprod(dim=0).sum())
         if not count:
             return
+        self._dropped_before = first
         scattered = 0 if self._scattered is None else self._scattered.shape[1]
         self._tail_start += max(count - scattered, 0)
         self._scattered = self._scattered[:, count:] if self._scattered is not None and count < scattered else None
@@ -139,34 +150,41 @@ class PartialLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.seen = self._tail_start = 0
+        self.seen = self._tail_start = self._dropped_before = 0
         self.keys = self.values = self._scattered = self.valid = None
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens, given as a negative number, whether they were stored or not.
 
+        Afterwards a sliding window that recorded its past drops what is outside of it.
+
         Raises:
-            ModelError: rows stored different numbers of them, or the sliding window has dropped tokens that would come
-                back into it.
+            ModelError: more tokens than there are, or the sliding window has dropped tokens that would come back into
+                it.
         """
-        if tokens_to_remove == 0:
-            return
         left = self.seen + tokens_to_remove
         window = self.sliding_window if self.is_sliding else None
-        if tokens_to_remove > 0 or left < 0 or (window is not None and self.seen >= window):
-            raise uncroppable(tokens_to_remove)
+        lost = tokens_to_remove < 0 and window is not None and self._dropped_before > max(left - window + 1, 0)
+        if tokens_to_remove > 0 or left < 0 or lost:
+            raise uncroppable(self.seen, tokens_to_remove, lost)
+        if tokens_to_remove and self.keys is not None and self.values is not None:
+            self._forget_from(left, self.keys, self.values)
+        self.seen, self._tail_start = left, min(left, self._tail_start)
         if self.keys is not None and self.values is not None:
-            columns = self.columns(self.keys.shape[0], self.keys.device)
-            behind = columns >= left if self.valid is None else (columns >= left) & self.valid
-            dropped = {int(count) for count in behind.sum(dim=1)}
-            if len(dropped) > 1:
-                raise uncroppable(tokens_to_remove)
-            stored = columns.shape[1] - dropped.pop()
-            self._scattered = columns[:, :stored]
-            self.keys, self.values = self.keys[..., :stored, :], self.values[..., :stored, :]
-            self.valid = None if self.valid is None else self.valid[:, :stored]
-        self.seen = self._tail_start = left
+            self._drop_outside_window(self.keys, self.values)
+
+    def _forget_from(self, left: int, keys: Tensor, values: Tensor) -> None:
+        """Remove the columns from a place on; a column that stays for another row becomes padding."""
+        columns = self.columns(keys.shape[0], keys.device)
+        kept = columns < left if self.valid is None else (columns < left) & self.valid
+        places = kept.any(dim=0).nonzero()
+        stored = int(places[-1]) + 1 if len(places) else 0
+        self.keys, self.values, kept = keys[..., :stored, :], values[..., :stored, :], kept[:, :stored]
+        self.valid = None if self.valid is None and bool(kept.all()) else kept
+        if self._scattered is not None:
+            # Padding has a place too, which must be one of the sequence.
+            self._scattered = self._scattered[:, :stored].clamp_max(left - 1)
 
     def _map_rows(self, pick: Any) -> None:
         for name in PER_ROW:
@@ -185,6 +203,15 @@ class PartialLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only some rows."""
         self._map_rows(lambda tensor: tensor[indices.to(tensor.device)])
+
+
+class SkippedRecurrentLayer(LinearAttentionLayer):
+    """The cache of a recurrent layer that skips every token: it has no state, and so nothing to cut back."""
+
+    is_croppable = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Nothing to remove."""
 
 
 class SkippedStaticLayer(StaticLayer):
@@ -237,13 +264,21 @@ class SkippedStaticSlidingLayer(SkippedStaticLayer, StaticSlidingWindowLayer):
     """A `SkippedStaticLayer` for a layer with a sliding window."""
 
 
-def uncroppable(tokens_to_remove: int) -> ModelError:
-    """The error for a cache that cannot remove tokens."""
-    return ModelError(
-        "a cache filled under this policy cannot be cut back",
-        [f"found {-tokens_to_remove} tokens to remove; rows stored different numbers, or a window dropped them"],
-        "use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
-    )
+def uncroppable(seen: int, tokens_to_remove: int, lost: bool) -> ModelError:
+    """The error for a cache that cannot remove tokens.
+
+    Args:
+        seen: Tokens in the cache.
+        tokens_to_remove: What `crop` was called with.
+        lost: True where a sliding window dropped tokens that would come back into it.
+    """
+    if lost:
+        found = f"found {-tokens_to_remove} of {seen} tokens to remove, after a sliding window dropped earlier ones"
+        hint = "call `cache.activate_past_recording()` before the forwards that are cut back, as `generate` does"
+    else:
+        found = f"found {tokens_to_remove} as what to remove from {seen} tokens, expected 0 to {-seen}"
+        hint = "pass the number of tokens to remove as a negative number"
+    return ModelError("a cache that was filled under a policy cannot be cut back", [found], hint)
 
 
 def used_without_policy() -> ModelError:
@@ -303,6 +338,8 @@ def skip_all_tokens(cache: Cache, index: int, count: int, device: torch.device) 
     layer: Any = cache_layer(cache, index)
     if not isinstance(layer, PartialLayer | SkippedStaticLayer):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
+            if type(layer) is LinearAttentionLayer:
+                layer = cache.layers[index] = SkippedRecurrentLayer(layer.number_of_states)
             # The model asks its last recurrent layer whether the prompt is over.
             layer.has_previous_state.update(dict.fromkeys(layer.has_previous_state, True))
             return
