@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 
 from .apply import HANDLE, applied_policy, apply_policy
 from .errors import ModelError
-from .families.layers import layer_list
+from .families.layers import decoder_layers, layer_list
 from .policy import Policy
 from .runtime.compatibility import transformers_model
 from .runtime.requests import PROMPT_END
@@ -65,6 +65,7 @@ def dense_draft(model: Any) -> PreTrainedModel:
     return twin
 
 
+@torch.no_grad()
 def refuse_undraftable(model: PreTrainedModel) -> None:
     """Refuse a model for which no draft can work.
 
@@ -77,11 +78,13 @@ def refuse_undraftable(model: PreTrainedModel) -> None:
         reason, hint = "it has no `generate`", "load it with a class that has one"
     elif model._is_stateful:
         reason = "it has recurrent layers, whose states cannot be cut back to an earlier token"
-    elif model.config.model_type in UNDRAFTABLE:
-        reason = UNDRAFTABLE[model.config.model_type]
     elif offloaded:
         reason = f"{offloaded} of its tensors are offloaded, and a draft would load each of them again"
         hint = "load it with a device map that keeps all weights on devices"
+    elif model.config.model_type in UNDRAFTABLE:
+        reason = UNDRAFTABLE[model.config.model_type]
+    elif any(layer.kind == "cross" for layer in decoder_layers(model)):
+        reason = "it has layers that attend to the image, and transformers cuts what they store back with the text"
     else:
         return
     raise ModelError(f"{name} cannot be drafted for", [reason], hint)

@@ -165,9 +165,10 @@ class PartialLayer(DynamicLayer):
         """
         left = self.seen + tokens_to_remove
         window = self.sliding_window if self.is_sliding else None
-        lost = tokens_to_remove < 0 and window is not None and self._dropped_before > max(left - window + 1, 0)
-        if tokens_to_remove > 0 or left < 0 or lost:
-            raise uncroppable(self.seen, tokens_to_remove, lost)
+        if not 0 <= left <= self.seen:
+            raise uncroppable(self.seen, tokens_to_remove, lost=False)
+        if tokens_to_remove and window is not None and self._dropped_before > max(left - window + 1, 0):
+            raise uncroppable(self.seen, tokens_to_remove, lost=True)
         if tokens_to_remove and self.keys is not None and self.values is not None:
             self._forget_from(left, self.keys, self.values)
         self.seen, self._tail_start = left, min(left, self._tail_start)
