@@ -8,6 +8,7 @@ A policy computes the same however its model is called, or the call is refused b
    runs in its thread meanwhile.
 2. Where a prompt ends is known, not guessed from a length of one. `generate` says how long its prompt is; forwards that
    bring the prompt in pieces, with the guesses of another model, or anew at each step are read by that length.
+   The prompt of a draft, which is called again and again, is what it was first called with.
    `PolicyHandle.prompt_ends` says it for forwards outside `generate`. Without either, what goes into an empty cache, or
    into none, is prompt, and a single token after it is answer. Several tokens after it may be either, so they are
    refused under policies that treat an answer in another way.

@@ -152,6 +152,16 @@ def test_a_draft_that_leaves_out_little_is_accepted(name, layers):
     check_guesses(model, batch, policy, found)
 
 
+@pytest.mark.parametrize(
+    "layers", [{1: NAMED["skip_attention"]}, {1: NAMED["skip_layer"], 3: NAMED["skip_layer"]}], ids=str
+)
+def test_a_convolution_is_cut_back_whether_it_runs_or_not(layers):
+    model, batch, policy = built("lfm2", "sdpa"), row_of("lfm2"), policy_of(layers)
+    found = drafting(model, draft(model, policy), batch.padded())
+    assert torch.equal(found.tokens, answered(model, batch.padded()))
+    check_guesses(model, batch, policy, found)
+
+
 # What a draft shares
 
 
