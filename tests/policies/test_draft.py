@@ -22,7 +22,7 @@ ANSWER, DRAFTED = 9, 3
 RECURRENT = ["bamba", "granite-hybrid", "qwen3-next", "qwen3.5"]
 DRAFTABLE = [name for name in FAMILIES if name not in [*RECURRENT, "paligemma", "mllama"]]
 # With and without a sliding window, of text and of images.
-THOROUGH = ["llama", "mistral", "llava", "llava-mistral", "qwen2.5-vl"]
+THOROUGH = ["llama", "mistral", "llava", "llava-mistral"]
 
 
 def attention_of(name: str) -> str:
