@@ -115,23 +115,23 @@ def require_vllm(python: Path | None) -> None:
 
 
 def text_rows(reference: Reference) -> Reference:
-    """The prompts without images, one for each row and without padding.
+    """The prompts without images, one for each row.
+
+    Rows with padding are left out: in transformers, padding moves the positions of models like GPT-2.
 
     Raises:
-        ExportError: every prompt has an image.
+        ExportError: none is left.
     """
     prompts, outputs = [], []
     for prompt, expected in zip(reference.prompts, reference.outputs, strict=True):
-        if not is_text(prompt):
-            continue
         mask = prompt.get("attention_mask", torch.ones_like(prompt["input_ids"])).bool()
-        for row, kept in enumerate(mask):
-            prompts.append({"input_ids": prompt["input_ids"][row, kept][None]})
-            outputs.append({"logits": expected["logits"][row, kept][None], "tokens": expected["tokens"][row][None]})
+        for row in mask.all(1).nonzero()[:, 0].tolist() if is_text(prompt) else []:
+            prompts.append({"input_ids": prompt["input_ids"][[row]]})
+            outputs.append({key: value[[row]] for key, value in expected.items()})
     if not prompts:
         raise ExportError(
             "an export to vllm is compared on text",
-            [f"found {len(reference.prompts)} prompts, all with an image"],
+            [f"found {len(reference.prompts)} prompts, all with an image or with padding"],
             "add a prompt of text to the prompts of the source",
         )
     return replace(reference, prompts=prompts, outputs=outputs)
