@@ -45,9 +45,7 @@ class VllmFolder(Target):
 
     def can(self, policy: Policy, source: Source) -> list[str]:
         """See `Target.can`."""
-        reasons = [
-            f"vLLM has one length for all tokens of a layer: no {choice}" for choice in named_choices(policy, CHOICES)
-        ]
+        reasons = [f"vLLM skips whole sublayers and layers: no {choice}" for choice in named_choices(policy, CHOICES)]
         if source.model.dtype == torch.float64:
             reasons.append("vLLM has no float64")
         choices = policy.choices(len(decoder_layers(source.model)))
