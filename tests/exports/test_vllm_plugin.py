@@ -26,6 +26,7 @@ from vllm_builds import (
 )
 
 from skipsearch.exports.vllm import plugin
+from skipsearch.exports.vllm.surgery import filled_memory
 from skipsearch.policies.errors import ExportError
 
 BASE = "vllm.model_executor.model_loader.base_loader"
@@ -210,3 +211,9 @@ def test_settings_that_need_whole_layers_are_refused(loaders, setting):
 def test_it_imports_without_what_an_environment_for_vllm_may_lack():
     code = "import sys; sys.modules.update(transformers=None, pydantic=None); import skipsearch.exports.vllm.plugin"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_that_no_sublayer_wrote_to_does_not_pass_for_zeros():
+    with filled_memory():
+        assert torch.empty(3, 4).isnan().all() and torch.empty_like(torch.zeros(2)).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
