@@ -10,6 +10,7 @@ GROUP = "skipsearch.exports"
 # Imported when they are used, because some need a package of their own.
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
+    "gguf": ".gguf.target:Gguf",
 }
 
 
