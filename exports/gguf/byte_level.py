@@ -32,8 +32,9 @@ def byte_level_rules(described: dict[str, Any]) -> Rules:
     from tokenizers.pre_tokenizers import ByteLevel
 
     model = described["model"]
-    if missing := set(ByteLevel.alphabet()) - set(model["vocab"]):
-        raise NoVocabulary(f"{len(missing)} of 256 bytes are no tokens")
+    missing = set(ByteLevel.alphabet()) - set(model["vocab"])
+    if missing and model["unk_token"] is not None:
+        raise NoVocabulary(f"{len(missing)} of 256 bytes become {model['unk_token']}")
     if any(model[name] for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
         raise NoVocabulary("its BPE has a dropout, a prefix or a suffix of parts of words")
     normalizer = (described["normalizer"] or {}).get("type")
@@ -45,7 +46,12 @@ def byte_level_rules(described: dict[str, Any]) -> Rules:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     if any(" " in part for pair in pairs for part in pair):
         raise NoVocabulary("its merges have spaces")
-    notes = ["texts are not brought to the Unicode form NFC, as the model's own tokenizer does"] if normalizer else []
+    # Both leave such bytes out, but only the model's own tokenizer merges what stands before and after them.
+    notes = (
+        [f"texts with one of the {len(missing)} bytes that are no tokens can become other tokens"] if missing else []
+    )
+    if normalizer:
+        notes.append("texts are not brought to the Unicode form NFC, as the model's own tokenizer does")
     return Rules("gpt2", NAMES[steps, model["ignore_merges"]], [" ".join(pair) for pair in pairs], notes=notes)
 
 

@@ -24,7 +24,9 @@ def piece_rules(described: dict[str, Any]) -> Rules:
         raise NoVocabulary(f"{len(missing)} of 256 bytes are no tokens")
     added = {token["content"] for token in described["added_tokens"]}
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in described["model"]["merges"]]
-    return Rules("llama", "default", scores=scores_of(merges, set(vocabulary) - added), adds_space=adds_space(described))
+    return Rules(
+        "llama", "default", scores=scores_of(merges, set(vocabulary) - added), adds_space=adds_space(described)
+    )
 
 
 def adds_space(described: dict[str, Any]) -> bool:

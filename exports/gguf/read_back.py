@@ -9,18 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Olmo2Config,
+    Olmo3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
-
 from skipsearch.exports.checkpoint.run import outputs_of
 
 MODULES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -64,9 +73,20 @@ def model_of(file: File) -> PreTrainedModel:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": any(name.startswith("attn") for name in biased),
     }
+    return AutoModelForCausalLM.from_config(config_of(file, sizes, biased)).eval()
+
+
+def config_of(file: File, sizes: dict[str, Any], biased: set[str]) -> PreTrainedConfig:
+    """The configuration of a file's sizes; Llama has all that `deci` and `qwen2` have."""
     if file.architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**sizes)).eval()
-    return LlamaForCausalLM(LlamaConfig(**sizes, mlp_bias=any(name.startswith("ffn") for name in biased))).eval()
+        return Qwen3Config(**sizes)
+    if "olmo2.attention.sliding_window" in file.fields:
+        windowed = file.setting("attention.sliding_window_pattern")
+        kinds = ["sliding_attention" if window else "full_attention" for window in windowed]
+        return Olmo3Config(**sizes, sliding_window=file.setting("attention.sliding_window"), layer_types=kinds)
+    if file.architecture == "olmo2":
+        return Olmo2Config(**sizes)
+    return LlamaConfig(**sizes, mlp_bias=any(name.startswith("ffn") for name in biased))
 
 
 def fill(model: PreTrainedModel, file: File) -> None:

@@ -8,7 +8,15 @@ from ...policies.families.layers import decoder_layers
 from ...policies.policy import Policy
 from ..reference import Reference
 from ..target import Source, Target, named_choices
-from .architecture import ARCHITECTURES, DECI, architecture_of, model_reasons, text_config, unread_tensors
+from .architecture import (
+    DECI,
+    architecture_of,
+    embedding_rows,
+    model_reasons,
+    text_config,
+    unread_tensors,
+    unreadable,
+)
 from .blocks import blocks_of, written_zeros
 from .proof import has_llama, read_back, run_llama
 from .rules import NoVocabulary
@@ -23,7 +31,7 @@ class Gguf(Target):
     """Skipped layers are gone; skipped sublayers are absent where llama.cpp's architecture `deci` allows that."""
 
     name: ClassVar[str] = "gguf"
-    text: ClassVar[str] = "one GGUF file, for llama.cpp, Ollama and LM Studio (Llama, Mistral, Qwen2; layers of Qwen3)"
+    text: ClassVar[str] = "one GGUF file, for llama.cpp, Ollama and LM Studio (Llama, Mistral, Qwen2; Qwen3, Olmo)"
 
     vocabulary: Vocabulary | None = None
 
@@ -39,11 +47,13 @@ class Gguf(Target):
             reasons += [f"{line}, which --no-zero forbids" for line in written_zeros(blocks)]
         architecture = architecture_of(source.model, blocks)
         unread = unread_tensors(source.model, blocks, architecture)
-        own = ARCHITECTURES[text_config(source.model).model_type]
-        if unread and architecture is DECI is not own and not unread_tensors(source.model, blocks, own):
-            needed = named_choices(policy, ("skip_layer",)) or ["this model"]
-            return [*reasons, f"{' and '.join(needed)} needs llama.cpp's architecture deci, without {', '.join(unread)}"]
-        return reasons + [f"llama.cpp's architecture {architecture.name} reads no {name}" for name in unread]
+        if unread and architecture is DECI:
+            needed = [*named_choices(policy, ("skip_layer",)), *unreadable(source.model)]
+            for what in needed or [text_config(source.model).model_type]:
+                reasons.append(f"{what} needs llama.cpp's architecture deci, which has no {', '.join(unread)}")
+        elif unread:
+            reasons.append(f"llama.cpp's architecture {architecture.name} has no {', '.join(unread)}")
+        return reasons
 
     def write(self, policy: Policy, source: Source, folder: Path) -> list[str]:
         """See `Target.write`."""
@@ -70,7 +80,7 @@ class Gguf(Target):
         if tokenizer is None:
             return ["no tokenizer was given: the file takes and gives numbers of tokens"]
         try:
-            self.vocabulary = vocabulary_of(tokenizer, source.model.get_input_embeddings().weight.shape[0])
+            self.vocabulary = vocabulary_of(tokenizer, embedding_rows(source.model))
         except NoVocabulary as reason:
             return [f"no tokenizer: {reason}; the file takes and gives numbers of tokens"]
         rules = self.vocabulary.rules

@@ -1,14 +1,14 @@
 """The tensors of a file, in llama.cpp's names and order of numbers."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...policies.families.layers import layer_list
-from ..checkpoint.weights import prefix_of
-from .architecture import Architecture, file_name, head_dim, is_rope_scaled, text_config
+from .architecture import Architecture, head_dim, is_rope_scaled, rope_of
 from .blocks import NARROW, Block
 
 
@@ -16,28 +16,29 @@ def file_tensors(
     model: PreTrainedModel, blocks: Sequence[Block], architecture: Architecture
 ) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a file by name; vectors are in float32, as llama.cpp wants them, matrices in the model's dtype."""
-    for name, tensor in chain_tensors(model, blocks, architecture):
+    for name, tensor in named_tensors(model, blocks, architecture):
         yield name, (tensor.float() if tensor.dim() == 1 else tensor).detach().cpu().contiguous()
 
 
-def chain_tensors(
+def named_tensors(
     model: PreTrainedModel, blocks: Sequence[Block], architecture: Architecture
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors outside the layers, then those of each layer."""
-    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    norm = model.get_submodule(prefix_of(model).removesuffix("layers") + "norm")
+    ends: list[Any] = [model.get_input_embeddings(), model.get_decoder().norm, model.get_output_embeddings()]
+    embedding, norm, output = (module.weight for module in ends)
     yield "token_embd.weight", embedding
-    yield "output_norm.weight", norm.weight
-    if output is not embedding:
+    yield "output_norm.weight", norm
+    if output is not embedding or not architecture.ties:
         yield "output.weight", output
     if is_rope_scaled(model):
         yield "rope_freqs.weight", rope_factors(model)
     layers = layer_list(model)
     for place, block in enumerate(blocks):
         for name, tensor in layers[block.source].state_dict().items():
-            written = block_tensor(model, block, architecture, file_name(name), tensor)
+            own = architecture.file_name(name)
+            written = block_tensor(model, block, architecture, own, tensor)
             if written is not None:
-                yield f"blk.{place}.{file_name(name)}", written
+                yield f"blk.{place}.{own}", written
 
 
 def block_tensor(
@@ -76,13 +77,8 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
 
 def rope_factors(model: PreTrainedModel) -> Tensor:
     """What the plain rotary frequencies are divided by, shape (half the width of a head,)."""
-    rotary = rotary_embedding(model)
+    rotary: Any = model.get_decoder().rotary_emb
     width = 2 * rotary.inv_freq.numel()
     steps = torch.arange(0, width, 2, dtype=torch.int64).float() / width
-    plain = 1.0 / text_config(model).rope_parameters["rope_theta"] ** steps
+    plain = 1.0 / rope_of(model)[0]["rope_theta"] ** steps
     return plain / rotary.inv_freq.float().cpu()
-
-
-def rotary_embedding(model: PreTrainedModel) -> torch.nn.Module:
-    """The module that computes a model's rotary positions."""
-    return model.get_submodule(prefix_of(model).removesuffix("layers") + "rotary_emb")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .architecture import Architecture, head_dim, is_rope_scaled, text_config
+from .architecture import Architecture, embedding_rows, head_dim, is_rope_scaled, rope_of, text_config, windowed_layers
 from .blocks import NARROW, Block
-from .tensors import file_tensors, rotary_embedding
+from .tensors import file_tensors
 from .vocabulary import Vocabulary
 
 
@@ -37,9 +37,7 @@ def write_file(
     writer.close()
 
 
-def add_settings(
-    writer: Any, model: PreTrainedModel, blocks: Sequence[Block], architecture: Architecture
-) -> None:
+def add_settings(writer: Any, model: PreTrainedModel, blocks: Sequence[Block], architecture: Architecture) -> None:
     """Add the sizes of the model; `deci` reads the heads and the FFN's width of each layer."""
     from gguf import LlamaFileType
 
@@ -58,11 +56,15 @@ def add_settings(
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_layer_norm_rms_eps(text.rms_norm_eps)
-    writer.add_vocab_size(model.get_input_embeddings().weight.shape[0])
+    writer.add_vocab_size(embedding_rows(model))
     writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(text.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope_of(model)[0]["rope_theta"])
+    windowed = windowed_layers(model)
+    if any(windowed):
+        writer.add_sliding_window(text.sliding_window)
+        writer.add_sliding_window_pattern([windowed[block.source] for block in blocks])
     if is_rope_scaled(model):
-        writer.add_rope_scaling_attn_factors(float(rotary_embedding(model).attention_scaling))
+        writer.add_rope_scaling_attn_factors(model.get_decoder().rotary_emb.attention_scaling)
     types = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
     writer.add_file_type(LlamaFileType[types[model.dtype]])
 
