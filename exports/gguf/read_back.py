@@ -111,22 +111,28 @@ def fill(model: PreTrainedModel, file: File) -> None:
     model.load_state_dict(target)
 
 
+def load(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The model of a file, in a dtype and with an attention implementation."""
+    file = File(path)
+    model: Any = model_of(file)
+    fill(model, file)
+    if attention:
+        model.set_attn_implementation(attention)
+    model.to(dtype)
+    if "rope_freqs.weight" in file.tensors:
+        rotary = model.get_decoder().rotary_emb
+        rotary.inv_freq /= file.tensors["rope_freqs.weight"]
+        rotary.attention_scaling = file.setting("rope.scaling.attn_factor")
+    return model
+
+
 def main() -> None:
     """Read a file back, run the prompts of another and save the outputs to a third."""
     parser = argparse.ArgumentParser()
     for name in ("file", "prompts", "outputs", "dtype", "attention"):
         parser.add_argument(name)
     given = parser.parse_args()
-    file = File(given.file)
-    model = model_of(file)
-    fill(model, file)
-    if given.attention:
-        model.set_attn_implementation(given.attention)
-    model.to(getattr(torch, given.dtype))
-    rotary = model.model.rotary_emb
-    if "rope_freqs.weight" in file.tensors:
-        rotary.inv_freq /= file.tensors["rope_freqs.weight"]
-        rotary.attention_scaling = file.setting("rope.scaling.attn_factor")
+    model = load(given.file, getattr(torch, given.dtype), given.attention)
     torch.save(outputs_of(model, torch.load(given.prompts)), given.outputs)
 
 

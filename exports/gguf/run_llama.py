@@ -4,11 +4,15 @@ Keys and values are in float32 and flash attention is off, because llama.cpp's o
 """
 
 import json
+import os
 import sys
 from typing import Any
 
-import llama_cpp
 import numpy as np
+
+# Where llama.cpp gives up, its own message is the last that it prints, not the stack of a debugger.
+os.environ["GGML_NO_BACKTRACE"] = "1"
+import llama_cpp  # noqa: E402
 
 F32 = 0  # ggml's number of the type float32
 

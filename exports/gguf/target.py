@@ -56,7 +56,12 @@ class Gguf(Target):
         return reasons
 
     def write(self, policy: Policy, source: Source, folder: Path) -> list[str]:
-        """See `Target.write`."""
+        """See `Target.write`.
+
+        Raises:
+            ExportError: the package gguf is missing.
+        """
+        require_gguf()
         total = len(decoder_layers(source.model))
         blocks = blocks_of(policy, total)
         architecture = architecture_of(source.model, blocks)
@@ -99,3 +104,16 @@ class Gguf(Target):
     def load_lines(self, source: Source, folder: str) -> list[str]:
         """See `Target.load_lines`."""
         return [f"llama-cli -m {folder}/{FILE}"]
+
+
+def require_gguf() -> None:
+    """Check that the package which writes the files is there.
+
+    Raises:
+        ExportError: it is missing.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as cause:
+        found = ["the package gguf is not installed"]
+        raise ExportError("GGUF files cannot be written here", found, "pip install 'skipsearch[gguf]'") from cause
