@@ -169,8 +169,11 @@ def model_reasons(model: PreTrainedModel) -> list[str]:
 def rope_reasons(model: PreTrainedModel) -> list[str]:
     """The reasons why no file can describe the rotary positions."""
     settings = rope_of(model)
-    kinds = {rope["rope_type"] for rope in settings} - {"default", "linear", "llama3", "yarn"}
-    reasons = [f"found rotary frequencies of the type {kind}, which change with the length" for kind in sorted(kinds)]
+    expected = ("default", "linear", "llama3", "yarn")
+    kinds = {rope["rope_type"] for rope in settings}.difference(expected)
+    reasons = [f"found the rotary type {kind}, expected one of {', '.join(expected)}" for kind in sorted(kinds)]
+    if "mrope_section" in settings[0]:
+        reasons.append("image tokens have rotary positions of several dimensions (mrope_section)")
     if any(rope != settings[0] for rope in settings):
         reasons.append("layers with a sliding window have other rotary positions than those without")
     if settings[0].get("partial_rotary_factor", 1.0) != 1.0:

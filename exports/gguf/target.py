@@ -68,13 +68,16 @@ class Gguf(Target):
         notes = [f"layers: {total} -> {len(blocks)}, written as llama.cpp's architecture {architecture.name}"]
         notes += written_zeros(blocks)
         notes += self.read_vocabulary(source)
-        title = source.id or type(source.model).__name__
+        title = Path(source.id or type(source.model).__name__).name
         write_file(source.model, blocks, architecture, self.vocabulary, title, folder / FILE)
-        if type(source.model.config) is not type(text_config(source.model)):
-            notes.append("the language model alone; the vision part is unchanged: convert_hf_to_gguf.py --mmproj")
+        if source.model.config is not text_config(source.model):
+            notes.append(
+                "the language model alone, compared on text; the vision part is unchanged, and llama.cpp's "
+                "convert_hf_to_gguf.py --mmproj writes it"
+            )
         proof = "llama.cpp ran the file" if has_llama(self.options.python) else (
             "llama.cpp did not run: the file was read back into transformers; install llama-cpp-python, or name an "
-            "environment that has it with --python, and the proof runs llama.cpp"
+            "environment that has it with --python, and the proof runs llama.cpp and its tokenizer"
         )  # fmt: skip
         return [*notes, f"proof: {proof}"]
 

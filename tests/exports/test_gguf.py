@@ -190,7 +190,9 @@ REFUSED = {
     "unknown": ("phi3", {}, {"l1": LAYER}, "a language model of the type phi3, expected one of llama, mistral"),
     "activation": ("llama", {"hidden_act": "gelu"}, {"l1": LAYER}, "found the activation gelu, expected silu"),
     "length": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, {"l1": LAYER},
-               "rotary frequencies of the type dynamic"),
+               "found the rotary type dynamic, expected one of default"),
+    "dimensions": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+                   {"l1": LAYER}, "rotary positions of several dimensions (mrope_section)"),
     "dtype": ("llama", {"dtype": torch.float64}, {"l1": LAYER}, "weights in torch.float64, expected float32"),
 }  # fmt: skip
 
