@@ -68,7 +68,23 @@ def run_llama(path: Path, reference: Reference, texts: dict[str, list[int]], pyt
         run_process([str(python or sys.executable), "-P", str(script), str(path), str(asked), str(written)])
         with np.load(written) as results:
             check_texts(texts, results)
-            return reference.difference(outputs_from(reference, results))
+            difference = reference.difference(outputs_from(reference, results))
+    check_precision(difference, reference)
+    return difference
+
+
+def check_precision(difference: float, reference: Reference) -> None:
+    """Say what helps where a half-precision model differs, which torch and llama.cpp round in different places.
+
+    Raises:
+        ProofError: the model is in half precision, and differs by more than is accepted.
+    """
+    if reference.dtype != torch.float32 and not difference <= reference.tolerance:
+        raise ProofError(
+            f"in {str(reference.dtype).removeprefix('torch.')}, llama.cpp computes something else than the policy",
+            [f"found a difference of {difference:.2g}, accepted are {reference.tolerance:.0e}; nothing was kept"],
+            "export with --dtype float32, which both round alike, and make the file smaller with llama-quantize",
+        )
 
 
 def prompt_rows(prompt: dict[str, torch.Tensor]) -> list[list[int]]:

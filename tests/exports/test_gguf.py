@@ -24,6 +24,7 @@ from skipsearch.exports.gguf.read_back import load
 from skipsearch.exports.gguf.rules import NoVocabulary
 from skipsearch.exports.gguf.target import FILE, Gguf
 from skipsearch.exports.gguf.vocabulary import CONTROL, UNUSED, USER_DEFINED, vocabulary_of
+from skipsearch.exports.reference import Reference
 from skipsearch.exports.target import Options, Source
 from skipsearch.policies.errors import ExportError, ProofError
 
@@ -191,7 +192,7 @@ REFUSED = {
     "activation": ("llama", {"hidden_act": "gelu"}, {"l1": LAYER}, "found the activation gelu, expected silu"),
     "length": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, {"l1": LAYER},
                "found the rotary type dynamic, expected one of default"),
-    "dimensions": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    "dimensions": ("llama", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "mrope_section": [8]}},
                    {"l1": LAYER}, "rotary positions of several dimensions (mrope_section)"),
     "dtype": ("llama", {"dtype": torch.float64}, {"l1": LAYER}, "weights in torch.float64, expected float32"),
 }  # fmt: skip
@@ -394,3 +395,11 @@ def test_texts_are_compared_one_by_one():
     with pytest.raises(ProofError, match="other tokens") as caught:
         proof.check_texts({"a": [1, 2], "b": [4]}, results)
     assert caught.value.details == ("text 'b'", "found [3]", "expected [4]")
+
+
+def test_half_precision_that_differs_comes_with_what_helps():
+    reference = Reference([], [], torch.bfloat16, "AutoModelForCausalLM", "sdpa")
+    proof.check_precision(0.01, reference)
+    with pytest.raises(ProofError, match="in bfloat16") as caught:
+        proof.check_precision(0.2, reference)
+    assert "--dtype float32" in caught.value.hint
