@@ -11,6 +11,7 @@ GROUP = "skipsearch.exports"
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
     "vllm": ".vllm.target:VllmFolder",
+    "gguf": ".gguf.target:Gguf",
 }
 
 
