@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from ..policies.errors import UsageError
+from ..policies.errors import SkipsearchError, UsageError
 from ..policies.policy import Policy
 from ..policies.wording import escape_invisible
 
@@ -34,6 +35,21 @@ def export(options: argparse.Namespace) -> int:
     with no_progress_bars():
         done = write(policy, load_source(options, policy), target, options.out)
     print_export(done, options.json)
+    return 0
+
+
+def lm_eval(options: argparse.Namespace) -> int:
+    """`skipsearch lm-eval`."""
+    from ..evaluators.accuracy.harness import run_lm_eval
+
+    try:
+        run_lm_eval(options.arguments)
+    except SkipsearchError:
+        raise
+    except Exception:
+        # lm-eval's own errors look as they do in lm-eval.
+        traceback.print_exc()
+        return 1
     return 0
 
 
