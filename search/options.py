@@ -44,6 +44,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_report_options(command("report", "write a study's policies, table and report again from its database"))
     _add_out(command("ls", "list the shipped spaces and the studies here"))
     _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
+    _add_serve_options(command("serve", "answer requests over HTTP (OpenAI's API) with a model under a policy"))
     _add_lm_eval(commands)
     return top.parse_args(arguments)
 
@@ -100,6 +101,19 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
                         help="refuse a format that must write a skipped sublayer with weights of 0")  # fmt: skip
     export.add_argument("--python", type=Path, metavar="PYTHON",
                         help="the interpreter that has the tool, for the proof (default: this one)")  # fmt: skip
+
+
+def _add_serve_options(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("model", metavar="MODEL", help="a hub id or folder")
+    serve.add_argument("--policy", type=Path, required=True, metavar="POLICY", help="what to leave out")
+    serve.add_argument("--host", default="localhost", help="the address to listen on (default: localhost)")
+    serve.add_argument("--port", type=int, default=8000, help="the port; 0 takes a free one (default: 8000)")
+    serve.add_argument("--device", default="auto", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    _add_loading(serve)
+    serve.add_argument("--continuous-batching", action="store_true",
+                       help="answer requests together, in one paged cache")  # fmt: skip
+    serve.add_argument("--cache-tokens", type=_positive, metavar="N",
+                       help="tokens in that cache (default: what fits on a GPU, 32768 on the CPU)")  # fmt: skip
 
 
 def _add_lm_eval(commands: Any) -> None:
