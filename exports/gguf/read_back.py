@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +22,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from gguf import GGUFReader
-from gguf.quants import dequantize
 from skipsearch.exports.checkpoint.run import outputs_of
 
 MODULES = {
