@@ -21,7 +21,7 @@ MODEL = {"revision", "dtype", "attn_implementation", "trust_remote_code", "weigh
 # lm-eval's own arguments that change prompts and answers and not the model. All others are refused, because lm-eval
 # ignores arguments such as `peft` for a model that is already loaded.
 LM_EVAL = {
-    "max_batch_size", "max_length", "add_bos_token", "prefix_token_id", "softmax_dtype", "think_end_token",
+    "max_length", "add_bos_token", "prefix_token_id", "softmax_dtype", "think_end_token",
     "enable_thinking", "chat_template_args",
 }  # fmt: skip
 
@@ -33,7 +33,8 @@ class PolicyModel(LM):
     Args:
         pretrained: The model's hub id or folder.
         policy: The path of the policy file.
-        batch_size: Number of requests in a batch; text models take `auto` too.
+        batch_size: Number of requests in a batch. lm-eval's `auto` is refused: it tries batches that are no requests,
+            of which nothing says where the prompt ends.
         device: A device such as `cpu` or `cuda:1`; None, and lm-eval's default `cuda:0` on a machine without CUDA, take
             the first GPU where there is one and else the CPU.
         more: Other fields of `ModelSpec`, and lm-eval's arguments about prompts and answers (`LM_EVAL`).
@@ -54,13 +55,16 @@ class PolicyModel(LM):
     ) -> Any:
         """Load the model and apply the policy."""
         refuse_arguments({"pretrained": pretrained, "policy": policy}, more)
+        if not str(batch_size).isdecimal():
+            found = f"found {batch_size!r}, expected a number"
+            raise EvaluatorError("--model skipsearch needs a fixed batch size", [found], "as in --batch_size 16")
         # lm-eval reads arguments that look like numbers as numbers.
         loaded_policy = Policy.load(str(policy))
         without_cuda = device == "cuda:0" and not torch.cuda.is_available()
         spec = model_spec(str(pretrained), "auto" if device is None or without_cuda else device, more)
         subject = load_subject(spec)
         settings = {name: value for name, value in more.items() if name in LM_EVAL}
-        model: TextModel = lm_eval_model(subject, batch_size, Memo(0), **settings)
+        model: TextModel = lm_eval_model(subject, int(batch_size), Memo(0), **settings)
         model.handle = apply_policy(subject.model, loaded_policy)
         # lm-eval records these with its results.
         model.pretrained, model.revision = spec.id, spec.revision or "main"

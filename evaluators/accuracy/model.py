@@ -39,7 +39,7 @@ class TextModel(HFLM):
 
     Args:
         subject: The loaded model.
-        batch_size: Number of requests in a batch, or lm-eval's `auto` for a text model.
+        batch_size: Number of requests in a batch.
         memo: Cache of token ids and inputs.
         states: Hidden states of forwards that score given answers; None keeps none.
         more: lm-eval's arguments of `HFLM`.
@@ -52,7 +52,7 @@ class TextModel(HFLM):
     """
 
     def __init__(
-        self, subject: "Subject", batch_size: int | str, memo: Memo, states: PrefixStates | None = None, **more: Any
+        self, subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
     ) -> None:
         self.memo = memo
         self.states = PrefixStates(0) if states is None else states
@@ -324,7 +324,7 @@ def run_separately(
 
 
 def lm_eval_model(
-    subject: "Subject", batch_size: int | str, memo: Memo, states: PrefixStates | None = None, **more: Any
+    subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
 ) -> TextModel:
     """lm-eval's view of a loaded model; see `TextModel` for the arguments.
 

@@ -114,6 +114,7 @@ def test_help_is_lm_evals_own(capsys):
     [({"policy": "none.yaml"}, PolicyError, "none.yaml does not exist"),
      ({"policy": None}, EvaluatorError, "needs policy"),
      ({"pretrained": None}, EvaluatorError, "needs pretrained"),
+     ({"batch_size": "auto"}, EvaluatorError, "found 'auto', expected a number"),
      ({"peft": "some/adapter"}, EvaluatorError, "found peft"),
      ({"dtype": "float8"}, EvaluatorError, "dtype: .* found 'float8'")],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
