@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .policies.draft import draft
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
+    from .policies.pretrained import from_pretrained
     from .search.run import run_study
     from .search.space.space import Space
 
@@ -27,6 +28,7 @@ _HOME = {
     "applied_policy": ".policies.apply",
     "apply_policy": ".policies.apply",
     "draft": ".policies.draft",
+    "from_pretrained": ".policies.pretrained",
     "run_study": ".search.run",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "applied_policy",
     "apply_policy",
     "draft",
+    "from_pretrained",
     "run_study",
 ]
 

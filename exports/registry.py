@@ -12,6 +12,11 @@ OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
     "vllm": ".vllm.target:VllmFolder",
     "gguf": ".gguf.target:Gguf",
+    "hub": ".hub.target:HubFolder",
+    "mergekit": ".formats.targets:MergeKit",
+    "llm-drop": ".formats.targets:LlmDrop",
+    "evopress": ".formats.targets:EvoPress",
+    "swift": ".formats.targets:Swift",
 }
 
 

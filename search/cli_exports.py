@@ -7,6 +7,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from ..policies.card import count_choices
 from ..policies.errors import SkipsearchError, UsageError
 from ..policies.policy import Policy
 from ..policies.wording import escape_invisible
@@ -162,7 +163,6 @@ def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) 
     """Print which targets can represent which choices of the policy, and the reasons why not."""
     from ..exports.export import compatibility
     from ..exports.registry import target_class, target_names
-    from ..exports.target import count_choices
 
     targets = [target_class(name)(chosen) for name in target_names()]
     found = compatibility(policy, source, targets)
@@ -188,10 +188,30 @@ def print_export(done: "Export", as_json: bool) -> None:
     """Print where an export is, how near it is to the policy, and what it saves."""
     if as_json:
         found = {"target": done.target, "folder": str(done.folder), "difference": done.difference,
-                 "tolerance": done.tolerance, "notes": done.notes, "size_bytes": done.size_bytes}  # fmt: skip
+                 "tolerance": done.tolerance, "proof": done.proof, "notes": done.notes,
+                 "size_bytes": done.size_bytes}  # fmt: skip
         print(json.dumps(found))
         return
     for note in done.notes:
         print(escape_invisible(note))
-    print(f"largest difference from the model under the policy: {done.difference:.1e} (accepted: {done.tolerance:.0e})")
+    print(escape_invisible(done.proof))
     print(escape_invisible(f"wrote {done.folder}, {done.size_bytes / 2**20:.1f} MiB, for {done.target}"))
+
+
+def import_policy(options: argparse.Namespace) -> int:
+    """`skipsearch import`."""
+    from ..exports.formats.table import read_file
+
+    name, policy = read_file(options.file, options.format, options.num_layers, options.entry)
+    if options.out is not None:
+        if options.out.exists():
+            raise UsageError(f"{options.out} exists", hint="name another file with --out")
+        policy.save(options.out)
+    if options.json:
+        print(json.dumps({"format": name, "policy": policy.document()}))
+    elif options.out is None:
+        print(policy.to_yaml(), end="")
+    else:
+        counts = ", ".join(f"{label} in {count} layers" for label, count in count_choices(policy).items())
+        print(escape_invisible(f"wrote {options.out}, from {name}: {counts or 'nothing is left out'}"))
+    return 0

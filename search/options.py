@@ -46,6 +46,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
     _add_serve_options(command("serve", "answer requests over HTTP (OpenAI's API) with a model under a policy"))
     _add_lm_eval(commands)
+    _add_import_options(command("import", "read what another tool leaves out, as a policy"))
     return top.parse_args(arguments)
 
 
@@ -121,6 +122,13 @@ def _add_lm_eval(commands: Any) -> None:
     # Every argument is lm-eval's, so none begins with a character that makes it an option of this parser.
     added = commands.add_parser("lm-eval", help=text, description=text, prefix_chars="\0", add_help=False)
     added.add_argument("arguments", nargs=argparse.REMAINDER)
+def _add_import_options(given: argparse.ArgumentParser) -> None:
+    given.add_argument("file", metavar="FILE", type=Path)
+    given.add_argument("--format", choices=["auto", "mergekit", "llm-drop", "evopress", "swift"], default="auto",
+                       help="of the file (default: found out)")  # fmt: skip
+    given.add_argument("--num-layers", type=_positive, metavar="N", help="of the model, where the file does not say")
+    given.add_argument("--entry", metavar="NAME", help="which policy of a file that has several")
+    given.add_argument("--out", type=Path, metavar="POLICY", help="where to write it (default: printed)")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
