@@ -10,6 +10,10 @@ GROUP = "skipsearch.exports"
 # Imported when they are used, because some need a package of their own.
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
+    "hf-remote": ".checkpoint.remote:RemoteCode",
+    "torch-export": ".graph.targets:TorchExport",
+    "onnx": ".graph.targets:Onnx",
+    "openvino": ".graph.targets:OpenVino",
 }
 
 
