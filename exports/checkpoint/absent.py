@@ -1,7 +1,6 @@
 """The parts of decoder layers of which nothing comes out under a policy, and the tensors of all others."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -51,8 +50,7 @@ def names_of(layer: DecoderLayer, choice: LayerChoice) -> tuple[str, ...]:
     attends, feeds = choice.attention == "run", choice.ffn == "run"
     before_attention, before_ffn = parts.norm_names
     used = {before_attention} if attends else set()
-    if feeds:
-        used.add(before_attention if choice.norm == "shared" else before_ffn)
+    used |= {before_ffn} if feeds else set()
     norms = dict.fromkeys(name for name in parts.norm_names if name is not None and name not in used)
     return (*(() if attends else parts.attention_names), *(() if feeds else parts.ffn_names), *norms)
 
@@ -72,21 +70,6 @@ def count_returned(model: PreTrainedModel, parts: list[nn.Module]) -> dict[nn.Mo
         for hook in hooks:
             hook.remove()
     return counts
-
-
-@contextmanager
-def taken_out(model: PreTrainedModel, absent: Absent) -> Iterator[None]:
-    """Take absent parts out of a model in this context, so that what collects its weights does not find them."""
-    layers = decoder_layers(model)
-    places = [(layers[index].module, name) for index, parts in absent.items() for name in parts]
-    parts = [getattr(layer, name) for layer, name in places]
-    try:
-        for layer, name in places:
-            setattr(layer, name, nn.Module())
-        yield
-    finally:
-        for (layer, name), part in zip(places, parts, strict=True):
-            setattr(layer, name, part)
 
 
 def present_tensors(model: PreTrainedModel, absent: Absent) -> dict[str, Tensor]:

@@ -42,7 +42,14 @@ class Graph(Target):
     def write(self, policy: Policy, source: Source, folder: Path) -> list[str]:
         """See `Target.write`."""
         self.refuse_missing()
-        self.save(trace(policy, source), folder / self.file)
+        program = trace(policy, source)
+        try:
+            self.save(program, folder / self.file)
+        except Exception as cause:
+            # Converters raise errors of their own, of many kinds, for operations that they do not know.
+            reasons = [line for line in str(cause).splitlines() if "Error'>:" in line] or str(cause).splitlines()[:1]
+            hint = "take another target; `--to list` shows those that can"
+            raise ExportError(f"{self.name} cannot write {type(source.model).__name__}", reasons, hint) from cause
         source.model.config.save_pretrained(folder)
         if source.processor is not None:
             source.processor.save_pretrained(folder)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from ...policies.apply import apply_policy
 from ...policies.errors import ExportError
 from ...policies.policy import Policy
-from ..checkpoint.absent import absent_parts, taken_out
 from ..checkpoint.run import forget, placed
 from ..reference import random_prompts
 from ..target import Source
@@ -51,15 +50,31 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     model, inputs = source.model, example_inputs(source)
     shapes = free_dimensions(inputs)
     forget(model)
-    absent = absent_parts(policy, model)
     try:
-        with apply_policy(model, policy), taken_out(model, absent), torch.no_grad():
-            return torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
+        with apply_policy(model, policy), torch.no_grad():
+            program = torch.export.export(
+                Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False
+            )
     except Exception as cause:
         # A trace runs the model's own code, which can raise anything.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         hint = "take another target; `--to list` shows those that can"
         raise ExportError(f"torch.export cannot trace {type(model).__name__}", [reason], hint) from cause
+    drop_unused(program)
+    return program
+
+
+def drop_unused(program: ExportedProgram) -> None:
+    """Drop the weights that no operation reads; torch.export keeps all weights of the model."""
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    specs = program.graph_signature.input_specs
+    unused = [spec for spec in specs if spec.target is not None and not nodes[spec.arg.name].users]
+    for spec in unused:
+        program.graph.erase_node(nodes[spec.arg.name])
+        specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+        program.constants.pop(spec.target, None)
+    program.graph_module.recompile()
 
 
 def graph_prompt(source: Source) -> dict[str, Tensor]:
