@@ -17,6 +17,10 @@ OWN = {
     "llm-drop": ".formats.targets:LlmDrop",
     "evopress": ".formats.targets:EvoPress",
     "swift": ".formats.targets:Swift",
+    "hf-remote": ".checkpoint.remote:RemoteCode",
+    "torch-export": ".graph.targets:TorchExport",
+    "onnx": ".graph.targets:Onnx",
+    "openvino": ".graph.targets:OpenVino",
 }
 
 
