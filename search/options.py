@@ -122,6 +122,8 @@ def _add_lm_eval(commands: Any) -> None:
     # Every argument is lm-eval's, so none begins with a character that makes it an option of this parser.
     added = commands.add_parser("lm-eval", help=text, description=text, prefix_chars="\0", add_help=False)
     added.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
 def _add_import_options(given: argparse.ArgumentParser) -> None:
     given.add_argument("file", metavar="FILE", type=Path)
     given.add_argument("--format", choices=["auto", "mergekit", "llm-drop", "evopress", "swift"], default="auto",

@@ -52,9 +52,7 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     forget(model)
     try:
         with apply_policy(model, policy), torch.no_grad():
-            program = torch.export.export(
-                Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:
         # A trace runs the model's own code, which can raise anything.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -58,7 +58,9 @@ def test_choices_that_a_format_cannot_say_are_refused_by_name(name):
         FORMATS[name].write(policy)
     assert [*caught.value.details] == named
     reasons = target_class(name)().can(policy, Source(built("llama", "sdpa"), id=BASE))
-    assert [reason for reason in reasons if reason.startswith(f"{name} has no")] == [f"{name} has no {n}" for n in named]
+    assert [reason for reason in reasons if reason.startswith(f"{name} has no")] == [
+        f"{name} has no {n}" for n in named
+    ]
 
 
 SELF_SD = """{
@@ -95,7 +97,14 @@ slices:
         (
             MERGE,
             {"num_layers": 9},
-            {3: "skip_layer", 4: "skip_attention", 5: "skip_attention", 6: "skip_layer", 7: "skip_ffn", 8: "skip_layer"},
+            {
+                3: "skip_layer",
+                4: "skip_attention",
+                5: "skip_attention",
+                6: "skip_layer",
+                7: "skip_ffn",
+                8: "skip_layer",
+            },
         ),
     ],
     ids=["self-sd", "llm-drop blocks", "llm-drop booleans", "evopress", "mergekit"],
@@ -143,12 +152,20 @@ MISTAKES = {
         {"num_layers": 8},
         "found 'org/base', expected 'org/other'",
     ),
-    "a lora": (merge("layer_range: [0, 8]").replace("org/base", "org/base+lora"), {}, "expected a model without a LoRA"),
+    "a lora": (
+        merge("layer_range: [0, 8]").replace("org/base", "org/base+lora"),
+        {},
+        "expected a model without a LoRA",
+    ),
     "whole models": ("merge_method: passthrough\nmodels: [{model: a/b}]\n", {}, "expected a list of slices"),
     "several entries": (SELF_SD, {}, "has 2 policies, expected one"),
     "no such entry": (SELF_SD, {"entry": "llama"}, "has no policy 'llama'"),
     "a number beyond": (SELF_SD, {"entry": "llama-2-13b", "num_layers": 8}, "mlp[1]: found 9, expected a layer number"),
-    "a list of words": (BLOCKS.replace("[6, 5, 4]", '["a", true]', 1), {}, "found 'a', expected a layer number, 0 to 7"),
+    "a list of words": (
+        BLOCKS.replace("[6, 5, 4]", '["a", true]', 1),
+        {},
+        "found 'a', expected a layer number, 0 to 7",
+    ),
     "another depth": (BLOCKS, {"num_layers": 9}, "num_hidden_layers: found 8, expected 9"),
     "too few booleans": (LOGICAL, {"num_layers": 5}, "found 4 entries, expected 5, one for each layer"),
     "a wrong word": ("attn\nnone\nffn\n", {}, "given:3:1  found 'ffn', expected none, attn, mlp, attn+mlp"),
@@ -212,7 +229,9 @@ def test_a_target_refuses_models_that_its_tool_does_not_load_right():
 
 
 def test_llm_drop_names_the_classes_without_which_its_lists_are_ignored(tmp_path):
-    export(policy_of({1: "skip_ffn"}, 4), Source(built("mistral", "sdpa")), target_class("llm-drop")(), tmp_path / "out")
+    export(
+        policy_of({1: "skip_ffn"}, 4), Source(built("mistral", "sdpa")), target_class("llm-drop")(), tmp_path / "out"
+    )
     keys = json.loads((tmp_path / "out" / "drop_lists.json").read_text())
     assert keys.pop("auto_map")["AutoModelForCausalLM"] == "modeling_dropped_mistral.MistralForCausalLM"
     assert keys == {"num_hidden_layers": 4, "drop_attn_list": [], "drop_mlp_list": [1]}

@@ -1,6 +1,5 @@
-"""A canary: the day transformers obeys `per_layer_config`, a checkpoint can leave out sublayers with no code of ours."""
+"""Fails when transformers obeys `per_layer_config`: a plain checkpoint can then leave out sublayers."""
 
-import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from families import GROUPED
