@@ -126,7 +126,7 @@ def test_a_missing_tool_or_plug_in_is_said_before_anything_is_written(tmp_path):
     (place / "vllm").mkdir(parents=True)
     (place / "vllm" / "__init__.py").touch()
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={place} exec {sys.executable} -S "$@"\n')
+    python.write_text(f'#!/bin/sh\nshift\ncd {place}\nPYTHONPATH={place} exec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
     with pytest.raises(ExportError, match="vLLM lacks the plug-in") as failure:
         export(SKIPS, source, VllmFolder(Options(python=python)), tmp_path / "out")
