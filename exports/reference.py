@@ -96,11 +96,20 @@ class Reference:
             torch.save(self.prompts, files[0])
             # -P keeps the script's folder out of the search path, where its neighbours would shadow packages.
             command = [str(python or sys.executable), "-P", str(script), arguments[0], *files, *arguments[1:]]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
+            run_process(command)
             outputs: Outputs = torch.load(files[1])
         return outputs
+
+
+def run_process(command: Sequence[str]) -> None:
+    """Run a command that loads an export.
+
+    Raises:
+        ExportError: it fails; the details have the end of what it printed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
 
 
 def last_lines(text: str, count: int = 3) -> list[str]:

@@ -10,11 +10,17 @@ GROUP = "skipsearch.exports"
 # Imported when they are used, because some need a package of their own.
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
-    "hub": ".hub.target:HubFolder",
+    "hf-remote": ".checkpoint.remote:RemoteCode",
+    "vllm": ".vllm.target:VllmFolder",
+    "gguf": ".gguf.target:Gguf",
+    "torch-export": ".graph.targets:TorchExport",
+    "onnx": ".graph.targets:Onnx",
+    "openvino": ".graph.targets:OpenVino",
     "mergekit": ".formats.targets:MergeKit",
     "llm-drop": ".formats.targets:LlmDrop",
     "evopress": ".formats.targets:EvoPress",
     "swift": ".formats.targets:Swift",
+    "hub": ".hub.target:HubFolder",
 }
 
 

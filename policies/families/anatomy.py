@@ -211,6 +211,11 @@ class Sublayers:
         return tuple(name for name in (*self._anatomy.ffn, self._anatomy.after_ffn) if name is not None)
 
     @property
+    def norm_names(self) -> tuple[str | None, str | None]:
+        """The attributes of the layer that hold N1 and N2, which may be one; None where a sublayer has no such norm."""
+        return self._anatomy.before_attention, self._anatomy.before_ffn
+
+    @property
     def parallel(self) -> bool:
         """True where both sublayers read the layer's input."""
         return self._anatomy.parallel

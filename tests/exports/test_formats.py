@@ -164,7 +164,7 @@ MISTAKES = {
     "a list of words": (
         BLOCKS.replace("[6, 5, 4]", '["a", true]', 1),
         {},
-        "found 'a', expected a layer number",
+        "found 'a', expected a layer number, 0 to 7",
     ),
     "another depth": (BLOCKS, {"num_layers": 9}, "num_hidden_layers: found 8, expected 9"),
     "too few booleans": (LOGICAL, {"num_layers": 5}, "found 4 entries, expected 5, one for each layer"),

@@ -1,4 +1,4 @@
-"""Tells when transformers obeys `per_layer_config`: then a checkpoint can leave out sublayers with no code of ours."""
+"""Fails when transformers obeys `per_layer_config`: a plain checkpoint can then leave out sublayers."""
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 

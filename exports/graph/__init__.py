@@ -1,0 +1,1 @@
+"""Graphs of a model under a policy, which tools run without transformers."""
