@@ -69,7 +69,8 @@ def main() -> None:
     for package in ("skipsearch", "transformers"):
         sys.modules[package] = None  # type: ignore[assignment]  # a graph that needs it fails
     run = TOOLS[tool](file)
-    torch.save([outputs_of(run, prompt, int(new_tokens)) for prompt in torch.load(prompts)], outputs)
+    with torch.no_grad():
+        torch.save([outputs_of(run, prompt, int(new_tokens)) for prompt in torch.load(prompts)], outputs)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from ..checkpoint.run import forget, placed
 from ..reference import random_prompts
 from ..target import Source
 
-MAX_TOKENS = 1 << 20
-
 
 class Logits(nn.Module):
     """The logits of a model, without a cache, in float32.
@@ -52,9 +50,7 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     forget(model)
     try:
         with apply_policy(model, policy), torch.no_grad():
-            program = torch.export.export(
-                Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:
         # A trace runs the model's own code, which can raise anything.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
@@ -65,7 +61,9 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
 
 
 def drop_unused(program: ExportedProgram) -> None:
-    """Drop the weights that no operation reads; torch.export keeps all weights of the model."""
+    """Drop operations without an effect, and weights that no operation reads; torch.export keeps all weights."""
+    # Such as the pooled output of a vision model, which a language model does not read.
+    program.graph.eliminate_dead_code()
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     specs = program.graph_signature.input_specs
     unused = [spec for spec in specs if spec.target is not None and not nodes[spec.arg.name].users]
@@ -93,9 +91,8 @@ def is_text(prompt: dict[str, Tensor]) -> bool:
     return all(value.shape == prompt["input_ids"].shape for value in prompt.values())
 
 
-def free_dimensions(inputs: dict[str, Tensor]) -> dict[str, Any]:
+def free_dimensions(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any] | None]:
     """By input, the dimensions whose size stays free."""
-    rows, tokens = Dim("rows"), Dim("tokens", max=MAX_TOKENS)
-    free = {0: rows, 1: tokens} if is_text(inputs) else {1: tokens}
+    free = dict.fromkeys((0, 1) if is_text(inputs) else (1,), Dim.DYNAMIC)
     shape = inputs["input_ids"].shape
     return {name: free if value.shape == shape else None for name, value in inputs.items()}
