@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 NAME ?= digits
 
-.PHONY: setup demo check test soak lint clean
+.PHONY: setup demo check test soak exports lint clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ test: setup
 # Kills, dead nodes, signals and ten minutes of fuzzing.
 soak: setup
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz
+
+# Real vLLM and llama.cpp, in environments of their own.
+exports: setup
+	$(BIN)/python -m pytest -q -m soak tests/exports
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,8 +11,10 @@ from .policies.version import __version__ as __version__
 if TYPE_CHECKING:
     from .policies.apply import PolicyHandle, applied_policy, apply_policy
     from .policies.choice import LayerChoice
+    from .policies.draft import draft
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
+    from .policies.pretrained import from_pretrained
     from .search.run import run_study
     from .search.space.space import Space
 
@@ -25,6 +27,8 @@ _HOME = {
     "Space": ".search.space.space",
     "applied_policy": ".policies.apply",
     "apply_policy": ".policies.apply",
+    "draft": ".policies.draft",
+    "from_pretrained": ".policies.pretrained",
     "run_study": ".search.run",
 }
 
@@ -36,6 +40,8 @@ __all__ = [
     "Space",
     "applied_policy",
     "apply_policy",
+    "draft",
+    "from_pretrained",
     "run_study",
 ]
 

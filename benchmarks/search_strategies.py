@@ -11,7 +11,7 @@ from search_ledger import Ledger
 from search_problems import CORNER, DIRECTIONS, Codes
 
 from skipsearch.search.baselines.registry import BASELINES
-from skipsearch.search.sampler.candidates import PARTS
+from skipsearch.search.sampler.candidates import Strategy
 from skipsearch.search.sampler.knapsack import additive_front
 from skipsearch.search.sampler.skip_sampler import SkipSampler
 
@@ -64,14 +64,32 @@ def asked(sampler: Callable[[Any, int], Any], begin: Begin = lambda problem: [])
     return search
 
 
-def ours(parts: tuple[str, ...] = PARTS, begin: Begin = lambda problem: [], **options: Any) -> Way:
-    """Our sampler, with some of its parts."""
+def ours(strategy: type[Strategy] = Strategy, begin: Begin = lambda problem: [], **options: Any) -> Way:
+    """Our sampler, with its own strategy or another one."""
+    kind = type("OtherSampler", (SkipSampler,), {"strategy": strategy})
 
     def sampler(problem: Any, seed: int) -> SkipSampler:
         neutral = {f"layer_{layer:02}": 0 for layer in range(problem.layers)}
-        return SkipSampler(neutral, seed=seed, parts=parts, **({"reference": CORNER} | options))
+        return kind(neutral, seed=seed, **({"reference": CORNER} | options))
 
     return asked(sampler, begin)
+
+
+def without(source: str) -> type[Strategy]:
+    """Our strategy without one source of candidates, a method of `Strategy`."""
+
+    def nothing(strategy: Strategy, *arguments: Any) -> Codes:
+        return np.zeros((0, strategy._space.num_variables), np.int16)
+
+    return type("Ablated", (Strategy,), {source: nothing})
+
+
+def our_design(problem: Any) -> list[Codes]:
+    """Dense, and each choice on every third layer: the policies with which our sampler begins."""
+    codes = [np.zeros(problem.layers, int) for _ in range(problem.choices)]
+    for kind in range(1, problem.choices):
+        codes[kind][1::3] = kind
+    return codes
 
 
 def spread(problem: Any, each: int = 8) -> list[Codes]:
@@ -230,23 +248,30 @@ def offspring(parent: Codes, count: int, draw: np.random.Generator) -> list[Code
     return [*found.values()][1:]
 
 
-def optunas(kind: Callable[..., Any], **options: Any) -> Way:
+def optunas(kind: Callable[..., Any], begin: Begin = lambda problem: [], **options: Any) -> Way:
     """A sampler of Optuna's."""
-    return asked(lambda problem, seed: kind(seed=seed, **options))
+    return asked(lambda problem, seed: kind(seed=seed, **options), begin)
 
 
 OURS = {
     "SkipSampler": Search(ours()),
     "+ starts": Search(ours(begin=spread), of_models=True),
     "- reference": Search(ours(reference=None)),
-    **{f"- {part}": Search(ours(tuple(other for other in PARTS if other != part))) for part in PARTS},
+    "- additive": Search(ours(without("_additive"))),
+    "- moves": Search(ours(without("_moves"))),
+    "- mutation": Search(ours(without("_offspring"))),
+}
+SAMPLERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "NSGA-II": (optuna.samplers.NSGAIISampler, {"population_size": 50}),
+    "NSGA-III": (optuna.samplers.NSGAIIISampler, {"population_size": 50}),
+    "TPE": (optuna.samplers.TPESampler, {}),
+    "TPE, multivariate": (optuna.samplers.TPESampler, {"multivariate": True}),
+    "GP": (optuna.samplers.GPSampler, {"deterministic_objective": True}),
 }
 OPTUNA = {
-    "NSGA-II": Search(optunas(optuna.samplers.NSGAIISampler, population_size=50)),
-    "NSGA-III": Search(optunas(optuna.samplers.NSGAIIISampler, population_size=50)),
-    "TPE": Search(optunas(optuna.samplers.TPESampler)),
-    "TPE, multivariate": Search(optunas(optuna.samplers.TPESampler, multivariate=True)),
-    "GP": Search(optunas(optuna.samplers.GPSampler, deterministic_objective=True), most_layers=8),
+    name + more: Search(optunas(kind, begin, **options), most_layers=24 if name == "GP" else 1000)
+    for name, (kind, options) in SAMPLERS.items()
+    for more, begin in {"": lambda problem: [], " + our design": our_design}.items()
 }
 HEURISTIC = {
     f"{name} ({rule.source.partition(',')[0]})": Search(heuristic(name), seeded=False, of_models=True)

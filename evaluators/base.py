@@ -182,6 +182,7 @@ BUILT_IN = {
     "flops": "skipsearch.evaluators.flops:FlopsEvaluator",
     "latency": "skipsearch.evaluators.latency:LatencyEvaluator",
     "memory": "skipsearch.evaluators.memory:MemoryEvaluator",
+    "speculative": "skipsearch.evaluators.speculative:SpeculativeEvaluator",
 }
 
 

@@ -34,15 +34,23 @@ class PromptOptions(Options):
     prompt_tokens: int = Field(default=64, ge=1, le=1_000_000)
 
 
-def fixed_input(subject: "Subject", batch_size: int = 1, prompt_tokens: int = 64) -> dict[str, "Tensor"]:
+def fixed_input(
+    subject: "Subject", batch_size: int = 1, prompt_tokens: int = 64, number: int = 0
+) -> dict[str, "Tensor"]:
     """The fixed input of a model, on its device: one prompt, `batch_size` times.
+
+    Args:
+        subject: The model.
+        batch_size: How often the prompt is repeated.
+        prompt_tokens: Number of text tokens of a synthetic prompt.
+        number: Which of the subject's prompts; the seed of a synthetic one.
 
     Raises:
         EvaluatorError: no synthetic prompt can be made for this processor.
     """
     import torch
 
-    prompt = subject.prompts[0] if subject.prompts else synthetic_prompt(subject, prompt_tokens)
+    prompt = subject.prompts[number] if subject.prompts else synthetic_prompt(subject, prompt_tokens, number)
     device, dtype = subject.model.device, subject.model.dtype
     batch = {key: torch.cat([value] * batch_size) for key, value in prompt.items()}
     return {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in batch.items()}
@@ -136,7 +144,10 @@ def generation_options(**wanted: Any) -> dict[str, Any]:
 
 
 def generate(model: "PreTrainedModel", inputs: dict[str, "Tensor"], new_tokens: int, **options: Any) -> Any:
-    """Generate exactly `new_tokens` tokens, greedily and with a cache: a prefill, and a step for each further token."""
+    """Generate exactly `new_tokens` tokens, greedily and with a cache: a prefill, and a step for each further token.
+
+    Further `options` of `generate` go before these.
+    """
     import torch
 
     wanted = {
@@ -148,4 +159,4 @@ def generate(model: "PreTrainedModel", inputs: dict[str, "Tensor"], new_tokens: 
     }
     run: Any = model.generate
     with torch.no_grad():
-        return run(**inputs, **generation_options(**wanted, **options))
+        return run(**inputs, **generation_options(**{**wanted, **options}))

@@ -1,65 +1,35 @@
 """The card of an export: a README.md with the metadata of the Hugging Face hub."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from ..policies.policy import Measured, Policy
+from ..policies.card import figures_section, front_matter, load_section, policy_section
+from ..policies.hub import CARD, POLICY
+from ..policies.policy import Policy
 from ..policies.version import __version__
-from .target import Source, Target, count_choices
+from .target import Source, Target, with_model
 
 if TYPE_CHECKING:
     from .export import Export
 
-CARD, POLICY = "README.md", "policy.yaml"
-
 
 def write_card(policy: Policy, source: Source, target: Target, done: "Export", folder: Path) -> None:
     """Write the policy and the card into the folder of an export."""
-    policy.save(folder / POLICY)
+    from ..policies.pretrained import pipeline_tag
+
+    named = with_model(policy, source)
+    named.save(folder / POLICY)
     lines = [
-        f"# {source.id or type(source.model).__name__} under a skipsearch policy",
+        f"# {named.model.id or type(source.model).__name__} under a skipsearch policy",
         "",
         f"Written by skipsearch {__version__} for the target `{target.name}`: {target.text}.",
         "",
         *(f"- {note}" for note in done.notes),
-        f"- Compared with the model under the policy in {str(source.model.dtype).removeprefix('torch.')}: the largest "
-        f"difference of logits is {done.difference:.1e} (accepted: {done.tolerance:.0e}).",
+        f"- Proof: {done.proof}.",
         "",
         *policy_section(policy),
         *figures_section(policy),
+        *load_section(target.load_lines(source, done.folder.name)),
     ]
-    if load := target.load_lines(source, done.folder.name):
-        lines += ["## Load it", "", "```", *load, "```", ""]
-    (folder / CARD).write_text("\n".join([front_matter(policy, source), *lines]), encoding="utf-8")
-
-
-def front_matter(policy: Policy, source: Source) -> str:
-    """The metadata that the hub reads."""
-    data: dict[str, object] = {"library_name": "skipsearch", "tags": ["skipsearch", "layer-skipping"]}
-    base = source.id or policy.model.id
-    if base and not Path(base).exists():
-        data |= {"base_model": base, "base_model_relation": "finetune"}
-    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---\n"
-
-
-def policy_section(policy: Policy) -> list[str]:
-    """What the policy leaves out."""
-    counts = [f"- {label}: {count} layers" for label, count in count_choices(policy).items()]
-    return ["## Policy", "", *(counts or ["- nothing is left out"]), f"- fingerprint {policy.fingerprint}", ""]
-
-
-def figures_section(policy: Policy) -> list[str]:
-    """A table of what a search measured."""
-    if not policy.measured:
-        return []
-    rows = [figure_row(name, entry) for name, entry in policy.measured.items()]
-    return ["## Figures", "", "| metric | value | dense | split |", "|---|---|---|---|", *rows, ""]
-
-
-def figure_row(name: str, entry: Measured) -> str:
-    """One row of the table of figures."""
-    cells = [name, json.dumps(entry.value), "" if entry.dense is None else json.dumps(entry.dense), entry.split or ""]
-    return f"| {' | '.join(cells)} |"
+    card = "\n".join([front_matter(named.model.id, target.relation, pipeline_tag(source.model.config)), *lines])
+    (folder / CARD).write_text(card, encoding="utf-8")

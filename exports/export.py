@@ -21,6 +21,7 @@ class Export:
         folder: Where it is.
         difference: The largest difference from the model under the policy; see `Reference.difference`.
         tolerance: The largest difference that was accepted.
+        proof: What was compared, in one line.
         notes: What is saved and what is not, one line each.
         size_bytes: The size of all files.
     """
@@ -29,6 +30,7 @@ class Export:
     folder: Path
     difference: float
     tolerance: float
+    proof: str
     notes: list[str]
     size_bytes: int
 
@@ -60,7 +62,8 @@ def export(policy: Policy, source: Source, target: Target, folder: Path) -> Expo
             found = f"found a difference of {difference:.2g}, accepted are {reference.tolerance:.0e}; nothing was kept"
             raise ProofError(f"the export to {target.name} computes something else than the policy", [found])
         size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
-        done = Export(target.name, folder, difference, reference.tolerance, notes, size)
+        proof = target.proof_line(difference, reference)
+        done = Export(target.name, folder, difference, reference.tolerance, proof, notes, size)
         write_card(policy, source, target, done, written)
         if folder.exists():
             folder.rmdir()

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from ..policies.apply import apply_policy
 from ..policies.errors import ExportError
 from ..policies.policy import Policy
+from ..policies.pretrained import auto_class_of
 from .checkpoint.run import Outputs, outputs_of
-from .target import Source
+from .target import Source, with_model
 
 # Largest accepted difference of logits, relative to the largest logit where that is above 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -32,6 +33,8 @@ class Reference:
         dtype: The dtype of the model.
         kind: The auto class of transformers that loads the model.
         attention: The attention implementation that it runs with.
+        policy: The policy, with the model that it is exported for.
+        model_id: The hub id or folder from which the model was loaded.
     """
 
     prompts: list[dict[str, Tensor]]
@@ -39,6 +42,8 @@ class Reference:
     dtype: torch.dtype
     kind: str
     attention: str
+    policy: Policy = Policy()
+    model_id: str | None = None
 
     @classmethod
     def of(cls, policy: Policy, source: Source) -> "Reference":
@@ -48,7 +53,7 @@ class Reference:
         with apply_policy(model, policy):
             outputs = outputs_of(model, prompts)
         attention = model.config.get_text_config()._attn_implementation or ""
-        return cls(prompts, outputs, model.dtype, auto_class(model), attention)
+        return cls(prompts, outputs, model.dtype, auto_class(model), attention, with_model(policy, source), source.id)
 
     @property
     def tolerance(self) -> float:
@@ -91,11 +96,20 @@ class Reference:
             torch.save(self.prompts, files[0])
             # -P keeps the script's folder out of the search path, where its neighbours would shadow packages.
             command = [str(python or sys.executable), "-P", str(script), arguments[0], *files, *arguments[1:]]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
+            run_process(command)
             outputs: Outputs = torch.load(files[1])
         return outputs
+
+
+def run_process(command: Sequence[str]) -> None:
+    """Run a command that loads an export.
+
+    Raises:
+        ExportError: it fails; the details have the end of what it printed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
 
 
 def last_lines(text: str, count: int = 3) -> list[str]:
@@ -105,10 +119,7 @@ def last_lines(text: str, count: int = 3) -> list[str]:
 
 def auto_class(model: PreTrainedModel) -> str:
     """The name of the auto class that loads a model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    is_multimodal = type(model.config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return "AutoModelForImageTextToText" if is_multimodal else "AutoModelForCausalLM"
+    return auto_class_of(model.config)
 
 
 def random_prompts(model: PreTrainedModel, lengths: Sequence[int] = PROMPT_LENGTHS) -> list[dict[str, Tensor]]:

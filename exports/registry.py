@@ -11,9 +11,16 @@ GROUP = "skipsearch.exports"
 OWN = {
     "hf": ".checkpoint.hf:PlainCheckpoint",
     "hf-remote": ".checkpoint.remote:RemoteCode",
+    "vllm": ".vllm.target:VllmFolder",
+    "gguf": ".gguf.target:Gguf",
     "torch-export": ".graph.targets:TorchExport",
     "onnx": ".graph.targets:Onnx",
     "openvino": ".graph.targets:OpenVino",
+    "mergekit": ".formats.targets:MergeKit",
+    "llm-drop": ".formats.targets:LlmDrop",
+    "evopress": ".formats.targets:EvoPress",
+    "swift": ".formats.targets:Swift",
+    "hub": ".hub.target:HubFolder",
 }
 
 

@@ -1,13 +1,14 @@
 """What every export target can do: say what it can represent, write it, and load it again."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..policies.policy import Policy
+from ..policies.card import count_choices as count_choices
+from ..policies.card import is_hub_id
+from ..policies.policy import ModelRef, Policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +56,12 @@ class Target(ABC):
     Attributes:
         name: What `--to` calls it.
         text: What it writes and what loads it, in one line.
+        relation: What an export is to the model, in the words of the Hugging Face hub.
     """
 
     name: ClassVar[str]
     text: ClassVar[str]
+    relation: ClassVar[str] = "finetune"
 
     def __init__(self, options: Options = Options()) -> None:
         self.options = options
@@ -89,6 +92,12 @@ class Target(ABC):
             ExportError: the tool does not load it, or is missing.
         """
 
+    def proof_line(self, difference: float, reference: "Reference") -> str:
+        """What `check` has shown, in one line."""
+        dtype = str(reference.dtype).removeprefix("torch.")
+        found = f"{difference:.1e} in {dtype} (accepted: {reference.tolerance:.0e})"
+        return f"largest difference of logits from the model under the policy: {found}"
+
     def load_lines(self, source: Source, folder: str) -> list[str]:
         """The commands or lines of Python that load the export, for its card."""
         return []
@@ -103,6 +112,10 @@ def named_choices(policy: Policy, labels: Sequence[str]) -> list[str]:
     return [f"{label} in layer {', '.join(map(str, where))}" for label, where in layers.items()]
 
 
-def count_choices(policy: Policy) -> dict[str, int]:
-    """How many layers have each kind of choice, by label."""
-    return dict(Counter(choice.label for choice in policy.canonical().layers.values()))
+def with_model(policy: Policy, source: Source) -> Policy:
+    """A policy that names the model it is exported for, under an id of the hub where there is one."""
+    count = source.model.config.get_text_config().num_hidden_layers
+    model = policy.model.model_copy(update={"num_layers": count})
+    if source.id is not None and (is_hub_id(source.id) or not is_hub_id(model.id)):
+        model = ModelRef(id=source.id, revision=source.revision, num_layers=count)
+    return policy.model_copy(update={"model": model})

@@ -62,22 +62,7 @@ class Document:
         Raises:
             DocumentError: (as `error`) the file cannot be read, or see the class.
         """
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_BYTES + 1)
-            if len(raw) > MAX_BYTES:
-                raise error(f"{path} is too large", [f"expected at most {MAX_BYTES} bytes"])
-            return cls(raw.decode("utf-8").replace("\r\n", "\n"), str(path), error)
-        except FileNotFoundError:
-            raise error(f"{path} does not exist", hint="check the path; `skipsearch ls` lists what there is") from None
-        except IsADirectoryError:
-            raise error(f"{path} is a folder", ["expected a YAML file"]) from None
-        except UnicodeDecodeError as cause:
-            line, column = line_and_column(cause.object[: cause.start].decode("utf-8"))
-            found = f"found the byte 0x{cause.object[cause.start]:02x}, expected UTF-8"
-            raise error(f"{path} is not UTF-8 text", [f"{path}:{line}:{column}  {found}"]) from None
-        except OSError as cause:
-            raise error(f"{short(str(path))} cannot be read", [str(cause.strerror)]) from None
+        return cls(read_text(path, error), str(path), error)
 
     def where(self, path: KeyPath) -> str:
         """The `file:line:column` of a value, or where the file lacks it of the nearest value around it."""
@@ -292,3 +277,27 @@ class Document:
 def line_and_column(before: str) -> Position:
     """The line and column where a text ends, counted from 1."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def read_text(path: Path, error: type[DocumentError]) -> str:
+    """The text of a file of at most `MAX_BYTES`, with plain line ends.
+
+    Raises:
+        DocumentError: (as `error`) the file cannot be read, is too large or is no UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise error(f"{path} is too large", [f"expected at most {MAX_BYTES} bytes"])
+        return raw.decode("utf-8").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise error(f"{path} does not exist", hint="check the path; `skipsearch ls` lists what there is") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder", ["expected a YAML file"]) from None
+    except UnicodeDecodeError as cause:
+        line, column = line_and_column(cause.object[: cause.start].decode("utf-8"))
+        found = f"found the byte 0x{cause.object[cause.start]:02x}, expected UTF-8"
+        raise error(f"{path} is not UTF-8 text", [f"{path}:{line}:{column}  {found}"]) from None
+    except OSError as cause:
+        raise error(f"{short(str(path))} cannot be read", [str(cause.strerror)]) from None

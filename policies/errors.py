@@ -9,6 +9,7 @@ SkipsearchError
 ├── EvaluatorError       an evaluator that is unknown, misconfigured or cannot measure
 │   └── TaskError            a mistake in a task, which stops every policy alike
 ├── StudyError           a study that cannot be opened, resumed or reported
+├── HubError             a folder or repository that holds no policy, or cannot be read or written
 ├── ExportError          a policy that a target cannot represent, or an export that another tool does not load
 │   └── ProofError           an export that computes something else than the model under the policy
 ├── RunError             a search that started and cannot go on
@@ -74,6 +75,10 @@ class TaskError(EvaluatorError):
 
 class StudyError(SkipsearchError):
     """A study cannot be opened, resumed or reported."""
+
+
+class HubError(SkipsearchError):
+    """A folder or a repository of the hub holds no policy, or cannot be read or written."""
 
 
 class ExportError(SkipsearchError):

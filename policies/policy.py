@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from .choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
+from .hub import policy_file, save_folder, upload
 from .schedules import Schedule
 from .scores.table import DESCRIPTION, ScoreName
 from .wording import escape_invisible
@@ -143,6 +144,20 @@ class Policy(StrictModel):
         return cls.read(Document.read(Path(path), PolicyError))
 
     @classmethod
+    def from_pretrained(cls, place: str | Path, revision: str | None = None) -> Self:
+        """Read the policy of a folder, or of a repository of the Hugging Face hub.
+
+        Args:
+            place: A folder, or the id of a repository such as `user/name`.
+            revision: A branch, tag or commit of the repository.
+
+        Raises:
+            HubError: there is no such folder, repository or revision, or no policy in it.
+            PolicyError: see `load`.
+        """
+        return cls.load(policy_file(place, revision))
+
+    @classmethod
     def read(cls, document: Document) -> Self:
         """The policy that a document describes.
 
@@ -254,6 +269,27 @@ class Policy(StrictModel):
     def save(self, path: str | Path) -> None:
         """Write the policy file."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the policy file and its card into a folder.
+
+        Raises:
+            HubError: see `hub.save_folder`.
+        """
+        save_folder(self, Path(folder))
+
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, token: str | None = None, message: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository, which is created where it does not exist.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: see `hub.upload`.
+        """
+        return upload(self, repository, private, token, message)
 
 
 def drop_ineffective_ratios(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
-from .cli_exports import export
+from .cli_exports import export, import_policy, lm_eval, serve
 from .options import parse_options, parse_overrides
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
@@ -249,4 +249,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "ls": ls,
     "export": export,
+    "serve": serve,
+    "lm-eval": lm_eval,
+    "import": import_policy,
 }

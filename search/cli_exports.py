@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import re
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from ..policies.errors import UsageError
+from ..policies.card import count_choices
+from ..policies.errors import SkipsearchError, UsageError
 from ..policies.policy import Policy
 from ..policies.wording import escape_invisible
 
@@ -34,6 +38,78 @@ def export(options: argparse.Namespace) -> int:
     with no_progress_bars():
         done = write(policy, load_source(options, policy), target, options.out)
     print_export(done, options.json)
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """`skipsearch serve`."""
+    from ..exports.batching import Batching
+    from ..exports.serve import listen, refuse_missing
+    from ..exports.serve import serve as run_server
+    from .signals import interruptible
+
+    policy = Policy.load(options.policy)
+    refuse_missing()
+    if options.cache_tokens is not None and not options.continuous_batching:
+        raise UsageError("--cache-tokens is an option of --continuous-batching", hint="give both, or neither")
+    batching = Batching(options.cache_tokens) if options.continuous_batching else None
+    # The address is taken first: a mistake shows within a second, while the weights take minutes.
+    with listen(options.host, options.port) as listener:
+        source = served_model(options)
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+        def ready() -> None:
+            text = f"serving {source.id} under {options.policy} at {url}; Ctrl-C ends it"
+            found = {"url": url, "model": source.id, "policy": policy.fingerprint}
+            print(json.dumps(found) if options.json else escape_invisible(text), flush=True)
+            if getattr(source.processor, "chat_template", None) is None:
+                print("the model has no chat template: requests to /v1/chat/completions will fail", file=sys.stderr)
+
+        try:
+            with interruptible():
+                run_server(policy, source, listener, batching, ready)
+        except KeyboardInterrupt:
+            print("the server has ended", file=sys.stderr)
+    return 0
+
+
+def served_model(options: argparse.Namespace) -> "Source":
+    """Load the model to serve.
+
+    Raises:
+        UsageError: the device has no such name.
+        ModelError: the model cannot be loaded.
+    """
+    from ..evaluators.subject import DEVICE, ModelSpec, load_subject
+    from ..exports.target import Source
+
+    if not re.fullmatch(DEVICE, options.device):
+        hint = "take auto, cpu, mps, cuda, or one of several such as cuda:1"
+        raise UsageError("--device names no device", [f"found {options.device!r}"], hint)
+    spec = ModelSpec(
+        id=options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    subject = load_subject(spec)
+    return Source(subject.model, subject.processor, spec.id, spec.revision)
+
+
+def lm_eval(options: argparse.Namespace) -> int:
+    """`skipsearch lm-eval`."""
+    from ..evaluators.accuracy.harness import run_lm_eval
+
+    try:
+        run_lm_eval(options.arguments)
+    except SkipsearchError:
+        raise
+    except Exception:
+        # lm-eval's own errors look as they do in lm-eval.
+        traceback.print_exc()
+        return 1
     return 0
 
 
@@ -87,7 +163,6 @@ def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) 
     """Print which targets can represent which choices of the policy, and the reasons why not."""
     from ..exports.export import compatibility
     from ..exports.registry import target_class, target_names
-    from ..exports.target import count_choices
 
     targets = [target_class(name)(chosen) for name in target_names()]
     found = compatibility(policy, source, targets)
@@ -113,10 +188,30 @@ def print_export(done: "Export", as_json: bool) -> None:
     """Print where an export is, how near it is to the policy, and what it saves."""
     if as_json:
         found = {"target": done.target, "folder": str(done.folder), "difference": done.difference,
-                 "tolerance": done.tolerance, "notes": done.notes, "size_bytes": done.size_bytes}  # fmt: skip
+                 "tolerance": done.tolerance, "proof": done.proof, "notes": done.notes,
+                 "size_bytes": done.size_bytes}  # fmt: skip
         print(json.dumps(found))
         return
     for note in done.notes:
         print(escape_invisible(note))
-    print(f"largest difference from the model under the policy: {done.difference:.1e} (accepted: {done.tolerance:.0e})")
+    print(escape_invisible(done.proof))
     print(escape_invisible(f"wrote {done.folder}, {done.size_bytes / 2**20:.1f} MiB, for {done.target}"))
+
+
+def import_policy(options: argparse.Namespace) -> int:
+    """`skipsearch import`."""
+    from ..exports.formats.table import read_file
+
+    name, policy = read_file(options.file, options.format, options.num_layers, options.entry)
+    if options.out is not None:
+        if options.out.exists():
+            raise UsageError(f"{options.out} exists", hint="name another file with --out")
+        policy.save(options.out)
+    if options.json:
+        print(json.dumps({"format": name, "policy": policy.document()}))
+    elif options.out is None:
+        print(policy.to_yaml(), end="")
+    else:
+        counts = ", ".join(f"{label} in {count} layers" for label, count in count_choices(policy).items())
+        print(escape_invisible(f"wrote {options.out}, from {name}: {counts or 'nothing is left out'}"))
+    return 0

@@ -44,6 +44,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_report_options(command("report", "write a study's policies, table and report again from its database"))
     _add_out(command("ls", "list the shipped spaces and the studies here"))
     _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
+    _add_serve_options(command("serve", "answer requests over HTTP (OpenAI's API) with a model under a policy"))
+    _add_lm_eval(commands)
+    _add_import_options(command("import", "read what another tool leaves out, as a policy"))
     return top.parse_args(arguments)
 
 
@@ -101,9 +104,42 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
                         help="the interpreter that has the tool, for the proof (default: this one)")  # fmt: skip
 
 
+def _add_serve_options(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("model", metavar="MODEL", help="a hub id or folder")
+    serve.add_argument("--policy", type=Path, required=True, metavar="POLICY", help="what to leave out")
+    serve.add_argument("--host", default="localhost", help="the address to listen on (default: localhost)")
+    serve.add_argument("--port", type=int, default=8000, help="the port; 0 takes a free one (default: 8000)")
+    serve.add_argument("--device", default="auto", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    _add_loading(serve)
+    serve.add_argument("--continuous-batching", action="store_true",
+                       help="answer requests together, in one paged cache")  # fmt: skip
+    serve.add_argument("--cache-tokens", type=_positive, metavar="N",
+                       help="tokens in that cache (default: what fits on a GPU, 32768 on the CPU)")  # fmt: skip
+
+
+def _add_lm_eval(commands: Any) -> None:
+    text = "run lm-eval with the model `skipsearch` (--model_args pretrained=MODEL,policy=POLICY)"
+    # Every argument is lm-eval's, so none begins with a character that makes it an option of this parser.
+    added = commands.add_parser("lm-eval", help=text, description=text, prefix_chars="\0", add_help=False)
+    added.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def _add_import_options(given: argparse.ArgumentParser) -> None:
+    given.add_argument("file", metavar="FILE", type=Path)
+    given.add_argument("--format", choices=["auto", "mergekit", "llm-drop", "evopress", "swift"], default="auto",
+                       help="of the file (default: found out)")  # fmt: skip
+    given.add_argument("--num-layers", type=_positive, metavar="N", help="of the model, where the file does not say")
+    given.add_argument("--entry", metavar="NAME", help="which policy of a file that has several")
+    given.add_argument("--out", type=Path, metavar="POLICY", help="where to write it (default: printed)")
+
+
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="MODEL",
                          help="a hub id or folder (default: that of the policy's study)")  # fmt: skip
+    _add_loading(command)
+
+
+def _add_loading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="a branch, tag or commit of the model on the hub")
     command.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
                          help="of the weights (default: as they were saved)")  # fmt: skip

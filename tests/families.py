@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,8 @@ import torch
 import transformers as t
 from configurations import ALTERNATING, EXPERTS, GEMMA, GROUPED, IMAGE, LAYERS, PAD, TEXT, WINDOW, llava, square
 from torch import Tensor, nn
+
+from skipsearch.exports.checkpoint.config_fields import config_without
 
 
 @dataclass(frozen=True)
@@ -276,10 +277,8 @@ def layer_list(model: t.PreTrainedModel) -> nn.ModuleList:
 def without(model: t.PreTrainedModel, skipped: set[int]) -> t.PreTrainedModel:
     """A model built with fewer layers, that has the weights of the ones that remain."""
     kept = [index for index in range(LAYERS) if index not in skipped]
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    renumber(text, kept)
-    smaller = type(model)._from_config(config, attn_implementation=text._attn_implementation).eval()
+    config, attention = config_without(model, kept), model.config.get_text_config()._attn_implementation
+    smaller = type(model)._from_config(config, attn_implementation=attention).eval()
     prefix = next(name for name, part in model.named_modules() if part is layer_list(model))
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith(prefix + ".")}
     for place, index in enumerate(kept):
@@ -288,21 +287,3 @@ def without(model: t.PreTrainedModel, skipped: set[int]) -> t.PreTrainedModel:
     smaller.load_state_dict(weights)
     smaller.generation_config = model.generation_config
     return smaller
-
-
-# What configurations say of layers: one entry a layer, the numbers of some, or how many first layers.
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
-NUMBERS = ("cross_attention_layers", "rope_scaling_layers", "attn_layer_indices", "mlp_only_layers")
-
-
-def renumber(text: t.PreTrainedConfig, kept: list[int]) -> None:
-    """Let a configuration describe the kept layers alone."""
-    for name in PER_LAYER:
-        if vars(text).get(name):
-            setattr(text, name, [getattr(text, name)[index] for index in kept])
-    for name in NUMBERS:
-        if getattr(text, name, None):
-            setattr(text, name, [kept.index(index) for index in getattr(text, name) if index in kept])
-    if getattr(text, "first_k_dense_replace", None):
-        text.first_k_dense_replace = sum(index < text.first_k_dense_replace for index in kept)
-    text.num_hidden_layers = len(kept)

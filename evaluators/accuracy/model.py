@@ -42,6 +42,7 @@ class TextModel(HFLM):
         batch_size: Number of requests in a batch.
         memo: Cache of token ids and inputs.
         states: Hidden states of forwards that score given answers; None keeps none.
+        more: lm-eval's arguments of `HFLM`.
 
     Attributes:
         handle: The policy that the model currently runs under.
@@ -322,12 +323,14 @@ def run_separately(
     return [next(parts[has]) for has in has_images]
 
 
-def lm_eval_model(subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None) -> TextModel:
-    """lm-eval's view of a loaded model.
+def lm_eval_model(
+    subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
+) -> TextModel:
+    """lm-eval's view of a loaded model; see `TextModel` for the arguments.
 
     Raises:
         EvaluatorError: the model takes images, but neither processor nor configuration names their placeholder.
     """
     if not subject.is_multimodal:
-        return TextModel(subject, batch_size, memo, states)
-    return ImageModel(subject, batch_size, memo, states, image_string=image_placeholder(subject))
+        return TextModel(subject, batch_size, memo, states, **more)
+    return ImageModel(subject, batch_size, memo, states, image_string=image_placeholder(subject), **more)

@@ -1,8 +1,4 @@
-"""The key-value cache of a layer that processes fewer tokens than the sequence has.
-
-transformers reads the length of the whole sequence, the positions and the size of the mask from the cache of one layer.
-A layer that skips tokens therefore needs a cache that reports the full length and stores only the processed tokens.
-"""
+"""The caches of layers that skip all tokens, and the cache layers of a model by their numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,176 +11,25 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
 
 from ..errors import ModelError
+from .partial import PER_ROW, PartialLayer, used_without_policy
 
-PER_ROW = ("keys", "values", "_scattered", "valid")
 # The attributes in which cache layers of all kinds hold tensors: also quantised keys, recurrent states, indexer keys.
 TENSORS = (*PER_ROW, "_quantized_keys", "_quantized_values", "conv_states", "recurrent_states", "indexer_keys")
 
 
-class PartialLayer(DynamicLayer):
-    """Counts every token of the sequence, and stores the keys and values of the processed ones.
+class SkippedRecurrentLayer(LinearAttentionLayer):
+    """The cache of a recurrent layer that skips every token: it has no state, and so nothing to cut back."""
 
-    The stored columns are first tokens at scattered positions, then a tail of consecutive ones.
-
-    Args:
-        replaced: The cache layer in whose place this one is put; its keys and values are taken over.
-
-    Attributes:
-        seen: Tokens of the sequence so far.
-        valid: Which stored columns hold a token of their row, shape (batch, stored); None where all do. Rows may store
-            different numbers of tokens, and the shorter ones are padded.
-    """
-
-    is_croppable = False
-    supports_early_init = False
-
-    def __init__(self, replaced: CacheLayerMixin) -> None:
-        super().__init__()
-        self.seen = int(replaced.get_seq_length())
-        self.sliding_window: int | None = getattr(replaced, "sliding_window", None)
-        self.is_sliding = bool(getattr(replaced, "is_sliding", False))
-        self.valid: Tensor | None = None
-        self._scattered: Tensor | None = None
-        self._tail_start = self.seen
-        self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
-        if replaced.keys is not None and replaced.values is not None and replaced.keys.numel():
-            self.lazy_initialization(replaced.keys, replaced.values)
-            self.keys, self.values = replaced.keys, replaced.values
-            self._tail_start = self.seen - replaced.keys.shape[-2]
-
-    def columns(self, batch: int, device: torch.device) -> Tensor:
-        """Absolute position of each stored column, shape (batch, stored)."""
-        tail = torch.arange(self._tail_start, self.seen, device=device).expand(batch, -1)
-        return tail if self._scattered is None else torch.cat([self._scattered, tail], dim=1)
-
-    def skip_tokens(self, count: int) -> None:
-        """Count tokens of which the layer stores nothing."""
-        if self.keys is not None:
-            self._scattered = self.columns(self.keys.shape[0], self.keys.device)
-        self.seen += count
-        self._tail_start = self.seen
-
-    def announce(self, count: int, index: Tensor | None = None, valid: Tensor | None = None) -> None:
-        """Say which tokens the next update stores.
-
-        Args:
-            count: Tokens of the sequence in this forward.
-            index: The stored ones, shape (batch, stored), counted from the first token of the forward; None for all.
-            valid: Which entries of `index` are real, shape (batch, stored); None where all are.
-        """
-        self._announced = (count, index, valid)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the announced tokens, shape (batch, heads, stored, width).
-
-        Raises:
-            ModelError: no update was announced, so the layer runs without the policy that filled this cache.
-        """
-        if self._announced is None:
-            raise used_without_policy()
-        count, index, valid = self._announced
-        self._announced = None
-        if index is not None:
-            self._scatter(count, index, valid)
-        elif self.valid is not None:
-            self.valid = torch.nn.functional.pad(self.valid, (0, count), value=True)
-        self.seen += count
-        keys, values = super().update(key_states, value_states)
-        if self.is_sliding and self.sliding_window is not None:
-            self._drop_before(self.seen - self.sliding_window + 1, keys, values)
-        return keys, values
-
-    def _drop_before(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Drop the leading columns that lie outside the sliding window in every row."""
-        old = self.columns(keys.shape[0], keys.device) < first
-        if self.valid is not None:
-            old |= ~self.valid
-        count = int(old.all(dim=0).long().cumprod(dim=0).sum())
-        if not count:
-            return
-        scattered = 0 if self._scattered is None else self._scattered.shape[1]
-        self._tail_start += max(count - scattered, 0)
-        self._scattered = self._scattered[:, count:] if self._scattered is not None and count < scattered else None
-        self.valid = None if self.valid is None else self.valid[:, count:]
-        self.keys, self.values = keys[:, :, count:], values[:, :, count:]
-
-    def _scatter(self, count: int, index: Tensor, valid: Tensor | None) -> None:
-        """Take the positions of the stored tokens as scattered ones, and start an empty tail."""
-        if not self.seen:
-            self._scattered, self.valid, self._tail_start = index, valid, count
-            return
-        before = self.columns(index.shape[0], index.device)
-        self._scattered = torch.cat([before, index + self.seen], dim=1)
-        self._tail_start = self.seen + count
-        if valid is not None or self.valid is not None:
-            old = torch.ones_like(before, dtype=torch.bool) if self.valid is None else self.valid
-            new = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
-            self.valid = torch.cat([old, new], dim=1)
-
-    def get_seq_length(self) -> int:
-        """Tokens of the sequence so far, stored or not."""
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the mask of a dense layer in this place."""
-        window = self.sliding_window if self.is_sliding else None
-        if window is None:
-            return self.seen + query_length, 0
-        return min(self.seen, window - 1) + query_length, max(self.seen - window + 1, 0)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.seen = self._tail_start = 0
-        self.keys = self.values = self._scattered = self.valid = None
-        self.is_initialized = False
+    is_croppable = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens, given as a negative number, whether they were stored or not.
-
-        Raises:
-            ModelError: rows stored different numbers of them, or the sliding window has dropped tokens that would come
-                back into it.
-        """
-        if tokens_to_remove == 0:
-            return
-        left = self.seen + tokens_to_remove
-        window = self.sliding_window if self.is_sliding else None
-        if tokens_to_remove > 0 or left < 0 or (window is not None and self.seen >= window):
-            raise uncroppable(tokens_to_remove)
-        if self.keys is not None and self.values is not None:
-            columns = self.columns(self.keys.shape[0], self.keys.device)
-            behind = columns >= left if self.valid is None else (columns >= left) & self.valid
-            dropped = {int(count) for count in behind.sum(dim=1)}
-            if len(dropped) > 1:
-                raise uncroppable(tokens_to_remove)
-            stored = columns.shape[1] - dropped.pop()
-            self._scattered = columns[:, :stored]
-            self.keys, self.values = self.keys[..., :stored, :], self.values[..., :stored, :]
-            self.valid = None if self.valid is None else self.valid[:, :stored]
-        self.seen = self._tail_start = left
-
-    def _map_rows(self, pick: Any) -> None:
-        for name in PER_ROW:
-            tensor = getattr(self, name)
-            if tensor is not None:
-                setattr(self, name, pick(tensor))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the rows for beam search."""
-        self._map_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
-        self._map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows."""
-        self._map_rows(lambda tensor: tensor[indices.to(tensor.device)])
+        """Nothing to remove."""
 
 
 class SkippedStaticLayer(StaticLayer):
@@ -237,23 +82,6 @@ class SkippedStaticSlidingLayer(SkippedStaticLayer, StaticSlidingWindowLayer):
     """A `SkippedStaticLayer` for a layer with a sliding window."""
 
 
-def uncroppable(tokens_to_remove: int) -> ModelError:
-    """The error for a cache that cannot remove tokens."""
-    return ModelError(
-        "a cache filled under this policy cannot be cut back",
-        [f"found {-tokens_to_remove} tokens to remove; rows stored different numbers, or a window dropped them"],
-        "use greedy, sampled or beam generation; assisted generation needs a cache that can be cut",
-    )
-
-
-def used_without_policy() -> ModelError:
-    """The error for a cache layer without the keys and values that a dense layer needs."""
-    return ModelError(
-        "a cache that was filled under a policy is used without it",
-        hint="generate with the same policy applied, or start from an empty cache",
-    )
-
-
 def find_cache(arguments: Mapping[str, Any]) -> Cache | None:
     """The cache among the arguments of a layer or a model; its name differs between families."""
     cache = arguments.get("past_key_values")
@@ -303,6 +131,8 @@ def skip_all_tokens(cache: Cache, index: int, count: int, device: torch.device) 
     layer: Any = cache_layer(cache, index)
     if not isinstance(layer, PartialLayer | SkippedStaticLayer):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
+            if type(layer) is LinearAttentionLayer:
+                layer = cache.layers[index] = SkippedRecurrentLayer(layer.number_of_states)
             # The model asks its last recurrent layer whether the prompt is over.
             layer.has_previous_state.update(dict.fromkeys(layer.has_previous_state, True))
             return

@@ -8,6 +8,7 @@ A policy computes the same however its model is called, or the call is refused b
    runs in its thread meanwhile.
 2. Where a prompt ends is known, not guessed from a length of one. `generate` says how long its prompt is; forwards that
    bring the prompt in pieces, with the guesses of another model, or anew at each step are read by that length.
+   The prompt of a draft, which is called again and again, is what it was first called with.
    `PolicyHandle.prompt_ends` says it for forwards outside `generate`. Without either, what goes into an empty cache, or
    into none, is prompt, and a single token after it is answer. Several tokens after it may be either, so they are
    refused under policies that treat an answer in another way.
@@ -33,7 +34,7 @@ from ..errors import ModelError
 from ..families.layers import argument_names
 from .cache import find_cache, tokens_seen
 from .patch import Patch
-from .requests import GenerateCall, Needs, is_empty, prompt_length, refusal, refuse_options, refuse_packed
+from .requests import GenerateCall, Needs, is_empty, refusal, refuse_options, refuse_packed
 from .selection import AllOrNone, Selection
 from .tokens import ForwardTokens
 
@@ -129,7 +130,7 @@ class CallTracker:
             raise ModelError(f"{name} cannot generate", ["it has no `generate`"], "load it with a class that has one")
         refuse_options(args, kwargs, self._model.generation_config)
         before = getattr(self._thread, "generate_call", None)
-        self._thread.generate_call = GenerateCall(prompt_length(args, kwargs))
+        self._thread.generate_call = GenerateCall.of(args, kwargs)
         try:
             return self._generate.original(*args, **kwargs)
         finally:
@@ -173,7 +174,7 @@ class CallTracker:
         if call.images_known:
             image = self._image_mask(tokens)
             call.tokens = ForwardTokens.read(image, given.get("attention_mask"), end if mixed else None)
-            self._refuse_chunk(call.tokens, end, count)
+            self._refuse_chunk(call.tokens, end, count, self._is_cut_back(cache))
         return call
 
     def _image_mask(self, tokens: Tensor) -> Tensor:
@@ -212,14 +213,22 @@ class CallTracker:
             )
         return 0 if count == 1 else count
 
-    def _refuse_chunk(self, tokens: ForwardTokens | None, end: int | Tensor, count: int) -> None:
+    def _is_cut_back(self, cache: Cache | None) -> bool:
+        """True where a draft reads the end of its prompt again."""
+        running: GenerateCall | None = getattr(self._thread, "generate_call", None)
+        return running is not None and running.drafts and cache is not None and tokens_seen(cache) > 0
+
+    def _refuse_chunk(self, tokens: ForwardTokens | None, end: int | Tensor, count: int, is_cut_back: bool) -> None:
         """Refuse a forward that has images and only a part of the prompt: image tokens are ranked over all of it.
 
         Raises:
-            ModelError: more of the prompt is to come.
+            ModelError: more of the prompt is to come, or an earlier part was read before.
         """
         if tokens is None or not self._needs.ranks or not any(tokens.counts["image"]):
             return
+        if is_cut_back:
+            reason = "a token ratio ranks the image tokens of the whole prompt, and a draft reads its end again"
+            raise refusal("a prompt that ends in an image token", reason, "end the prompt with text")
         if end > count if isinstance(end, int) else bool((end > count).any()):
             raise refusal(
                 "prefill in chunks",

@@ -8,7 +8,8 @@ from transformers.cache_utils import Cache
 
 from ..errors import ModelError
 from ..families.layers import DecoderLayer
-from .cache import PartialLayer, partial_layer
+from .cache import partial_layer
+from .partial import PartialLayer
 from .selection import AllOrNone, Selection
 
 # Arguments of a layer that have an entry for each token, and the axis that runs over tokens.

@@ -12,6 +12,9 @@ from transformers.cache_utils import StaticLayer
 from ..errors import ModelError
 from .cache import tokens_seen
 
+# The attribute of a draft's cache that holds where its prompt ends.
+PROMPT_END = "_skipsearch_prompt_end"
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -36,16 +39,31 @@ class GenerateCall:
         end: One past the place of the last prompt token; padding and earlier tokens in the cache count.
         cache: The cache of its forwards; None before the first one, and where there is none.
         prompt_done: True once the cache holds the whole prompt.
+        drafts: True where another model's `generate` calls, to draft tokens for it.
     """
 
     end: int
     cache: Cache | None = None
     prompt_done: bool = False
+    drafts: bool = False
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "GenerateCall":
+        """The call with these arguments.
+
+        A draft is called again and again, each time with all tokens so far. Its prompt is what it was first called
+        with; its cache remembers that.
+        """
+        drafts = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
+        end = getattr(kwargs.get("past_key_values"), PROMPT_END, None) if drafts else None
+        return cls(prompt_length(args, kwargs) if end is None else end, drafts=drafts)
 
     def owns(self, cache: Cache | None) -> bool:
         """True for a forward of this call; guidance runs forwards with another cache in between."""
         if self.cache is None:
             self.cache = cache
+            if self.drafts and cache is not None:
+                setattr(cache, PROMPT_END, self.end)
         return self.cache is cache
 
     def prompt_left(self, count: int, cache: Cache | None) -> int:

@@ -12,9 +12,10 @@ from ..errors import ModelError
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
 from ..scores.table import WITHOUT_ATTENTION
-from .cache import PartialLayer, cache_layer, find_cache, partial_layer, skip_all_tokens
+from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
+from .partial import PartialLayer
 from .patch import Patch
 from .selection import AllOrNone, Selection
 from .streams import run_concurrently

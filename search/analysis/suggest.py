@@ -9,7 +9,7 @@ from ...policies.policy import ModelRef, Policy, Provenance
 from ...policies.version import __version__
 from ..sampler.additive_cost import AdditiveCost
 from ..sampler.candidates import double_moves, single_moves
-from ..sampler.gaussian_process import MIN_FOR_PAIRS, Surrogate
+from ..sampler.gaussian_process import Surrogate
 from ..sampler.knapsack import additive_front
 from ..sampler.search_space import CategoricalSpace
 from ..space.constraint import Constraint
@@ -146,8 +146,7 @@ class PolicyPredictor:
         costs = [AdditiveCost(space, self.codes, values) for values in self.values[:, 1:].T]
         effects = [np.abs(cost.main_effects()) for cost in costs]
         saved = sum((effect / (effect.max() or 1.0) for effect in effects), np.zeros(len(space.kind)))
-        weights, num_whole = saved + 0.2 * (saved.max() or 1.0), int(np.count_nonzero(self.errors == 0))
-        surrogate = Surrogate(space, weights, self.codes, losses, self.errors, sparse=num_whole >= MIN_FOR_PAIRS)
+        surrogate = Surrogate(space, saved + 0.2 * (saved.max() or 1.0), self.codes, losses, self.errors)
         codes = self._candidates(surrogate, [cost.normalised for cost in costs], losses)
         mean, deviation = surrogate.predict(codes)
         loss = surrogate.warping.inverse(mean)

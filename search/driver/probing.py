@@ -6,21 +6,19 @@ trials. Probes are stored in the study, so a resumed search repeats none of them
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from ...policies.choice import KEEP
 from ..baselines.placing import place, token_ratio_choices
 from ..baselines.registry import BASELINES
-from ..guide.greedy import Labels, Move, Probed, lazy_greedy, spread_over_front
+from ..guide.greedy import GreedyPath, Labels, Move, Probed, Probes, race_paths, spread_over_front
 from ..space.parameters import Parameters
 from ..study.asking import Proposal
 from ..study.study import SearchStudy
 
 PROBES_PER_TRIAL = 2  # probes at most, for each trial of the budget
 MAX_LOSS_SHARE = 0.6  # A path ends at this share of the way from the loss of dense to that at chance level.
-MAX_PATHS = 3  # token schedules that a path starts from
-
-Steps = Generator[list[Labels], list[Probed], None]
+MAX_PATHS = 6  # token schedules that a path starts from
 
 
 class Probing:
@@ -36,7 +34,7 @@ class Probing:
 
     def __init__(self, study: SearchStudy, width: int) -> None:
         self._study = study
-        self._steps: Steps | None = None
+        self._steps: Probes[None] | None = None
         self._width = width
         self._queue: deque[Labels] = deque()
         self._batch: list[Labels] = []
@@ -92,11 +90,8 @@ class Probing:
             self.is_over = True
         self._queue = deque(self._batch if not self.is_over else ())
 
-    def _walk(self) -> Steps:
-        """Yields batches of probes: the emptiest policy, token schedules, then greedy paths.
-
-        The first path starts from the best schedule, the second from dense, the others from further schedules.
-        """
+    def _walk(self) -> Probes[None]:
+        """Yields batches of probes: the emptiest policy, token schedules, greedy paths from dense and from these."""
         parameters, stale = self._study.parameters, dict[Move, float]()
         self._baseline = "greedy: all that can be skipped"
         (empty,) = yield [emptiest(parameters)]
@@ -105,11 +100,16 @@ class Probing:
         self._baseline = "token schedules: image tokens alone"
         probes = (yield [*schedules.values()]) if schedules else []
         useful = {name: probe for name, probe in zip(schedules, probes, strict=True) if probe and probe.loss < max_loss}
-        starts = {name: schedules[name] for name in spread_over_front(useful, MAX_PATHS)[::-1]}
-        for name in [*[*starts][:1], "dense", *[*starts][1:]]:
-            self._baseline = f"greedy: from {name}"
-            start = starts.get(name, parameters.labels())
-            yield from lazy_greedy(start, parameters.deletions, stale, max_loss, self._width)
+        starts: dict[str, Labels] = {"dense": parameters.labels()}
+        starts |= {name: schedules[name] for name in spread_over_front(useful, MAX_PATHS)}
+        paths = [
+            GreedyPath(name, start, parameters.deletions, stale, max_loss, self._width)
+            for name, start in starts.items()
+        ]
+        yield from race_paths(paths, self._take_turn)
+
+    def _take_turn(self, path: GreedyPath) -> None:
+        self._baseline = f"greedy: from {path.name}"
 
     def _max_loss(self, empty: Probed) -> float:
         """The loss at which a path ends, between those of dense and of chance level."""

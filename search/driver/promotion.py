@@ -171,7 +171,7 @@ def expected_gains(
     improvement = HypervolumeImprovement(budgets, losses[~paused], costs[~paused], corner[place])
     waiting = [result for (result, _), waits in zip(candidates, paused, strict=True) if waits]
     errors = [predictor.predict(result)[name].stderr if name not in result.search else 0.0 for result in waiting]
-    gains = improvement.expected(losses[paused], np.array(errors), costs[paused], lambda loss: loss, np.ones_like)
+    gains = improvement.expected(losses[paused], np.array(errors), costs[paused])
     return {result.number: float(gain) / improvement.volume for result, gain in zip(waiting, gains, strict=True)}
 
 

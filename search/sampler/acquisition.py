@@ -1,6 +1,5 @@
 """Acquisition function of the search: the expected hypervolume improvement of candidates, from fitted models."""
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from ..trial.arrays import Codes, Floats
 from ..trial.dominance import non_dominated
 from .additive_cost import AdditiveCost
 from .ehvi import HypervolumeImprovement, budget_grid
-from .gaussian_process import MIN_FOR_PAIRS, Surrogate
+from .gaussian_process import Surrogate
 from .knapsack import additive_front
 from .search_space import CategoricalSpace
 
@@ -138,10 +137,7 @@ class FittedModels:
     Args:
         space: The search space.
         observations: At least two of the policies are measured completely.
-        tables: By cost what each choice adds, where that is known beforehand.
         reference: See `ModelCache`.
-        parts: Parts of the strategy: whether the surrogate has interactions (`pairs`) and learns which pairs of
-            variables interact most (`sparse`).
         chance_score: The score at chance level, in a guided search.
 
     Attributes:
@@ -154,15 +150,16 @@ class FittedModels:
     """
 
     def __init__(
-        self, space: CategoricalSpace, observations: Observations, tables: Mapping[int, Floats],
-        reference: Floats | None, parts: Collection[str], chance_score: float = np.inf,
-    ) -> None:  # fmt: skip
+        self,
+        space: CategoricalSpace,
+        observations: Observations,
+        reference: Floats | None,
+        chance_score: float = np.inf,
+    ) -> None:
         codes, measured = observations.codes, observations.measured
         dense = np.flatnonzero(measured & ~codes.any(1))
         self.dense_loss = float(observations.losses[dense[0]] if len(dense) else observations.losses[measured].min())
-        self.costs = [
-            AdditiveCost(space, codes, values, tables.get(number)) for number, values in enumerate(observations.costs.T)
-        ]
+        self.costs = [AdditiveCost(space, codes, values) for values in observations.costs.T]
         losses = observations.losses - self.dense_loss
         self.constraints = [ConstraintModel(space, codes, losses, excess) for excess in observations.excess.T]
         self._additive = [*self.costs, *(one.additive for one in self.constraints if one.additive)]
@@ -170,7 +167,7 @@ class FittedModels:
         curve = observations.accuracy_curve(chance_score)
         loss_limit = self.reference[0] if curve is None else curve.inverse(float(self.reference[0]))
         self.max_loss = min(loss_limit - self.dense_loss, *(one.max_loss for one in self.constraints), np.inf)
-        self.surrogate = self._fit_surrogate(space, observations, parts)
+        self.surrogate = self._fit_surrogate(space, observations)
 
     @property
     def normalised_costs(self) -> list[Floats]:
@@ -186,18 +183,15 @@ class FittedModels:
         reference = np.r_[observations.losses[initial].max(), [cost.dense for cost in self.costs]]
         return reference if given is None else np.where(np.isnan(given), reference, given)
 
-    def _fit_surrogate(self, space: CategoricalSpace, observations: Observations, parts: Collection[str]) -> Surrogate:
+    def _fit_surrogate(self, space: CategoricalSpace, observations: Observations) -> Surrogate:
         losses = self.losses(observations)
         chosen = self._training_policies(observations.codes, losses)
         # The expected loss of a choice grows with its savings; a fifth of the largest savings keeps it above 0.
         shares = (one.main_effects() / max(np.ptp(one.main_effects()), 1e-300) for one in self._additive)
         saved = np.abs(sum(shares, np.zeros(len(space.variable))))
         weights = saved + 0.2 * (saved.max() or 1.0)
-        full_fidelity = int(np.count_nonzero(observations.errors[chosen] == 0))
-        return Surrogate(
-            space, weights, observations.codes[chosen], losses[chosen], self.errors(observations, losses)[chosen],
-            "pairs" in parts, "sparse" in parts and full_fidelity >= MIN_FOR_PAIRS,
-        )  # fmt: skip
+        errors = self.errors(observations, losses)[chosen]
+        return Surrogate(space, weights, observations.codes[chosen], losses[chosen], errors)
 
     def _training_policies(self, codes: Codes, losses: Floats) -> NDArray[np.int64]:
         """Numbers of the policies to train on: all, or those with a loss near the front where there are too many."""
@@ -317,16 +311,15 @@ class Acquisition:
         # Standard deviation of the posterior mean after the policy is measured: small where measurements are noisy.
         informative = deviations**2 / np.sqrt(deviations**2 + self.surrogate.noise)
         bonus = np.minimum(EXPLORATION_BONUS * informative, self._max_bonus)
-        probability, warping = self._feasibility(codes), self.surrogate.warping
-
-        def score(warped: Floats) -> Floats:
-            return self._scores(warping.inverse(warped))
+        probability = self._feasibility(codes)
 
         def feasibility(losses: Floats) -> Floats:
             satisfied = [one.satisfied(losses) for one in self._models.constraints if one.additive is None]
             return probability * np.all(satisfied, axis=0) if satisfied else probability
 
-        return self._improvement.expected(means, deviations + bonus, self._costs(codes), score, feasibility)
+        deviations += bonus
+        inverse = self.surrogate.warping.inverse
+        return self._improvement.expected(means, deviations, self._costs(codes), inverse, self._scores, feasibility)
 
 
 class ModelCache:
@@ -336,23 +329,16 @@ class ModelCache:
         space: The search space.
         reference: The reference point: the loss and each cost, NaN for entries to be derived from the first policies;
             None to derive all.
-        tables: See `FittedModels`.
-        parts: See `FittedModels`; without `refit`, models learn from as many policies as there are choices.
         chance_score: The score at chance level, in a guided search.
     """
 
-    def __init__(
-        self, space: CategoricalSpace, reference: Floats | None, tables: Mapping[int, Floats],
-        parts: Collection[str], chance_score: float = np.inf,
-    ) -> None:  # fmt: skip
-        self._chance_score = chance_score
-        self._space, self._reference, self._tables, self._parts = space, reference, tables, parts
-        self._max_policies = None if "refit" in parts else len(space.variable)
+    def __init__(self, space: CategoricalSpace, reference: Floats | None, chance_score: float = np.inf) -> None:
+        self._space, self._reference, self._chance_score = space, reference, chance_score
         self._cached: tuple[Observations, FittedModels, Surrogate, int] | None = None
 
     def acquisition(self, observations: Observations) -> Acquisition:
         """The acquisition function given observations."""
-        models, surrogate = self._fit(observations.first(self._max_policies) if self._max_policies else observations)
+        models, surrogate = self._fit(observations)
         curve = observations.accuracy_curve(self._chance_score)
         return Acquisition(self._space, models, surrogate, observations, curve)
 
@@ -366,7 +352,7 @@ class ModelCache:
             start, models, surrogate, _ = self._cached
         else:
             start = observations.first(fitted)
-            models = FittedModels(self._space, start, self._tables, self._reference, self._parts, self._chance_score)
+            models = FittedModels(self._space, start, self._reference, self._chance_score)
             surrogate = models.surrogate
         losses = models.losses(observations)
         new = (np.arange(count) >= len(start.codes)) & np.isfinite(losses)

@@ -19,7 +19,6 @@ class AdditiveCost:
         space: The search space.
         codes: (n, variables): the policies.
         values: (n,): the metric; NaN where it was not measured.
-        table: (variables, width): what each choice adds, where that is known beforehand; it replaces the fit.
 
     Attributes:
         dense: The metric of the dense model.
@@ -27,18 +26,14 @@ class AdditiveCost:
         table: (layers, combinations): what each combination of a layer's choices adds; infinite where there is none.
     """
 
-    def __init__(self, space: CategoricalSpace, codes: Codes, values: Floats, table: Floats | None = None) -> None:
+    def __init__(self, space: CategoricalSpace, codes: Codes, values: Floats) -> None:
         measured = np.isfinite(values)
         dense = np.flatnonzero(measured & ~codes.any(1))
         self.dense = float(values[dense[0]]) if len(dense) else float(values[measured].max(initial=0.0))
-        self.error = 0.0
-        joint_effects = np.zeros(len(space.joint_features[0]))
-        if table is None:
-            effects, self.error = fit_costs(space, codes[measured], values[measured] - self.dense)
-            effects, joint_effects = np.split(effects, [len(space.variable)])
-            table = space.table(effects, 0.0)
+        effects, self.error = fit_costs(space, codes[measured], values[measured] - self.dense)
+        effects, joint_effects = np.split(effects, [len(space.variable)])
         self._space = space
-        self.table = space.by_combination(table)
+        self.table = space.by_combination(space.table(effects, 0.0))
         for layer, options in enumerate(space.combinations):
             self.table[layer, : len(options)] += self._joint_effects(layer, options, joint_effects)
 

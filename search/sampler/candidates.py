@@ -6,7 +6,7 @@ searches: BlockPruner, SLEB) and from mutation and crossover of the front (EvoPr
 hypervolume improvement under a surrogate conditioned on all measured policies.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -16,7 +16,6 @@ from ..trial.arrays import Codes, Floats
 from .acquisition import Acquisition, ModelCache, Observations
 from .search_space import CategoricalSpace
 
-PARTS = ("additive", "moves", "mutation", "pairs", "sparse", "refit")
 MAX_PARENTS = 12
 LOCAL_SEARCH_STEPS = 2
 LOCAL_SEARCH_STARTS = 6
@@ -35,19 +34,13 @@ class Strategy:
         space: The search space.
         reference: The reference point: the loss and each cost, minimised, NaN for entries to be derived from the first
             policies; None to derive all.
-        cost_tables: For each cost what each choice adds, (variables, width), where that is known beforehand.
-        parts: The parts of the strategy that are used: names of `PARTS`, and `sensitivity`.
         chance_score: In a guided search the score at chance level, minimised.
     """
 
-    def __init__(
-        self, space: CategoricalSpace, reference: Floats | None = None,
-        cost_tables: Mapping[int, Floats] | None = None, parts: Collection[str] = PARTS, chance_score: float = np.inf,
-    ) -> None:  # fmt: skip
+    def __init__(self, space: CategoricalSpace, reference: Floats | None = None, chance_score: float = np.inf) -> None:
         self._space = space
-        self._parts = frozenset(parts)
         self._size = RANKING_WORK // (4 * len(space.variable))
-        self._models = ModelCache(space, reference, cost_tables or {}, self._parts, chance_score)
+        self._models = ModelCache(space, reference, chance_score)
 
     def propose(self, observations: Observations, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         """Policies to measure next, the best first; ends in dense, repeated without end.
@@ -67,10 +60,7 @@ class Strategy:
         yield np.zeros(space.num_variables, np.int16)
         yield from self._initial_design()
         if np.count_nonzero(observations.measured) > 1:
-            acquisition = self._models.acquisition(observations)
-            if "sensitivity" in self._parts and len(observations.codes) % 2:
-                yield from self._single_choices(acquisition, draw)
-            yield from self._ranked(acquisition, draw, possible)
+            yield from self._ranked(self._models.acquisition(observations), draw, possible)
         yield from space.random(draw, draw.random(RANDOM_CANDIDATES))
         if np.prod(space.sizes, dtype=float) <= MAX_ENUMERATED:
             every = np.indices(tuple(space.sizes)).reshape(space.num_variables, -1).T.astype(np.int16)
@@ -88,47 +78,43 @@ class Strategy:
             codes[kind, space.variable[features]] = space.code[features]
         return codes
 
-    def _single_choices(self, acquisition: Acquisition, draw: np.random.Generator) -> Codes:
-        """Policies with one choice that differs from dense, ordered by how often the additive front uses the choice."""
-        space = self._space
-        front = acquisition.additive_front(draw, np.zeros(space.num_variables, np.int16))
-        used = space.features(front).mean(0)
-        codes = np.zeros((len(used), space.num_variables), np.int16)
-        codes[np.arange(len(used)), space.variable] = space.code
-        return codes[np.argsort(-used, kind="stable")]
-
     def _ranked(self, acquisition: Acquisition, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:
         """Candidates by expected improvement, the best first, after a local search from the best ones."""
         pool = self._pool(acquisition, draw)
         improvement = acquisition.expected_improvement(pool)
-        for _ in range(LOCAL_SEARCH_STEPS if "moves" in self._parts else 0):
+        for _ in range(LOCAL_SEARCH_STEPS):
             order = np.argsort(-improvement, kind="stable")
             best = list(islice(filter(possible, pool[order]), LOCAL_SEARCH_STARTS))
             starts = np.array(best, np.int16).reshape(-1, self._space.num_variables)
-            moves = subsample(single_moves(self._space, starts), 2 * self._size, draw)
+            moves = self._moves(starts, draw)
             improvement = np.r_[improvement, acquisition.expected_improvement(moves)]
             pool = np.vstack([pool, moves])
         yield from pool[np.argsort(-improvement, kind="stable")]
 
     def _pool(self, acquisition: Acquisition, draw: np.random.Generator) -> Codes:
         """Distinct candidates from all sources."""
-        space, front = self._space, acquisition.front
+        front = acquisition.front
         parents = front[np.sort(draw.permutation(len(front))[:MAX_PARENTS])]
-        pool = [parents[:0]]
-        if "additive" in self._parts:
-            dense = np.zeros(space.num_variables, np.int16)
-            around = parents[draw.integers(len(parents))] if len(parents) and draw.random() < 0.5 else dense
-            pool.append(acquisition.additive_front(draw, around))
-        if "moves" in self._parts:
-            pool.append(subsample(single_moves(space, parents), 2 * self._size, draw))
-        if "mutation" in self._parts and len(parents):
-            pool += [double_moves(space, parents, self._size // 2, draw), crossovers(parents, self._size // 2, draw)]
-        return np.unique(np.concatenate(pool), axis=0)
+        sources = self._additive(acquisition, parents, draw), self._moves(parents, draw), self._offspring(parents, draw)
+        return np.unique(np.concatenate(sources), axis=0)
 
+    def _additive(self, acquisition: Acquisition, parents: Codes, draw: np.random.Generator) -> Codes:
+        """The exact front of the additive part, around dense or a member of the front."""
+        dense = np.zeros(self._space.num_variables, np.int16)
+        around = parents[draw.integers(len(parents))] if len(parents) and draw.random() < 0.5 else dense
+        return acquisition.additive_front(draw, around)
 
-def subsample(codes: Codes, count: int, draw: np.random.Generator) -> Codes:
-    """A random subset of at most `count` policies."""
-    return codes[draw.permutation(len(codes))[:count]]
+    def _moves(self, parents: Codes, draw: np.random.Generator) -> Codes:
+        """Policies one move away from a parent."""
+        moves = single_moves(self._space, parents)
+        return moves[draw.permutation(len(moves))[: 2 * self._size]]
+
+    def _offspring(self, parents: Codes, draw: np.random.Generator) -> Codes:
+        """Mutants and crossovers of the parents."""
+        if not len(parents):
+            return parents
+        count = self._size // 2
+        return np.vstack([double_moves(self._space, parents, count, draw), crossovers(parents, count, draw)])
 
 
 def single_moves(space: CategoricalSpace, parents: Codes) -> Codes:

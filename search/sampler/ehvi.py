@@ -63,8 +63,8 @@ class HypervolumeImprovement:
         return max(float(np.mean(self._reference - self._least)), 1e-12)
 
     def expected(
-        self, means: Floats, deviations: Floats, costs: Floats, loss: Callable[[Floats], Floats],
-        feasibility: Callable[[Floats], Floats],
+        self, means: Floats, deviations: Floats, costs: Floats, loss: Callable[[Floats], Floats] = np.positive,
+        score: Callable[[Floats], Floats] = np.positive, feasibility: Callable[[Floats], Floats] = np.ones_like,
     ) -> Floats:  # fmt: skip
         """Expected hypervolume improvement of each policy.
 
@@ -73,11 +73,12 @@ class HypervolumeImprovement:
             deviations: (policies,): posterior standard deviations.
             costs: (policies, costs).
             loss: Maps draws from the posterior to losses.
+            score: Maps losses to what the front is about: themselves, or in a guided search the expected score.
             feasibility: Maps the loss of each policy to the probability that it satisfies the constraints.
         """
         least = np.where((costs[:, None, :] <= self._budgets).all(2), self._least, -np.inf)
         total = np.zeros(len(means))
         for node, weight in zip(NODES, WEIGHTS, strict=True):
             losses = loss(means + node * deviations)
-            total += weight * feasibility(losses) * np.maximum(least - losses[:, None], 0.0).mean(1)
+            total += weight * feasibility(losses) * np.maximum(least - score(losses)[:, None], 0.0).mean(1)
         return total

@@ -1,9 +1,8 @@
 """Surrogate model: a Gaussian process over policies that predicts their loss.
 
 Losses are not sums over the variables, because choices interact. So the kernel (Rasmussen and Williams 2006) has a
-main effect for every choice, an interaction for every pair of choices, and a learned interaction for some pairs of
-variables. Its prior expects a choice to have an effect similar to equal choices of other layers and to other choices of
-its own layer.
+main effect for every choice and an interaction for every pair of choices. Its prior expects a choice to have an effect
+similar to equal choices of other layers and to other choices of its own layer.
 """
 
 from copy import copy
@@ -15,7 +14,6 @@ import numpy as np
 
 from ..trial.arrays import Codes, Floats
 from .gp_prior import OutputWarping, Prior, single
-from .interactions import Pairs
 from .search_space import CategoricalSpace
 
 WARPING_SCALES = (0.1, 0.3, 1.0, 3.0, np.inf)  # in units of the typical loss
@@ -24,8 +22,6 @@ NOISES = (0.005, 0.02, 0.1, 0.3)
 SHARED_INTERACTIONS = (0.5, 0.8)
 MAX_EVIDENCE_POLICIES = 400  # policies that the hyperparameters are fitted to, at most
 OUTLIER = 100  # multiple of the median loss at which losses are clipped before the typical loss is computed
-PAIR_VARIANCE = 0.4  # initial variance of a learned pair of variables, as a share of that of interactions
-MIN_FOR_PAIRS = 60  # policies measured on all examples that pairs are learned from; fewer cannot tell pairs apart
 BLOCK_ROWS = 256  # rows of a triangular matrix that are multiplied at once
 
 
@@ -52,7 +48,7 @@ class TrainingSet:
 
     Attributes:
         choices: (n, choices): one-hot.
-        projected: (n, features): by `Prior.project`.
+        projected: (n, choices): by `Prior.project`.
         interactions: (n, choices): by `Prior.project_interactions`.
         whitening: (n, n): inverse of the Cholesky factor of their covariance; it makes their residuals independent.
     """
@@ -109,9 +105,6 @@ class Surrogate:
         codes: (n, variables): the measured policies.
         losses: (n,): their losses above dense's.
         errors: (n,): standard errors of the losses; 0 for a policy measured on all examples.
-        interactions: Whether choices interact.
-        sparse: Whether strong interactions of variables are learned, see `interactions.py`; needs `MIN_FOR_PAIRS`
-            policies.
 
     Attributes:
         hyperparameters: Those of highest evidence.
@@ -119,17 +112,12 @@ class Surrogate:
         pending_means: (pending,): posterior means of the pending trials, warped.
     """
 
-    def __init__(
-        self, space: CategoricalSpace, weights: Floats, codes: Codes, losses: Floats, errors: Floats,
-        interactions: bool = True, sparse: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, space: CategoricalSpace, weights: Floats, codes: Codes, losses: Floats, errors: Floats) -> None:
         self._space, self._weights = space, weights
-        features = space.features(codes)
+        choices = space.features(codes)
         some = np.linspace(0, len(losses) - 1, min(len(losses), MAX_EVIDENCE_POLICIES)).round().astype(int)
-        sample = features[some], losses[some], errors[some]
-        self._pairs = Pairs.all_pairs(np.zeros((features.shape[1], 0)), 0.0)
-        default = Hyperparameters(interactions=Hyperparameters.interactions if interactions else 0.0)
-        evidence, initial = self._fit_hyperparameters(default, None, *sample)
+        sample = choices[some], losses[some], errors[some]
+        evidence, initial = self._fit_hyperparameters(Hyperparameters(), None, *sample)
         self._condition(self._prior_of(initial, None, *sample[:2]), *sample)
         # A second fit takes the size of each choice's effect, for its prior variance and its interactions, from the
         # posterior of the first. It is kept where its evidence is no lower.
@@ -137,34 +125,30 @@ class Surrogate:
         second_evidence, self.hyperparameters = self._fit_hyperparameters(initial, sizes, *sample)
         if second_evidence < evidence:
             self.hyperparameters, sizes = initial, None
-        prior = self._prior_of(self.hyperparameters, sizes, features, losses)
-        if interactions and sparse:
-            prior = self._with_learned_pairs(prior, features, losses, errors)
-        self._condition(prior, self._features(codes), losses, errors)
+        self._condition(self._prior_of(self.hyperparameters, sizes, choices, losses), choices, losses, errors)
 
     def _fit_hyperparameters(
-        self, initial: Hyperparameters, sizes: Floats | None, features: Floats, losses: Floats, errors: Floats
+        self, initial: Hyperparameters, sizes: Floats | None, choices: Floats, losses: Floats, errors: Floats
     ) -> tuple[float, Hyperparameters]:
         """The highest log evidence found and its hyperparameters, by coordinate ascent from each `shared_interactions`.
 
         The best variance of interactions depends on how far choices share them, so an ascent that changed both one
         after the other would stop at a poor optimum.
         """
-        interactions = INTERACTIONS if initial.interactions else (0.0,)
 
         @cache
         def covariances(scale: float, shared: float) -> tuple[Floats, Floats]:
             hyper = replace(initial, warping_scale=scale, shared_interactions=shared)
-            prior = self._prior_of(hyper, sizes, features, losses)
-            return features @ prior.covariance @ features.T, (features @ prior.interaction_root @ features.T) ** 2
+            prior = self._prior_of(hyper, sizes, choices, losses)
+            return choices @ prior.covariance @ choices.T, (choices @ prior.interaction_root @ choices.T) ** 2
 
         @cache
         def evidence(hyper: Hyperparameters) -> float:
             linear, quadratic = covariances(hyper.warping_scale, hyper.shared_interactions)
-            prior = self._prior_of(hyper, sizes, features, losses)
-            return prior.log_evidence(linear + prior.interaction_variance * quadratic, features, losses, errors)
+            prior = self._prior_of(hyper, sizes, choices, losses)
+            return prior.log_evidence(linear + prior.interaction_variance * quadratic, choices, losses, errors)
 
-        grids = (("noise", NOISES), ("interactions", interactions), ("warping_scale", WARPING_SCALES))
+        grids = (("noise", NOISES), ("interactions", INTERACTIONS), ("warping_scale", WARPING_SCALES))
         optima = []
         for shared in SHARED_INTERACTIONS:
             best = replace(initial, shared_interactions=shared)
@@ -174,17 +158,17 @@ class Surrogate:
         best = max(optima, key=evidence)
         return evidence(best), best
 
-    def _prior_of(self, hyper: Hyperparameters, sizes: Floats | None, features: Floats, losses: Floats) -> Prior:
+    def _prior_of(self, hyper: Hyperparameters, sizes: Floats | None, choices: Floats, losses: Floats) -> Prior:
         """The prior, on the scale of the measured losses.
 
         Args:
             hyper: The hyperparameters.
             sizes: (choices,): sizes of the choices' effects; None for their prior means.
-            features: (n, choices): of the measured policies.
+            choices: (n, choices): of the measured policies.
             losses: (n,): their losses.
         """
         warping = OutputWarping(hyper.warping_scale * typical(losses))
-        warped, expected = warping(losses), features @ self._weights
+        warped, expected = warping(losses), choices @ self._weights
         changed = expected > 0
         level, rate = 1.0, 1.0
         if changed.any():
@@ -197,52 +181,37 @@ class Surrogate:
         return Prior(
             warping, mean, outer * self._space.effect_covariance,
             np.sqrt(outer) * self._space.interaction_correlation(hyper.shared_interactions), hyper.interactions,
-            (hyper.noise * level) ** 2, np.zeros(0),
+            (hyper.noise * level) ** 2,
         )  # fmt: skip
 
-    def _with_learned_pairs(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> Prior:
-        """Learns the strongest interactions of variables, as many as there are choices, and adds them to the prior."""
-        covariance = prior.cross_covariance(choices, prior.project(choices), prior.project_interactions(choices))
-        scales = np.sqrt(np.diag(prior.interaction_root))[:, None] * self._space.membership
-        # Times 2, because the quadratic kernel counts every pair twice.
-        pairs = Pairs.all_pairs(scales, 2 * PAIR_VARIANCE * prior.interaction_variance)
-        residuals, noise = prior.residuals(choices, losses), prior.noise_covariance(losses, errors)
-        self._pairs = pairs.fit(choices, residuals, covariance + noise, choices.shape[1])
-        return replace(prior, pair_variances=self._pairs.variances)
-
-    def _features(self, codes: Codes) -> Floats:
-        choices = self._space.features(codes)
-        return np.hstack([choices, self._pairs.features(choices)])
-
-    def _condition(self, prior: Prior, features: Floats, losses: Floats, errors: Floats) -> None:
+    def _condition(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> None:
         """Conditions a prior on measured policies."""
         self.warping, self._prior = prior.warping, prior
-        self._residuals = prior.residuals(features, losses)
-        no_policies, no_choices = features[:0], prior.choices(features[:0])
-        self._training = TrainingSet(no_choices, no_policies, no_choices, np.zeros((0, 0)))
-        self._append(features, prior.noise_covariance(losses, errors))
+        self._residuals = prior.residuals(choices, losses)
+        none = choices[:0]
+        self._training = TrainingSet(none, none, none, np.zeros((0, 0)))
+        self._append(choices, prior.noise_covariance(losses, errors))
         self._update_posterior()
 
-    def _append(self, features: Floats, noise_covariance: Floats) -> None:
-        self._training = self._training.joined(*self._conditional(features, noise_covariance))
-        self._pending, self.pending_means = self._conditional(features[:0], np.zeros((0, 0))), np.zeros(0)
+    def _append(self, choices: Floats, noise_covariance: Floats) -> None:
+        self._training = self._training.joined(*self._conditional(choices, noise_covariance))
+        self._pending, self.pending_means = self._conditional(choices[:0], np.zeros((0, 0))), np.zeros(0)
 
-    def _conditional(self, features: Floats, noise_covariance: Floats) -> tuple[Floats, TrainingSet]:
+    def _conditional(self, choices: Floats, noise_covariance: Floats) -> tuple[Floats, TrainingSet]:
         """Further policies given the training set: their whitened covariances with it, and the conditioned policies."""
         prior, training = self._prior, self._training
-        projected, interactions = prior.project(features), prior.project_interactions(features)
-        whitened = training.whiten(prior.cross_covariance(features, training.projected, training.interactions))
-        covariance = prior.cross_covariance(features, projected, interactions) + noise_covariance
+        projected, interactions = prior.project(choices), prior.project_interactions(choices)
+        whitened = training.whiten(prior.cross_covariance(choices, training.projected, training.interactions))
+        covariance = prior.cross_covariance(choices, projected, interactions) + noise_covariance
         whitening = np.linalg.inv(np.linalg.cholesky(covariance - whitened @ whitened.T))
-        return whitened, TrainingSet(prior.choices(features), projected, interactions, whitening)
+        return whitened, TrainingSet(choices, projected, interactions, whitening)
 
     def _update_posterior(self) -> None:
-        """Computes the posterior mean: its dual weights, its linear part and the coefficients of learned pairs."""
+        """Computes the posterior mean: its dual weights and its linear part."""
         training = self._training
         self._whitened_residuals = training.whitening @ self._residuals
         self._dual = training.whitening.T @ self._whitened_residuals
-        main, self._pair_coefficients = np.split(training.projected.T @ self._dual, [len(self._prior.mean)])
-        self._linear: Floats = self._prior.mean + main
+        self._linear: Floats = self._prior.mean + training.projected.T @ self._dual
 
     def _main_effect_deviations(self) -> Floats:
         """(choices,): posterior standard deviation of each choice's main effect."""
@@ -259,20 +228,19 @@ class Surrogate:
         """A surrogate conditioned on further measured policies; the hyperparameters stay."""
         if not len(codes):
             return self
-        grown, features = self._copy(), self._features(codes)
-        grown._residuals = np.r_[self._residuals, self._prior.residuals(features, losses)]
+        grown, choices = self._copy(), self._space.features(codes)
+        grown._residuals = np.r_[self._residuals, self._prior.residuals(choices, losses)]
         # One policy at a time, so that rounding does not depend on how many arrive at once.
-        for row, variance in zip(features, np.diag(self._prior.noise_covariance(losses, errors)), strict=True):
+        for row, variance in zip(choices, np.diag(self._prior.noise_covariance(losses, errors)), strict=True):
             grown._append(row[None], variance[None, None])
         grown._update_posterior()
         return grown
 
     def with_pending(self, codes: Codes) -> Self:
         """A surrogate that takes pending trials as measured at their posterior means (kriging believer)."""
-        pending, features = self._copy(), self._features(codes)
-        whitened, _ = pending._pending = self._conditional(features, self.noise * np.eye(len(codes)))
-        prior_means = self._prior.choices(features) @ self._prior.mean
-        pending.pending_means = prior_means + whitened @ self._whitened_residuals
+        pending, choices = self._copy(), self._space.features(codes)
+        whitened, _ = pending._pending = self._conditional(choices, self.noise * np.eye(len(codes)))
+        pending.pending_means = choices @ self._prior.mean + whitened @ self._whitened_residuals
         return pending
 
     def _copy(self) -> Self:
@@ -281,23 +249,22 @@ class Surrogate:
         return copied
 
     @cached_property
-    def _single_precision(self) -> tuple[Prior, Pairs, TrainingSet, Floats, Floats, TrainingSet]:
+    def _single_precision(self) -> tuple[Prior, TrainingSet, Floats, Floats, TrainingSet]:
         """What `predict` computes from, in single precision, which halves its time."""
         whitened, pending = self._pending
         return (
-            self._prior.in_single_precision(), self._pairs.in_single_precision(), self._training.in_single_precision(),
+            self._prior.in_single_precision(), self._training.in_single_precision(),
             single(self._whitened_residuals), single(whitened), pending.in_single_precision(),
         )  # fmt: skip
 
     def predict(self, codes: Codes) -> tuple[Floats, Floats]:
         """Posterior mean and standard deviation of the warped loss of each policy."""
-        prior, pairs, training, residuals, pending_whitened, pending = self._single_precision
+        prior, training, residuals, pending_whitened, pending = self._single_precision
         choices = single(self._space.features(codes))
-        features = np.hstack([choices, pairs.features(choices)])
-        whitened = training.whiten(prior.cross_covariance(features, training.projected, training.interactions))
-        with_pending = prior.cross_covariance(features, pending.projected, pending.interactions)
+        whitened = training.whiten(prior.cross_covariance(choices, training.projected, training.interactions))
+        with_pending = prior.cross_covariance(choices, pending.projected, pending.interactions)
         with_pending = pending.whiten(with_pending - whitened @ pending_whitened.T)
-        variance = prior.variances(features).astype(float)
+        variance = prior.variances(choices).astype(float)
         variance -= np.einsum("ij,ij->i", whitened, whitened) + np.einsum("ij,ij->i", with_pending, with_pending)
         mean = (choices @ prior.mean + whitened @ residuals).astype(float)
         return mean, np.sqrt(np.maximum(variance, 1e-6 * self.noise))
@@ -306,9 +273,8 @@ class Surrogate:
         """Posterior mean of the warped loss of each policy; for many policies cheaper than `predict`."""
         choices, interactions = self._space.features(codes), self._training.interactions
         quadratic: Floats = self._prior.interaction_variance * (interactions.T * self._dual) @ interactions
-        scales = choices @ self._pairs.scales
         expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ quadratic, choices)
-        return expected + np.einsum("ij,ij->i", scales @ self._pairs.as_matrix(self._pair_coefficients), scales) / 2
+        return expected
 
     def marginal_effects(self, codes: Codes) -> Floats:
         """Posterior mean of what each choice adds to each policy, compared with the dense choice of the same variable.
@@ -316,7 +282,7 @@ class Surrogate:
         Returns:
             (policies, choices): in warped losses.
         """
-        prior, training, pairs = self._prior, self._training, self._pairs
+        prior, training = self._prior, self._training
         choices = self._space.features(codes)
         with_all = (choices @ training.interactions.T * self._dual) @ training.interactions
         # A choice replaces the policy's choice of the same variable, so these two do not interact. `with_own` is their
@@ -326,11 +292,7 @@ class Surrogate:
         interactions: Floats = prior.interaction_variance * (
             by_choice @ prior.interaction_root**2 + 2 * (with_all - with_own)
         )
-        return (
-            self._linear
-            + interactions
-            + choices @ pairs.scales @ pairs.as_matrix(self._pair_coefficients) @ pairs.scales.T
-        )
+        return self._linear + interactions
 
     def main_effects(self) -> Floats:
         """(choices,): posterior mean of the effect of each choice alone, in warped losses."""

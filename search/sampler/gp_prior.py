@@ -35,8 +35,8 @@ class OutputWarping:
 class Prior:
     """Gaussian process prior over warped losses.
 
-    The features of a policy are its choices, one-hot, followed by the learned pairs of variables. The kernel is linear
-    in the features, plus a quadratic term for the interactions of all pairs of choices.
+    The features of a policy are its choices, one-hot. The kernel is linear in them, plus a quadratic term for the
+    interactions of all pairs of choices.
 
     Attributes:
         warping: Output warping of the losses.
@@ -45,7 +45,6 @@ class Prior:
         interaction_root: (choices, choices): its elementwise square is the covariance of interactions, up to scale.
         interaction_variance: The scale of that covariance.
         noise: Variance of a measurement on all examples.
-        pair_variances: (pairs,): variances of the effects of the learned pairs.
     """
 
     warping: OutputWarping
@@ -54,44 +53,35 @@ class Prior:
     interaction_root: Floats
     interaction_variance: float
     noise: float
-    pair_variances: Floats
 
-    def choices(self, features: Floats) -> Floats:
-        """(n, choices): the features without the learned pairs."""
-        return features[:, : len(self.mean)]
+    def project(self, choices: Floats) -> Floats:
+        """(n, choices): choices times their prior covariance, the linear term's half of the kernel."""
+        return choices @ self.covariance
 
-    def project(self, features: Floats) -> Floats:
-        """(n, features): features times their prior covariance, the linear term's half of the kernel."""
-        choices = self.choices(features)
-        return np.hstack([choices @ self.covariance, features[:, len(self.mean) :] * self.pair_variances])
-
-    def project_interactions(self, features: Floats) -> Floats:
+    def project_interactions(self, choices: Floats) -> Floats:
         """(n, choices): choices times `interaction_root`, the quadratic term's half of the kernel."""
-        return self.choices(features) @ self.interaction_root
+        return choices @ self.interaction_root
 
-    def cross_covariance(self, features: Floats, projected: Floats, interactions: Floats) -> Floats:
+    def cross_covariance(self, choices: Floats, projected: Floats, interactions: Floats) -> Floats:
         """(n, m): prior covariances between policies and others.
 
         Args:
-            features: (n, features): of the policies.
-            projected: (m, features): of the others, see `project`.
+            choices: (n, choices): of the policies.
+            projected: (m, choices): of the others, see `project`.
             interactions: (m, choices): of the others, see `project_interactions`.
         """
-        quadratic = (self.choices(features) @ interactions.T) ** 2
-        return features @ projected.T + self.interaction_variance * quadratic
+        return choices @ projected.T + self.interaction_variance * (choices @ interactions.T) ** 2
 
-    def variances(self, features: Floats) -> Floats:
+    def variances(self, choices: Floats) -> Floats:
         """(n,): prior variance of each policy."""
-        choices = self.choices(features)
         main: Floats = np.einsum("ij,ij->i", choices @ self.covariance, choices)
-        pairs: Floats = features[:, len(self.mean) :] ** 2 @ self.pair_variances
         # The diagonal suffices: a policy has at most one choice of a variable, and choices of different variables are
         # uncorrelated in `interaction_root`.
-        return main + pairs + self.interaction_variance * (choices @ np.diag(self.interaction_root)) ** 2
+        return main + self.interaction_variance * (choices @ np.diag(self.interaction_root)) ** 2
 
-    def residuals(self, features: Floats, losses: Floats) -> Floats:
+    def residuals(self, choices: Floats, losses: Floats) -> Floats:
         """(n,): warped losses minus their prior mean."""
-        return self.warping(losses) - self.choices(features) @ self.mean
+        return self.warping(losses) - choices @ self.mean
 
     def noise_covariance(self, losses: Floats, errors: Floats) -> Floats:
         """(n, n): noise covariance of warped losses.
@@ -102,16 +92,16 @@ class Prior:
         """
         return np.diag(self.noise + (errors * np.exp(self.warping.log_slope(losses))) ** 2)
 
-    def log_evidence(self, covariance: Floats, features: Floats, losses: Floats, errors: Floats) -> float:
+    def log_evidence(self, covariance: Floats, choices: Floats, losses: Floats, errors: Floats) -> float:
         """Log marginal likelihood of losses (Rasmussen and Williams 2006, 2.30), up to a constant.
 
         Args:
             covariance: (n, n): prior covariance of the policies.
-            features: (n, features): of the policies.
+            choices: (n, choices): of the policies.
             losses: (n,): their losses.
             errors: (n,): standard errors of the losses.
         """
-        residuals, noise = self.residuals(features, losses), np.sqrt(self.noise)
+        residuals, noise = self.residuals(choices, losses), np.sqrt(self.noise)
         cholesky, whitened = whiten(covariance + self.noise_covariance(losses, errors), residuals, noise)
         log_jacobian = self.warping.log_slope(losses).sum()
         return float(-0.5 * whitened @ whitened - np.log(np.diag(cholesky)).sum() + log_jacobian)
@@ -120,7 +110,7 @@ class Prior:
         """The same prior in single precision."""
         return replace(
             self, mean=single(self.mean), covariance=single(self.covariance),
-            interaction_root=single(self.interaction_root), pair_variances=single(self.pair_variances),
+            interaction_root=single(self.interaction_root),
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ its choices interact, while FLOPs, bytes and (nearly) latency are sums over the 
 
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from optuna import Study
@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
-from .candidates import PARTS
+from .candidates import Strategy
 from .trial_history import ParameterCodec, TrialHistory
 
 Params = Mapping[str, Any]
@@ -38,9 +38,8 @@ class SkipSampler(BaseSampler):
     the same time.
 
     The first trial is dense, the next ones have each choice on a third of the parameters. From then on a Gaussian
-    process over all choices and pairs of choices, conditioned on every trial, predicts the expensive objective; it also
-    learns which pairs of parameters interact most (Tipping 2001). The sampler proposes the candidate with the highest
-    expected hypervolume improvement. Candidates are:
+    process over all choices and pairs of choices, conditioned on every trial, predicts the expensive objective. The
+    sampler proposes the candidate with the highest expected hypervolume improvement. Candidates are:
 
     - the exact front of the additive part by dynamic programming (Puzzle, arXiv:2411.19146; SPDY, arXiv:2201.13096),
       around dense or a member of the front
@@ -58,9 +57,6 @@ class SkipSampler(BaseSampler):
         identity: Maps parameters to a value that is equal for parameters with the same meaning; default: the parameters
             themselves.
         allowed: False for parameters that must not be proposed.
-        tied: Groups of parameters that always have the same choice.
-        prior_costs: By objective, parameter and choice, what the choice adds to the objective, where that is known
-            before any trial; choices left out add nothing.
         reference: The reference point of the hypervolume, in the objectives' own units, or a function that returns it
             once the first trials are measured. Where it, or an entry, is None, a cost counts below dense's, and the
             expensive objective down to the worst of the first trials.
@@ -77,13 +73,13 @@ class SkipSampler(BaseSampler):
             was measured.
         ignored: Indices of objectives that another objective predicts; the sampler ignores them.
         seed: Seeds everything random.
-        parts: Candidate sources and learning steps to use, for ablations; adding `sensitivity` measures single choices
-            first, the most promising ones before others.
 
     Raises:
         ValueError: a parameter of `neutral` is not categorical in the study, its choice is not among the parameter's,
-            tied parameters have different choices, or layers are not ascending.
+            or layers are not ascending.
     """
+
+    strategy: ClassVar[type[Strategy]] = Strategy
 
     def __init__(
         self,
@@ -92,8 +88,6 @@ class SkipSampler(BaseSampler):
         expensive: int = 0,
         identity: Callable[[Params], Hashable] | None = None,
         allowed: Callable[[Params], bool] | None = None,
-        tied: Sequence[Sequence[str]] = (),
-        prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]] | None = None,
         reference: Sequence[float | None] | Callable[[], Sequence[float | None]] | None = None,
         search_space: Mapping[str, BaseDistribution] | None = None,
         estimate: Callable[[FrozenTrial], tuple[Any, ...] | None] | None = None,
@@ -101,20 +95,16 @@ class SkipSampler(BaseSampler):
         chance_score: Callable[[], float] | None = None,
         ignored: Collection[int] = (),
         seed: int = 0,
-        parts: Collection[str] = PARTS,
     ) -> None:
         self._neutral = dict(neutral)
         self._expensive = expensive
         self._identity, self._allowed = identity, allowed
-        self._tied = [tuple(group) for group in tied]
-        self._prior_costs = prior_costs or {}
         self._reference = reference
         self._space = dict(search_space or {})
         self._estimate = estimate
         self._layers, self._chance_score = dict(layers or {}), chance_score
         self._seed = seed
         self._ignored = ignored
-        self._parts = parts
         self._history: tuple[str, TrialHistory] | None = None
         self._lock = threading.Lock()
 
@@ -167,8 +157,8 @@ class SkipSampler(BaseSampler):
             choices[name] = distribution.choices
         reference = self._reference() if callable(self._reference) else self._reference
         return TrialHistory(
-            ParameterCodec(choices, self._neutral, self._tied, self._identity, self._allowed),
+            ParameterCodec(choices, self._neutral, self._identity, self._allowed), self.strategy,
             [1.0 if direction.name == "MINIMIZE" else -1.0 for direction in study.directions],
-            self._expensive, self._prior_costs, reference, self._parts, self._estimate, self._layers,
+            self._expensive, reference, self._estimate, self._layers,
             None if self._chance_score is None else self._chance_score(), self._ignored,
         )  # fmt: skip

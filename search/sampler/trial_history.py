@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..trial.arrays import Codes, Floats
+from ..trial.arrays import Codes
 from .acquisition import Observations
 from .candidates import Strategy
 from .search_space import CategoricalSpace
@@ -49,56 +49,39 @@ class TrialEstimate(NamedTuple):
 
 
 class ParameterCodec:
-    """Converts between parameters and codes of variables; tied parameters are one variable.
+    """Converts between parameters and codes, one a variable.
 
     Args:
         choices: By parameter.
         neutral: By parameter, the dense model's choice.
-        tied: Groups of parameters that have the same choice.
         identity: Maps parameters to a value that is equal for parameters with the same meaning; None for the parameters
             themselves.
         allowed: False for parameters that must not be proposed; None allows all.
-
-    Raises:
-        ValueError: tied parameters have different choices.
     """
 
     def __init__(
         self,
         choices: Mapping[str, Sequence[Any]],
         neutral: Params,
-        tied: Sequence[Sequence[str]],
         identity: Callable[[Params], Hashable] | None,
         allowed: Callable[[Params], bool] | None,
     ) -> None:
         self._identity, self._allowed = identity, allowed
-        group_of = {name: tuple(n for n in group if n in choices) for group in tied for name in group}
-        self.variables = list(dict.fromkeys(group_of.get(name, (name,)) for name in choices))
-        for group in self.variables:
-            if len({(*choices[name], neutral[name]) for name in group}) > 1:
-                raise ValueError(
-                    f"tied: found parameters with different choices: {', '.join(group)}; expected the same choices and "
-                    "the same neutral choice"
-                )
         self.names = list(choices)
         self.values = [
-            [neutral[group[0]], *(value for value in choices[group[0]] if value != neutral[group[0]])]
-            for group in self.variables
+            [neutral[name], *(value for value in options if value != neutral[name])]
+            for name, options in choices.items()
         ]
         self._codes = [{value: code for code, value in enumerate(values)} for values in self.values]
         self._cached_check = lru_cache(IDENTITY_CACHE)(self._check)
 
     def decode(self, code: Code) -> dict[str, Any]:
         """The parameters of a policy."""
-        variables = zip(self.variables, self.values, code, strict=True)
-        return {name: values[number] for group, values, number in variables for name in group}
+        return {name: values[number] for name, values, number in zip(self.names, self.values, code, strict=True)}
 
     def encode(self, params: Params) -> Code | None:
-        """The codes of parameters; None where tied ones differ, or a value is no choice."""
-        if any(params[name] != params[group[0]] for group in self.variables for name in group[1:]):
-            return None
-        firsts = (params[group[0]] for group in self.variables)
-        found = [codes.get(value) for codes, value in zip(self._codes, firsts, strict=True)]
+        """The codes of parameters; None where a value is no choice."""
+        found = [codes.get(params[name]) for codes, name in zip(self._codes, self.names, strict=True)]
         return None if None in found else np.array(found, np.int16)
 
     def identity(self, params: Params) -> Hashable:
@@ -157,11 +140,10 @@ class TrialHistory:
 
     Args:
         codec: Converts parameters.
+        strategy: Makes the search strategy.
         signs: By objective 1 where it is minimised, else -1.
         expensive: Index of the objective that is no sum over the parameters.
-        prior_costs: By objective, parameter and choice, what the choice adds, where that is known beforehand.
         reference: The reference point in the objectives' own units; None derives it from the first trials.
-        parts: Parts of the strategy.
         estimate: Gives the estimate of a pruned trial; in a guided search, the values of any trial. Where it gives None
             for a complete trial, the values told to the study count.
         layers: By parameter, its layer; parameters without one are layers of their own.
@@ -170,9 +152,8 @@ class TrialHistory:
     """
 
     def __init__(
-        self, codec: ParameterCodec, signs: Sequence[float], expensive: int,
-        prior_costs: Mapping[int, Mapping[str, Mapping[Any, float]]], reference: Sequence[float | None] | None,
-        parts: Collection[str], estimate: Callable[[Any], tuple[Any, ...] | None] | None,
+        self, codec: ParameterCodec, strategy: type[Strategy], signs: Sequence[float], expensive: int,
+        reference: Sequence[float | None] | None, estimate: Callable[[Any], tuple[Any, ...] | None] | None,
         layers: Mapping[str, int], chance_score: float | None, ignored: Collection[int] = (),
     ) -> None:  # fmt: skip
         self._codec = codec
@@ -182,17 +163,12 @@ class TrialHistory:
         self._order = [expensive, *(one for one in range(len(signs)) if one != expensive and one not in ignored)]
         self._objectives = len(signs)
         self._signs = np.array(signs)[self._order]
-        beyond = len(codec.variables) + max(layers.values(), default=0)
-        layer_numbers = [layers.get(group[0], beyond + number) for number, group in enumerate(codec.variables)]
+        beyond = len(codec.names) + max(layers.values(), default=0)
+        layer_numbers = [layers.get(name, beyond + number) for number, name in enumerate(codec.names)]
         self._space = CategoricalSpace(codec.values, layer_numbers)
         minimised_reference = None if reference is None else np.array(reference, float)[self._order] * self._signs
-        tables = {
-            number: self._signs[number + 1] * self._table(prior_costs[objective])
-            for number, objective in enumerate(self._order[1:])
-            if objective in prior_costs
-        }
         minimised_chance = np.inf if chance_score is None else float(self._signs[0] * chance_score)
-        self._strategy = Strategy(self._space, minimised_reference, tables, parts, minimised_chance)
+        self._strategy = strategy(self._space, minimised_reference, minimised_chance)
         # Trials: how many were read, which of them are unfinished, and in which order the others finished.
         self._num_read = 0
         self._unfinished: list[int] = []
@@ -206,15 +182,6 @@ class TrialHistory:
         # By trial, policies proposed here, and parameters of running trials.
         self._proposed: dict[int, Code] = {}
         self._running: dict[int, tuple[Hashable | None, Code | None]] = {}
-
-    def _table(self, costs: Mapping[str, Mapping[Any, float]]) -> Floats:
-        """(variables, width): what choices add to a cost, summed over tied parameters."""
-        table = np.zeros(self._space.exists.shape)
-        for variable, (group, values) in enumerate(zip(self._codec.variables, self._codec.values, strict=True)):
-            for code, value in enumerate(values):
-                by_name = [costs.get(name, {}) for name in group]
-                table[variable, code] = sum(added.get(value, 0.0) - added.get(values[0], 0.0) for added in by_name)
-        return table
 
     def continues_with(self, trials: Sequence[Any]) -> bool:
         """False for the trials of another study, even where its name is the same."""

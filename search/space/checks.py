@@ -11,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 from ...evaluators.base import Direction, Metric, available, evaluator_class
 from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ...policies.document import Document, Problem
-from ...policies.errors import EvaluatorError
+from ...policies.errors import EvaluatorError, PolicyError
+from ...policies.policy import Policy
 from ...policies.wording import nearest
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
 from .layer_choices import expanded
+from .search_settings import is_policy_file
 from .space import Space
 from .ties_and_bans import ForbiddenRun, forbids_dense
 
@@ -202,6 +204,25 @@ def model_problems(document: Document, space: Space, folder: Path) -> list[Probl
     if is_explicit_path(name) and not exists(folder / name):
         return [document.problem(("model", "id"), f"there is no folder {(folder / name).absolute()}")]
     return []
+
+
+def start_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
+    """Policy files of `search.start` that cannot be read, or have mistakes.
+
+    Args:
+        document: The file of the space.
+        space: The space.
+        folder: The folder of the file.
+    """
+    problems = []
+    for place, name in enumerate(space.search.start if isinstance(space.search.start, list) else []):
+        try:
+            if is_policy_file(name):
+                Policy.load(folder / name)
+        except PolicyError as cause:
+            found = "; ".join([cause.what, *cause.details])
+            problems.append(document.problem(("search", "start", place), found))
+    return problems
 
 
 def is_explicit_path(value: str) -> bool:

@@ -18,8 +18,10 @@ from .checks import (
     model_problems,
     rule_problems,
     size_problems,
+    start_problems,
     tied_problems,
 )
+from .search_settings import is_policy_file
 from .space import SCHEMA, LoadedSpace, Space
 
 SPACES = Path(__file__).resolve().parents[2] / "spaces"
@@ -86,6 +88,7 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
     if space is not None:
         problems += [*rule_problems(document, space), *tied_problems(document, space)]
         problems += [*forbid_problems(document, space), *model_problems(document, space, path.parent)]
+        problems += start_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
     return LoadedSpace(
@@ -125,7 +128,7 @@ def override(document: Document, key: str, value: str) -> None:
 
 
 def with_absolute_paths(space: Space, folder: Path) -> Space:
-    """The space with the paths of its model and tasks made absolute.
+    """The space with the paths of its model, tasks and policy files made absolute.
 
     A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval.
 
@@ -143,8 +146,15 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
 
     name = space.model.id
     model_id = str((folder / name).resolve()) if exists(folder / name) else name
+    start = space.search.start
+    if isinstance(start, list):
+        start = [str((folder / entry).resolve()) if is_policy_file(entry) else entry for entry in start]
     return space.model_copy(
-        update={"model": space.model.model_copy(update={"id": model_id}), "evaluate": resolved(space.evaluate)}
+        update={
+            "model": space.model.model_copy(update={"id": model_id}),
+            "evaluate": resolved(space.evaluate),
+            "search": space.search.model_copy(update={"start": start}),
+        }
     )
 
 

@@ -14,14 +14,20 @@ DEFAULT_BASELINES = ("schedules", *(name for name, baseline in BASELINES.items()
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
+def is_policy_file(name: str) -> bool:
+    """True where an entry of `start` is a policy file, and no baseline."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def check_start(value: Any) -> Any:
     """Check the name of a baseline before pydantic does, so that the message can name the nearest one."""
-    if isinstance(value, str) and value not in START_NAMES:
+    if isinstance(value, str) and value not in START_NAMES and not is_policy_file(value):
         raise ValueError(f"unknown baseline {short(value)}; {nearest(value, [*START_NAMES])}")
     return value
 
 
-StartName = Annotated[str, BeforeValidator(check_start), Field(json_schema_extra={"enum": [*START_NAMES]})]
+START_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": [*START_NAMES]}, {"pattern": r"\.ya?ml$"}]}
+StartName = Annotated[str, BeforeValidator(check_start), Field(json_schema_extra=START_SCHEMA)]
 
 
 class Stop(StrictModel):
@@ -65,7 +71,8 @@ class Search(StrictModel):
         seed: The seed of the sampler and of all random inputs.
         sampler: skipsearch's own sampler (`auto`), or Optuna's NSGA-II, NSGA-III, TPE or random sampler.
         start: The baselines that the search starts from. `rules` is the space's schedules and the baselines that depend
-            on the position of a layer alone; a list names baselines; `none` leaves the start to the sampler.
+            on the position of a layer alone; a list names baselines and policy files; `none` leaves the start to the
+            sampler.
         max_failures: End the search after this many failed trials in a row.
         stop: What else ends the search.
         racing: When a trial is stopped early; `none` measures every trial on all examples.

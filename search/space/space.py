@@ -11,13 +11,14 @@ from ...evaluators.base import Direction, Metric, evaluator_class
 from ...evaluators.subject import ModelSpec
 from ...policies.choice import KEEP, LayerChoice, StrictModel
 from ...policies.errors import SpaceError
+from ...policies.policy import Policy
 from .constraint import CONSTRAINT_JSON_SCHEMA, Constraint, as_constraint, with_metrics
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
 from .fingerprint import Digests, with_digests
 from .guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .layer_choices import LayerRule, SelectionOptions, is_default
 from .schedules import ScheduleOptions
-from .search_settings import Search, Workers
+from .search_settings import Search, Workers, is_policy_file
 from .ties_and_bans import ForbiddenTogether, ForbidRule, Group, TieEvery
 
 SCHEMA: Final = "skipsearch/space/v1"
@@ -152,11 +153,16 @@ class Space(StrictModel):
     def fingerprint(self, digests: Digests | None = None) -> str:
         """A hash that is equal for spaces whose trials can share a study.
 
-        It leaves out the workers and the settings that end a search or a trial early. Local models and tasks enter by
-        their content, wherever they lie.
+        It leaves out the workers and the settings that end a search or a trial early. Local models, tasks and policy
+        files enter by their content, wherever they lie.
         """
         may_change = {"trials", "max_failures", "stop", "racing"}
         data = self.model_dump(mode="json", exclude={"workers": True, "search": may_change})
+        if isinstance(self.search.start, list):
+            names = self.search.start
+            data["search"]["start"] = [
+                Policy.load(name).fingerprint if is_policy_file(name) else name for name in names
+            ]
         text = json.dumps(with_digests(data, digests or Digests()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

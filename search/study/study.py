@@ -26,6 +26,7 @@ from ..sampler.skip_sampler import SkipSampler
 from ..space.guide_metrics import ANSWER_LOSS, QUALITY
 from ..space.objectives import greedy_cost
 from ..space.parameters import Parameters
+from ..space.search_settings import is_policy_file
 from ..space.space import Space
 from ..trial.outcome import Outcome
 from ..trial.trial_result import TrialResult
@@ -39,7 +40,7 @@ from .storage import open_storage, quiet_optuna
 from .study_times import TimedTrialCache, stand_ins_of
 from .telling import add_promoted_trial, add_promotion_failure, trial_state
 from .trial_attributes import measurements_json, promotion_failures, read_trial, trial_attributes
-from .warm_start import skipped_share
+from .warm_start import file_setting, skipped_share
 
 GUIDE_CHOSEN = "guide_chosen"  # the attribute of a study that holds the guide metric which a comparison chose
 
@@ -63,6 +64,7 @@ class SearchStudy(TimedTrialCache):
     Raises:
         StudyError: the study exists and is not to be resumed, or does not exist and is; it was made for another space,
             model or task; or a baseline needs statistics of the dense model and there is no `probe_dense`.
+        SpaceError: the space does not allow a policy of `search.start`.
     """
 
     def __init__(
@@ -72,6 +74,9 @@ class SearchStudy(TimedTrialCache):
         quiet_optuna()
         self.space, self.num_layers, self.model_id = space, num_layers, model_id or space.model.id
         self.parameters = Parameters(space, num_layers)
+        # Before the study is created, so that a mistake leaves none behind.
+        for file in filter(is_policy_file, space.search.baselines):
+            file_setting(self.parameters, file)
         check_free(path, resume)
         study, self._storage = open_or_create(path, name, space)
         identity = study_identity(path, space, num_layers, commit)

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat, zip_longest
+from pathlib import Path
 
 from ...policies.choice import KEEP
+from ...policies.errors import SpaceError
 from ...policies.policy import Policy
 from ..baselines.dense_stats import DenseStats
 from ..baselines.registry import BASELINES, Choices
 from ..space.parameters import Parameters
+from ..space.search_settings import is_policy_file
 from ..trial.trial_result import BASELINE_SEPARATOR
 
 # Target shares of the work to skip, in the order in which settings are taken; with more than half skipped, hardly any
@@ -41,17 +44,22 @@ class InitialPoint:
 
 
 def initial_points(parameters: Parameters, names: Sequence[str], limit: int, stats: DenseStats) -> list[InitialPoint]:
-    """The policies that a search starts from, from each baseline in turn; without those that the space forbids.
+    """The policies that a search starts from, from each source in turn; without those of baselines that are forbidden.
 
     Args:
         parameters: The parameters of the space.
-        names: The baselines.
+        names: The baselines and the policy files.
         limit: The largest number of policies.
         stats: Statistics of the dense model, where a baseline needs them.
+
+    Raises:
+        SpaceError: see `file_setting`.
     """
     schedules = parameters.schedule_settings() if "schedules" in names else {}
-    sources = [schedule_settings(name, settings) for name, settings in schedules.items()]
-    sources += [published_settings(parameters, name, stats) for name in names if name != "schedules"]
+    sources = [iter([file_setting(parameters, name)]) for name in names if is_policy_file(name)]
+    sources += [schedule_settings(name, settings) for name, settings in schedules.items()]
+    published = [name for name in names if name != "schedules" and not is_policy_file(name)]
+    sources += [published_settings(parameters, name, stats) for name in published]
     dense = parameters.policy(parameters.labels())
     found: dict[str, InitialPoint] = {}
     in_turn = (setting for turn in zip_longest(*sources) for setting in turn if setting is not None)
@@ -83,6 +91,29 @@ def published_settings(parameters: Parameters, name: str, stats: DenseStats) -> 
     for choices in order_settings(policies):
         labels = parameters.encode_choices(choices, selection)
         yield name, describe(parameters.policy(labels)), labels
+
+
+def file_setting(parameters: Parameters, file: str) -> Setting:
+    """The policy of a file, as a baseline with one setting; its name is that of the file.
+
+    Raises:
+        PolicyMismatch: the policy was made for another number of layers.
+        SpaceError: the space does not allow the policy.
+    """
+    policy = Policy.load(file).canonical()
+    domains = parameters.domains
+    policy.check_fits(len(domains), "of this space")
+    labels = parameters.encode(policy)
+    if labels is None or not parameters.allows(policy):
+        choices = enumerate(zip(policy.choices(len(domains)), domains, strict=True))
+        beyond = [
+            f"layer {index} cannot be {choice.label}" for index, (choice, domain) in choices if choice not in domain
+        ]
+        others = ["tied layers, `forbid` or `token_selection` of the space are against it"]
+        hint = "add these choices to the space, or leave the file out of search.start"
+        raise SpaceError(f"the space does not allow the policy {file}", beyond or others, hint)
+    name = Path(file).name.translate({ord(mark): "_" for mark in ":;"})
+    return name, describe(policy), labels
 
 
 def describe(policy: Policy) -> str:

@@ -22,7 +22,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.testing import EvaluatorContract, FamilyContract
 from skipsearch.testing.evaluators import plain
 
-UNITS = {"fraction", "nats", "flops", "ms", "bytes"}
+UNITS = {"fraction", "nats", "flops", "ms", "bytes", "tokens", "times"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def made(name, kind, subjects):
         "answer_loss": examples,
         "divergence": examples,
         "latency": {"new_tokens": 3, "repeats": 2, "warmup": 1},
+        "speculative": {"new_tokens": 6, "draft_tokens": 2, "prompts": 2, "repeats": 1},
     }
     found = evaluator_class(name)
     return found(found.options(**options.get(name, {})), subjects.loaded[kind])
@@ -81,7 +82,7 @@ class TestBuiltIn(EvaluatorContract):
         assert evaluator.name == name and {metric.unit for metric in evaluator.metrics.values()} <= UNITS
 
     def test_is_repeatable(self, name, kind, evaluator, subject, policy, subjects):
-        if name == "latency":
+        if name in ("latency", "speculative"):
             pytest.skip("a clock is not repeatable")
         super().test_is_repeatable(evaluator, subject, policy)
         with apply_policy(subject.model, policy) as handle:
@@ -148,7 +149,16 @@ def install(monkeypatch, *values, package=None):
 def test_an_installed_evaluator_is_found(monkeypatch):
     install(monkeypatch, f"{__name__}:Energy")
     assert evaluator_class("energy").metrics["energy_j"].unit == "joule"
-    assert available() == ("accuracy", "answer_loss", "divergence", "energy", "flops", "latency", "memory")
+    assert available() == (
+        "accuracy",
+        "answer_loss",
+        "divergence",
+        "energy",
+        "flops",
+        "latency",
+        "memory",
+        "speculative",
+    )
 
 
 def refusal(name):
@@ -161,7 +171,7 @@ def test_an_unknown_evaluator_is_told():
     assert refusal("latancy").splitlines() == [
         "there is no evaluator 'latancy'",
         "  the nearest known one is 'latency'",
-        "hint: available: accuracy, answer_loss, divergence, flops, latency, memory",
+        "hint: available: accuracy, answer_loss, divergence, flops, latency, memory, speculative",
     ]
 
 

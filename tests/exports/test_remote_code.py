@@ -13,9 +13,10 @@ import transformers
 from contract import policy_of
 from safetensors.torch import load_file, save_file
 
-from families import FAMILIES, batch_of, built, layer_list, run
+from families import FAMILIES, batch_of, built, run
 from skipsearch import Policy, apply_policy
 from skipsearch.exports.checkpoint.remote import RemoteCode
+from skipsearch.exports.checkpoint.weights import prefix_of
 from skipsearch.exports.export import export
 from skipsearch.exports.reference import auto_class
 from skipsearch.exports.target import Source
@@ -25,14 +26,14 @@ NOTHING, ATTENTION, FFN = {"attention": "skip", "ffn": "skip"}, {"attention": "s
 POLICY = policy_of({0: ATTENTION, 1: NOTHING, 2: FFN})
 # Llama's layer; norms after sublayers, and windows; images; experts; a parallel residual; an FFN that is no module.
 WHOLE = ("llama", "gemma3", "olmo2", "llava", "mixtral", "neox", "opt", "qwen3-next", "qwen3-vl", "mllama")
-EVERY_WAY = ["dynamic", "static", "beams", "cut back"]
+# A recurrence has no state to go back to; beams and image prompts are known to fail for the dense models too.
+# torch.export cannot trace the experts of a dense Mixtral either.
+EVERY_WAY = ["dynamic", "static", "beams", "cut back", "allocated"]
+WAYS = {"llama": EVERY_WAY, "neox": EVERY_WAY, "mixtral": EVERY_WAY[:-1]}
 
 
 def ways(name: str) -> list[str]:
-    if name == "llama":
-        return [*EVERY_WAY, "allocated"]
-    # The runtime refuses static caches of Mllama, so nothing tells what they should give.
-    return {"gemma3": EVERY_WAY, "mllama": ["dynamic"]}.get(name, ["dynamic", "static"])
+    return WAYS.get(name, ["dynamic"] if name in ("qwen3-next", "mllama") else ["dynamic", "static"])
 
 
 def written(name: str, folder: Path, policy: Policy = POLICY) -> Path:
@@ -70,13 +71,14 @@ def test_a_process_without_skipsearch_computes_what_the_policy_computes(folders,
     done = subprocess.run([sys.executable, "-P", str(script), *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name, found in torch.load(files[1]).items():
-        want = expected(built(name, "sdpa"), jobs[name])
+        model, want = built(name, "sdpa"), expected(built(name, "sdpa"), jobs[name])
         assert set(found) == {"logits", *ways(name)}
         for way, tensor in found.items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(tensor, want[way], rtol=0, atol=1e-5, msg=f"{name}, {way}")
             else:
                 assert torch.equal(tensor, want[way]), (name, way)
+        del model
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -86,13 +88,13 @@ def test_the_file_has_the_weights_that_run(name, folders):
         logits = model(**batch_of(name).padded("left"), use_cache=False).logits
         logits.sum().backward()
     runs = {key for key, weight in model.named_parameters() if weight.grad is not None}
-    prefix = next(key for key, part in model.named_modules() if part is layer_list(model)) + "."
+    text = prefix_of(model) + "."
     model.zero_grad(set_to_none=True)
     stored = load_file(folders[name] / "model.safetensors")
     guard = json.loads((folders[name] / "config.json").read_text())["skipsearch"]["guard"]
     assert stored.pop(guard).numel() == 0
-    in_layers = {key for key in dict(model.named_parameters()) if key.startswith(prefix)}
-    others = set(dict(model.named_parameters())) - in_layers
+    in_layers = {key for key in dict(model.named_parameters()) if key.startswith(text)}
+    others = {key for key in dict(model.named_parameters())} - in_layers
     assert runs & in_layers == set(stored) & in_layers
     assert others == set(stored) - in_layers
 

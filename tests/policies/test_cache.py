@@ -13,7 +13,8 @@ from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCach
 from families import FAMILIES, LAYERS, WINDOW, Batch, batch_of, built, run, without
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import ModelError
-from skipsearch.policies.runtime.cache import PartialLayer, kv_cache_bytes
+from skipsearch.policies.runtime.cache import kv_cache_bytes
+from skipsearch.policies.runtime.partial import PartialLayer
 
 SKIP_ATTENTION, SKIP_LAYER = {"attention": "skip"}, {"attention": "skip", "ffn": "skip"}
 HALF = {"token_ratio": 0.5}
@@ -216,24 +217,41 @@ def test_a_cache_filled_under_a_policy_is_refused_without_it(layers):
         step(model, inputs, cache, torch.full((3, 1), 5))
 
 
-@pytest.mark.parametrize("layers", [{1: SKIP_ATTENTION}, {1: HALF}, PARTS[1], PARTS[2]], ids=str)
+CUT = [{1: SKIP_ATTENTION}, {1: HALF}, PARTS[1], PARTS[2], {1: {**SKIP_ATTENTION, "tokens": "text"}}]
+
+
+@pytest.mark.parametrize("layers", CUT, ids=str)
+@pytest.mark.parametrize("layout", ["middle", "ragged"])
 @pytest.mark.parametrize("name", ["llava", "llava-mistral"])
-def test_a_cache_that_was_cut_back_goes_on_as_if_nothing_had_been(name, layers):
-    model, inputs = built(name, "sdpa"), batch_of(name, "middle").alone(0)
-    more = torch.tensor([[7, 9]])
+def test_a_cache_that_was_cut_back_goes_on_as_if_nothing_had_been(name, layout, layers):
+    model, inputs = built(name, "sdpa"), batch_of(name, layout).padded()
+    tokens = torch.tensor([[7, 9, 11]]).expand(len(inputs["input_ids"]), -1)
     with apply_policy(model, policy_of(layers)):
-        cache, other = prefill(model, inputs).past_key_values, prefill(model, inputs).past_key_values
-        if name == "llava-mistral":
-            with pytest.raises((ModelError, RuntimeError), match="cut back|past"):
-                cache.crop(-1)
-            return
-        for token in more.T:
-            step(model, inputs, other, token[None])
-        other.crop(-2)
-        stored = [[0 if layer.keys is None else layer.keys.shape[-2] for layer in c.layers] for c in (cache, other)]
-        assert stored[0] == stored[1]
-        expected = step(model, inputs, cache, more[:, :1]).logits
-        assert torch.equal(step(model, inputs, other, more[:, :1]).logits, expected)
+        cache, other = (DynamicCache(config=model.config) for _ in range(2))
+        other.activate_past_recording()
+        for one in (cache, other):
+            prefill(model, inputs, one)
+        for removed in (2, 1, 0):
+            for place in range(2):
+                step(model, inputs, other, tokens[:, place : place + 1])
+            other.crop(-removed)
+            for place in range(2 - removed):
+                step(model, inputs, cache, tokens[:, place : place + 1])
+            stored = [[0 if layer.keys is None else layer.keys.shape[-2] for layer in c.layers] for c in (cache, other)]
+            # A layer that skips tokens leaves it to the next stored one to drop what is outside of its window.
+            assert stored[0] == stored[1] or (name == "llava-mistral" and sum(stored[1]) <= sum(stored[0]))
+        expected = step(model, inputs, cache, tokens[:, 2:]).logits
+        assert torch.equal(step(model, inputs, other, tokens[:, 2:]).logits, expected)
+
+
+def test_a_window_that_did_not_record_its_past_is_not_cut_back():
+    layer = filled_layer(window=3)
+    with pytest.raises(ModelError, match="cannot be cut back\n  found 1 of 5 tokens to remove, after a sliding window"):
+        layer.crop(-1)
+    with pytest.raises(ModelError, match="found -6 as what to remove from 5 tokens, expected 0 to -5"):
+        layer.crop(-6)
+    layer.crop(0)
+    assert layer.columns(2, torch.device("cpu")).tolist() == [[3, 4], [3, 4]]
 
 
 # The object by itself
@@ -278,6 +296,28 @@ def test_a_window_forgets_what_no_row_can_see():
     assert layer.columns(2, torch.device("cpu")).tolist() == [[3, 4], [3, 4]]
     assert layer.keys[:, 0, :, 0].tolist() == [[2.0, 9.0], [5.0, 9.0]]
     assert layer.get_mask_sizes(1) == (3, 3) and layer.get_seq_length() == 5
+
+
+@pytest.mark.parametrize(
+    ("left", "columns", "valid"),
+    [
+        (5, [[0, 2, 3, 4], [1, 2, 3, 4]], [[True] * 4, [False, True, True, True]]),
+        (4, [[0, 2, 3], [1, 2, 3]], [[True] * 3, [False, True, True]]),
+        # Only one row stored a token before the third: the column is padding in the other, at a place that exists.
+        (2, [[0], [1]], [[True], [False]]),
+        (1, [[0], [0]], [[True], [False]]),
+        (0, [[], []], [[], []]),
+    ],
+)
+def test_rows_that_stored_different_tokens_are_cut_back(left, columns, valid):
+    layer = filled_layer()
+    layer.crop(left - 5)
+    assert layer.get_seq_length() == left and layer.get_mask_sizes(1) == (left + 1, 0)
+    assert layer.columns(2, torch.device("cpu")).tolist() == columns and layer.valid.tolist() == valid
+    assert layer.keys.shape[-2] == layer.values.shape[-2] == len(columns[0])
+    layer.announce(2)
+    layer.update(torch.zeros(2, 1, 2, 1), torch.zeros(2, 1, 2, 1))
+    assert layer.columns(2, torch.device("cpu")).tolist() == [[*row, left, left + 1] for row in columns]
 
 
 def test_reset_starts_anew():

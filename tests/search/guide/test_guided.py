@@ -14,7 +14,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.guide.accuracy_curve import AccuracyCurve, fit_logistic
-from skipsearch.search.guide.greedy import Probe, lazy_greedy, spread_over_front
+from skipsearch.search.guide.greedy import GreedyPath, Probe, race_paths, spread_over_front
 from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
@@ -205,7 +205,12 @@ def planted(seed, sublayers=10):
 
 def walked(start, deletions, measured, worst, width=1):
     """Every policy that was probed, and the largest batch."""
-    steps, probed, largest = lazy_greedy(start, deletions, {}, worst, width), [], 0
+    return raced([GreedyPath("dense", start, deletions, {}, worst, width)], measured)
+
+
+def raced(paths, measured):
+    """The same of several paths."""
+    steps, probed, largest = race_paths(paths, lambda path: None), [], 0
     batch = next(steps)
     try:
         while True:
@@ -243,6 +248,25 @@ def test_a_path_ends_at_the_loss_of_guessing_and_passes_over_what_fails():
 
     kept, _ = walked(start, deletions, failing, math.inf)
     assert sum(labels["3"] == "skip" for labels in kept) == 1
+
+
+def test_a_path_that_stays_behind_another_waits_until_the_other_has_ended():
+    start, deletions, measured = planted(0)
+
+    def handicapped(labels):
+        probe = measured(labels)
+        return Probe(probe.loss + 0.5 * (labels["way"] == "poor"), probe.cost + 0.01 * (labels["way"] == "poor"))
+
+    def paths(*ways):
+        return [GreedyPath(way, {**start, "way": way}, deletions, {}, math.inf, 1) for way in ways]
+
+    alone, _ = raced(paths("good"), handicapped)
+    both, _ = raced(paths("good", "poor"), handicapped)
+    ways = [labels["way"] for labels in both]
+    good = [labels for labels in both if labels["way"] == "good"]
+    assert good[-1] == alone[-1] and both[-1] == {**alone[-1], "way": "poor"}
+    last = len(ways) - 1 - ways[::-1].index("good")
+    assert ways[: last + 1].count("poor") < 0.5 * ways.count("poor")
 
 
 def test_schedules_to_begin_with_are_non_dominated_and_spread():

@@ -11,9 +11,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from skipsearch.search.sampler import acquisition
-from skipsearch.search.sampler.acquisition import FittedModels, Observations
+from skipsearch.search.sampler.acquisition import FittedModels, ModelCache, Observations
 from skipsearch.search.sampler.additive_cost import fit_costs
-from skipsearch.search.sampler.candidates import PARTS
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
 from skipsearch.search.sampler.search_space import CategoricalSpace
@@ -240,26 +239,15 @@ def test_policies_that_break_a_constraint_teach_where_the_others_are(early):
     assert not any(value > 0 for trial in study.best_trials for value in trial.constraints.values())
 
 
-def test_tied_layers_agree_and_forbidden_policies_are_never_proposed():
+def test_forbidden_policies_are_never_proposed():
     model = Model(8)
 
     def allowed(params):
         return params["layer_00"] == "keep" and params["layer_07"] != "skip_layer"
 
-    pairs = [("layer_01", "layer_02"), ("layer_04", "layer_06")]
-    study = search(model, 60, tied=pairs, allowed=allowed)
+    study = search(model, 60, allowed=allowed)
     assert all(allowed(trial.params) for trial in study.trials)
-    assert all(trial.params[one] == trial.params[other] for trial in study.trials for one, other in pairs)
     assert len(set(policies(study))) == 60
-
-
-def test_tied_layers_need_the_same_choices():
-    model = Model(3)
-    model.space["layer_02"] = optuna.distributions.CategoricalDistribution(["keep", "skip_ffn"])
-    study = optuna.create_study(directions=BOTH, sampler=sampler(model, tied=[("layer_01", "layer_02")]))
-    search(model, 1, study)
-    with pytest.raises(ValueError, match="different choices: layer_01, layer_02"):
-        study.ask(model.space)
 
 
 def test_neutral_must_be_a_choice():
@@ -350,13 +338,6 @@ def test_a_model_that_loses_nothing_is_searched_too():
     assert min(trial.values[1] for trial in study.trials) < 0.3
 
 
-def test_costs_that_are_known_beforehand_are_used():
-    model = Model(8)
-    costs = {name: {choice: units / 48 for choice, units in COST.items()} for name in model.names}
-    study = search(model, 40, prior_costs={1: costs})
-    assert volume(model, study) > 0.9 * volume(model, search(model, 40))
-
-
 def test_a_space_ends_in_every_policy_and_then_in_dense():
     model = Model(3)
     found = policies(search(model, 66))
@@ -377,19 +358,6 @@ def test_fewer_evaluations_than_random_and_nsga2():
     for other in (optuna.samplers.RandomSampler(0), optuna.samplers.NSGAIISampler(population_size=30, seed=0)):
         theirs = search(model, 300, optuna.create_study(directions=BOTH, sampler=other))
         assert ours > 1.1 * volume(model, theirs)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_every_part_can_be_left_out(part):
-    model = Model(6)
-    assert len(set(policies(search(model, 40, parts={*PARTS} - {part})))) == 40
-
-
-def test_the_sensitivity_pass_measures_single_choices():
-    model = Model(6)
-    study = search(model, 40, parts=("additive", "refit", "sensitivity"))
-    single = [params for params in policies(study) if params.count("keep") == 5]
-    assert len(single) > 10
 
 
 def test_the_additive_front_is_that_of_every_policy():
@@ -427,15 +395,12 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     codes = np.unique(draw.integers(0, 3, (420, 12)), axis=0)[draw.permutation(400)].astype(np.int16)
     losses = codes @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
     losses += draw.normal(0, 0.01, 400)
-    begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300), sparse=True)
+    begun = Surrogate(space, np.ones(24), codes[:300], losses[:300], np.zeros(300))
     grown = begun.with_measured(codes[300:320], losses[300:320], np.zeros(20))
     waiting = grown.with_pending(codes[320:330])
     means, deviations = waiting.predict(codes[330:])
     prior, choices = grown._prior, space.features(codes)
-    stray = np.sqrt(np.diag(prior.interaction_root)) * choices @ space.membership
-    pairs = stray[:, grown._pairs.first] * stray[:, grown._pairs.second]
-    assert np.argmax(prior.pair_variances) == np.flatnonzero((grown._pairs.first == 0) & (grown._pairs.second == 1))
-    every = choices @ prior.covariance @ choices.T + (pairs * prior.pair_variances) @ pairs.T
+    every = choices @ prior.covariance @ choices.T
     every += prior.interaction_variance * (choices @ prior.interaction_root @ choices.T) ** 2
     assert np.allclose(waiting.pending_means, grown.mean(codes[320:330]))
     linked = np.r_[prior.warping(losses[:320]), waiting.pending_means]
@@ -452,7 +417,7 @@ def test_what_a_choice_adds_is_the_difference_that_it_makes():
     draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1, 2], [0, 2], [0, 1, 2, 3]] * 4)
     codes = draw.integers(0, space.sizes, (200, 12)).astype(np.int16)
     losses = (codes > 0) @ draw.uniform(0.01, 0.1, 12) + 0.2 * (codes[:, 0] > 0) * (codes[:, 1] > 0)
-    surrogate = Surrogate(space, np.ones(24), codes, losses, np.zeros(200), sparse=True)
+    surrogate = Surrogate(space, np.ones(24), codes, losses, np.zeros(200))
     for code, added in zip(codes[:5], surrogate.marginal_effects(codes[:5]), strict=True):
         with_it, without = np.repeat(code[None], 24, axis=0), np.repeat(code[None], 24, axis=0)
         with_it[np.arange(24), space.variable] = space.code
@@ -461,41 +426,6 @@ def test_what_a_choice_adds_is_the_difference_that_it_makes():
     single = with_it * 0
     single[np.arange(24), space.variable] = space.code
     assert np.allclose(surrogate.main_effects(), surrogate.mean(single))
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_surrogate_learns_which_layers_interact(seed):
-    draw, space = np.random.default_rng(seed), CategoricalSpace([[0, 1, 2]] * 20)
-    codes = np.where(draw.random((500, 20)) < 0.3, draw.integers(1, 3, (500, 20)), 0).astype(np.int16)
-    partners = draw.permutation(20)[:8].reshape(2, 4)
-    losses = (codes > 0) @ np.exp(draw.normal(0, 0.5, 20)) + draw.normal(0, 0.05, 500)
-    losses += (codes[:, partners] > 0).all(1) @ np.array([0.9, -0.6, 1.2, -0.9])
-
-    def fitted(sparse):
-        return Surrogate(space, np.ones(40), codes[:120], losses[:120], np.zeros(120), sparse=sparse)
-
-    def error(surrogate):
-        return np.abs(surrogate.warping.inverse(surrogate.mean(codes[120:])) - losses[120:]).mean()
-
-    found = fitted(True)
-    strongest = found._pairs.strongest(4)
-    assert {*zip(strongest.first, strongest.second, strict=True)} == {*map(tuple, np.sort(partners, axis=0).T)}
-    assert error(found) < 0.8 * error(fitted(False))
-
-
-def test_estimates_do_not_count_for_which_layers_interact():
-    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1]] * 12)
-    codes = (draw.random((80, 12)) < 0.4).astype(np.int16)
-    costs, nobody = -codes.sum(1, keepdims=True).astype(float), np.zeros((80, 0))
-    losses = codes @ np.ones(12) + codes[:, 3] * codes[:, 7]
-
-    def learned(errors, parts=PARTS):
-        history = Observations(codes, losses, costs, nobody, errors, codes[:0])
-        return len(FittedModels(space, history, {}, np.array([20.0, 0.0]), parts).surrogate._pairs.first)
-
-    assert learned(np.zeros(80)) == 12
-    assert learned(np.zeros(80), {*PARTS} - {"sparse"}) == 0
-    assert learned(np.where(np.arange(80) % 2, 0.1, 0.0)) == 0
 
 
 # With seed 32 strong interactions shared by 0.8 and weaker ones by a half are each better than what lies between.
@@ -519,8 +449,20 @@ def test_a_policy_that_loses_far_too_much_says_little_of_its_choices():
     history = Observations(codes, losses, 1 - codes.sum(1)[:, None] / 24, np.zeros((42, 0)), nothing, codes[:0])
     # The other half was never tried, but in the last policy.
     untried = (space.code == 2) & (space.variable >= 6)
-    beyond, within = (FittedModels(space, history, {}, np.array([worst, 1.0]), PARTS) for worst in (1.0, 40.0))
+    beyond, within = (FittedModels(space, history, np.array([worst, 1.0])) for worst in (1.0, 40.0))
     assert beyond.surrogate.main_effects()[untried].max() < 0.5 * within.surrogate.main_effects()[untried].min()
+
+
+def test_a_guided_search_reads_a_bound_on_the_loss_from_the_loss():
+    draw, space = np.random.default_rng(0), CategoricalSpace([[0, 1]] * 8)
+    codes = np.vstack([np.zeros((1, 8)), draw.random((40, 8)) < 0.4]).astype(np.int16)
+    sizes = np.linspace(0.2, 1.0, 8)
+    losses, costs = codes @ sizes, 1 - codes.sum(1, keepdims=True) / 8
+    scores, none = -1 / (1 + np.exp(losses - 4)), np.zeros(41)
+    given = Observations(codes, losses, costs, losses[:, None] - 1.5, none, codes[:0], scores, none, np.arange(1, 42))
+    acquisition = ModelCache(space, np.array([-0.1, 1.0]), -0.0).acquisition(given)
+    candidates = (np.arange(8) < np.array([3, 4, 6, 7])[:, None]).astype(np.int16)
+    assert ((acquisition.expected_improvement(candidates) > 1e-4) == (candidates @ sizes < 1.5)).all()
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
@@ -604,9 +546,7 @@ def test_a_surrogate_trains_on_so_many_policies_however_long_the_search(costs, m
         codes = np.vstack([np.zeros((1, 6), int), draw.integers(4, size=(count - 1, 6))]).astype(np.int16)
         nothing, losses = np.zeros((count, 0)), codes.sum(1) / 18
         cost = 1 - losses[:, None] if costs else nothing
-        models = FittedModels(
-            space, Observations(codes, losses, cost, nothing, np.zeros(count), codes[:0]), {}, None, PARTS
-        )
+        models = FittedModels(space, Observations(codes, losses, cost, nothing, np.zeros(count), codes[:0]), None)
         known = len(models.surrogate._training.whitening)
         assert known == max(16, 32 - count // 16)
 

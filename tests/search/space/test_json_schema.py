@@ -137,7 +137,7 @@ def test_every_key_at_the_top_is_described(schema):
 def test_an_editor_completes_names():
     choices = SPACE["$defs"]["LayerRule"]["properties"]["choices"]["items"]["anyOf"]
     assert choices[0]["enum"] == list(CHOICES)
-    known = ["accuracy", "answer_loss", "divergence", "flops", "latency", "memory"]
+    known = ["accuracy", "answer_loss", "divergence", "flops", "latency", "memory", "speculative"]
     assert list(SPACE["properties"]["evaluate"]["properties"]) == known
     assert SPACE["properties"]["objectives"]["properties"]["ttft_ms"]["const"] == "minimize"
     assert "prompt_tokens" in SPACE["$defs"]["LatencyOptions"]["properties"]

@@ -21,12 +21,17 @@ def swapped(folder, name):
     if name == "llava":
         model, task = tiny.tiny_llava(folder, LAYERS), tiny.image_tasks(folder, 8)["image_gen"]
     else:
-        model, task = tiny.tiny_llama(folder, LAYERS), tiny.text_tasks(folder, 8)["text_mc"]
-    accuracy = f"{{tasks: ['{task}'], search: {{limit: 4}}, report: {{limit: 4}}}}"
-    return {"model.id": str(model), "evaluate.accuracy": accuracy, "search.trials": "3", "workers.count": "1"}
+        tasks = tiny.text_tasks(folder, 8)
+        model, task = tiny.tiny_llama(folder, LAYERS), tasks["text_gen" if name == "draft" else "text_mc"]
+    shared = {"model.id": str(model), "search.trials": "3", "workers.count": "1"}
+    options = f"{{tasks: ['{task}'], search: {{limit: 4}}, report: {{limit: 4}}}}"
+    if name != "draft":
+        return {**shared, "evaluate.accuracy": options}
+    short = "{draft_tokens: 2, new_tokens: 4, prompts: 2, repeats: 1}"
+    return {**shared, "evaluate.divergence": options, "evaluate.speculative": short}
 
 
-@pytest.mark.parametrize("name", ["llava", "llama"])
+@pytest.mark.parametrize("name", ["llava", "llama", "draft"])
 def test_a_shipped_space_runs_from_end_to_end(name, tmp_path):
     loaded = load_space(name, swapped(tmp_path, name))
     record = run_study(loaded, tmp_path / name, shown=False)
@@ -34,4 +39,4 @@ def test_a_shipped_space_runs_from_end_to_end(name, tmp_path):
     assert [trial.state for trial in record.trials] == ["complete"] * len(record.trials)
     assert set(record.objectives) <= set(record.dense.search)
     assert all(record.trial(number).report for number in record.front)
-    assert record.environment["workers"][0]["dtype"] == "bfloat16"
+    assert record.environment["workers"][0]["dtype"] == loaded.space.model.dtype != "auto"

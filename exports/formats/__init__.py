@@ -1,0 +1,1 @@
+"""Text formats of other tools, written and read; see `table.FORMATS`."""

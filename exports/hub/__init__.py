@@ -1,0 +1,1 @@
+"""The target `hub`: a folder that loads with `skipsearch.from_pretrained`."""
