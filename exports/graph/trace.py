@@ -1,6 +1,7 @@
 """A model under a policy as a graph of operations, with nothing of what the policy skips."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -49,7 +50,7 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     shapes = free_dimensions(inputs)
     forget(model)
     try:
-        with apply_policy(model, policy), torch.no_grad():
+        with apply_policy(model, policy), experts_of_torch(model), torch.no_grad():
             program = torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:
         # A trace runs the model's own code, which can raise anything.
@@ -58,6 +59,21 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
         raise ExportError(f"torch.export cannot trace {type(model).__name__}", [reason], hint) from cause
     drop_unused(program)
     return program
+
+
+@contextmanager
+def experts_of_torch(model: PreTrainedModel) -> Iterator[None]:
+    """Let a mixture of experts use operations of torch alone in this context.
+
+    By default it uses one that transformers defines, which is unknown to a process without transformers.
+    """
+    text = model.config.get_text_config()
+    own = text._experts_implementation
+    text._experts_implementation = "batched_mm"
+    try:
+        yield
+    finally:
+        text._experts_implementation = own
 
 
 def drop_unused(program: ExportedProgram) -> None:

@@ -22,8 +22,8 @@ POLICY = policy_of({0: {"attention": "skip"}, 1: {"attention": "skip", "ffn": "s
 # torch.onnx knows no operation for a check that LLaVA makes.
 CASES = [
     ("torch-export", "llava"),
-    ("onnx", "llama"), ("onnx", "gemma3"),
-    ("openvino", "llama"), ("openvino", "llava"),
+    ("onnx", "llama"), ("onnx", "gemma3"), ("onnx", "mixtral"),
+    ("openvino", "llama"), ("openvino", "llava"), ("openvino", "mixtral"),
 ]  # fmt: skip
 TARGETS = {target.name: target for target in (TorchExport, Onnx, OpenVino)}
 SOAK = pytest.mark.soak
@@ -60,6 +60,7 @@ def test_the_graph_has_the_weights_and_the_operations_that_run(name):
     model.zero_grad(set_to_none=True)
     assert {spec.target for spec in program.graph_signature.input_specs if spec.kind.name == "PARAMETER"} == runs
     assert set(program.state_dict) <= runs | {f"model.{key}" for key, _ in model.named_buffers()}
+    assert not any("transformers" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
     attentions = sum("scaled_dot_product" in str(node.target) for node in program.graph.nodes)
     of_images = model.config.vision_config.num_hidden_layers if name == "llava" else 0
     assert attentions == 2 + of_images
@@ -85,6 +86,15 @@ def test_what_a_graph_cannot_express_is_named(target):
         "a graph has no token_ratio 0.5 in layer 2",
     ]
     assert target().can(POLICY, source_of("llama")) == []
+
+
+@pytest.mark.soak
+def test_what_a_converter_does_not_know_is_named(tmp_path):
+    if find_spec("onnx") is None or find_spec("onnxscript") is None:
+        pytest.skip("onnx not installed")
+    with pytest.raises(ExportError, match=r"onnx cannot write Llava(.|\n)*No ONNX function found for .*_is_all_true"):
+        export(POLICY, source_of("llava"), Onnx(), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_missing_tool_and_a_model_that_cannot_be_traced_are_typed_errors(tmp_path, monkeypatch):
