@@ -47,9 +47,10 @@ class Graph(Target):
             self.save(program, folder / self.file)
         except Exception as cause:
             # Converters raise errors of their own, of many kinds, for operations that they do not know.
-            reasons = [line for line in str(cause).splitlines() if "Error'>:" in line] or str(cause).splitlines()[:1]
+            lines = str(cause).splitlines()
+            reasons = [line for line in lines if "No ONNX function" in line or "No conversion rule" in line] or lines
             hint = "take another target; `--to list` shows those that can"
-            raise ExportError(f"{self.name} cannot write {type(source.model).__name__}", reasons, hint) from cause
+            raise ExportError(f"{self.name} cannot write {type(source.model).__name__}", reasons[:1], hint) from cause
         source.model.config.save_pretrained(folder)
         if source.processor is not None:
             source.processor.save_pretrained(folder)

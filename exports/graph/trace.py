@@ -1,6 +1,7 @@
 """A model under a policy as a graph of operations, with nothing of what the policy skips."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -15,8 +16,6 @@ from ...policies.policy import Policy
 from ..checkpoint.run import forget, placed
 from ..reference import random_prompts
 from ..target import Source
-
-MAX_TOKENS = 1 << 20
 
 
 class Logits(nn.Module):
@@ -51,7 +50,7 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     shapes = free_dimensions(inputs)
     forget(model)
     try:
-        with apply_policy(model, policy), torch.no_grad():
+        with apply_policy(model, policy), experts_of_torch(model), torch.no_grad():
             program = torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:
         # A trace runs the model's own code, which can raise anything.
@@ -62,8 +61,25 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
     return program
 
 
+@contextmanager
+def experts_of_torch(model: PreTrainedModel) -> Iterator[None]:
+    """Let a mixture of experts use operations of torch alone in this context.
+
+    By default it uses one that transformers defines, which is unknown to a process without transformers.
+    """
+    text = model.config.get_text_config()
+    own = text._experts_implementation
+    text._experts_implementation = "batched_mm"
+    try:
+        yield
+    finally:
+        text._experts_implementation = own
+
+
 def drop_unused(program: ExportedProgram) -> None:
-    """Drop the weights that no operation reads; torch.export keeps all weights of the model."""
+    """Drop operations without an effect, and weights that no operation reads; torch.export keeps all weights."""
+    # Such as the pooled output of a vision model, which a language model does not read.
+    program.graph.eliminate_dead_code()
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     specs = program.graph_signature.input_specs
     unused = [spec for spec in specs if spec.target is not None and not nodes[spec.arg.name].users]
@@ -91,9 +107,8 @@ def is_text(prompt: dict[str, Tensor]) -> bool:
     return all(value.shape == prompt["input_ids"].shape for value in prompt.values())
 
 
-def free_dimensions(inputs: dict[str, Tensor]) -> dict[str, Any]:
+def free_dimensions(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any] | None]:
     """By input, the dimensions whose size stays free."""
-    rows, tokens = Dim("rows"), Dim("tokens", max=MAX_TOKENS)
-    free = {0: rows, 1: tokens} if is_text(inputs) else {1: tokens}
+    free = dict.fromkeys((0, 1) if is_text(inputs) else (1,), Dim.DYNAMIC)
     shape = inputs["input_ids"].shape
     return {name: free if value.shape == shape else None for name, value in inputs.items()}
