@@ -60,7 +60,8 @@ def export(policy: Policy, source: Source, target: Target, folder: Path) -> Expo
         difference = target.check(written, reference)
         if not difference <= reference.tolerance:
             found = f"found a difference of {difference:.2g}, accepted are {reference.tolerance:.0e}; nothing was kept"
-            raise ProofError(f"the export to {target.name} computes something else than the policy", [found])
+            hint = "take another target; where the weights are in half precision, try --dtype float32"
+            raise ProofError(f"the export to {target.name} computes something else than the policy", [found], hint)
         size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
         proof = target.proof_line(difference, reference)
         done = Export(target.name, folder, difference, reference.tolerance, proof, notes, size)

@@ -105,9 +105,13 @@ def run_process(command: Sequence[str]) -> None:
     """Run a command that loads an export.
 
     Raises:
-        ExportError: it fails; the details have the end of what it printed.
+        ExportError: it does not start, or it fails; the details have the end of what it printed.
     """
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as cause:
+        hint = "give the path of a Python interpreter, as in --python ~/env/bin/python"
+        raise ExportError("the interpreter of --python does not run", [str(cause)], hint) from cause
     if done.returncode:
         raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
 

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.export import ExportedProgram
 
@@ -127,8 +127,7 @@ class Onnx(Graph):
         """See `Graph.save`."""
         import torch
 
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
-        assert converted is not None
+        converted: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         converted.save(file, external_data=True)
 
     def load_lines(self, source: Source, folder: str) -> list[str]:

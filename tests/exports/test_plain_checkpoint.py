@@ -111,6 +111,8 @@ class Wrong(PlainCheckpoint):
 def test_a_failed_proof_leaves_nothing(tmp_path):
     with pytest.raises(ProofError, match="something else"):
         export(policy({1: FFN}), source("llama"), Wrong(), tmp_path / "out")
+    with pytest.raises(ExportError, match="the interpreter of --python does not run"):
+        export(policy({}), source("llama"), PlainCheckpoint(Options(python=tmp_path / "none")), tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
 
 
