@@ -16,7 +16,9 @@ from ..space.parameters import Parameters
 from ..study.asking import Proposal
 from ..study.study import SearchStudy
 
-PROBES_PER_TRIAL = 2  # probes at most, for each trial of the budget
+# Probes at most for each trial: two, and up to four where these do not suffice for the paths. A first path
+# probes each deletion alone and then walks on; further paths need some more.
+PROBES_PER_TRIAL, MAX_PROBES_PER_TRIAL, PROBES_PER_DELETION = 2, 4, 6
 MAX_LOSS_SHARE = 0.6  # A path ends at this share of the way from the loss of dense to that at chance level.
 MAX_PATHS = 6  # token schedules that a path starts from
 
@@ -38,7 +40,7 @@ class Probing:
         self._width = width
         self._queue: deque[Labels] = deque()
         self._batch: list[Labels] = []
-        self._budget = PROBES_PER_TRIAL * study.space.search.trials
+        self._budget = probe_budget(study.space.search.trials, study.parameters)
         self._running: set[str] = set()
         self._requested: set[str] = set()
         self._deferred: set[str] = set()
@@ -117,6 +119,12 @@ class Probing:
         dense = self._study.probe_result(self._study.parameters.labels())
         dense_loss = 0.0 if dense is None else dense.loss
         return dense_loss + MAX_LOSS_SHARE * (chance - dense_loss)
+
+
+def probe_budget(trials: int, parameters: Parameters) -> int:
+    """How many policies are probed at most, for a budget of trials."""
+    for_paths = PROBES_PER_DELETION * len(parameters.deletions(parameters.labels()))
+    return min(max(PROBES_PER_TRIAL * trials, for_paths), MAX_PROBES_PER_TRIAL * trials)
 
 
 def emptiest(parameters: Parameters) -> Labels:
