@@ -55,13 +55,19 @@ def write_sparse_step(text: Any, total: int) -> None:
 def depends_on_place(model: PreTrainedModel, removed: Sequence[int]) -> list[str]:
     """The reasons why a model's layers cannot be renumbered: what they compute depends on their numbers."""
     text = model.config.get_text_config()
-    periods = [name for name in EVERY if (getattr(text, name, None) or 1) > 1]
-    reasons = [f"{name} of the configuration is {getattr(text, name)}: every such layer is special" for name in periods]
+    reasons = [
+        f"no skip_layer: every {getattr(text, name)}th layer is special ({name} of the configuration)"
+        for name in EVERY
+        if (getattr(text, name, None) or 1) > 1
+    ]
     if getattr(text, "scale_attn_by_inverse_layer_idx", False):
-        reasons.append("the attention is divided by the layer's number (scale_attn_by_inverse_layer_idx)")
+        reasons.append(
+            "no skip_layer: the attention is divided by the layer's number (scale_attn_by_inverse_layer_idx)"
+        )
     deepstack = len(getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
     first = [index for index in removed if index < deepstack]
     if first:
         listed = ", ".join(map(str, first))
-        reasons.append(f"image features are added after layers 0 to {deepstack - 1}, which include layer {listed}")
+        where = f"image features are added after layers 0 to {deepstack - 1}"
+        reasons.append(f"no skip_layer in layer {listed}: {where}")
     return reasons

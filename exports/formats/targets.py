@@ -185,5 +185,5 @@ def stale_fields(policy: Policy, source: Source) -> list[str]:
     count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     before, after = config.to_dict(), config_without(source.model, kept).to_dict()
     stale = [key for key in before if key != count and before[key] != after.get(key)]
-    text = "mergekit leaves it as it is, for all layers"
-    return [*depends_on_place(source.model, removed), *(f"{key} of the configuration: {text}" for key in stale)]
+    text = "no skip_layer: mergekit leaves a field of the configuration as it is, for all layers"
+    return [*depends_on_place(source.model, removed), *(f"{text}: {key}" for key in stale)]
