@@ -1,6 +1,5 @@
 """The card of a policy: a README.md with the metadata that the Hugging Face hub reads."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -77,7 +76,7 @@ def model_section(policy: "Policy") -> list[str]:
 
 def policy_section(policy: "Policy") -> list[str]:
     """What the policy leaves out."""
-    counts = [f"- {label}: {count} layers" for label, count in count_choices(policy).items()]
+    counts = [f"- {label}: {count} layer{'s'[: count != 1]}" for label, count in count_choices(policy).items()]
     return ["## Policy", "", *(counts or ["- nothing is left out"]), f"- fingerprint {policy.fingerprint}", ""]
 
 
@@ -91,7 +90,7 @@ def figures_section(policy: "Policy") -> list[str]:
 
 def figure_row(name: str, entry: "Measured") -> str:
     """One row of the table of figures."""
-    cells = [name, json.dumps(entry.value), "" if entry.dense is None else json.dumps(entry.dense), entry.split or ""]
+    cells = [name, f"{entry.value:.12g}", "" if entry.dense is None else f"{entry.dense:.12g}", entry.split or ""]
     return f"| {' | '.join(cells)} |"
 
 

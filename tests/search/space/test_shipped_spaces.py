@@ -26,7 +26,8 @@ def swapped(folder, name):
     shared = {"model.id": str(model), "search.trials": "3", "workers.count": "1"}
     options = f"{{tasks: ['{task}'], search: {{limit: 4}}, report: {{limit: 4}}}}"
     if name != "draft":
-        return {**shared, "evaluate.accuracy": options}
+        few = {"evaluate.latency.repeats": "2", "evaluate.latency.new_tokens": "4"}
+        return {**shared, **few, "evaluate.accuracy": options}
     short = "{draft_tokens: 2, new_tokens: 4, prompts: 2, repeats: 1}"
     return {**shared, "evaluate.divergence": options, "evaluate.speculative": short}
 
