@@ -17,7 +17,8 @@ from .runtime.calls import CallTracker
 from .runtime.compatibility import check_images, check_kind, transformers_model
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
-from .runtime.tokens import ALL_CLASSES, ForwardTokens, image_token_ids, scope
+from .runtime.roles import roles
+from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
 from .scores.table import SCORES
 
@@ -41,7 +42,7 @@ class LayerStep(NamedTuple):
     @property
     def computes(self) -> bool:
         """False where the whole layer is skipped for all tokens."""
-        return not self.choice.skips_layer or scope(self.choice) != ALL_CLASSES
+        return roles(self.choice).computes
 
 
 class PolicyHandle:
@@ -220,13 +221,12 @@ def recorded_layers(policy: Policy, layers: Sequence[DecoderLayer]) -> set[int]:
     for layer, choice in zip(layers, policy.choices(len(layers)), strict=True):
         if choice.token_ratio:
             recorded.add(nearest)
-        skips = scope(choice) if choice.attention == "skip" else frozenset()
-        if layer.kind == "attention" and choice.token_ratio != 0 and not skips & {"image", "text"}:
+        if layer.kind == "attention" and roles(choice).reads_images:
             nearest = layer.index
     return recorded - {-1}
 
 
 def first_removal(policy: Policy, choices: list[LayerChoice]) -> int:
     """The first layer that removes image tokens for good; the number of layers where none does."""
-    removing = [index for index, choice in enumerate(choices) if choice.token_ratio is not None]
+    removing = [index for index, choice in enumerate(choices) if choice.ranks_images]
     return removing[0] if removing and policy.token_selection.reselect == "once" else len(choices)

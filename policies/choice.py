@@ -2,11 +2,27 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 LAST_LAYER: Final = 9999
+AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
+Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
+# By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
+DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
+    "skip": ("skip", "skip"),
+    "keys_only": ("keys_only", "skip"),
+    "attention": ("run", "skip"),
+    "ffn": ("skip", "run"),
+}
+# The names of skipped sublayers, by the values of `attention` and `ffn`.
+SKIPS: Final = {
+    ("run", "run"): "",
+    ("skip", "skip"): "skip_layer",
+    ("skip", "run"): "skip_attention",
+    ("run", "skip"): "skip_ffn",
+}
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
@@ -20,21 +36,29 @@ class LayerChoice(StrictModel):
     """What one decoder layer does; without a key, the layer does what the dense layer does.
 
     Attributes:
-        attention: Run the attention sublayer, or skip it with its norm; a skipped one stores no keys and values.
+        attention: Run the attention sublayer, or skip it with its norm; a skipped one stores no keys and values. Tokens
+            with `keys_only` store keys and values and ask for nothing, as if frozen; tokens with `queries_only` attend
+            to visible tokens and to themselves, and no other token sees them.
         ffn: Run the feed-forward sublayer, or skip it with its norm.
         wiring: `parallel` feeds the layer's input to both sublayers.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
-        token_ratio: Share of the image tokens, 0 to 1, that the layer processes.
+        token_ratio: Share of the image tokens, 0 to 1, that the layer processes. With `phase: decode` the layer
+            processes all of them, and after the prompt the keys and values of the others leave its cache.
+        rest: What the image tokens do that a token ratio leaves out of a prompt: nothing (`skip`), are seen
+            (`keys_only`), have the `attention` without the FFN, or the `ffn` without the attention.
+        evict: After the prompt, the keys and values of these tokens leave the layer's cache.
         phase: The phase in which the choice holds: `prefill`, `decode`, or `both`; in the other one the layer is dense.
         tokens: The tokens to which the choice applies: `all`, the `image` tokens, or all others (`text`, generated ones
             included); the remaining tokens go through the full layer.
     """
 
-    attention: Literal["run", "skip"] = "run"
+    attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
     wiring: Literal["sequential", "parallel"] = "sequential"
     norm: Literal["own", "shared"] = "own"
     token_ratio: Ratio | None = None
+    rest: Rest = "skip"
+    evict: bool = False
     phase: Literal["both", "prefill", "decode"] = "both"
     tokens: Literal["all", "image", "text"] = "all"
 
@@ -49,21 +73,41 @@ class LayerChoice(StrictModel):
         return self.attention == self.ffn == "skip"
 
     @property
+    def ranks_images(self) -> bool:
+        """True where a token ratio of the prompt leaves image tokens out of the layer; false where it only evicts."""
+        return self.token_ratio is not None and self.phase != "decode"
+
+    @property
+    def evicts(self) -> bool:
+        """True where keys and values of image tokens leave the layer's cache after the prompt."""
+        return self.token_ratio is not None and (self.evict or self.phase == "decode")
+
+    @property
     def label(self) -> str:
         """The choice as search spaces name it, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
-        parts = []
-        if self.skips_layer:
-            parts = ["skip_layer"]
-        elif "skip" in (self.attention, self.ffn):
-            parts = ["skip_attention" if self.attention == "skip" else "skip_ffn"]
-        elif self.wiring == "parallel":
-            parts = ["parallel" if self.norm == "own" else "parallel, shared norm"]
+        name = self._sublayers_label()
         scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
-        if parts and scope:
-            parts[0] += f" ({', '.join(scope)})"
+        if name == "freeze" and self.tokens == "image":
+            name, scope = "freeze_image", scope[:-1]
+        suffix = f" ({', '.join(scope)})" if scope else ""
+        parts = [name + suffix] if name else []
         if self.token_ratio is not None:
-            parts.append(f"token_ratio {self.token_ratio:g}")
+            ratio = f"token_ratio {self.token_ratio:g}"
+            if self.phase == "decode" and not parts:
+                ratio += " (decode)"
+            ratio += f", rest {self.rest}" if self.rest != "skip" else ""
+            parts.append(ratio + (", evict" if self.evict else ""))
         return " + ".join(parts) or "keep"
+
+    def _sublayers_label(self) -> str:
+        """What happens to the sublayers; empty where both run in sequence."""
+        if self.attention in ("run", "skip"):
+            if self.wiring == "parallel" and self.attention == self.ffn == "run":
+                return "parallel" if self.norm == "own" else "parallel, shared norm"
+            return SKIPS[self.attention, self.ffn]
+        if self.ffn == "run":
+            return self.attention
+        return "freeze" if self.attention == "keys_only" else f"{self.attention}, skip_ffn"
 
     def canonical(self) -> "LayerChoice":
         """The canonical form: equal for choices that compute the same, without keys that have no effect.
@@ -84,29 +128,50 @@ KEEP = LayerChoice()
 @lru_cache(maxsize=4096)
 def canonical(choice: LayerChoice) -> LayerChoice:
     """See `LayerChoice.canonical`."""
-    # Image tokens occur in the prompt only.
-    no_tokens = choice.tokens == "image" and choice.phase == "decode"
+    choice = without_useless_keys(without_useless_ratio(choice))
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
-    changes_sublayers = not no_tokens and (parallel or "skip" in (choice.attention, choice.ffn))
-    selects_images = choice.token_ratio not in (None, 1.0) and choice.phase != "decode" and choice.tokens != "text"
-    if choice.skips_layer and choice.tokens != "text":
-        selects_images = False
-    # `abs` turns -0.0 into 0.0.
-    ratio = abs(choice.token_ratio) if selects_images and choice.token_ratio is not None else None
-    if ratio == 0 and choice.tokens == "image":
+    changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip"
+    # Image tokens occur in the prompt only; a ratio of 0 leaves none of them to the rest of the choice.
+    if choice.tokens == "image" and (choice.phase == "decode" or choice.token_ratio == 0):
         changes_sublayers = False
+    of_ratio: dict[str, Any] = {}
+    if choice.token_ratio is not None:
+        # `abs` turns -0.0 into 0.0.
+        of_ratio = {"token_ratio": abs(choice.token_ratio), "rest": choice.rest, "evict": choice.evict}
     if not changes_sublayers:
-        return KEEP if ratio is None else LayerChoice(token_ratio=ratio)
+        return LayerChoice(**of_ratio, phase="decode" if choice.phase == "decode" else "both") if of_ratio else KEEP
     return LayerChoice(
         attention=choice.attention,
         ffn=choice.ffn,
         wiring=choice.wiring if parallel else "sequential",
         norm=choice.norm if parallel else "own",
-        token_ratio=ratio,
+        **of_ratio,
         phase="both" if choice.tokens == "image" else choice.phase,
         # Every generated token is text, so a scope changes nothing in the decode phase.
         tokens="all" if choice.phase == "decode" else choice.tokens,
     )
+
+
+def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
+    """The choice without a token ratio, `rest` and `evict` where they change nothing."""
+    if choice.token_ratio in (None, 1.0) or choice.tokens == "text":
+        return choice.model_copy(update={"token_ratio": None, "rest": "skip", "evict": False})
+    if choice.phase == "decode":
+        return choice.model_copy(update={"rest": "skip", "evict": False})
+    evict = choice.evict and choice.phase == "both" and DOES[choice.rest][0] != "skip"
+    if not evict and DOES[choice.rest] == (choice.attention, choice.ffn):
+        # The tokens that the ratio keeps do what the others do.
+        return choice.model_copy(update={"token_ratio": None, "rest": "skip", "evict": False})
+    return choice.model_copy(update={"evict": evict})
+
+
+def without_useless_keys(choice: LayerChoice) -> LayerChoice:
+    """The choice without `keys_only` where no token ever reads the keys."""
+    everywhere = choice.phase == "both" and choice.tokens == "all"
+    if not everywhere or choice.attention not in ("skip", "keys_only") or choice.rest == "attention":
+        return choice
+    rest = "skip" if choice.rest == "keys_only" else choice.rest
+    return without_useless_ratio(choice.model_copy(update={"attention": "skip", "rest": rest}))
 
 
 CHOICES: Mapping[str, LayerChoice] = {
@@ -115,4 +180,5 @@ CHOICES: Mapping[str, LayerChoice] = {
     "skip_attention": LayerChoice(attention="skip"),
     "skip_layer": LayerChoice(attention="skip", ffn="skip"),
     "parallel": LayerChoice(wiring="parallel"),
+    "freeze_image": LayerChoice(attention="keys_only", ffn="skip", tokens="image"),
 }

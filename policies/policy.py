@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .choice import KEEP, LAST_LAYER, LayerChoice, StrictModel
+from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, StrictModel
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .hub import policy_file, save_folder, upload
@@ -21,8 +21,13 @@ from .wording import escape_invisible
 SCHEMA: Final = "skipsearch/policy/v1"
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 
-NO_IMAGE = LayerChoice(token_ratio=0.0)
-SKIP_IMAGE = LayerChoice(attention="skip", ffn="skip", tokens="image")
+# Scoped choices that are the same as a token ratio of 0, unless a ratio removes tokens for good; by the one, the other.
+SAME_WITHOUT_REMOVAL = {
+    LayerChoice(attention="skip", ffn="skip", tokens="image"): LayerChoice(token_ratio=0.0),
+    LayerChoice(token_ratio=0.0, rest="keys_only"): CHOICES["freeze_image"],
+    LayerChoice(token_ratio=0.0, rest="attention"): LayerChoice(ffn="skip", tokens="image"),
+    LayerChoice(token_ratio=0.0, rest="ffn"): LayerChoice(attention="skip", tokens="image"),
+}
 
 
 class TokenSelection(StrictModel):
@@ -181,17 +186,17 @@ class Policy(StrictModel):
     def canonical(self) -> Self:
         """The canonical form: equal `layers` for policies that compute the same; measurements and provenance stay."""
         changed = {index: choice.canonical() for index, choice in sorted(self.layers.items())}
-        if self.token_selection.reselect == "once":
+        selection = self.token_selection
+        if not any(choice.ranks_images for choice in changed.values()):
+            # No ratio removes a token from later layers.
+            selection = selection.model_copy(update={"reselect": "each_layer"})
+        if selection.reselect == "once":
             changed = drop_ineffective_ratios(changed)
         else:
-            # Skipping a layer for image tokens is the same as a token ratio of 0.
-            changed = {
-                index: NO_IMAGE if choice.tokens == "image" and choice == SKIP_IMAGE else choice
-                for index, choice in changed.items()
-            }
+            changed = {index: SAME_WITHOUT_REMOVAL.get(choice, choice) for index, choice in changed.items()}
         layers = {index: choice for index, choice in changed.items() if choice is not KEEP}
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
-        selection = self.token_selection if ratios else TokenSelection()
+        selection = selection if ratios else TokenSelection()
         if not any(ratios):
             # Where every ratio is 0, no score ranks anything.
             selection = TokenSelection(reselect=selection.reselect)
@@ -299,7 +304,7 @@ def drop_ineffective_ratios(layers: Mapping[int, LayerChoice]) -> dict[int, Laye
         ratio = choice.token_ratio
         if ratio is not None and ratio >= lowest:
             choice = choice.model_copy(update={"token_ratio": None}).canonical()
-        elif ratio is not None:
+        elif ratio is not None and choice.ranks_images:
             lowest = ratio
         result[index] = choice
     return result

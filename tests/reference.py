@@ -48,17 +48,15 @@ class Row:
         """The tokens that the choice concerns."""
         return {i for i in range(len(self.ids)) if self.kind(i) in PHASES[choice.phase] & TOKENS[choice.tokens]}
 
-    def processed(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> list[int]:
-        """The tokens that do not pass the layer by."""
+    def divided(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> tuple[set[int], set[int]]:
+        """The image tokens that the layer's ratio keeps and those it leaves out, of all that were not removed."""
         images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
         candidates = [i for i in images if i not in self.gone]
-        left_out = set(self.gone)
-        if choice.token_ratio is not None and choice.phase != "decode" and choice.tokens != "text":
-            wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
-            left_out |= set(candidates) - self.chosen(x, candidates, wanted, selection.score)
-        if selection.reselect == "once":
-            self.gone = left_out
-        return [i for i in range(len(self.ids)) if i not in left_out]
+        if choice.token_ratio is None or choice.tokens == "text":
+            return set(candidates), set()
+        wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
+        kept = self.chosen(x, candidates, wanted, selection.score)
+        return kept, set(candidates) - kept
 
     def chosen(self, x: Tensor, candidates: list[int], wanted: int, kind: str) -> set[int]:
         """The candidates with the highest score, the first of equals."""
@@ -68,12 +66,12 @@ class Row:
         value = {i: float(x[i].norm()) if kind == "norm" else self.score.get(i, 0.0) for i in candidates}
         return set(sorted(candidates, key=lambda i: -value[i])[:wanted])
 
-    def note(self, attended: list[int], weights: Tensor | None) -> None:
+    def note(self, asking: list[int], seen: list[int], weights: Tensor | None) -> None:
         """Keep how much the last prompt token attended to each image token."""
-        images = [i for i in attended if self.kind(i) == "image"]
-        if weights is not None and self.end - 1 in attended and images:
-            attention = weights[0].mean(0)[attended.index(self.end - 1)].tolist()
-            self.score |= {i: attention[attended.index(i)] for i in images}
+        images = [i for i in seen if self.kind(i) == "image"]
+        if weights is not None and self.end - 1 in asking and images:
+            attention = weights[0].mean(0)[seen.index(self.end - 1)].tolist()
+            self.score |= {i: attention[seen.index(i)] for i in images}
 
 
 def reference(
@@ -103,29 +101,74 @@ def reference(
             hook.remove()
 
 
+# What `rest` says of the attention and the FFN.
+REST = {
+    "skip": ("skip", "skip"),
+    "keys_only": ("keys_only", "skip"),
+    "attention": ("run", "skip"),
+    "ffn": ("skip", "run"),
+}
+
+
 def one_layer(
     layer: nn.Module, number: int, x: Tensor, arguments: dict[str, Any], family: Family, policy: Policy, row: Row
 ) -> Tensor:
     """What a layer gives for its input under the policy."""
     choice = policy.choice(number)
     scope = row.scope(choice)
-    processed = row.processed(x[0], choice, policy.token_selection)
-    attended = [i for i in processed if choice.attention == "run" or i not in scope]
-    fed = [i for i in processed if choice.ffn == "run" or i not in scope]
-    middle = x.clone()
-    if attended:
-        mask = masked(attended, family.windows[number], family.blocks(row.ids, row.end), x.dtype)
-        delta, weights = a(layer, x[:, attended], {**narrow(arguments, attended), "attention_mask": mask})
-        middle[:, attended] += delta
-        row.note(attended, weights)
+    kept, rest = row.divided(x[0], choice, policy.token_selection)
+    only_evicts = choice.phase == "decode"
+    does = {i: (choice.attention, choice.ffn) if i in scope else ("run", "run") for i in range(len(row.ids))}
+    does |= {} if only_evicts else dict.fromkeys(rest, REST[choice.rest])
+    does |= dict.fromkeys(row.gone, ("skip", "skip"))
+    evicted = rest if only_evicts or (choice.evict and choice.phase == "both") else set()
+    if policy.token_selection.reselect == "once" and not only_evicts:
+        row.gone |= rest
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row))
     y = middle.clone()
-    for i in fed:
-        if choice.wiring == "parallel" and i in scope:
+    for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
+        if choice.wiring == "parallel" and i in scope and (only_evicts or i not in rest):
             normed = n1(layer, x[:, [i]]) if choice.norm == "shared" else n2(layer, x[:, [i]])
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
         y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
     return y
+
+
+def attention(
+    layer: nn.Module,
+    x: Tensor,
+    arguments: dict[str, Any],
+    does: dict[int, tuple[str, str]],
+    evicted: set[int],
+    at: tuple[Family, int, Row],
+) -> Tensor:
+    """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
+    asking = [i for i, (does_what, _) in does.items() if does_what == "run"]
+    seen = [i for i, (does_what, _) in does.items() if does_what in ("run", "keys_only")]
+    alone = [i for i, (does_what, _) in does.items() if does_what == "queries_only"]
+    update = torch.zeros_like(x)
+    for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
+        tokens = sorted(seen + lone)
+        delta, weights = a(layer, x[:, tokens], arguments_for(tokens, arguments, evicted, x.dtype, at))
+        for i in lone or asking:
+            update[:, i] = delta[:, tokens.index(i)]
+        if not lone:
+            at[2].note(asking, seen, weights)
+    return update
+
+
+def arguments_for(
+    tokens: list[int], arguments: dict[str, Any], evicted: set[int], dtype: torch.dtype, at: tuple[Family, int, Row]
+) -> dict[str, Any]:
+    """The attention's arguments for these tokens, of which answers do not see those that were evicted."""
+    family, number, row = at
+    mask = masked(tokens, family.windows[number], family.blocks(row.ids, row.end), dtype)
+    for place, query in enumerate(tokens):
+        for other, key in enumerate(tokens):
+            if key in evicted and row.kind(query) == "answer":
+                mask[0, 0, place, other] = torch.finfo(dtype).min
+    return {**narrow(arguments, tokens), "attention_mask": mask}
 
 
 def narrow(arguments: dict[str, Any], tokens: list[int]) -> dict[str, Any]:

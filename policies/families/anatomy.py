@@ -13,6 +13,9 @@ Kind = Literal["attention", "linear", "cross"]
 # The names that layers, attentions and linear mixers give to their cache argument.
 CACHE_ARGUMENTS = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 
+# Arguments of a layer that have an entry for each token, and the axis that runs over tokens.
+PER_TOKEN = {"position_embeddings": -2, "position_ids": -1}
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -216,6 +219,11 @@ class Sublayers:
         return self._anatomy.before_attention, self._anatomy.before_ffn
 
     @property
+    def cache_name(self) -> str:
+        """The name of the layer's cache argument."""
+        return cache_argument(self._layer) or cache_argument(self.attention) or CACHE_ARGUMENTS[1]
+
+    @property
     def parallel(self) -> bool:
         """True where both sublayers read the layer's input."""
         return self._anatomy.parallel
@@ -234,9 +242,10 @@ class Sublayers:
         """
         return self.run_attention(self.attention_norm(x), arguments)
 
-    def run_attention(self, normed: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """A of an input that is already normalised, shape (batch, tokens, width)."""
-        out = first(self.attention(normed, **self._attention_arguments(arguments)))
+    def run_attention(self, normed: Tensor, arguments: Mapping[str, Any], attention: nn.Module | None = None) -> Tensor:
+        """A of an input that is already normalised, shape (batch, tokens, width); `attention` may be a twin of its."""
+        module = self.attention if attention is None else attention
+        out = first(module(normed, **self._attention_arguments(arguments)))
         return self._scaled(0, self._run(self._anatomy.after_attention, out))
 
     def attention_norm(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from .anatomy import ANATOMIES, Kind, Sublayers, first, parameters
+from .twins import Twins
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class DecoderLayer:
         module: The layer itself.
         sublayers: Its attention and its FFN.
         parameters: The names of its forward's parameters, which name positional arguments.
+        twins: What its attention can do for tokens that do not take part in full.
     """
 
     index: int
     module: nn.Module
     sublayers: Sublayers
     parameters: tuple[str, ...]
+    twins: Twins = Twins()
 
     @property
     def kind(self) -> Kind:
@@ -218,7 +221,8 @@ def match_anatomy(
     for anatomy in fitting:
         sublayers = Sublayers(module, anatomy, call.output)
         if reproduces(sublayers, call):
-            return DecoderLayer(index, module, sublayers, argument_names(module))
+            twins = Twins.of(sublayers, call.x, call.arguments)
+            return DecoderLayer(index, module, sublayers, argument_names(module), twins)
     return None
 
 

@@ -32,6 +32,7 @@ from transformers import Cache, PreTrainedModel
 
 from ..errors import ModelError
 from ..families.layers import argument_names
+from .attend import Split
 from .cache import find_cache, tokens_seen
 from .patch import Patch
 from .requests import GenerateCall, Needs, is_empty, refusal, refuse_options, refuse_packed
@@ -64,6 +65,13 @@ class ForwardCall:
         if attended is AllOrNone.NONE:
             self.unattended.add(layer)
         elif attended is not AllOrNone.ALL:
+            self.shortened.add(layer)
+
+    def record_split(self, layer: int, split: Split) -> None:
+        """Record a layer whose tokens take part in its attention in different ways."""
+        if split.asking is split.alone is AllOrNone.NONE:
+            self.unattended.add(layer)
+        elif split.asking is not AllOrNone.ALL:
             self.shortened.add(layer)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..choice import LayerChoice
 from ..errors import ModelError, PolicyMismatch
 from ..families.layers import DecoderLayer
+from .roles import roles
 from .tokens import ALL_CLASSES, image_token_ids, scope
 
 
@@ -52,13 +53,22 @@ def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
 
 
 def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
-    """Refuse a choice that a recurrent or cross-attention layer cannot compute.
+    """Refuse a choice that a layer cannot compute: a recurrence, attention to an image, or one of another build.
 
     Raises:
         PolicyMismatch: naming the layer, its kind and the choice.
     """
+    does = roles(choice)
     limited = scope(choice) != ALL_CLASSES
-    if layer.kind == "linear" and limited and choice.attention == "skip":
+    if layer.kind != "attention" and (does.seen_only or does.alone or does.evicts):
+        reason = "it does not store a key for each token"
+        hint = "leave `keys_only`, `queries_only` and evictions out there"
+    elif does.seen_only and not layer.twins.has_keys:
+        reason, hint = "its attention does not show its keys before it attends", "leave `keys_only` out there"
+    elif does.alone and not layer.twins.attends_alone:
+        reason = "its attention does not take its attention function from transformers' table"
+        hint = "leave `queries_only` out there"
+    elif layer.kind == "linear" and choice.attention == "skip" and (limited or choice.rest == "attention"):
         reason = "a recurrence that some tokens skip has no state for the others"
         hint = "leave `phase` and `tokens` out"
     elif layer.kind == "cross" and (limited or choice.token_ratio is not None):

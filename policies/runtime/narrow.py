@@ -1,19 +1,17 @@
 """Cutting the arguments of a layer to the tokens that it processes, with a mask that fits what it has cached."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ..errors import ModelError
+from ..families.anatomy import PER_TOKEN
 from ..families.layers import DecoderLayer
 from .cache import partial_layer
 from .partial import PartialLayer
 from .selection import AllOrNone, Selection
-
-# Arguments of a layer that have an entry for each token, and the axis that runs over tokens.
-PER_TOKEN = {"position_embeddings": -2, "position_ids": -1}
 
 
 def narrow(
@@ -39,13 +37,18 @@ def narrow(
     if stored is not None:
         index, valid = (None, None) if chosen is None else (chosen.index, chosen.valid)
         stored.announce(hidden.shape[1], index, valid)
-    if chosen is not None:
-        for name, axis in PER_TOKEN.items():
-            value = arguments.get(name)
-            if isinstance(value, Tensor):
-                cut[name] = chosen.cut_once(value, axis)
-            elif value is not None:
-                cut[name] = tuple(chosen.cut_once(part, axis) for part in value)
+    return cut if chosen is None else cut_arguments(cut, chosen)
+
+
+def cut_arguments(arguments: dict[str, Any], chosen: Selection) -> dict[str, Any]:
+    """The arguments of a layer, of which those with an entry for each token are cut to some tokens."""
+    cut = dict(arguments)
+    for name, axis in PER_TOKEN.items():
+        value = arguments.get(name)
+        if isinstance(value, Tensor):
+            cut[name] = chosen.cut_once(value, axis)
+        elif value is not None:
+            cut[name] = tuple(chosen.cut_once(part, axis) for part in value)
     return cut
 
 
@@ -79,9 +82,10 @@ def mask_for(
     if chosen is None or past:
         return build_mask(implementation, mask, hidden, stored, chosen)
     # From an empty cache, layers with the same selection and the same mask of the model share one mask.
-    if id(mask) not in chosen.masks:
-        chosen.masks[id(mask)] = (mask, build_mask(implementation, mask, hidden, stored, chosen))
-    return chosen.masks[id(mask)][1]
+    key = (id(mask), id(chosen))
+    if key not in chosen.masks:
+        chosen.masks[key] = (mask, build_mask(implementation, mask, hidden, stored, chosen))
+    return chosen.masks[key][1]
 
 
 def build_mask(
@@ -96,17 +100,47 @@ def build_mask(
         before = stored.columns(batch, device)
         keys = torch.cat([before, queries + past], dim=1)
         real = torch.cat([valid_mask(stored.valid, before), valid_mask(real, queries)], dim=1) & (keys >= first)
+    return fit_mask(implementation, mask, hidden.dtype, queries, KeyPlaces(keys, real, past, first))
+
+
+class KeyPlaces(NamedTuple):
+    """Where the keys of an attention stand in the sequence.
+
+    Attributes:
+        places: The place of each key, shape (batch, keys).
+        real: Which keys belong to their row, shape (batch, keys); None where all do.
+        past: The place of the forward's first token.
+        first: The place of the first key that the model's mask has a column for.
+    """
+
+    places: Tensor
+    real: Tensor | None
+    past: int
+    first: int
+
+
+def fit_mask(implementation: str, mask: Tensor | None, dtype: torch.dtype, queries: Tensor, keys: KeyPlaces) -> Tensor:
+    """The mask of some queries and keys, shape (batch, 1, queries, keys).
+
+    Args:
+        implementation: `sdpa` or `eager`.
+        mask: The model's mask: None (causal) or of shape (batch, 1, tokens of the forward, all keys).
+        dtype: The dtype of the hidden states.
+        queries: The places of the queries in the forward, shape (batch, queries).
+        keys: The keys.
+    """
+    places, real, past, first = keys
     if mask is None:
-        allowed = keys[:, None, :] <= (queries + past)[:, :, None]
+        allowed = places[:, None, :] <= (queries + past)[:, :, None]
     else:
-        rows = mask[:, 0].expand(batch, -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
-        mask = rows.gather(2, (keys - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
+        rows = mask[:, 0].expand(len(queries), -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
+        mask = rows.gather(2, (places - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
         allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
     # Queries that pad a shorter row may see anything: their output is discarded.
     allowed = (allowed if real is None else allowed & real[:, None])[:, None]
     if mask is not None and mask.dtype != torch.bool:
         return torch.where(allowed, mask[:, None], torch.finfo(mask.dtype).min)
-    return allowed if implementation == "sdpa" else additive_mask(allowed, hidden.dtype)
+    return allowed if implementation == "sdpa" else additive_mask(allowed, dtype)
 
 
 def check_implementation(layer: DecoderLayer) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..errors import ModelError
+from .selection import Selection
 
 PER_ROW = ("keys", "values", "_scattered", "valid")
 
@@ -89,6 +90,29 @@ class PartialLayer(DynamicLayer):
         if not self.record_past:
             self._drop_outside_window(keys, values)
         return keys, values
+
+    def evict(self, gone: Tensor, counts: list[int]) -> None:
+        """Remove some of the last tokens' keys and values; all tokens stay counted.
+
+        Args:
+            gone: Which of the last tokens, shape (batch, tokens).
+            counts: How many of each row; on the host. A sliding window may have dropped some of them before.
+        """
+        if self.keys is None or self.values is None:
+            return
+        columns = self.columns(gone.shape[0], gone.device)
+        places = columns - (self.seen - gone.shape[1])
+        leaves = (places >= 0) & gone.gather(1, places.clamp_min(0))
+        if self.is_sliding:
+            counts = leaves.sum(dim=1).tolist()
+        rows = torch.arange(len(counts), device=gone.device)[:, None]
+        kept = Selection.of((~leaves).float(), [columns.shape[1] - count for count in counts], rows)
+        valid = None if self.valid is None else kept.cut(self.valid, -1)
+        self.valid = kept.valid if valid is None else valid if kept.valid is None else valid & kept.valid
+        self._scattered, self._tail_start = kept.cut(columns, -1), self.seen
+        self.keys, self.values = (
+            kept.cut(part.transpose(1, 2), -3).transpose(1, 2) for part in (self.keys, self.values)
+        )
 
     def activate_past_recording(self) -> None:
         """Keep what leaves a sliding window until the next `crop`."""

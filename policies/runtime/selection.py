@@ -26,14 +26,14 @@ class Selection:
         valid: Which entries of `index` are real, shape (batch, kept); None where all are.
         rows: The row of each entry, shape (batch, 1).
         narrowed: Layer arguments cut to these tokens, by the `id` of the whole argument, which is kept beside its cut.
-        masks: The same for attention masks.
+        masks: The same for attention masks, by the `id` of the whole mask and that of the tokens which are its keys.
     """
 
     index: Tensor
     valid: Tensor | None
     rows: Tensor
     narrowed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    masks: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    masks: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ranks: Tensor, counts: list[int], rows: Tensor) -> "Selection":

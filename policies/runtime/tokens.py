@@ -24,7 +24,11 @@ ALL_CLASSES: Final = frozenset(CLASSES)
 CLASSES_OF_PHASE = {"both": ALL_CLASSES, "prefill": frozenset(("image", "text")), "decode": frozenset(("answer",))}
 CLASSES_OF_TOKENS = {"all": ALL_CLASSES, "image": frozenset(("image",)), "text": frozenset(("text", "answer"))}
 
+# In a layer, `image` stands for the image tokens that its ratio keeps, and `rest` for those that it leaves out.
+GROUPS: Final = ("image", "rest", "text", "answer")
+
 TokenClasses: TypeAlias = frozenset[str]
+TokenGroups: TypeAlias = frozenset[str]
 
 
 def scope(choice: LayerChoice) -> TokenClasses:
@@ -73,6 +77,31 @@ class ImageTokens:
 
 
 @dataclass(eq=False)
+class ImageSplit:
+    """The image tokens of one layer.
+
+    Attributes:
+        every: Those that no earlier layer has removed for good.
+        kept: Those of them that the layer's ratio keeps; all of them where it has none.
+    """
+
+    every: ImageTokens
+    kept: ImageTokens
+
+    @cached_property
+    def rest(self) -> ImageTokens:
+        """Those that the ratio leaves out."""
+        counts = [whole - kept for whole, kept in zip(self.every.counts, self.kept.counts, strict=True)]
+        return ImageTokens.of(self.every.mask & self.kept.others, counts)
+
+    def of(self, groups: TokenGroups) -> ImageTokens | None:
+        """The image tokens of some groups; None where there are none in these groups."""
+        if "rest" not in groups or self.kept is self.every:
+            return self.kept if "image" in groups else None
+        return self.every if "image" in groups else self.rest
+
+
+@dataclass(eq=False)
 class ForwardTokens:
     """The tokens of one forward of the model, and what its layers have done with the image tokens so far.
 
@@ -89,6 +118,7 @@ class ForwardTokens:
         has_attention: Whether `attention` was recorded for image tokens of each row.
         unions: Masks of several classes together, by the classes.
         selections: Selections that were made already, by their classes and image tokens.
+        splits: How layers divided the image tokens, by the remaining ones and those they keep.
         by_position: Image tokens that were selected by their positions only, by ratio and remaining tokens.
     """
 
@@ -103,6 +133,7 @@ class ForwardTokens:
     has_attention: list[bool]
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)
     selections: dict[tuple[TokenClasses, ImageTokens], Selection] = field(default_factory=dict)
+    splits: dict[tuple[ImageTokens, ImageTokens], ImageSplit] = field(default_factory=dict)
     by_position: dict[tuple[float, ImageTokens], ImageTokens] = field(default_factory=dict)
 
     @classmethod
@@ -159,17 +190,27 @@ class ForwardTokens:
     def _ranked(self, scores: Tensor, keep: list[int]) -> ImageTokens:
         return ImageTokens(scores.masked_fill(self.remaining.others, float("-inf")), keep)
 
-    def select(self, classes: TokenClasses, images: ImageTokens) -> Selection | AllOrNone:
-        """Select the tokens of some classes; of the class `image`, only the given image tokens."""
-        present = frozenset(name for name in classes if any(self.counts[name]))
-        if "image" in present and not any(images.counts):
-            present -= {"image"}
+    def split_images(self, kept: ImageTokens) -> ImageSplit:
+        """The remaining image tokens, divided by a layer that keeps some of them."""
+        key = (self.remaining, kept)
+        if key not in self.splits:
+            self.splits[key] = ImageSplit(*key)
+        return self.splits[key]
+
+    def select(self, groups: TokenGroups, split: ImageSplit) -> Selection | AllOrNone:
+        """Select the tokens of some groups, where a layer divides the image tokens in this way."""
+        images = split.of(groups)
+        present = frozenset(name for name in groups - {"image", "rest"} if any(self.counts[name]))
+        if images is not None and any(images.counts):
+            present |= {"image"}
         if not present:
             return AllOrNone.NONE
         if images is self.images and all(name in present for name in CLASSES if any(self.counts[name])):
             return AllOrNone.ALL
         # Selections without image tokens are equal, whichever image tokens were given.
-        key = (present, images if "image" in present else self.images)
+        if images is None or "image" not in present:
+            images = self.images
+        key = (present, images)
         if key not in self.selections:
             lists = [images.counts if name == "image" else self.counts[name] for name in present]
             ranks, rest = images.ranks, present - {"image"}
@@ -186,27 +227,41 @@ class ForwardTokens:
             self.unions[classes] = torch.stack([self.masks[name] for name in classes]).any(dim=0)
         return self.unions[classes]
 
-    def of_classes(self, classes: TokenClasses) -> bool | Tensor:
-        """A mask of the tokens of some classes, shape (batch, tokens); True or False where it holds for all tokens."""
+    def of_groups(self, groups: TokenGroups, split: ImageSplit) -> bool | Tensor:
+        """A mask of the tokens of some groups, shape (batch, tokens); True or False where it holds for all tokens."""
         present = [name for name in CLASSES if any(self.counts[name])]
-        inside = frozenset(name for name in present if name in classes)
+        inside = frozenset(name for name in present if name in groups)
+        if "image" in inside and "rest" not in groups and split.kept is not split.every:
+            return self.union(inside) & ~split.rest.mask
         return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
     @torch.no_grad()
-    def record_attention(self, call: AttentionCall, tokens: Selection | AllOrNone) -> None:
-        """Update `attention` from a layer's attention call; tokens that the layer left out keep their weight."""
+    def record_attention(
+        self, call: AttentionCall, queries: Selection | AllOrNone, keys: Selection | AllOrNone
+    ) -> None:
+        """Update `attention` from a layer's attention call; tokens that the layer left out keep their weight.
+
+        Args:
+            call: The call, with the last prompt token among its queries.
+            queries: The tokens that asked in it.
+            keys: The tokens of this forward that were seen.
+        """
         processed = self.processed.counts
         self.has_attention = [had or n > 0 for had, n in zip(self.has_attention, processed, strict=True)]
-        if not isinstance(tokens, Selection):
-            self.attention = call.weights(self.last_prompt)[:, -self.attention.shape[1] :]
+        fresh = call.weights(self._last_prompt_among(queries))
+        if not isinstance(keys, Selection):
+            self.attention = fresh[:, -self.attention.shape[1] :]
             return
-        index, valid, query = tokens.index, tokens.valid, None
-        if self.last_prompt is not None:
-            # Answer tokens stand on the right of the last prompt token, padding of the selection on the left.
-            after = index > self.last_prompt[:, None]
-            after = after if valid is None else after & valid
-            query = (index.shape[1] - 1 - after.sum(dim=1)).clamp_min(0)
-        fresh = call.weights(query)[:, -index.shape[1] :]
-        if valid is not None:
-            fresh = torch.where(valid, fresh, self.attention.gather(1, index))
-        self.attention = self.attention.scatter(1, index, fresh)
+        fresh = fresh[:, -keys.index.shape[1] :]
+        if keys.valid is not None:
+            fresh = torch.where(keys.valid, fresh, self.attention.gather(1, keys.index))
+        self.attention = self.attention.scatter(1, keys.index, fresh)
+
+    def _last_prompt_among(self, queries: Selection | AllOrNone) -> Tensor | None:
+        """The place of each row's last prompt token among some tokens, shape (batch,); None where it is the last."""
+        if self.last_prompt is None or not isinstance(queries, Selection):
+            return self.last_prompt
+        # Answer tokens stand on the right of the last prompt token, padding of the selection on the left.
+        after = queries.index > self.last_prompt[:, None]
+        after = after if queries.valid is None else after & queries.valid
+        return (queries.index.shape[1] - 1 - after.sum(dim=1)).clamp_min(0)

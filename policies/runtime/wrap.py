@@ -1,7 +1,7 @@
 """One decoder layer under a policy: its sublayers composed anew, in place of its forward."""
 
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +12,18 @@ from ..errors import ModelError
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
 from ..scores.table import WITHOUT_ATTENTION
+from .attend import Eviction, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
 from .partial import PartialLayer
 from .patch import Patch
-from .selection import AllOrNone, Selection
+from .roles import roles
+from .selection import AllOrNone
 from .streams import run_concurrently
-from .tokens import ALL_CLASSES, CLASSES, ForwardTokens, ImageTokens, TokenClasses, scope
+from .tokens import CLASSES, ForwardTokens, ImageSplit
 from .watch import AttentionCall, recorded_attention
 
-Tokens: TypeAlias = Selection | AllOrNone
-
-NO_CLASSES: TokenClasses = frozenset()
 ALL_OR_NONE = {True: AllOrNone.ALL, False: AllOrNone.NONE}
 
 
@@ -35,11 +34,13 @@ class Plan(NamedTuple):
         attended: The tokens that the attention processes.
         fed: The tokens that the FFN processes.
         parallel: The tokens whose FFN reads the layer's input; a mask of shape (batch, tokens), or one flag for all.
+        split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
     """
 
     attended: Tokens
     fed: Tokens
     parallel: bool | Tensor
+    split: Split | None = None
 
 
 class WrappedLayer:
@@ -52,9 +53,7 @@ class WrappedLayer:
         records_attention: True where a later layer ranks image tokens by this layer's attention.
 
     Attributes:
-        attends: The classes of tokens that the attention processes.
-        feeds: The classes of tokens that the FFN processes.
-        parallel: The classes of tokens whose FFN reads the layer's input.
+        roles: What each group of tokens does.
         plans: By class, the plan of a forward whose tokens all belong to that class.
         treats_answers_apart: True where an answer is treated in another way than the text of a prompt.
         needs_ids: True where image tokens are treated in another way than text.
@@ -72,18 +71,14 @@ class WrappedLayer:
         self.choice = choice
         self.selection = selection
         self.records_attention = records_attention
-        in_scope = scope(choice)
-        self.attends = ALL_CLASSES - in_scope if choice.attention == "skip" else ALL_CLASSES
-        self.feeds = ALL_CLASSES - in_scope if choice.ffn == "skip" else ALL_CLASSES
-        self.parallel = in_scope if choice.wiring == "parallel" else NO_CLASSES
-        self.plans: dict[str, Plan] = {
-            name: Plan(ALL_OR_NONE[name in self.attends], ALL_OR_NONE[name in self.feeds], name in self.parallel)
-            for name in CLASSES
-        }
+        self.roles = roles(choice)
+        self.split_attention = SplitAttention(layer, bool(self.roles.stores))
+        self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
         images_differ = self.plans["image"] != self.plans["text"]
-        self.treats_answers_apart = self.plans["answer"] != self.plans["text"]
+        self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
         self.needs_ids = choice.token_ratio is not None or images_differ
         varies = self.needs_ids or self.treats_answers_apart or records_attention or selection.reselect == "once"
+        varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
         self.slot = layer.slot
         self.patch = Patch(layer.module)
@@ -99,7 +94,9 @@ class WrappedLayer:
         cache = find_cache(arguments)
         call = self.calls.current if self.fixed_plan is None else None
         plan = self.fixed_plan or self.plan(hidden, call)
-        if plan.attended is AllOrNone.NONE:
+        if plan.split is not None:
+            pass  # The attention cuts its own arguments.
+        elif plan.attended is AllOrNone.NONE:
             self.skip_in_cache(hidden, cache)
         elif self.fixed_plan is None and (plan.attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, plan.attended)
@@ -117,25 +114,28 @@ class WrappedLayer:
             return self.patch.original(*args, **kwargs)
         with recorded_attention(self.layer.sublayers.attention) as attention_calls:
             output = self.patch.original(*args, **kwargs)
-        tokens.record_attention(self.last_recorded(attention_calls), AllOrNone.ALL)
+        tokens.record_attention(self.last_recorded(attention_calls), AllOrNone.ALL, AllOrNone.ALL)
         return output
 
     def compose(self, hidden: Tensor, arguments: dict[str, Any], plan: Plan, call: ForwardCall | None) -> Tensor:
         """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
-        attended, fed, parallel = plan
-        if attended is fed is not AllOrNone.NONE:
+        attended, fed, parallel, split = plan
+        if split is None and attended is fed is not AllOrNone.NONE:
             # One gather and one scatter serve both sublayers.
             part = cut(hidden, fed)
-            return put_back(hidden, self.both_sublayers(part, arguments, fed, cut_flags(parallel, fed), call), fed)
+            return put_back(hidden, self.both_sublayers(part, arguments, fed, flags_of(parallel, fed), call), fed)
         middle = hidden
-        if attended is not AllOrNone.NONE:
+        if split is not None:
+            middle = self.split_attention.add(hidden, arguments, split, partial(self.run_attention, call=call))
+        elif attended is not AllOrNone.NONE:
             part = cut(hidden, attended)
-            update = self.run_attention(self.layer.sublayers.attention_norm(part), arguments, attended, call)
+            normed = self.layer.sublayers.attention_norm(part)
+            update = self.run_attention(normed, arguments, attended, attended, call)
             middle = put_back(hidden, part + update, attended)
         if fed is AllOrNone.NONE:
             return middle
         part, layer_input = cut(middle, fed), cut(hidden, fed)
-        normed = self.ffn_input(layer_input, part, cut_flags(parallel, fed))
+        normed = self.ffn_input(layer_input, part, flags_of(parallel, fed))
         return put_back(middle, part + self.layer.sublayers.run_ffn(normed, arguments), fed)
 
     def both_sublayers(
@@ -150,15 +150,15 @@ class WrappedLayer:
             ffn_input = normed if shared else self.ffn_input(x, x, parallel)
             attention, ffn = run_concurrently(
                 x,
-                lambda: self.run_attention(normed, arguments, tokens, call),
+                lambda: self.run_attention(normed, arguments, tokens, tokens, call),
                 lambda: parts.run_ffn(ffn_input, arguments),
             )
             return x + attention + ffn
-        middle = x + self.run_attention(normed, arguments, tokens, call)
+        middle = x + self.run_attention(normed, arguments, tokens, tokens, call)
         return middle + parts.run_ffn(self.ffn_input(x, middle, parallel), arguments)
 
     def run_attention(
-        self, normed: Tensor, arguments: dict[str, Any], tokens: Tokens, call: ForwardCall | None
+        self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall | None
     ) -> Tensor:
         """Run the attention on a normalised input, and record it where a later layer ranks by it."""
         parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
@@ -166,7 +166,7 @@ class WrappedLayer:
             return parts.run_attention(normed, arguments)
         with recorded_attention(parts.attention) as attention_calls:
             out = parts.run_attention(normed, arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls), tokens)
+        forward_tokens.record_attention(self.last_recorded(attention_calls), queries, keys)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class WrappedLayer:
         """Tell the cache that tokens passed which this layer stores nothing of."""
         if cache is None:
             return
-        if not self.attends:
+        if not self.roles.stores:
             skip_all_tokens(cache, self.slot, hidden.shape[1], hidden.device)
         else:
             partial_layer(cache, self.slot).skip_tokens(hidden.shape[1])
@@ -208,29 +208,55 @@ class WrappedLayer:
         if call is None:
             raise self.unknown_tokens(hidden)
         plan = self._plan_by_classes(hidden, call)
-        call.record_attended(self.layer.index, plan.attended)
+        if plan.split is None:
+            call.record_attended(self.layer.index, plan.attended)
+        else:
+            call.record_split(self.layer.index, plan.split)
         return plan
 
+    def _plan_of_class(self, name: str) -> Plan:
+        """The plan of a forward whose tokens all belong to one class."""
+        does = self.roles
+        asks, fed = ALL_OR_NONE[name in does.asks], ALL_OR_NONE[name in does.fed]
+        if name not in does.seen_only | does.alone:
+            return Plan(asks, fed, name in does.parallel)
+        seen_only, alone = ALL_OR_NONE[name in does.seen_only], ALL_OR_NONE[name in does.alone]
+        return Plan(asks, fed, name in does.parallel, Split(asks, seen_only, alone, seen_only))
+
     def _plan_by_classes(self, hidden: Tensor, call: ForwardCall) -> Plan:
-        tokens, ratio = call.tokens, self.choice.token_ratio
+        tokens = call.tokens
         if tokens is None:
             if self.needs_ids and not call.images_known:
                 raise self.unknown_tokens(hidden)
             return self.plans[call.single_class]
         if tokens.attention.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
-        images = self._choose_images(hidden, tokens, ratio)
-        attended, fed = tokens.select(self.attends, images), tokens.select(self.feeds, images)
-        return Plan(attended, fed, tokens.of_classes(self.parallel))
+        images = self._divide_images(hidden, tokens)
+        attended, fed = tokens.select(self.roles.asks, images), tokens.select(self.roles.fed, images)
+        return Plan(attended, fed, tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended))
 
-    def _choose_images(self, hidden: Tensor, tokens: ForwardTokens, ratio: float | None) -> ImageTokens:
-        """The image tokens that the layer processes; with `reselect: once`, all others are removed for good."""
-        score = self.selection.score
-        images = tokens.remaining if ratio is None else tokens.choose_images(hidden, ratio, score)
-        tokens.processed = images
-        if self.selection.reselect == "once":
-            tokens.remaining = images
+    def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> ImageSplit:
+        """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed."""
+        ratio, kept = self.choice.token_ratio, tokens.remaining
+        if ratio is not None:
+            kept = tokens.choose_images(hidden, ratio, self.selection.score)
+        images = tokens.split_images(kept)
+        tokens.processed = images.of(self.roles.stores) or kept
+        if self.selection.reselect == "once" and self.choice.ranks_images:
+            tokens.remaining = kept
         return images
+
+    def _split(self, tokens: ForwardTokens, images: ImageSplit, asking: Tokens) -> Split | None:
+        """How the tokens of a forward take part in the attention; None where some do in full, and the others do not."""
+        does = self.roles
+        seen_only, alone = tokens.select(does.seen_only, images), tokens.select(does.alone, images)
+        eviction = None
+        if does.evicts and any(images.rest.counts):
+            answers = tokens.masks["answer"] if any(tokens.counts["answer"]) else None
+            eviction = Eviction(images.rest.mask, images.rest.counts, answers)
+        if seen_only is alone is AllOrNone.NONE and eviction is None:
+            return None
+        return Split(asking, seen_only, alone, tokens.select(does.stores, images), eviction)
 
     def unknown_tokens(self, hidden: Tensor) -> ModelError:
         """The error for a forward whose input ids were not seen."""
@@ -256,16 +282,6 @@ class WrappedLayer:
         return calls[-1]
 
 
-def cut(x: Tensor, tokens: Tokens) -> Tensor:
-    """Some tokens of hidden states, shape (batch, kept, width)."""
-    return tokens.cut(x, -2) if isinstance(tokens, Selection) else x
-
-
-def cut_flags(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:
+def flags_of(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:
     """The flags of some tokens, shape (batch, kept)."""
-    return tokens.cut(flags, -1) if isinstance(tokens, Selection) and isinstance(flags, Tensor) else flags
-
-
-def put_back(whole: Tensor, part: Tensor, tokens: Tokens) -> Tensor:
-    """Hidden states with some of their tokens replaced."""
-    return tokens.put_back(whole, part) if isinstance(tokens, Selection) else part
+    return cut_flags(flags, tokens) if isinstance(flags, Tensor) else flags

@@ -52,6 +52,8 @@ FULL = {
     "provenance": {"study": "llava-2026-11-20", "trial": 41, "skipsearch": "0.1.0"},
 }
 
+FREEZE_IMAGE = {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
+
 
 # The value
 
@@ -78,7 +80,39 @@ FULL = {
         ),
         (policy_of({3: {"ffn": "skip", "tokens": "image", "phase": "decode"}}), Policy()),
         (policy_of({3: {"token_ratio": 0.5, "phase": "prefill"}}), policy_of({3: {"token_ratio": 0.5}})),
-        (policy_of({3: {"token_ratio": 0.5, "phase": "decode"}, 4: {"token_ratio": 0.5, "tokens": "text"}}), Policy()),
+        (policy_of({4: {"token_ratio": 0.5, "tokens": "text", "rest": "keys_only", "evict": True}}), Policy()),
+        (
+            policy_of({3: {"token_ratio": 0.5, "phase": "decode", "rest": "attention", "evict": True}}),
+            policy_of({3: {"token_ratio": 0.5, "phase": "decode"}}),
+        ),
+        (
+            policy_of({3: {"token_ratio": 0.5, "phase": "decode", "ffn": "skip", "tokens": "image"}}),
+            policy_of({3: {"token_ratio": 0.5, "phase": "decode"}}),
+        ),
+        (once({3: {"token_ratio": 0.5, "phase": "decode"}}), policy_of({3: {"token_ratio": 0.5, "phase": "decode"}})),
+        (
+            once({2: {"token_ratio": 0.5}, 3: {"token_ratio": 0.75, "phase": "decode"}, 4: {"token_ratio": 0.6}}),
+            once({2: {"token_ratio": 0.5}}),
+        ),
+        # Frozen tokens that no token reads, and what the tokens beyond a ratio do where none is kept.
+        (policy_of({3: {"attention": "keys_only"}}), policy_of({3: {"attention": "skip"}})),
+        (policy_of({3: {"attention": "keys_only", "ffn": "skip"}}), policy_of({3: SKIP_LAYER})),
+        (
+            policy_of({3: {"attention": "keys_only", "token_ratio": 0.5, "rest": "keys_only", "evict": True}}),
+            policy_of({3: {"attention": "skip", "token_ratio": 0.5}}),
+        ),
+        (policy_of({3: {"token_ratio": 0.0, "rest": "keys_only"}}), policy_of({3: FREEZE_IMAGE})),
+        (policy_of({3: {"token_ratio": 0.0, "rest": "attention"}}), policy_of({3: {"ffn": "skip", "tokens": "image"}})),
+        (policy_of({3: {"token_ratio": 0.0, "rest": "ffn"}}), policy_of({3: {"attention": "skip", "tokens": "image"}})),
+        (policy_of({3: {**FREEZE_IMAGE, "token_ratio": 0.5, "rest": "keys_only"}}), policy_of({3: FREEZE_IMAGE})),
+        (
+            policy_of({3: {"token_ratio": 0.5, "rest": "ffn", "evict": True}}),
+            policy_of({3: {"token_ratio": 0.5, "rest": "ffn"}}),
+        ),
+        (
+            policy_of({3: {"token_ratio": 0.5, "rest": "attention", "evict": True, "phase": "prefill"}}),
+            policy_of({3: {"token_ratio": 0.5, "rest": "attention"}}),
+        ),
         (policy_of({3: {**SKIP_LAYER, "tokens": "image"}}), policy_of({3: {"token_ratio": 0.0}})),
         (once({2: {"token_ratio": 0.5}, 3: {"token_ratio": 0.75}}), once({2: {"token_ratio": 0.5}})),
         (Policy.model_validate({**FULL, "measured": {}, "provenance": {}, "model": {}}), Policy.model_validate(FULL)),
@@ -98,6 +132,14 @@ def test_policies_that_compute_differently_have_different_fingerprints():
     choices += [{"ffn": "skip", "phase": "prefill"}, {"ffn": "skip", "phase": "decode"}]
     choices += [{"ffn": "skip", "tokens": "image"}, {"ffn": "skip", "tokens": "text"}]
     choices += [{"ffn": "skip", "tokens": "text", "phase": "prefill"}, {"wiring": "parallel", "norm": "shared"}]
+    choices += [{"attention": role, "phase": "prefill"} for role in ("keys_only", "queries_only")]
+    choices += [{"attention": role, "tokens": "image"} for role in ("keys_only", "queries_only")]
+    choices += [{"attention": "queries_only"}, FREEZE_IMAGE, {"token_ratio": 0.5, "phase": "decode"}]
+    choices += [{"token_ratio": 0.5, "rest": rest} for rest in ("keys_only", "attention", "ffn")]
+    choices += [{"token_ratio": 0.5, "rest": rest, "evict": True} for rest in ("keys_only", "attention")]
+    choices += [{"token_ratio": 0.5, "rest": "attention", "evict": True, "ffn": "skip", "tokens": "image"}]
+    labels = [LayerChoice.model_validate(choice).canonical().label for choice in choices]
+    assert len({*labels}) == len(labels)
     policies = [policy_of({layer: choice}) for layer in (0, 1) for choice in choices]
     policies += [Policy(), policy_of({0: {"token_ratio": 0.5}}, "norm"), policy_of(dict.fromkeys((0, 1), SKIP_LAYER))]
     policies += [once({0: {"token_ratio": 0.5}}), once({0: {**SKIP_LAYER, "tokens": "image"}})]
@@ -113,6 +155,16 @@ def test_a_policy_from_choices_names_only_what_differs():
     assert policy.layers == {1: LayerChoice(ffn="skip")}
     assert [choice.label for choice in policy.choices(3)] == ["keep", "skip_ffn", "keep"]
     assert policy_of({0: {"ffn": "skip", "token_ratio": 0.25}}).choice(0).label == "skip_ffn + token_ratio 0.25"
+    labels = {
+        "freeze_image": FREEZE_IMAGE,
+        "freeze (prefill)": {"attention": "keys_only", "ffn": "skip", "phase": "prefill"},
+        "keys_only (text)": {"attention": "keys_only", "tokens": "text"},
+        "queries_only, skip_ffn (image)": {"attention": "queries_only", "ffn": "skip", "tokens": "image"},
+        "token_ratio 0.5, rest attention, evict": {"token_ratio": 0.5, "rest": "attention", "evict": True},
+        "token_ratio 0.5 (decode)": {"token_ratio": 0.5, "phase": "decode"},
+        "skip_ffn (decode) + token_ratio 0.5": {"token_ratio": 0.5, "ffn": "skip", "phase": "decode"},
+    }
+    assert {LayerChoice.model_validate(choice).label: choice for choice in labels.values()} == labels
     assert Policy().is_dense and policy_of({4: {"token_ratio": 1.0}}).is_dense and not policy.is_dense
 
 
