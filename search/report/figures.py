@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from ..analysis.study_record import StudyRecord
 from ..space.units import amount, phrase, unit_of, versus_dense
 from ..trial.trial_result import TrialResult
+from .html.templates import render
 from .layer_map import describe
 from .planes import Dot, Plane, axis_title, baseline_dots, divergence_limit, dots, staircase
-from .templates import render
 
 HOVER_WIDTH, HOVER_LINES = 64, 8
 FONT = "system-ui, sans-serif"

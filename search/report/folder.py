@@ -69,7 +69,7 @@ def write_folder(folder: Path) -> StudyRecord:
     Raises:
         StudyError: see `read_record`.
     """
-    from .html import write_report, write_trials_csv
+    from .html.page import write_report, write_trials_csv
 
     record = read_record(folder)
     write_policies(record, folder / POLICIES)

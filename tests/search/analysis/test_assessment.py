@@ -19,7 +19,7 @@ from skipsearch.search.analysis.paired_tests import (
 )
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.report.figures import plane_figure
-from skipsearch.search.report.html import page
+from skipsearch.search.report.html.page import page
 from skipsearch.search.report.planes import planes
 from skipsearch.search.report.sentences import assessment_lines, selection_bias_line
 from skipsearch.search.report.terminal import print_summary, summary_data, tie_line

@@ -12,7 +12,7 @@ from skipsearch.search import cli
 from skipsearch.search.driver.progress import best_saving
 from skipsearch.search.report.figures import hover_text
 from skipsearch.search.report.folder import write_folder
-from skipsearch.search.report.html import page
+from skipsearch.search.report.html.page import page
 from skipsearch.search.report.layer_map import layer_map
 from skipsearch.search.report.planes import dots, planes
 from skipsearch.search.report.sections import headline, headline_criterion, headline_trial

@@ -141,7 +141,7 @@ def test_a_pipe_without_unicode_still_works() -> None:
 
 
 def test_the_page_uses_the_same_colours() -> None:
-    template = (files("skipsearch.search.report") / "page.html").read_text(encoding="utf-8")
+    template = (files("skipsearch.search.report.html") / "page.html").read_text(encoding="utf-8")
     for name, colour in COLOURS.items():
         assert f"--{name}: {colour.lower()};" in template
 

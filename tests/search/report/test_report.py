@@ -15,11 +15,11 @@ from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy, TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from skipsearch.search.report.figures import hover_text
-from skipsearch.search.report.html import page, write_report, write_trials_csv
-from skipsearch.search.report.html_layer_map import front_map
+from skipsearch.search.report.html.front_map import front_map
+from skipsearch.search.report.html.page import page, write_report, write_trials_csv
+from skipsearch.search.report.html.templates import render
 from skipsearch.search.report.planes import baseline_dots, dots, planes, staircase
 from skipsearch.search.report.sections import headline, headline_trial
-from skipsearch.search.report.templates import render
 
 DRAWN.append(LayerChoice(ffn="skip", token_ratio=0.5))
 

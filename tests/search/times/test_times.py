@@ -17,7 +17,7 @@ from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.driver.timing import ROUNDS, merge_times
 from skipsearch.search.report.folder import write_folder
-from skipsearch.search.report.html import page
+from skipsearch.search.report.html.page import page
 from skipsearch.search.report.terminal import summary_data
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.times.noise import noise_warning, time_noise

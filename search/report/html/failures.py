@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ..analysis.study_record import StudyRecord
+from ...analysis.study_record import StudyRecord
 
 MAX_TRACEBACKS = 20
 

@@ -8,19 +8,19 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from ...evaluators.base import Measurement
-from ..analysis.study_record import StudyRecord
-from ..trial.trial_result import TrialResult
-from .figures import hypervolume_figure, plane_figure
-from .html_baselines import baseline_table
-from .html_failures import failures
-from .html_layer_map import front_map
-from .layer_map import describe
-from .picture import save_front
-from .planes import Plane, baseline_dots, dots, planes
-from .policy_table import policy_table
-from .sections import empty_front, headline, headline_criterion, measured_sections, reference_text, tiles
-from .sentences import assessment_lines
+from ....evaluators.base import Measurement
+from ...analysis.study_record import StudyRecord
+from ...trial.trial_result import TrialResult
+from ..figures import hypervolume_figure, plane_figure
+from ..layer_map import describe
+from ..picture import save_front
+from ..planes import Plane, baseline_dots, dots, planes
+from ..sections import empty_front, headline, headline_criterion, measured_sections, reference_text, tiles
+from ..sentences import assessment_lines
+from .baselines import baseline_table
+from .failures import failures
+from .front_map import front_map
+from .policies import policy_table
 from .templates import render
 
 

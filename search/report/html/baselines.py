@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from ..analysis.baseline_comparison import confirmed_hypervolume, quality_metric, with_expected_scores
-from ..analysis.study_record import BaselineComparison, BaselineResult, StudyRecord, percent_of_dense, policy_files
-from ..baselines.registry import SOURCES
-from ..space.units import amount, phrase, signed_points
-from ..study.expected_results import ScorePredictor
-from ..trial.trial_result import IntervalEstimate
+from ...analysis.baseline_comparison import confirmed_hypervolume, quality_metric, with_expected_scores
+from ...analysis.study_record import BaselineComparison, BaselineResult, StudyRecord, percent_of_dense, policy_files
+from ...baselines.registry import SOURCES
+from ...space.units import amount, phrase, signed_points
+from ...study.expected_results import ScorePredictor
+from ...trial.trial_result import IntervalEstimate
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from ...evaluators.base import Measurement, Split
-from ..analysis.baseline_comparison import quality_metric
-from ..analysis.study_record import StudyRecord, percent_of_dense, policy_files
-from ..space.units import EXAMPLE_UNITS, amount, phrase, signed_points
-from ..trial.modelled_time import ModelledTime
-from ..trial.trial_result import TrialResult
-from .sections import gain_over_dense, measurement_text
-from .sentences import selection_bias_line
-from .time_sentences import time_lines
+from ....evaluators.base import Measurement, Split
+from ...analysis.baseline_comparison import quality_metric
+from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
+from ...space.units import EXAMPLE_UNITS, amount, phrase, signed_points
+from ...trial.modelled_time import ModelledTime
+from ...trial.trial_result import TrialResult
+from ..sections import gain_over_dense, measurement_text
+from ..sentences import selection_bias_line
+from ..time_sentences import time_lines
 
 
 @dataclass(frozen=True)

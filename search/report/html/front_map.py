@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...policies.choice import LayerChoice
-from ..analysis.study_record import StudyRecord, percent_of_dense, policy_files
-from ..space.objectives import first_cost
-from .layer_map import COLOURS, SCOPES, Cell, cells
+from ....policies.choice import LayerChoice
+from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
+from ...space.objectives import first_cost
+from ..layer_map import COLOURS, SCOPES, Cell, cells
 
 LEGEND_RATIOS = (0.75, 0.5, 0.25)
 
