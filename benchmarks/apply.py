@@ -54,6 +54,14 @@ ABOUT_IMAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "token_ratio 0.5, once": ({"token_ratio": 0.5}, {"score": "attention", "reselect": "once"}),
     "token_ratio 0.0": ({"token_ratio": 0.0}, {}),
     "token_ratio 0.5 + skip_ffn": ({"token_ratio": 0.5, "ffn": "skip"}, {}),
+    "freeze_image": ({"attention": "keys_only", "ffn": "skip", "tokens": "image"}, {}),
+    "queries_only (image)": ({"attention": "queries_only", "tokens": "image"}, {}),
+    "token_ratio 0.5, rest keys_only": ({"token_ratio": 0.5, "rest": "keys_only"}, {"score": "uniform"}),
+    "token_ratio 0.5, rest attention, evict": (
+        {"token_ratio": 0.5, "rest": "attention", "evict": True},
+        {"score": "uniform"},
+    ),
+    "token_ratio 0.5 (decode)": ({"token_ratio": 0.5, "phase": "decode"}, {"score": "uniform"}),
 }
 
 

@@ -29,11 +29,14 @@ from torch.utils.flop_counter import flop_registry
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter, metered
 from skipsearch.evaluators.prompts import generate
+from skipsearch.policies.choice import CHOICES
 from skipsearch.policies.runtime.cache import kv_cache_bytes
 
 IMAGE, IMAGE_TOKENS = 32000, 576
 # Width, layers, heads, FFN width: what LLaVA-1.5 takes over from LLaMA.
 SIZES = {"7B": (4096, 32, 32, 11008), "13B": (5120, 40, 40, 13824)}
+# The layers of LLaVA-1.5-7B in which ShortV freezes the image, from its repository.
+SHORTV = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
 PRODUCTS = {*flop_registry, torch.ops.aten.linear, torch.ops.aten.matmul, *flop_counter().flop_registry}
 
 
@@ -90,6 +93,7 @@ class Case:
         reported: The figure, in `unit`.
         ratios: Share of the image tokens that each layer which differs from dense processes.
         once: True where a token that is left out never comes back; `ratios` then names the first layer of each step.
+        frozen: The layers in which image tokens are seen and neither ask nor are fed.
         others: Prompt tokens beside the image's.
         size: The model.
         macs: True where a multiply-add counts as one.
@@ -103,6 +107,7 @@ class Case:
     reported: float
     ratios: dict[int, float] = field(default_factory=dict)
     once: bool = False
+    frozen: tuple[int, ...] = ()
     others: int = 0
     size: str = "7B"
     macs: bool = False
@@ -120,7 +125,8 @@ class Case:
     @property
     def policy(self) -> Policy:
         """The method as a policy."""
-        layers = {layer: {"token_ratio": ratio} for layer, ratio in self.ratios.items()}
+        layers: dict[int, dict[str, Any]] = {layer: {"token_ratio": ratio} for layer, ratio in self.ratios.items()}
+        layers |= dict.fromkeys(self.frozen, CHOICES["freeze_image"].document())
         reselect = "once" if self.once else "each_layer"
         return Policy.model_validate({"layers": layers, "token_selection": {"reselect": reselect}})
 
@@ -133,9 +139,14 @@ class Case:
         return found
 
     def closed_form(self) -> int:
-        """FLOPs by layer: 8nd^2 for the projections, 4n^2d for scores and values, 6ndm for the FFN."""
+        """FLOPs by layer: 8nd^2 for the projections, 4n^2d for scores and values, 6ndm for the FFN.
+
+        Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm.
+        """
         d, _, _, m = SIZES[self.size]
-        return sum(8 * n * d * d + 4 * n * n * d + 6 * n * d * m for n in self.tokens())
+        asking = {layer: self.others for layer in self.frozen}
+        pairs = ((n, asking.get(layer, n)) for layer, n in enumerate(self.tokens()))
+        return sum(4 * (n + q) * d * d + 4 * n * q * d + 6 * q * d * m for n, q in pairs)
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,8 @@ class Counted:
 
     def figure(self, case: Case) -> float:
         """The count in a paper's convention, in FLOPs or multiply-adds."""
-        return (self.attention + self.ffn * case.matrices / 3) / (2 if case.macs else 1)
+        attention = self.prefill - self.ffn if case.frozen else self.attention
+        return (attention + self.ffn * case.matrices / 3) / (2 if case.macs else 1)
 
 
 @cache
@@ -220,6 +232,8 @@ CASES = [
     Case("p-MoD", "keys and values of the image", 53.8, shifted_cosine(), unit="% of KV"),
     Case("VTW", "dense", 8.48, others=62, note="62 tokens beside the image's make its figure"),
     Case("VTW", "no image tokens from layer 16", 4.68, {16: 0.0}, True, others=62),
+    Case("ShortV", "dense", 8.5, others=62, note="VTW's 62 tokens, whose figures it compares with"),
+    Case("ShortV", "image frozen in 19 layers", 4.7, frozen=SHORTV, others=62),
     gamma("dense", 10.7, 0.0),
     gamma("routing 0.3: 31.0 % skipped", 7.7, 0.31),
     gamma("routing 0.5: 56.4 % skipped", 5.3, 0.564),
@@ -260,7 +274,7 @@ def measure(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
             "image_tokens": IMAGE_TOKENS,
             "other_tokens": case.others,
             "prefill_flops": counted.prefill,
-            "ranking_flops": counted.prefill - counted.attention - counted.ffn,
+            "ranking_flops": 0 if case.frozen else counted.prefill - counted.attention - counted.ffn,
             "closed_form": closed,
             "closed_form_difference": counted.prefill / closed - 1,
             "convention": case.convention,

@@ -63,6 +63,7 @@ class PolicyHandle:
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
+            evicts=any(wrapped.roles.evicts for wrapped in self._wrapped),
         )
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:

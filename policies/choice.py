@@ -58,7 +58,7 @@ class LayerChoice(StrictModel):
     norm: Literal["own", "shared"] = "own"
     token_ratio: Ratio | None = None
     rest: Rest = "skip"
-    evict: bool = False
+    evict: Annotated[bool, Field(strict=True)] = False
     phase: Literal["both", "prefill", "decode"] = "both"
     tokens: Literal["all", "image", "text"] = "all"
 

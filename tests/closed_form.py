@@ -21,6 +21,16 @@ CLASSES = {"both": {"image", "text", "answer"}, "prefill": {"image", "text"}, "d
 KINDS = {"all": {"image", "text", "answer"}, "image": {"image"}, "text": {"text", "answer"}}
 # Latent attention stores tokens small, and makes keys and values of all of them with this matrix at every step.
 LATENT = "kv_b_proj"
+# Matrices that keys and values do not need; of a fused one, the first rows, as many as the output matrix has columns.
+WITHOUT_KEYS = ("q_proj", "q_a_proj", "q_b_proj", "o_proj", "out_proj", "attn.c_proj", ".dense.")
+FUSED, OUTPUT = "qkv_proj", "o_proj"
+# What tokens do that a ratio leaves out: in the attention, and in the FFN.
+REST = {
+    "skip": ("skip", "skip"),
+    "keys_only": ("keys_only", "skip"),
+    "attention": ("run", "skip"),
+    "ffn": ("skip", "run"),
+}
 # What the parts of a layer that mix tokens are called.
 MIXERS = ("att", "conv", "mamba")
 
@@ -43,26 +53,39 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
     `mixers` has what the layers cost that have no attention between tokens, in the dense model and without their FFN.
     """
     total, survivors = Costs(), set(range(len(ids)))
-    images = [place for place, token in enumerate(ids) if token == IMAGE]
+    images = {place for place, token in enumerate(ids) if token == IMAGE}
     for number, layer in enumerate(layer_list(model)):
         choice = policy.choice(number)
-        among = [place for place in images if place in survivors]
-        processed = survivors - (set(among) - kept(among, len(images), choice))
-        if policy.token_selection.reselect == "once":
-            survivors = processed
-        classes = scope(choice)
-        concerned = {place for place in processed if ("image" if place in images else "text") in classes}
-        attended = processed - (concerned if choice.attention == "skip" else set())
-        fed = processed - (concerned if choice.ffn == "skip" else set())
+        among = sorted(images & survivors)
+        rest = set(among) - kept(among, len(images), choice)
+        does = doing(choice, survivors, images, rest)
+        evicted = rest if choice.evict or choice.phase == "decode" else set()
+        if policy.token_selection.reselect == "once" and choice.phase != "decode":
+            survivors = survivors - rest
+        taking = {
+            role: {i for i, (own, _) in does.items() if own == role} for role in ("run", "keys_only", "queries_only")
+        }
+        fed = [i for i, (_, own) in does.items() if own == "run"]
         # The step after the prompt has one query, which is text.
-        steps = int("answer" not in classes or choice.attention == "run")
-        fed_steps = int("answer" not in classes or choice.ffn == "run")
+        step, step_fed = (choice.attention, choice.ffn) if "answer" in scope(choice) else ("run", "run")
         if number not in mixers:
-            total += attention_costs(model, layer, attended, steps, family.windows[number], len(ids))
-        elif attended:
+            total += attention_costs(model, layer, taking, evicted, step, family.windows[number], len(ids))
+        elif taking["run"]:
             total += mixers[number]
-        total += Costs(len(fed) * ffn_flops(layer), fed_steps * ffn_flops(layer))
+        total += Costs(len(fed) * ffn_flops(layer), int(step_fed == "run") * ffn_flops(layer))
     return total
+
+
+def doing(choice: LayerChoice, tokens: set[int], images: set[int], rest: set[int]) -> dict[int, tuple[str, str]]:
+    """What each token of a prompt does in the attention and in the FFN."""
+    classes = scope(choice)
+    does: dict[int, tuple[str, str]] = {}
+    for place in tokens:
+        concerned = ("image" if place in images else "text") in classes
+        does[place] = (choice.attention, choice.ffn) if concerned else ("run", "run")
+        if place in rest and choice.phase != "decode":
+            does[place] = REST[choice.rest]
+    return does
 
 
 def scope(choice: LayerChoice) -> set[str]:
@@ -72,25 +95,41 @@ def scope(choice: LayerChoice) -> set[str]:
 
 def kept(among: list[int], count: int, choice: LayerChoice) -> set[int]:
     """The image tokens that a layer processes, at even distances; `count` of them are in the prompt."""
-    if choice.token_ratio is None or "image" not in scope(choice):
+    if choice.token_ratio is None or choice.tokens == "text":
         return set(among)
     wanted = min(int(Fraction(str(choice.token_ratio)) * count), len(among))
     return {i for n, i in enumerate(among) if (n + 1) * wanted // len(among) > n * wanted // len(among)}
 
 
 def attention_costs(
-    model: Any, layer: nn.Module, attended: set[int], steps: int, window: int | None, length: int
+    model: Any,
+    layer: nn.Module,
+    taking: Mapping[str, set[int]],
+    evicted: set[int],
+    step: str,
+    window: int | None,
+    length: int,
 ) -> Costs:
-    """The costs of attention between these tokens of a prompt, and of the step after it."""
-    shape, queries = AttentionShape.of(model, layer), len(attended)
+    """The costs of attention between the tokens of a prompt, and of the step after it.
+
+    `taking` has the tokens of each role, `step` the role of the token after the prompt.
+    """
+    shape = AttentionShape.of(model, layer)
+    asking, lone, frozen = (len(taking[role]) for role in ("run", "queries_only", "keys_only"))
+    seen = taking["run"] | taking["keys_only"]
     # What a window will not reach any more is forgotten: the next query, at `length`, sees `window - 1` earlier ones.
-    stored = len([place for place in attended if window is None or place > length - window])
+    stored = len([place for place in seen - evicted if window is None or place > length - window])
     # A layer that stores some tokens and not others notes their places, in 8 bytes each.
-    places = 8 * stored if 0 < queries < length else 0
+    places = 8 * stored if 0 < len(seen - evicted) < length else 0
     size = next(layer.parameters()).element_size()
-    return Costs(
-        shape.flops(queries, queries), steps * shape.flops(1, stored + 1), stored * shape.stored * size + places
-    )
+    prefill = shape.flops(asking, len(seen)) + shape.lone_flops(lone, len(seen)) + frozen * shape.key
+    decode = {
+        "run": shape.flops(1, stored + 1),
+        "queries_only": shape.lone_flops(1, stored),
+        "keys_only": shape.key,
+        "skip": 0,
+    }
+    return Costs(prefill, decode[step], stored * shape.stored * size + places)
 
 
 @dataclass(frozen=True)
@@ -98,19 +137,25 @@ class AttentionShape:
     """The sizes of one attention sublayer.
 
     Attributes:
-        query: FLOPs of the matrices that each query goes through.
+        query: FLOPs of the matrices that each token goes through that asks.
+        key: FLOPs of the matrices that each token goes through that is seen only.
         latent: FLOPs of the matrix that each key goes through.
         pair: FLOPs of one query and one key.
         stored: Numbers in the cache for each token.
     """
 
     query: int
+    key: int
     latent: int
     pair: int
     stored: int
 
     def flops(self, queries: int, keys: int) -> int:
         return queries * self.query + keys * self.latent + queries * keys * self.pair if queries else 0
+
+    def lone_flops(self, queries: int, keys: int) -> int:
+        """FLOPs of queries that each see these keys and their own."""
+        return queries * (self.query + self.latent + (keys + 1) * self.pair) + (keys * self.latent if queries else 0)
 
     @classmethod
     def of(cls, model: Any, layer: nn.Module) -> AttentionShape:
@@ -126,7 +171,11 @@ class AttentionShape:
             key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
             latent = sum(size for name, size in matrices.items() if LATENT in name)
             stored = config.kv_lora_rank + config.qk_rope_head_dim
-        return cls(2 * (sum(matrices.values()) - latent), 2 * latent, 2 * heads * (key + value), stored)
+        unused = sum(size for name, size in matrices.items() if any(word in name for word in WITHOUT_KEYS))
+        if any(FUSED in name for name in matrices):
+            unused += next(size for name, size in matrices.items() if OUTPUT in name)
+        every = sum(matrices.values()) - latent
+        return cls(2 * every, 2 * (every - unused), 2 * latent, 2 * heads * (key + value), stored)
 
 
 def key_heads(config: Any) -> int:

@@ -34,6 +34,36 @@ RATIOS = [
     *({**HALF, **choice, "tokens": "image"} for choice in PLAIN if choice != NAMED["skip_layer"]),
     {**HALF, **NAMED["skip_ffn"], "phase": "prefill"},
 ]
+FREEZE_IMAGE = {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
+ROLE_PHASES = {
+    "keys_only": [
+        {"attention": "keys_only", "phase": "prefill"},
+        {"attention": "keys_only", "phase": "decode"},
+        {"attention": "keys_only", "ffn": "skip", "phase": "prefill"},
+    ],
+    "queries_only": [
+        {"attention": "queries_only"},
+        {"attention": "queries_only", "phase": "prefill"},
+        {"attention": "queries_only", "ffn": "skip", "phase": "decode"},
+    ],
+}
+SKIP_VISION = {**HALF, "rest": "attention", "evict": True}
+ROLE_TOKENS: dict[str, list[Choice]] = {
+    "roles: tokens": [
+        FREEZE_IMAGE,
+        {"attention": "keys_only", "tokens": "image"},
+        {"attention": "keys_only", "tokens": "text"},
+        {"attention": "queries_only", "tokens": "image"},
+        {"attention": "queries_only", "tokens": "text"},
+        {"attention": "queries_only", "tokens": "text", "phase": "decode"},
+    ],
+    "rest": [
+        *({**HALF, "rest": rest} for rest in ("keys_only", "attention", "ffn")),
+        {**HALF, "rest": "ffn", "wiring": "parallel", "norm": "shared"},
+        {**HALF, "rest": "keys_only", "attention": "queries_only", "tokens": "image"},
+    ],
+    "evict": [{**HALF, "phase": "decode"}, SKIP_VISION, {**HALF, "rest": "keys_only", "evict": True}],
+}
 SCORES = [*table.SCORES]
 CHOICES: dict[str, list[Choice]] = {
     **{name: [choice] for name, choice in NAMED.items()},
@@ -42,6 +72,8 @@ CHOICES: dict[str, list[Choice]] = {
     "tokens": TOKENS,
     "token_ratio": RATIOS,
     "reselect: once": [HALF],
+    **ROLE_PHASES,
+    **ROLE_TOKENS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [
@@ -54,6 +86,12 @@ FALLING: list[dict[int, Choice]] = [
         3: {"token_ratio": 0.3},
     },
     {0: {**NAMED["skip_layer"], "phase": "decode"}, 1: {"token_ratio": 0.4}, 2: {"token_ratio": 0.6}, 3: PHASES[0]},
+    {
+        0: {"token_ratio": 0.8, "rest": "keys_only"},
+        1: {"token_ratio": 0.4, "phase": "decode"},
+        2: {**SKIP_VISION, "ffn": "skip", "tokens": "image"},
+        3: {"token_ratio": 0.3, "rest": "ffn"},
+    },
 ]
 
 # Layers that do not read the image, or a part of it, before layers that rank its tokens by attention.
@@ -62,6 +100,7 @@ READING: list[dict[int, Choice]] = [
     {0: NAMED["skip_attention"], 1: HALF, 2: {"token_ratio": 0.0}, 3: HALF},
     {1: HALF, 2: {**NAMED["skip_attention"], "phase": "prefill"}, 3: {**HALF, **NAMED["skip_ffn"], "tokens": "image"}},
     {0: {**NAMED["skip_attention"], "tokens": "text"}, 1: HALF, 2: {**NAMED["skip_layer"], "phase": "decode"}, 3: HALF},
+    {0: FREEZE_IMAGE, 1: {**HALF, "rest": "keys_only"}, 2: {**HALF, "phase": "decode"}, 3: HALF},
 ]
 
 

@@ -161,12 +161,12 @@ def attention(
 def arguments_for(
     tokens: list[int], arguments: dict[str, Any], evicted: set[int], dtype: torch.dtype, at: tuple[Family, int, Row]
 ) -> dict[str, Any]:
-    """The attention's arguments for these tokens, of which answers do not see those that were evicted."""
+    """The attention's arguments for these tokens; from the first answer on, they do not see those that were evicted."""
     family, number, row = at
     mask = masked(tokens, family.windows[number], family.blocks(row.ids, row.end), dtype)
     for place, query in enumerate(tokens):
         for other, key in enumerate(tokens):
-            if key in evicted and row.kind(query) == "answer":
+            if key in evicted and "answer" in map(row.kind, range(query + 1)):
                 mask[0, 0, place, other] = torch.finfo(dtype).min
     return {**narrow(arguments, tokens), "attention_mask": mask}
 

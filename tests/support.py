@@ -17,6 +17,8 @@ from families import CASES, FAMILIES, LAYERS, REFUSED, Family, built
 ORACLES = {"F": "forward", "C": "cached decode", "P": "padded batch", "B": "beam search", "T": "torch.compile"}
 TEXT = ("skip_ffn", "skip_attention", "skip_layer", "parallel", "norm: shared", "phase")
 IMAGES = ("tokens", "token_ratio", "reselect: once")
+# Choices in which tokens take part in an attention in another way.
+TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Verdicts = dict[tuple[str, str], str]
@@ -52,7 +54,30 @@ def skips_images(choice: Choice) -> bool:
     return choice.get("tokens") == "image" and choice.get("attention") == choice.get("ffn") == "skip"
 
 
+def needs_keys(choice: Choice) -> bool:
+    """True for a choice about the keys and values of single tokens."""
+    roles = {"keys_only", "queries_only"} & {choice.get("attention"), choice.get("rest")}
+    return bool(roles) or "evict" in choice or ("token_ratio" in choice and choice.get("phase") == "decode")
+
+
+def with_own_function(family: Family) -> tuple[int, ...]:
+    """The layers of families whose attention does not use transformers' table of attention functions."""
+    return tuple(range(LAYERS)) if family.name.split("-")[0] in ("falcon", "gptj") else ()
+
+
 REFUSALS = (
+    Refusal(
+        lambda family: family.linear + family.cross,
+        needs_keys,
+        "it does not store a key for each token",
+        "layers without a key for each token refuse `keys_only`, `queries_only` and evictions",
+    ),
+    Refusal(
+        with_own_function,
+        lambda choice: choice.get("attention") == "queries_only",
+        "does not take its attention function from transformers' table",
+        "its attention is written out and takes no other attention function, so `queries_only` is refused",
+    ),
     Refusal(
         without_image_tokens,
         lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
@@ -61,7 +86,11 @@ REFUSALS = (
     ),
     Refusal(
         lambda family: family.linear,
-        lambda choice: limited(choice) and "attention" in choice and not skips_images(choice),
+        lambda choice: (
+            choice.get("attention") == "skip"
+            and (limited(choice) or choice.get("rest") == "attention")
+            and not skips_images(choice)
+        ),
         "a recurrence that some tokens skip has no state for the others",
         "layers with a recurrence instead of attention refuse to skip it in one phase, or for some tokens: "
         "it would have no state for the others",
@@ -90,7 +119,8 @@ def refused(name: str, layer: int, choice: Choice) -> list[Refusal]:
 
 def columns_of(name: str) -> tuple[str, ...]:
     """The columns of a family."""
-    return TEXT + IMAGES if FAMILIES[name].image_tokens else TEXT
+    own = TEXT + TEXT_ROLES
+    return own + IMAGES + IMAGE_ROLES if FAMILIES[name].image_tokens else own
 
 
 def refusals_of(name: str, column: str) -> list[list[Refusal]]:
@@ -114,7 +144,7 @@ def declared() -> Verdicts:
 
 def oracles_of(column: str) -> str:
     """What the choices of a column are held against: choices about tokens do not compile to one graph."""
-    return "FCPBT" if column in TEXT else "FCPB"
+    return "FCPBT" if column in TEXT + TEXT_ROLES else "FCPB"
 
 
 def notes_of(name: str) -> list[str]:
@@ -172,7 +202,8 @@ def rendered(verdicts: Verdicts) -> str:
     """The tables, and the reasons of what does not work."""
     reasons: list[str] = []
     lines = []
-    for title, columns in (("Text models", TEXT), ("Models that see images", TEXT + IMAGES)):
+    own = TEXT + TEXT_ROLES
+    for title, columns in (("Text models", own), ("Models that see images", own + IMAGES + IMAGE_ROLES)):
         names = [name for name in FAMILIES if columns_of(name) == columns]
         lines += [f"### {title}", "", line(["family", "class", *columns])]
         lines += [line(["---"] * 2 + [":-:"] * len(columns))]

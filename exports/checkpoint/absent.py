@@ -47,7 +47,7 @@ def absent_parts(policy: Policy, model: PreTrainedModel) -> Absent:
 def names_of(layer: DecoderLayer, choice: LayerChoice) -> tuple[str, ...]:
     """The attributes of a layer that do not run: skipped sublayers, and norms that feed no other sublayer."""
     parts = layer.sublayers
-    attends, feeds = choice.attention == "run", choice.ffn == "run"
+    attends, feeds = choice.attention != "skip", choice.ffn != "skip"
     before_attention, before_ffn = parts.norm_names
     used = {before_attention} if attends else set()
     used |= {before_ffn} if feeds else set()

@@ -16,7 +16,15 @@ from .surgery import LeftOut, leave_out
 
 KEY = "skipsearch"
 # What the other keys of a choice say where they change nothing.
-NEUTRAL = {"wiring": "sequential", "norm": "own", "token_ratio": None, "phase": "both", "tokens": "all"}
+NEUTRAL = {
+    "wiring": "sequential",
+    "norm": "own",
+    "token_ratio": None,
+    "rest": "skip",
+    "evict": False,
+    "phase": "both",
+    "tokens": "all",
+}
 SUBLAYERS = ("attention", "ffn")
 
 # A child of vLLM's own logger, so that its lines look like vLLM's.

@@ -204,10 +204,11 @@ def key_twin(attention: nn.Module, names: tuple[str, ...]) -> nn.Module:
     parts: dict[str, nn.Module] = {}
     for name in names:
         part = getattr(attention, name)
-        if name == FUSED_PROJECTION:
-            parts[name] = KeysOfFused(part, getattr(attention, OUTPUT_PROJECTION).in_features)
-        else:
+        if name != FUSED_PROJECTION:
             parts[name] = NoQueries(part.out_features)
+        elif type(part) is nn.Linear:
+            # Anything else that was put there since, such as an adapter, runs in full.
+            parts[name] = KeysOfFused(part, getattr(attention, OUTPUT_PROJECTION).in_features)
     return twin_of(attention, parts)
 
 
@@ -271,10 +272,12 @@ def attend_alone(
     """
     batch, heads, count, width = query.shape
     groups, visible = key.shape[1], key.shape[2] - count
-    grouped = query.reshape(batch, groups, heads // groups, count, width)
-    shared, own = key[:, :, None, :visible], key[:, :, None, visible:]
-    logits = torch.cat([grouped @ shared.transpose(-1, -2), (grouped[..., None, :] @ own[..., None])[..., 0]], dim=-1)
-    logits = logits.reshape(batch, heads, count, visible + 1) * (width**-0.5 if scaling is None else scaling)
+    # Heads that share their keys are rows of one product.
+    rows = query.reshape(batch, groups, -1, width)
+    shared = (rows @ key[:, :, :visible].transpose(-1, -2)).reshape(batch, heads, count, visible)
+    single = query.reshape(batch, groups, -1, count, 1, width) @ key[:, :, None, visible:, :, None]
+    logits = torch.cat([shared, single.reshape(batch, heads, count, 1)], dim=-1)
+    logits = logits * (width**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     logits = logits.float()
@@ -286,10 +289,10 @@ def attend_alone(
     if s_aux is not None:
         logits = torch.cat([logits, s_aux.float().reshape(1, -1, 1, 1).expand(batch, -1, count, 1)], dim=-1)
     weights = functional.dropout(logits.softmax(-1).to(value.dtype), dropout, module.training)
-    weights = weights.reshape(batch, groups, heads // groups, count, -1)
-    out = weights[..., :visible] @ value[:, :, None, :visible]
-    out = out + (weights[..., visible, None, None] @ value[:, :, None, visible:, None])[..., 0, :]
-    return out.reshape(batch, heads, count, -1).transpose(1, 2).contiguous(), None
+    out = weights[..., :visible].reshape(batch, groups, heads // groups * count, visible) @ value[:, :, :visible]
+    own = weights[..., visible].reshape(batch, groups, -1, count, 1, 1) @ value[:, :, None, visible:, None]
+    out = out.reshape(batch, heads, count, -1) + own.reshape(batch, heads, count, -1)
+    return out.transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ALONE, attend_alone)

@@ -17,6 +17,7 @@ from ..families.twins import AddedKeys, alone_twin, is_current, key_twin, take_k
 from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .narrow import KeyPlaces, check_implementation, cut_arguments, fit_mask, valid_mask
 from .partial import PartialLayer
+from .roles import Roles
 from .selection import AllOrNone, Selection
 
 Tokens: TypeAlias = Selection | AllOrNone
@@ -61,13 +62,14 @@ class SplitAttention:
 
     Args:
         layer: The layer.
-        stores: False where it never stores a key.
+        does: What each group of tokens does in it.
     """
 
-    def __init__(self, layer: DecoderLayer, stores: bool) -> None:
+    def __init__(self, layer: DecoderLayer, does: Roles) -> None:
         self._layer = layer
-        self._stores = stores
-        self._twins: dict[str, nn.Module] = {}
+        self._stores = bool(does.stores)
+        # Made here, because a compiled forward can make no module.
+        self._twins = {name: self._make_twin(name) for name in ("seen_only", "alone") if getattr(does, name)}
 
     def add(self, hidden: Tensor, arguments: dict[str, Any], split: Split, attend: Attend) -> Tensor:
         """Add what the attention gives each token, x' = x + A(N1 x), shape (batch, tokens, width).
@@ -83,7 +85,7 @@ class SplitAttention:
         if split.seen_only is not AllOrNone.NONE:
             normed = parts.attention_norm(cut(hidden, split.seen_only))
             own = cut_for(arguments, split.seen_only)
-            keys.give(take_keys(parts, self._twin("keys"), normed, own))
+            keys.give(take_keys(parts, self._twin("seen_only"), normed, own))
         if split.asking is not AllOrNone.NONE:
             part = cut(hidden, split.asking)
             own = keys.arguments(arguments, split.asking, keys)
@@ -100,13 +102,14 @@ class SplitAttention:
         return middle
 
     def _twin(self, name: str) -> nn.Module:
-        """The twin of the attention of that name, made anew where a part of the attention was replaced."""
+        """The twin of the attention for some tokens, made anew where a part of the attention was replaced."""
+        if not is_current(self._twins[name], self._layer.sublayers.attention):
+            self._twins[name] = self._make_twin(name)
+        return self._twins[name]
+
+    def _make_twin(self, name: str) -> nn.Module:
         attention = self._layer.sublayers.attention
-        twin = self._twins.get(name)
-        if twin is None or not is_current(twin, attention):
-            names = self._layer.twins.query_parts
-            twin = self._twins[name] = key_twin(attention, names) if name == "keys" else alone_twin(attention)
-        return twin
+        return key_twin(attention, self._layer.twins.query_parts) if name == "seen_only" else alone_twin(attention)
 
 
 class LayerKeys:

@@ -131,14 +131,17 @@ class CallTracker:
         """Run the model's `generate`, and tell all its forwards how long the prompt is.
 
         Raises:
-            ModelError: the model has no `generate`, or an option hides where the prompt ends.
+            ModelError: the model has no `generate`, an option hides where the prompt ends, or a draft evicts.
         """
         if self._generate is None:
             name = type(self._model).__name__
             raise ModelError(f"{name} cannot generate", ["it has no `generate`"], "load it with a class that has one")
         refuse_options(args, kwargs, self._model.generation_config)
-        before = getattr(self._thread, "generate_call", None)
-        self._thread.generate_call = GenerateCall.of(args, kwargs)
+        before, call = getattr(self._thread, "generate_call", None), GenerateCall.of(args, kwargs)
+        if call.drafts and self._needs.evicts:
+            reason = "a draft reads the end of its prompt again, when the evicted keys and values have left the cache"
+            raise refusal("a draft with an eviction", reason, "leave `evict` and ratios with `phase: decode` out of it")
+        self._thread.generate_call = call
         try:
             return self._generate.original(*args, **kwargs)
         finally:

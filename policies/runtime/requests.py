@@ -24,11 +24,13 @@ class Needs:
         phases: True where an answer is treated in another way than the text of a prompt.
         images: True where image tokens are treated in another way than text.
         ranks: True where a token ratio ranks image tokens.
+        evicts: True where keys and values of image tokens leave a cache after the prompt.
     """
 
     phases: bool
     images: bool
     ranks: bool
+    evicts: bool = False
 
 
 @dataclass(eq=False)

@@ -72,7 +72,7 @@ class WrappedLayer:
         self.selection = selection
         self.records_attention = records_attention
         self.roles = roles(choice)
-        self.split_attention = SplitAttention(layer, bool(self.roles.stores))
+        self.split_attention = SplitAttention(layer, self.roles)
         self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
         images_differ = self.plans["image"] != self.plans["text"]
         self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts

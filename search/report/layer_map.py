@@ -21,9 +21,12 @@ COLOURS = {
     "skip_layer": "#D55E00",
     "parallel": "#CC79A7",
     "parallel_shared": "#CC79A7",
+    "keys_only": "#56B4E9",
+    "queries_only": "#F0E442",
     "token_ratio": "#009E73",
 }
 RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
+KEYS, QUERIES = "○", "△"
 MEANING = {
     "keep": (RUNS, "runs"),
     "skip_attention": (SKIPPED, "skip_attention"),
@@ -31,10 +34,19 @@ MEANING = {
     "skip_layer": (SKIPPED, "skip_layer (both rows)"),
     "parallel": (PARALLEL, "parallel (both rows)"),
     "parallel_shared": (SHARED, "parallel, shared norm (both rows)"),
+    "keys_only": (KEYS, "keys_only: tokens are seen without asking"),
+    "queries_only": (QUERIES, "queries_only: tokens ask without being seen"),
 }
 # Letters for a choice that is limited to one phase or to one kind of token.
 SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
-ASCII = str.maketrans("■×║╫·→±−▁▂▃▄▅▆▇█", "#x=%->~-12345678")
+# Letters for what the image tokens do that a ratio leaves out.
+RESTS = {
+    "k": "image tokens beyond the ratio are seen without asking",
+    "a": "image tokens beyond the ratio have the attention without the FFN",
+    "f": "image tokens beyond the ratio have the FFN without the attention",
+    "e": "image tokens beyond the ratio leave the cache after the prompt",
+}
+ASCII = str.maketrans("■×║╫○△·→±−▁▂▃▄▅▆▇█", "#x=%o^->~-12345678")
 LABEL_WIDTH = 11
 
 
@@ -49,6 +61,7 @@ class Cell:
         left: The token ratio of an earlier layer whose dropped tokens do not come back; None where there is none.
         phase: `p` or `d` where the choice holds in prefill or decode only.
         tokens: `i` or `t` where the choice holds for image or text tokens only.
+        rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
     """
 
     attention: str
@@ -57,12 +70,13 @@ class Cell:
     left: float | None = None
     phase: str = ""
     tokens: str = ""
+    rest: str = ""
 
 
 def cell(choice: LayerChoice) -> Cell:
     """One layer's choice, without what earlier layers left over."""
     choice = choice.canonical()
-    attention = "skip_attention" if choice.attention == "skip" else "keep"
+    attention = {"run": "keep", "skip": "skip_attention"}.get(choice.attention, choice.attention)
     ffn = "skip_ffn" if choice.ffn == "skip" else "keep"
     if choice.skips_layer:
         attention = ffn = "skip_layer"
@@ -70,7 +84,10 @@ def cell(choice: LayerChoice) -> Cell:
         attention = ffn = "parallel" if choice.norm == "own" else "parallel_shared"
     phase = "" if choice.phase == "both" else choice.phase[0]
     tokens = "" if choice.tokens == "all" else choice.tokens[0]
-    return Cell(attention, ffn, choice.token_ratio, phase=phase, tokens=tokens)
+    rest = "" if choice.rest == "skip" else choice.rest[0]
+    return Cell(
+        attention, ffn, choice.token_ratio, phase=phase, tokens=tokens, rest=rest + ("e" if choice.evicts else "")
+    )
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
@@ -80,7 +97,7 @@ def cells(policy: Policy, num_layers: int) -> list[Cell]:
     for choice in policy.choices(num_layers):
         own = cell(choice)
         drawn.append(replace(own, left=left) if own.ratio is None else own)
-        if policy.token_selection.reselect == "once" and own.ratio is not None:
+        if policy.token_selection.reselect == "once" and choice.ranks_images:
             left = own.ratio
     return drawn
 
@@ -149,6 +166,9 @@ class LayerMap:
                 yield _row("for", [_letter(c.tokens) for c in band])
             if any(c.ratio is not None for c in layers):
                 yield _row("tokens", [_token_symbol(c) for c in band])
+            for letter in RESTS:
+                if any(letter in c.rest for c in layers):
+                    yield _row("rest", [_letter(letter if letter in c.rest else "") for c in band])
             yield Text()
 
     def _legend(self) -> Iterator[Text]:
@@ -162,6 +182,10 @@ class LayerMap:
         for letter, meaning in SCOPES.items():
             if scopes[letter]:
                 yield Text("  ").append_text(_letter(letter)).append(f" {meaning}: {_layers(scopes[letter])}")
+        rests = Counter(letter for c in layers for letter in c.rest)
+        for letter, meaning in RESTS.items():
+            if rests[letter]:
+                yield Text("  ").append_text(_letter(letter)).append(f" {meaning}: {_layers(rests[letter])}")
         ratios = Counter(c.ratio for c in layers if c.ratio is not None)
         for ratio in sorted(ratios, reverse=True):
             symbol = _token_symbol(Cell("keep", "keep", ratio))
@@ -189,7 +213,7 @@ def _row(label: str, symbols: list[Text]) -> Text:
 
 
 def _symbol(kind: str) -> Text:
-    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # The blue is dark, the other colours are light.
+    ink = "#ffffff" if kind == "skip_attention" else "#000000"  # This blue is dark, the other colours are light.
     return Text(MEANING[kind][0], style="dim" if kind == "keep" else f"bold {ink} on {COLOURS[kind]}")
 
 

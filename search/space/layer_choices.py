@@ -5,16 +5,16 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
-from ...policies.choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
+from ...policies.choice import CHOICES, KEEP, LAST_LAYER, AttentionRole, LayerChoice, Ratio, Rest, StrictModel
 from ...policies.schedules import Changing
 from ...policies.scores.table import ScoreName
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -32,7 +32,12 @@ def is_default(value: Any) -> bool:
 
     Keys that were added later are omitted at their default, so that the fingerprints of older studies stay the same.
     """
-    return value in (None, "own", "both", "all", "run", "sequential", [])
+    return value in (None, "own", "both", "all", "run", "sequential", False, [])
+
+
+def is_default_rest(value: Any) -> bool:
+    """True for the default of `rest`, which is an option of its own for `attention` and `ffn`."""
+    return bool(value == KEEP.rest)
 
 
 def check_choice(value: Any) -> Any:
@@ -56,7 +61,7 @@ def check_range(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
-OMIT_DEFAULT = Field(exclude_if=is_default)
+OMIT_DEFAULT, OMIT_REST = Field(exclude_if=is_default), Field(exclude_if=is_default_rest)
 
 
 class Combination(StrictModel):
@@ -64,23 +69,28 @@ class Combination(StrictModel):
 
     Attributes:
         choice: Short names, instead of `attention`, `ffn` and `wiring`.
-        attention: Run the attention sublayer or skip it.
+        attention: Run the attention sublayer, skip it, or let tokens be seen without asking (`keys_only`), or ask
+            without being seen (`queries_only`).
         ffn: Run the feed-forward sublayer or skip it.
         wiring: `parallel` feeds both sublayers the layer's input.
         norm: The norm that feeds the FFN of a parallel wiring: its `own`, or the attention's, `shared`.
         token_ratio: The share of the image tokens, 0 to 1, that the layer processes.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
         tokens: The tokens that the choice applies to: `all`, the `image` tokens, or the others, `text`.
+        rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention` or `ffn`.
+        evict: True where their keys and values leave the layer's cache after the prompt.
     """
 
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
-    attention: Literal["run", "skip"] = "run"
+    attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
     wiring: Literal["sequential", "parallel"] = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
     tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
+    rest: Annotated[Options[Rest], OMIT_REST] = "skip"
+    evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
 
     @model_validator(mode="after")
     def _name_or_keys(self) -> Self:
@@ -93,7 +103,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -127,13 +137,17 @@ class LayerRule(StrictModel):
         range: `5`, `2-31` (both ends included), `2-last` or `all`.
         choices: Names, or mappings such as `{token_ratio: [0.75, 0.5]}` or `{choice: skip_ffn, phase: decode}`;
             beside other keys the default is `keep` alone.
-        attention: `run`, `skip`, or the list of both.
+        attention: `run`, `skip`, `keys_only` (tokens are seen without asking), `queries_only` (they ask without being
+            seen), or a list of them.
         ffn: `run`, `skip`, or the list of both.
         wiring: `sequential`, `parallel`, or the list of both.
         norm: `own`, `shared`, or the list of both.
         token_ratio: Shares of the image tokens that the layer processes; 1 is all of them.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
         tokens: The tokens that the choice applies to: `all`, the `image` tokens, or the others, `text`.
+        rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention`, `ffn`, or a list
+            of them.
+        evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
     """
 
     range: Annotated[
@@ -141,13 +155,15 @@ class LayerRule(StrictModel):
         BeforeValidator(check_range),
     ] = "all"
     choices: Annotated[list[ChoiceEntry], Field(min_length=1)] = ["keep"]
-    attention: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
+    attention: Annotated[Options[AttentionRole], OMIT_DEFAULT] = "run"
     ffn: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
     wiring: Annotated[Options[Literal["sequential", "parallel"]], OMIT_DEFAULT] = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
     tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
+    rest: Annotated[Options[Rest], OMIT_REST] = "skip"
+    evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
 
     @model_validator(mode="after")
     def _choices_or_keys(self) -> Self:
@@ -162,7 +178,8 @@ class LayerRule(StrictModel):
 
     def keys(self) -> dict[str, list[Any]]:
         """The options of each key that differs from its default, in the order of `KEYS`."""
-        return {key: as_options(value) for key in KEYS if not is_default(value := getattr(self, key))}
+        given = ((key, getattr(self, key)) for key in KEYS)
+        return {key: as_options(value) for key, value in given if value not in (None, getattr(KEEP, key))}
 
     def expanded(self) -> list[LayerChoice]:
         """The distinct choices of the rule, in the order of the file."""

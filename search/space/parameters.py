@@ -226,6 +226,10 @@ def key_label(key: str, value: Any) -> str:
     """The label of a key's value, which says what the value does and is the same in all layers."""
     if key == "token_ratio":
         return f"token_ratio {value:g}"
+    if key == "rest":
+        return f"rest {value}"
+    if key == "evict":
+        return "evict" if value else "evict nothing"
     return f"skip_{key}" if value == "skip" else str(value)
 
 

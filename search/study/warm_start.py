@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat, zip_longest
 from pathlib import Path
 
-from ...policies.choice import KEEP
+from ...policies.choice import KEEP, LayerChoice
 from ...policies.errors import SpaceError
 from ...policies.policy import Policy
 from ..baselines.dense_stats import DenseStats
@@ -143,6 +143,14 @@ def order_settings(policies: Iterable[Choices]) -> Iterator[Choices]:
 
 def skipped_share(choices: Choices) -> float:
     """Roughly the share of the work that a policy skips, with all sublayers and all tokens counted alike."""
-    done = (((c.attention == "run") + (c.ffn == "run")) / 2 * (1 if c.token_ratio is None else c.token_ratio)
-            for c in choices)  # fmt: skip
-    return 1 - sum(done) / len(choices)
+    return 1 - sum(map(done_share, choices)) / len(choices)
+
+
+def done_share(choice: LayerChoice) -> float:
+    """Roughly the share of a layer's work that a choice does; keys alone count as half of an attention."""
+    attention = {"skip": 0.0, "keys_only": 0.5}.get(choice.attention, 1.0)
+    done = (attention + (choice.ffn == "run")) / 2
+    if choice.token_ratio is None or not choice.ranks_images:
+        return done
+    rest = {"skip": 0.0, "keys_only": 0.25}.get(choice.rest, 0.5)
+    return done * choice.token_ratio + rest * (1 - choice.token_ratio)

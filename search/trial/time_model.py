@@ -90,9 +90,9 @@ class TimedPolicy:
 
 @lru_cache(maxsize=4096)
 def changes(choice: LayerChoice) -> tuple[str, ...]:
-    """What a canonical choice skips or changes, one entry a key, except its token ratio."""
+    """What a canonical choice skips or changes, one entry a key, except its token ratio and what it leaves out."""
     scope = f"{choice.phase} {choice.tokens}"
-    keys = choice.document().keys() - {"token_ratio", "phase", "tokens"}
+    keys = choice.document().keys() - {"token_ratio", "rest", "evict", "phase", "tokens"}
     return tuple(f"{key} {getattr(choice, key)} {scope}" for key in sorted(keys))
 
 
@@ -109,12 +109,16 @@ def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = Mappi
     selection, kept = canonical.token_selection, 1.0
     for layer, choice in enumerate(canonical.choices(num_layers)):
         found |= {(change, layer): 1.0 for change in changes(choice)}
-        ratio = kept if choice.token_ratio is None else min(kept, choice.token_ratio)
+        ratio = kept if choice.token_ratio is None or not choice.ranks_images else min(kept, choice.token_ratio)
         if choice.token_ratio is not None:
             found[f"selection by {selection.score}", layer] = 1.0
+        if choice.token_ratio is not None and choice.evicts:
+            found["evicted tokens", layer] = 1 - choice.token_ratio
         if ratio < 1:
-            running = [key for key in ("attention", "ffn") if getattr(choice, key) == "run"]
+            running = [key for key in ("attention", "ffn") if getattr(choice, key) != "skip"]
             found |= {(f"tokens of {key}", layer): 1 - ratio for key in running}
+        if choice.rest != "skip":
+            found[f"rest {choice.rest}", layer] = 1 - ratio
         kept = ratio if selection.reselect == "once" else 1.0
     return found
 

@@ -28,7 +28,32 @@ KINDS: dict[str, dict[int, dict[str, Any]]] = {
         1: {"attention": "skip", "tokens": "image"},
         3: {"ffn": "skip", "tokens": "text"},
     },
+    "frozen": {
+        0: {"attention": "keys_only", "ffn": "skip", "tokens": "image"},
+        2: {"attention": "keys_only", "tokens": "image"},
+        3: {"attention": "keys_only", "phase": "prefill"},
+    },
+    "roles": {
+        0: {"attention": "queries_only", "tokens": "image"},
+        1: {**HALF, "rest": "attention", "evict": True},
+        2: {**HALF, "rest": "keys_only"},
+        3: {**HALF, "phase": "decode"},
+    },
     "parallel": {0: {"wiring": "parallel"}, 2: {"wiring": "parallel", "norm": "shared"}, 3: {"wiring": "parallel"}},
+}
+
+
+# The same for a model without images.
+TEXT_KINDS: dict[str, dict[int, dict[str, Any]]] = {
+    "scope": {0: {"ffn": "skip", "tokens": "text"}, 1: {"attention": "skip", "tokens": "text"}},
+    "frozen": {
+        1: {"attention": "keys_only", "phase": "prefill"},
+        3: {"attention": "keys_only", "ffn": "skip", "phase": "prefill"},
+    },
+    "roles": {
+        0: {"attention": "queries_only", "phase": "decode"},
+        2: {"attention": "queries_only", "phase": "prefill"},
+    },
 }
 
 
@@ -90,8 +115,8 @@ def policy_for(name: str, kind: str) -> Policy | None:
     layers = KINDS[kind]
     if name == "llama" and kind == "ratio":
         return None
-    if name == "llama" and kind == "scope":
-        layers = {0: {"ffn": "skip", "tokens": "text"}, 1: {"attention": "skip", "tokens": "text"}}
+    if name == "llama":
+        layers = TEXT_KINDS.get(kind, layers)
     return Policy.model_validate({"layers": layers})
 
 

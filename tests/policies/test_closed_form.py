@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import support
 import torch
 import transformers as t
 from closed_form import Costs, costs, ffn_flops
@@ -30,6 +31,12 @@ TEXT: dict[str, dict[int, dict[str, Any]]] = {
         2: {**SKIP_BOTH, "phase": "decode"},
         3: {"attention": "skip", "phase": "prefill"},
     },
+    "roles": {
+        0: {"attention": "keys_only", "phase": "prefill"},
+        1: {"attention": "queries_only", "phase": "decode"},
+        2: {"attention": "keys_only", "phase": "decode"},
+        3: {"attention": "queries_only"},
+    },
 }
 IMAGES: dict[str, dict[int, dict[str, Any]]] = {
     "ratios": {
@@ -50,7 +57,20 @@ IMAGES: dict[str, dict[int, dict[str, Any]]] = {
         2: {"token_ratio": 0.5, "wiring": "parallel", "phase": "prefill"},
         3: {"attention": "skip", "tokens": "text", "phase": "prefill"},
     },
+    "roles of images": {
+        0: {"attention": "keys_only", "ffn": "skip", "tokens": "image"},
+        1: {"attention": "queries_only", "tokens": "image"},
+        2: {"token_ratio": 0.5, "rest": "keys_only"},
+        3: {"token_ratio": 0.5, "rest": "attention", "evict": True},
+    },
+    "rests": {
+        0: {"token_ratio": 0.25, "rest": "ffn"},
+        1: {"token_ratio": 0.5, "phase": "decode"},
+        2: {"token_ratio": 0.75, "rest": "keys_only", "attention": "queries_only", "tokens": "image"},
+        3: {"attention": "keys_only", "tokens": "text"},
+    },
 }
+ROLES = ("roles", "roles of images", "rests")
 ONCE = {"once": {1: {"token_ratio": 0.75}, 2: {"ffn": "skip"}, 3: {"token_ratio": 0.25}}}
 
 
@@ -58,18 +78,28 @@ def requests() -> list[Any]:
     cases = []
     for name, attention in CASES:
         labels = [*TEXT, *(IMAGES | ONCE if name in WITH_IMAGES else {})]
+        # Counts do not depend on the attention implementation: each label of roles takes one of a family's.
+        kinds = [kind for other, kind in CASES if other == name]
+        labels = [
+            label for label in labels if label not in ROLES or kinds[ROLES.index(label) % len(kinds)] == attention
+        ]
         cases += [pytest.param(name, attention, label, id=f"{name}-{attention}-{label}") for label in labels]
     return cases
 
 
 def policy_of(label: str, family: Family) -> Policy:
     layers = dict((TEXT | IMAGES | ONCE)[label])
+    layers = {number: dict(choice) for number, choice in layers.items()}
     for number in {*family.linear, *family.cross} & set(layers):
         # Such a layer takes choices for all tokens in both phases.
-        limits = ("phase", "tokens", "token_ratio")
+        limits = ("phase", "tokens", "token_ratio", "rest", "evict")
         layers[number] = {key: value for key, value in layers[number].items() if key not in limits}
         if number in family.cross and layers[number].get("attention") == "skip":
             layers[number] = SKIP_BOTH
+    return with_selection(support.taken(family.name, layers), label)
+
+
+def with_selection(layers: dict[int, dict[str, Any]], label: str) -> Policy:
     selection = {"score": "uniform", "reselect": "once" if label in ONCE else "each_layer"}
     return Policy.model_validate({"layers": layers, "token_selection": selection})
 

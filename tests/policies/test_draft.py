@@ -9,7 +9,20 @@ import accelerate
 import pytest
 import torch
 from configurations import VOCABULARY
-from contract import CHOICES, HALF, NAMED, PHASES, PLAIN, RATIOS, TOKENS, Choice, policy_of, rotated
+from contract import (
+    CHOICES,
+    HALF,
+    NAMED,
+    PHASES,
+    PLAIN,
+    RATIOS,
+    ROLE_PHASES,
+    ROLE_TOKENS,
+    TOKENS,
+    Choice,
+    policy_of,
+    rotated,
+)
 from support import taken
 from torch import Tensor, nn
 
@@ -29,6 +42,10 @@ def attention_of(name: str) -> str:
     return "eager" if (name, "sdpa") in REFUSED else "sdpa"
 
 
+IN_PHASES = [choice for choices in ROLE_PHASES.values() for choice in choices]
+ABOUT_IMAGES = [*ROLE_TOKENS["roles: tokens"], *ROLE_TOKENS["rest"]]
+
+
 def row_of(name: str, seed: int = 0) -> Batch:
     """A prompt longer than the sliding window."""
     family = FAMILIES[name]
@@ -37,7 +54,7 @@ def row_of(name: str, seed: int = 0) -> Batch:
 
 def layers_of(name: str) -> list[dict[int, Choice]]:
     """Policies that put each choice into some layer; one of them for most families, drawn by its name."""
-    choices = [*PLAIN, *PHASES, *([*TOKENS, *RATIOS] if FAMILIES[name].image_tokens else [])]
+    choices = [*PLAIN, *PHASES, *IN_PHASES, *([*TOKENS, *RATIOS, *ABOUT_IMAGES] if FAMILIES[name].image_tokens else [])]
     every = rotated(choices, name)
     chosen = every[::LAYERS] if name in THOROUGH else every[:1]
     return [taken(name, dict(enumerate(layers))) for layers in chosen]
@@ -269,4 +286,12 @@ def test_a_prompt_that_ends_in_an_image_token_is_refused_where_the_draft_reads_i
 def test_every_choice_is_drafted_with():
     """The draws of all families together put every choice into some layer."""
     drawn = [choice for name in DRAFTABLE for layers in layers_of(name) for choice in layers.values()]
-    assert all(choice in drawn for choices in CHOICES.values() for choice in choices)
+    drafted = [choices for column, choices in CHOICES.items() if column != "evict"]
+    assert all(choice in drawn for choices in drafted for choice in choices)
+
+
+@pytest.mark.parametrize("choice", ROLE_TOKENS["evict"], ids=str)
+def test_an_eviction_is_refused_in_a_draft(choice):
+    model = built("llava", "sdpa")
+    with pytest.raises(ModelError, match="a draft with an eviction"):
+        drafting(model, draft(model, policy_of({1: choice})), row_of("llava").padded())

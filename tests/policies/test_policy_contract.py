@@ -16,6 +16,7 @@ from contract import (
     PHASES,
     PLAIN,
     READING,
+    ROLE_PHASES,
     SCORES,
     answer,
     answered,
@@ -86,11 +87,24 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
     record_property("works", [name, attention, columns, "FCPB"])
 
 
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_tokens_ask_are_seen_and_are_fed_as_their_roles_say(name, attention, record_property):
+    model, batch = built(name, attention), batch_of(name)
+    columns = working(name, *support.TEXT_ROLES, *support.IMAGE_ROLES)
+    policies = rotated(choices_of(name, columns), name)
+    # The attention implementations of a family share its choices; each choice is in a layer that the family draws.
+    kinds = [kind for other, kind in CASES if other == name]
+    for number in range(kinds.index(attention) * LAYERS, len(policies), len(kinds) * LAYERS):
+        layers = support.taken(name, dict(enumerate(policies[number])))
+        check(model, batch, policy_of(layers, SCORES[number % len(SCORES)]))
+    record_property("works", [name, attention, columns, "FCPB"])
+
+
 @pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
 def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     for number, layers in enumerate(FALLING, IMAGE_CASES.index((name, attention))):
-        check(model, batch, policy_of(layers, SCORES[number % len(SCORES)], "once"))
+        check(model, batch, policy_of(support.taken(name, layers), SCORES[number % len(SCORES)], "once"))
     record_property("works", [name, attention, ["reselect: once"], "FCPB"])
 
 
@@ -194,10 +208,11 @@ def compiled_equals_uncompiled(model, policy, calls, fullgraph):
 
 @pytest.mark.parametrize(("name", "attention"), FIRST_CASES)
 def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention, record_property):
-    columns = working(name, *support.TEXT)
+    columns = working(name, *support.TEXT, *support.TEXT_ROLES)
     # Of the choices for one phase, each family compiles some, and the families together all.
     turn = list(FAMILIES).index(name)
-    phases = [PHASES[(turn + number) % len(PHASES)] for number in range(LAYERS - 1)]
+    some = [*PHASES, *(choice for choices in ROLE_PHASES.values() for choice in choices)]
+    phases = [some[(turn + number) % len(some)] for number in range(LAYERS - 1)]
     for choices in (PLAIN[:LAYERS], [PLAIN[-1], *phases]):
         policy = policy_of(support.taken(name, dict(enumerate(choices))))
         compiled_equals_uncompiled(built(name, attention), policy, [batch_of(name, "text").padded()], fullgraph=True)
@@ -222,17 +237,22 @@ def test_a_choice_about_tokens_runs_under_a_compiler(name):
 
 def drawn(draw, name):
     """A policy of any choices that the family can do."""
-    layers = {}
+    layers, sees = {}, name in WITH_IMAGES
     for number in range(LAYERS):
-        choice = {key: value for key, value in draw.choice([{}, *PLAIN]).items()}
+        choice = dict(draw.choice([{}, *PLAIN, {"attention": "keys_only"}, {"attention": "queries_only"}]))
+        choice |= {"ffn": "skip"} if "attention" in choice and draw.random() < 0.3 else {}
         if choice:
             choice |= {"phase": draw.choice(["prefill", "decode"])} if draw.random() < 0.5 else {}
             choice |= {"tokens": draw.choice(["image", "text"])} if draw.random() < 0.5 else {}
-        if name in WITH_IMAGES and draw.random() < 0.4 and choice.items() < NAMED["skip_layer"].items():
+        if sees and draw.random() < 0.4:
             choice["token_ratio"] = draw.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
+            choice["rest"] = draw.choice(["skip", "keys_only", "attention", "ffn"])
+            choice |= draw.choice([{}, {}, {"evict": True}, {"phase": "decode"}])
         layers[number] = choice
-    once = name in WITH_IMAGES and not FAMILIES[name].linear and draw.random() < 0.5
-    return policy_of(support.taken(name, layers), draw.choice(SCORES), "once" if once else "each_layer")
+    once = sees and not FAMILIES[name].linear and draw.random() < 0.5
+    policy = policy_of(support.taken(name, layers), draw.choice(SCORES), "once" if once else "each_layer")
+    # A ratio that changes nothing in its layer removes nothing from later ones.
+    return policy.canonical() if once else policy
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from ....policies.choice import LayerChoice
 from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from ...space.objectives import first_cost
-from ..layer_map import COLOURS, SCOPES, Cell, cells
+from ..layer_map import COLOURS, RESTS, SCOPES, Cell, cells
 
+RARE = ("parallel_shared", "keys_only", "queries_only")
 LEGEND_RATIOS = (0.75, 0.5, 0.25)
 
 
@@ -20,7 +21,7 @@ class Swatch:
         title: The tooltip; empty in the legend.
         ratio: The layer's own token ratio; None where it has none.
         left: The share of image tokens that earlier layers left over; None where all are left.
-        scope: Letters of the phase and the tokens that the choice is limited to.
+        scope: Letters of the phase and the tokens that the choice is limited to, and of what tokens beyond a ratio do.
     """
 
     classes: str = ""
@@ -66,7 +67,7 @@ def front_map(record: StudyRecord) -> FrontMap:
 def _swatch(index: int, cell: Cell, choice: LayerChoice) -> Swatch:
     classes = " ".join(sorted({cell.attention, cell.ffn} - {"keep"}))
     title = f"layer {index}: {choice.label}" + ("" if cell.left is None else f", of the {cell.left:g} left (once)")
-    return Swatch(classes, title, _ratio(cell.ratio), _ratio(cell.left), cell.phase + cell.tokens)
+    return Swatch(classes, title, _ratio(cell.ratio), _ratio(cell.left), cell.phase + cell.tokens + cell.rest)
 
 
 def _ratio(value: float | None) -> str | None:
@@ -75,11 +76,12 @@ def _ratio(value: float | None) -> str | None:
 
 def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
     """The common choices always, the rare ones where they occur."""
-    occurring = {part for cell in drawn for part in (cell.attention, cell.phase, cell.tokens)}
+    occurring = {part for cell in drawn for part in (cell.attention, cell.phase, cell.tokens, *cell.rest)}
     names = [name for name in ("keep", *COLOURS) if name != "token_ratio"]
-    names = [name for name in names if name != "parallel_shared" or name in occurring]
+    names = [name for name in names if name not in RARE or name in occurring]
     entries = [(Swatch(name), name.replace("_shared", ", shared norm")) for name in names]
     entries += [(Swatch(ratio=f"{ratio:g}"), f"token_ratio {ratio:g}") for ratio in LEGEND_RATIOS]
     if any(cell.left is not None for cell in drawn):
         entries.append((Swatch(left="0.5"), "left by the layers before (once)"))
-    return entries + [(Swatch(scope=letter), text) for letter, text in SCOPES.items() if letter in occurring]
+    letters = SCOPES | RESTS
+    return entries + [(Swatch(scope=letter), text) for letter, text in letters.items() if letter in occurring]

@@ -85,6 +85,31 @@ def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
     assert "phase" not in drawn(POLICY, 8) and "only" not in drawn(POLICY, 8)
 
 
+def test_rows_say_who_asks_who_is_seen_and_what_becomes_of_the_rest() -> None:
+    policy = Policy.of(
+        [
+            CHOICES["freeze_image"],
+            LayerChoice(attention="queries_only", phase="decode"),
+            LayerChoice(token_ratio=0.5, rest="attention", evict=True),
+            LayerChoice(token_ratio=0.5, phase="decode"),
+            LayerChoice(token_ratio=0.25, rest="keys_only"),
+        ]
+    )
+    text = drawn(policy, 5)
+    assert row(text, "attention") == ["○", "△", "■", "■", "■"]
+    assert row(text, "ffn") == ["×", "■", "■", "■", "■"]
+    assert row(text, "phase") == [" ", "d", " ", "d", " "]
+    rests = [list(line[11::2]) for line in text.splitlines() if line.startswith("rest")]
+    assert rests == [[" ", " ", " ", " ", "k"], [" ", " ", "a"], [" ", " ", "e", "e"]]
+    for line in (
+        "○ keys_only: tokens are seen without asking: 1 layer",
+        "△ queries_only: tokens ask without being seen: 1 layer",
+        "e image tokens beyond the ratio leave the cache after the prompt: 2 layers",
+    ):
+        assert line in text
+    assert row(drawn(policy, 5, encoding="ascii"), "attention") == list("o^###")
+
+
 def test_what_is_left_out_once_is_drawn_in_the_later_layers() -> None:
     text = drawn(SCOPED, 7)
     assert row(text, "tokens") == ["·", "▄", "→", "→", "▂", " ", "→"]

@@ -131,8 +131,14 @@ def test_a_name_may_have_a_scope():
 def test_the_labels_of_a_domain_tell_its_choices_apart():
     every = {"norm": ["own", "shared"], "phase": ["both", "prefill", "decode"], "tokens": ["all", "image", "text"],
              "token_ratio": [0, 0.5, 1]}  # fmt: skip
-    choices = LayerRule.model_validate({"choices": [{"choice": list(CHOICES), **every}]}).expanded()
+    # The name `freeze_image` has a scope already.
+    named = [name for name in CHOICES if name != "freeze_image"]
+    choices = LayerRule.model_validate({"choices": [{"choice": named, **every}]}).expanded()
     assert len({choice.label for choice in choices}) == len(choices) > 50
+    roles = {"attention": ["run", "keys_only", "queries_only"], "ffn": ["run", "skip"], "evict": [False, True],
+             "rest": ["skip", "keys_only", "attention", "ffn"]}  # fmt: skip
+    choices = LayerRule.model_validate({**every, **roles}).expanded()
+    assert len({choice.label for choice in choices}) == len(choices) > 100
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -377,6 +383,10 @@ def test_a_rule_of_keys_stands_for_their_product():
         ({"wiring": ["sequential", "parallel"], "ffn": ["run", "skip"]}, 3),
         ({"attention": ["run", "skip"], "tokens": ["all", "image", "text"]}, 4),
         ({"choices": ["keep", "parallel"], "token_ratio": [1, 0.5]}, 4),
+        ({"choices": ["keep", "freeze_image"], "token_ratio": [1, 0]}, 3),
+        ({"attention": ["run", "skip", "keys_only"]}, 2),
+        ({"token_ratio": [1, 0.5], "rest": ["skip", "attention"], "evict": [False, True]}, 4),
+        ({"token_ratio": [1, 0.5], "rest": ["skip", "ffn"], "phase": ["both", "decode"]}, 4),
     ],
 )
 def test_combinations_that_compute_the_same_are_one(keys, count):
@@ -394,6 +404,18 @@ def test_each_key_is_a_parameter_and_a_list_of_choices_stays_one():
     }
     listed = Parameters(space_of({"range": 1, "choices": ["keep", "skip_ffn"]}), 2)
     assert listed.options == {"layer_01": ["keep", "skip_ffn"]}
+    roles = {
+        "attention": ["run", "keys_only"],
+        "token_ratio": [1, 0.5],
+        "rest": ["skip", "ffn"],
+        "evict": [False, True],
+    }
+    assert Parameters(space_of({"range": 1, **roles}), 2).options == {
+        "layer_01.attention": ["run", "keys_only"],
+        "layer_01.token_ratio": ["token_ratio 1", "token_ratio 0.5"],
+        "layer_01.rest": ["rest skip", "rest ffn"],
+        "layer_01.evict": ["evict nothing", "evict"],
+    }
     beside = Parameters(space_of({"range": 1, "choices": ["keep", "parallel"], "ffn": ["run", "skip"]}), 2)
     assert [*beside.options] == ["layer_01", "layer_01.ffn"]
 
