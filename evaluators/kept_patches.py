@@ -100,7 +100,7 @@ def drawn_layers(policy: "Policy", num_layers: int) -> list[int]:
         num_layers: The number of the model's layers.
     """
     choices = enumerate(policy.choices(num_layers))
-    found = [index for index, one in choices if one.token_ratio is not None and one.phase != "decode"]
+    found = [index for index, one in choices if one.ranks_images]
     return sorted({*found[:1], *found[-1:]})
 
 
