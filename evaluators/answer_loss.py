@@ -61,7 +61,8 @@ class AnswerLossEvaluator(ExampleEvaluator):
         from .gold import has_answers, has_choices, no_answers
 
         super().__init__(options, subject)
-        loaded = [(name, task) for tasks in self._loaded.values() for name, task in tasks.items()]
+        splits = [self._loaded[split] for split in ("search", "report")]
+        loaded = [(name, task) for tasks in splits for name, task in tasks.items()]
         for _, task in loaded:
             if not has_answers(task):
                 raise no_answers(task, [f"its output_type is {task.OUTPUT_TYPE}"])

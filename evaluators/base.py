@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 GROUP = "skipsearch.evaluators"
+TRANSFER_PREFIX = "transfer_"  # of a transfer task among the measurements of a policy file
 
-Split = Literal["search", "report"]
+Split = Literal["search", "report", "transfer"]
 Direction = Literal["maximize", "minimize"]
 MetricKind = Literal["time", "count", "bytes", "fraction", "nats", "other"]
 KIND_OF_UNIT: Mapping[str, MetricKind] = {
@@ -116,6 +117,11 @@ class Evaluator(Protocol):
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
         """Measure `handle.model`, which runs under `handle.policy`; `handle.dense()` lifts the policy for a while.
+
+        Args:
+            handle: The model under the policy.
+            split: The examples: those of the search, those of the report, or other tasks (`transfer`), which only the
+                accuracy has.
 
         Returns:
             One measurement for each name in `metrics`.
@@ -226,10 +232,12 @@ def declared_metrics() -> Mapping[str, Metric]:
 def declared_metric(name: str) -> Metric | None:
     """The declaration of a metric; None where no evaluator measures it.
 
-    Policy files have some metrics a second time, with the prefix `search_`.
+    Policy files have some metrics a second time, with the prefix `search_`, and the accuracy on each transfer task with
+    the prefix `transfer_`.
     """
     known = declared_metrics()
-    return known.get(name) or known.get(name.removeprefix("search_"))
+    own = known.get(name) or known.get(name.removeprefix("search_"))
+    return known.get("accuracy") if own is None and name.startswith(TRANSFER_PREFIX) else own
 
 
 def origin(entry: EntryPoint) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .accuracy.rungs import Example, Rung
     from .accuracy.splits import Tasks
     from .accuracy.tasks import Score
+    from .answers import Request
     from .subject import Subject
 
 # lm-eval and torch are imported where an evaluator is made, so that reading the options of a space needs neither.
@@ -58,17 +59,18 @@ class ExampleEvaluator(ABC):
         self._floors: dict[Split, float] = {}
 
     def refuse_overlap(self, other: "ExampleEvaluator") -> None:
-        """Check that this evaluator's search split shares no examples with another one's report split.
+        """Check that this evaluator's search split shares no examples with what another one reports.
 
         Raises:
             EvaluatorError: they share examples.
         """
         from .accuracy.splits import refuse_common_examples
 
-        ranges = {"search": self._ranges["search"], "report": other._ranges["report"]}
         own, others = (next(iter(kind.metrics)) for kind in (self, other))
-        hint = f"give {own}.search and {others}.report the same tasks and limits"
-        refuse_common_examples(self._loaded["search"], other._loaded["report"], ranges, hint)
+        for split in {*other._loaded} - {"search"}:
+            ranges = {"search": self._ranges["search"], split: other._ranges[split]}
+            hint = f"give {own}.search and {others}.{split} the same tasks and limits, or tasks of different data"
+            refuse_common_examples(self._loaded["search"], other._loaded[split], ranges, hint, split)
 
     def num_examples(self, split: Split) -> int:
         """The number of examples of a split."""
@@ -78,6 +80,21 @@ class ExampleEvaluator(ABC):
         """Inputs of the search split, batch 1, on the CPU; the first has the median number of text tokens."""
         with self._naming_document(self._tasks("search"), None):
             return self._prompts(count)
+
+    def with_one_picture(self, count: int) -> "list[tuple[str, str, Request]]":
+        """Some examples of the search split with one picture each, evenly spaced: task, question and request."""
+        found = {
+            (name, request.doc_id): (name, question(task, request.doc), request)
+            for name, task in self._tasks("search").items()
+            for request in task.instances
+            if len(request.args) > 2 and len(request.args[2]["visual"]) == 1
+        }
+        usable = [*found.values()]
+        return [usable[place * len(usable) // count] for place in range(min(count, len(usable)))]
+
+    def prompt_of(self, request: "Request") -> dict[str, "Tensor"]:
+        """The model's input for the prompt of a request, batch 1, on the CPU."""
+        return {key: value.cpu() for key, value in self._model.encode_prompt(request.args).items()}
 
     def _naming_document(self, tasks: "Tasks", handle: "PolicyHandle | None") -> AbstractContextManager[None]:
         """Turn an error in a task into one that names the document."""
@@ -93,8 +110,7 @@ class ExampleEvaluator(ABC):
             return []
         median = statistics.median_low([length for length, _ in usable])
         nearest = sorted(usable, key=lambda entry: abs(entry[0] - median))[:count]
-        prompts = [self._model.encode_prompt(request.args) for _, request in nearest]
-        return [{key: value.cpu() for key, value in prompt.items()} for prompt in prompts]
+        return [self.prompt_of(request) for _, request in nearest]
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
         """Measure a policy on the examples of a split.
@@ -130,7 +146,7 @@ class ExampleEvaluator(ABC):
                 continue
             # Reset here, because another evaluator may use the same model between two rungs.
             self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
-            with self._under_policy(handle), self._naming_document(rung.new, handle):
+            with self.under_policy(handle), self._naming_document(rung.new, handle):
                 found |= self._score_examples(handle, rung.new, (split, fractions, number))
             seconds += self._model.forward_seconds
             layers = {"asked": layers["asked"] + self._states.asked, "run": layers["run"] + self._states.run}
@@ -152,7 +168,7 @@ class ExampleEvaluator(ABC):
         return 0.0
 
     @contextmanager
-    def _under_policy(self, handle: "PolicyHandle") -> Iterator[None]:
+    def under_policy(self, handle: "PolicyHandle") -> Iterator[None]:
         """Let the model answer under a policy, with cached image features."""
         from .accuracy.memo import cached_image_features
 
@@ -203,6 +219,13 @@ class ExampleEvaluator(ABC):
     def _scores_independently(self, split: Split) -> bool:
         """True where the score of an example does not depend on the other examples."""
         return True
+
+
+def question(task: Any, document: Mapping[str, Any]) -> str:
+    """The question of a document in one line, or the text of its prompt where it has none."""
+    asked = document.get("question")
+    text = asked if isinstance(asked, str) else str(task.doc_to_text(document)).replace("<image>", "")
+    return " ".join(text.split())
 
 
 def summary(scores: Mapping[str, "Score"], forward_seconds: float, layers: Mapping[str, int]) -> Measurement:

@@ -4,10 +4,12 @@ They share prompts, tokens, image features and hidden states, and one evaluator'
 others.
 """
 
+from collections.abc import Sequence
+
 from ..policies.runtime.prefix import PrefixStates
 from .accuracy.memo import Memo
 from .accuracy.model import lm_eval_model
-from .accuracy.splits import Tasks, split_documents
+from .accuracy.splits import Tasks, check_range, refuse_common_examples, split_documents
 from .accuracy.tasks import load_tasks, quiet, refuse_unusable, with_requests
 from .base import Split
 from .example_options import ExampleOptions
@@ -25,7 +27,7 @@ class LoadedExamples:
         memo: Cache of values that do not depend on the policy.
         states: Hidden states, for policies that share their first layers.
         model: lm-eval's view of the model.
-        loaded: By split, the tasks by name.
+        loaded: By split, the tasks by name; `transfer` is there once it was added.
         ranges: By split and task, the places of its documents in the data.
         split: The split that was measured last.
 
@@ -34,7 +36,7 @@ class LoadedExamples:
     """
 
     def __init__(self, options: ExampleOptions, subject: Subject) -> None:
-        self._options = options
+        self._options, self._takes_images = options, subject.is_multimodal
         self.memo = Memo(options.memory_bytes)
         self.states = PrefixStates(options.states_bytes)
         self.split: Split = "search"
@@ -47,7 +49,7 @@ class LoadedExamples:
         report = search if is_same else load_tasks(names["report"], options.num_fewshot, options.seed)
         self.loaded: dict[str, Tasks] = {"search": search, "report": report}
         for task in (task for tasks in self.loaded.values() for task in tasks.values()):
-            refuse_unusable(task, subject.is_multimodal)
+            refuse_unusable(task, self._takes_images)
         self.ranges = split_documents(search, report, options.search.limit, options.report.limit)
         self._with_requests: dict[str, Tasks] = {}
 
@@ -59,6 +61,26 @@ class LoadedExamples:
         if found is None:
             subject.examples[key] = found = cls(options, subject)
         return found
+
+    def add_transfer(self, names: Sequence[str], limit: int | None) -> None:
+        """Load further tasks, as the split `transfer`.
+
+        Args:
+            names: The names of the tasks.
+            limit: Documents of each task; None takes all.
+
+        Raises:
+            EvaluatorError: a task does not load or cannot be used, or shares examples with the search.
+        """
+        tasks = load_tasks(names, self._options.num_fewshot, self._options.seed)
+        for task in tasks.values():
+            refuse_unusable(task, self._takes_images)
+        counts = {name: len(task.eval_docs) for name, task in tasks.items()}
+        ranges = {name: check_range(name, range(limit or count), count, "`transfer`") for name, count in counts.items()}
+        hint = "a transfer task measures what the search did not use: name another task, or other documents of it"
+        common = {"search": self.ranges["search"], "transfer": ranges}
+        refuse_common_examples(self.loaded["search"], tasks, common, hint, "transfer")
+        self.loaded["transfer"], self.ranges["transfer"] = tasks, ranges
 
     def tasks(self, split: str) -> Tasks:
         """The tasks of a split with their requests, which are built on first use."""

@@ -60,8 +60,8 @@ class Measured(StrictModel):
         stderr: Standard error of an accuracy, or of a latency that was measured in several visits or modelled.
         iqr: Interquartile range of a latency.
         n: Number of examples or repeats; 0 for a latency that was predicted and not measured.
-        split: The examples: `search` (they guided the search) or `report` (the search never saw them). Latencies of the
-            split `report` were measured again at the end of the search.
+        split: The examples: `search` (they guided the search), `report` (the search never saw them), or `transfer`
+            (another task). Latencies of the split `report` were measured again at the end of the search.
         modelled: The latency that the search used: a model of all its latencies removes the noise; `stderr` is the
             standard error of this value.
     """
@@ -71,7 +71,7 @@ class Measured(StrictModel):
     stderr: float | None = None
     iqr: float | None = None
     n: int | None = None
-    split: Literal["search", "report"] | None = None
+    split: Literal["search", "report", "transfer"] | None = None
     modelled: float | None = None
 
 

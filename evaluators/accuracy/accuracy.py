@@ -1,9 +1,12 @@
 """The accuracy evaluator: lm-eval's tasks, prompts, filters and metrics, with results equal to `simple_evaluate`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from ..base import Metric, Options, Split
+from pydantic import Field
+
+from ..base import Measurement, Metric, Options, Split
 from ..example_options import ExampleOptions
 from ..examples import EXAMPLE_PROMPTS, ExampleEvaluator, RungKey
 
@@ -17,15 +20,40 @@ if TYPE_CHECKING:
 # lm-eval and torch are imported where an evaluator is made, so that reading the options of a space needs neither.
 
 
+class TransferOptions(Options):
+    """Tasks that the front is reported on, and that the search does not use.
+
+    Attributes:
+        tasks: lm-eval's names of tasks, groups or tags, or paths of task files.
+        limit: Number of documents of each task; None takes as many as the report.
+    """
+
+    tasks: list[str] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
 class AccuracyOptions(ExampleOptions):
     """Options of the accuracy evaluator; see `ExampleOptions`.
 
     Attributes:
         metric: lm-eval's name of the metric, or `name,filter`; None takes exact_match, acc or acc_norm, else the first
-            metric of which higher is better.
+            metric of which higher is better. It applies to the tasks of both splits.
+        transfer: Further tasks for the finished front, each with its own first metric; a list stands for its `tasks`.
     """
 
     metric: str | None = None
+    transfer: Annotated[list[str], Field(min_length=1)] | TransferOptions | None = None
+
+    @property
+    def transfer_tasks(self) -> list[str]:
+        """The names of the transfer tasks; empty without any."""
+        return self.transfer.tasks if isinstance(self.transfer, TransferOptions) else self.transfer or []
+
+    @property
+    def transfer_limit(self) -> int | None:
+        """How many documents of each transfer task are measured; None for all."""
+        own = self.transfer.limit if isinstance(self.transfer, TransferOptions) else None
+        return own or self.report.limit
 
 
 class AccuracyEvaluator(ExampleEvaluator):
@@ -44,11 +72,25 @@ class AccuracyEvaluator(ExampleEvaluator):
         from .tasks import pick_metric
 
         super().__init__(options, subject)
+        if options.transfer_tasks:
+            self._shared.add_transfer(options.transfer_tasks, options.transfer_limit)
         self._metrics = {
-            split: {name: pick_metric(task, options.metric) for name, task in tasks.items()}
+            split: {
+                name: pick_metric(task, None if split == "transfer" else options.metric) for name, task in tasks.items()
+            }
             for split, tasks in self._loaded.items()
         }
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
+
+    def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
+        """Measure as `ExampleEvaluator.measure`; on transfer tasks with the chance level of each task (`floors`)."""
+        found = super().measure(handle, split)
+        if split != "transfer":
+            return found
+        from .floor import task_chance
+
+        floors = {name: task_chance(task) for name, task in self._tasks(split).items()}
+        return {name: replace(entry, detail={**entry.detail, "floors": floors}) for name, entry in found.items()}
 
     def _chance_level(self, split: Split) -> float:
         from .floor import guessing_accuracy

@@ -90,7 +90,9 @@ def identity(value: Any) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code else str(value)
 
 
-def refuse_common_examples(search: Tasks, report: Tasks, ranges: Mapping[str, DocumentRanges], hint: str) -> None:
+def refuse_common_examples(
+    search: Tasks, report: Tasks, ranges: Mapping[str, DocumentRanges], hint: str, split: str = "report"
+) -> None:
     """Refuse splits that share examples.
 
     Compares places of documents, or their contents where two tasks process the same data differently.
@@ -100,6 +102,7 @@ def refuse_common_examples(search: Tasks, report: Tasks, ranges: Mapping[str, Do
         report: The tasks of the report, by name.
         ranges: By split and task, the places of its documents.
         hint: The hint of the error.
+        split: The split of the second tasks.
 
     Raises:
         EvaluatorError: an example is in both splits.
@@ -108,14 +111,15 @@ def refuse_common_examples(search: Tasks, report: Tasks, ranges: Mapping[str, Do
         for report_name, other in report.items():
             if data_of(one) != data_of(other):
                 continue
-            places, others = ranges["search"][search_name], ranges["report"][report_name]
+            places, others = ranges["search"][search_name], ranges[split][report_name]
             if documents_of(one) == documents_of(other):
                 common = len({*places} & {*others})
             else:
                 common = len(contents(one, places) & contents(other, others))
             if common:
                 found = f"found {common} examples in both, expected none"
-                raise EvaluatorError(f"tasks {search_name} (search) and {report_name} (report) overlap", [found], hint)
+                names = f"{search_name} (search) and {report_name} ({split})"
+                raise EvaluatorError(f"tasks {names} overlap", [found], hint)
 
 
 def contents(task: Task, places: range) -> set[bytes]:

@@ -15,6 +15,7 @@ from .baseline_comparison import baseline_results, front_volume, on_report_split
 from .forecast import forecast
 from .paired_tests import SIGNIFICANCE, bootstrap_weights, example_scores, p_value, task_sizes
 from .study_record import Assessment, StudyRecord, policy_files
+from .transfer import transfer
 
 DRAWS = 500
 DIGITS = 12  # Rounds a difference: the order of the points changes the hypervolume of equal fronts beyond that.
@@ -36,6 +37,7 @@ def assess(record: StudyRecord) -> StudyRecord:
         ties=ties(record),
         baseline_results=baseline_results(record),
         agreement=agreement(record),
+        transfer=transfer(record.dense, [record.trial(number) for number in policy_files(record)]),
     )
     return replace(record, assessment=assessment)
 

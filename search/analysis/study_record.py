@@ -8,6 +8,7 @@ from typing import Any
 from ...evaluators.base import Direction, Metric, Split
 from ..trial.pareto import objective_value
 from ..trial.trial_result import IntervalEstimate, TrialResult
+from .transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Assessment:
         ties: By front trial, the next more expensive one that does not differ significantly from it in quality.
         baseline_results: What each baseline achieves alone, best first.
         agreement: Kendall's tau of the guide's loss with accuracy; None with too few trials that measured both.
+        transfer: How the front does on tasks that the search did not use; None where there are none.
     """
 
     best_baselines: tuple[int, ...] = ()
@@ -72,6 +74,7 @@ class Assessment:
     ties: Mapping[int, int] = field(default_factory=dict)
     baseline_results: tuple[BaselineResult, ...] = ()
     agreement: IntervalEstimate | None = None
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,20 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...evaluators.base import Split
+from ...evaluators.kept_patches import drawn_layers
 from ..study.expected_results import MAX_CONFIRMED, baseline_front
-from ..study.study import SearchStudy
+from ..study.study import SearchStudy, VisitKey
 from ..trial.pareto import evenly_spaced, front_trials
 from ..trial.trial_result import TrialResult
 from ..workers.prefix_affinity import layer_keys
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
-from .phases import CONFIRMING
+from .phases import CONFIRMING, DRAWING, TRANSFERRING
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -28,6 +31,40 @@ def trials_to_confirm(study: SearchStudy) -> list[TrialResult]:
     return [result for result in results if result.number in chosen]
 
 
+def dense_and_front(study: SearchStudy) -> list[TrialResult]:
+    """The dense trial and the front."""
+    results = study.final_results()
+    chosen = {results[0].number, *front_trials(results, study.space.objectives)}
+    return [result for result in results if result.number in chosen]
+
+
+def trials_to_draw(study: SearchStudy) -> list[TrialResult]:
+    """The dense trial, which has the pictures, and the front's policies with token ratios; none without those."""
+    dense, *front = dense_and_front(study)
+    drawn = [result for result in front if drawn_layers(result.policy, study.num_layers)]
+    return [dense, *drawn] if drawn else []
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A further measurement of policies, once a search has ended.
+
+    Attributes:
+        key: What the study stores it under.
+        split: The examples.
+        phase: What the progress calls it.
+    """
+
+    key: VisitKey
+    split: Split
+    phase: str
+
+
+REPORT = Visit("report", "report", CONFIRMING)
+TRANSFER = Visit("transfer", "transfer", TRANSFERRING)
+PATCHES = Visit("patches", "search", DRAWING)
+
+
 def confirm(
     study: SearchStudy,
     pool: Pool,
@@ -36,47 +73,49 @@ def confirm(
     results: Sequence[TrialResult],
     evaluators: Sequence[str],
     ends: float,
+    visit: Visit = REPORT,
 ) -> bool:
-    """Measure trials on the report split.
+    """Measure trials on the report split, or what else is measured once a search has ended.
 
     Args:
         study: Where the results go.
         pool: The workers.
         progress: Shows the progress.
         limits: How long a policy may take.
-        results: The trials; those that are confirmed already are left out.
-        evaluators: The evaluators that have a report split.
+        results: The trials; those that are measured already are left out.
+        evaluators: The evaluators that measure them.
         ends: When to stop, on the monotonic clock.
+        visit: What is measured.
 
     Returns:
         False where time was up before all were measured.
     """
-    unconfirmed = [result for result in results if not study.is_confirmed(result.policy)]
+    unconfirmed = [result for result in results if not study.is_confirmed(result.policy, visit.key)]
     # Dense goes first, since its duration sets the time limit of the others. Those follow in the order of their first
     # layers, so that a worker's cached prefix serves the next policy.
     order = sorted(unconfirmed, key=lambda one: (not one.policy.is_dense, layer_keys(one.policy, study.num_layers)))
     waiting = deque(order)
     if waiting and time.monotonic() < ends:
         pool.start_workers()
-    progress.phase(CONFIRMING, len(waiting) if evaluators else 0)
+    progress.phase(visit.phase, len(waiting) if evaluators else 0)
     while evaluators and (waiting or pool.busy) and time.monotonic() < ends:
         while waiting and pool.has_idle:
             result = waiting.popleft()
-            limit = limits.of("report", result.policy)
-            pool.submit(Job(result.policy, evaluators, split="report", tag=result, seconds=limit))
+            limit = limits.of(visit.split, result.policy)
+            pool.submit(Job(result.policy, evaluators, split=visit.split, tag=result, seconds=limit))
         finished = pool.next(ends)
         if finished is None:
             continue
         job, outcome = finished
-        if job.policy.is_dense:
-            limits.learn("report", outcome)
+        if job.policy.is_dense and visit.split != "search":
+            limits.learn(visit.split, outcome)
         if outcome.failure:
-            progress.note(f"trial {job.tag.number} could not be confirmed: {outcome.failure}")
+            progress.note(f"trial {job.tag.number} failed in {visit.phase}: {outcome.failure}")
         else:
-            study.confirm(job.policy.fingerprint, outcome.measurements)
+            study.confirm(job.policy.fingerprint, outcome.measurements, visit.key)
         progress.advance()
     if evaluators and (waiting or pool.busy):
         left = len(waiting) + pool.busy
-        progress.note(f"time is up with {left} policies to confirm; `--resume` with more time confirms them")
+        progress.note(f"time is up with {left} policies left in {visit.phase}; `--resume` with more time measures them")
         return False
     return True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..space.space import Space
 from ..study.expected_results import MAX_CONFIRMED, ScorePredictor
 from ..trial.trial_result import TrialResult
-from .phases import CONFIRMING, PROMOTING
+from .phases import CONFIRMING, PROMOTING, TRANSFERRING
 from .promotion import FIRST_EXAMPLES, apparent_front, examples_answered, expected_points, is_paused
 from .timing import ROUNDS, TIMING_AGAIN
 
@@ -46,5 +46,6 @@ def remaining_steps(
     return {
         PROMOTING: sum(promotions_left(result, total) for result in paused),
         **({CONFIRMING: num_confirmed} if is_confirmed else {}),
+        **({TRANSFERRING: len(front)} if space.has_transfer else {}),
         **({TIMING_AGAIN: ROUNDS * num_confirmed} if is_timed else {}),
     }

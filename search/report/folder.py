@@ -11,12 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...evaluators.base import Measurement, Split
+from ...evaluators.base import TRANSFER_PREFIX, Measurement, Split
 from ...policies.errors import PolicyError
 from ...policies.policy import Measured, ModelRef, Policy, Provenance
 from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
 from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.transfer import accuracy_by_task
 from ..space.space import Space
 from ..trial.modelled_time import ModelledTime
 from ..trial.trial_result import TrialResult
@@ -133,7 +134,8 @@ def exported(record: StudyRecord, trial: TrialResult) -> Policy:
 def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
     """Every measurement beside that of dense.
 
-    Where a metric was measured again on the report split, the value of the search is named `search_…`.
+    Where a metric was measured again on the report split, the value of the search is named `search_…`. The accuracy on
+    a transfer task is named `transfer_…`.
     """
     found: dict[str, Measured] = {}
     for name, entry in trial.report.items():
@@ -141,6 +143,12 @@ def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
     for name, entry in trial.search.items():
         split: Split | None = "search" if name in trial.report else None
         found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
+    references = accuracy_by_task(dense.transfer)
+    for name, task in accuracy_by_task(trial.transfer).items():
+        value = references[name].value if name in references else None
+        found[TRANSFER_PREFIX + name] = Measured(
+            value=task.value, dense=value, stderr=task.stderr, n=task.n, split="transfer"
+        )
     return found
 
 

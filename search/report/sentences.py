@@ -5,6 +5,7 @@ from ..analysis.assessment import selection_bias
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.transfer import MIN_POLICIES
 from ..space.guide_metrics import DIVERGENCE
 from ..space.units import amount, phrase, unit_of
 from ..trial.trial_result import IntervalEstimate
@@ -86,3 +87,27 @@ def agreement_line(record: StudyRecord) -> str:
     subject = GUIDE_NAMES[record.guide or DIVERGENCE]
     count = len(losses_and_accuracies(record))
     return f"{subject} ranks policies by accuracy: Kendall tau {found.value:.2f} ({ends}), {count} trials."
+
+
+def transfer_line(record: StudyRecord) -> str:
+    """Whether policies rank on the transfer tasks as on the searched ones; empty without transfer tasks."""
+    found = record.assessment.transfer
+    if found is None:
+        return ""
+    policies = f"{found.policies} {'policy' if found.policies == 1 else 'policies'}"
+    ranks = [f"{name} {rank.value:.2f}{tau_interval(rank)}" for name, rank in found.ranks.items() if rank is not None]
+    if ranks:
+        return f"Kendall tau of the accuracy on the searched tasks with that on {'; on '.join(ranks)}; {policies}."
+    reason = f"at least {MIN_POLICIES} are needed" if found.policies < MIN_POLICIES else "their accuracies are equal"
+    return f"Whether policies rank as on the searched tasks is not known from {policies}: {reason}."
+
+
+def tau_interval(rank: IntervalEstimate) -> str:
+    """The interval of a rank correlation in parentheses; empty where it has none."""
+    return "" if rank.low is None or rank.high is None else f" (95 % interval {rank.low:.2f} to {rank.high:.2f})"
+
+
+def share_text(share: IntervalEstimate) -> str:
+    """A kept share in percent, with its interval where it has one."""
+    ends = "" if share.low is None or share.high is None else f" ({100 * share.low:.0f} to {100 * share.high:.0f})"
+    return f"{100 * share.value:.0f} %{ends}"

@@ -13,12 +13,13 @@ from ..analysis.assessment import selection_bias, was_measured
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
 from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.transfer import accuracy_by_task, searched_accuracy
 from ..space.units import EXAMPLE_UNITS, amount, phrase, unit_of, with_error
 from ..trial.modelled_time import ModelledTime
 from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
 from .console import Output
-from .sentences import assessment_lines, selection_bias_line
+from .sentences import assessment_lines, selection_bias_line, share_text, transfer_line
 from .time_sentences import time_data, time_lines
 
 
@@ -35,6 +36,7 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "summary": dict(record.summary),
         "ended": record.ended,
         "verdict": assessment_data(record),
+        "transfer": asdict(record.assessment.transfer) if record.assessment.transfer else None,
         "times": time_data(record),
     }
 
@@ -104,11 +106,31 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
     for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
         if line:
             console.print(line, highlight=False, markup=False)
+    if record.assessment.transfer is not None:
+        console.print(transfer_table(record))
+        console.print(transfer_line(record), highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
     if reuse_line(record):
         console.print(reuse_line(record), highlight=False)
     where = f"report {folder / 'report.html'}, policies in {folder / 'policies'}"
     console.print(where, highlight=False, soft_wrap=True)
+
+
+def transfer_table(record: StudyRecord) -> Table:
+    """A table of the share of dense that each policy keeps on the searched tasks and on each transfer task."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kept of dense", no_wrap=True)
+    found, dense = record.assessment.transfer, accuracy_by_task(record.dense.transfer)
+    for heading in ("searched tasks", *dense):
+        table.add_column(heading, justify="right")
+    values = [searched_accuracy(record.dense).value, *(task.value for task in dense.values())]
+    table.add_row("dense", *(amount(value, "fraction") for value in values), end_section=True)
+    for number, file in policy_files(record).items():
+        kept = found.kept.get(number) if found is not None else None
+        shares = [] if found is None or kept is None else [found.searched[number], *kept.values()]
+        cells = ["dense at chance level" if share is None else share_text(share) for share in shares]
+        table.add_row(Path(file).stem, *(cells or ["not measured"] * len(values)))
+    return table
 
 
 def tie_line(record: StudyRecord) -> str:

@@ -80,6 +80,11 @@ class Space(StrictModel):
         return {name: metric for key in self.evaluate for name, metric in evaluator_class(key).metrics.items()}
 
     @property
+    def has_transfer(self) -> bool:
+        """True where the front is measured on transfer tasks too."""
+        return bool(self.evaluate.get(QUALITY, {}).get("transfer"))
+
+    @property
     def may_be_guided(self) -> bool:
         """True where a loss may guide the search; the number of examples is checked when the tasks are loaded.
 

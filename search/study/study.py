@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -42,6 +43,8 @@ from .telling import add_promoted_trial, add_promotion_failure, trial_state
 from .trial_attributes import measurements_json, promotion_failures, read_trial, trial_attributes
 from .warm_start import file_setting, skipped_share
 
+# What is measured once a search has ended: the report split, the transfer tasks, the patches that a policy keeps.
+VisitKey = Literal["report", "transfer", "patches"]
 GUIDE_CHOSEN = "guide_chosen"  # the attribute of a study that holds the guide metric which a comparison chose
 
 
@@ -347,10 +350,10 @@ class SearchStudy(TimedTrialCache):
         """Store why the search ended; None while it runs."""
         self.study.set_user_attr("ended", reason)
 
-    def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement]) -> None:
-        """Store the measurements of a policy on the report split."""
-        self.study.set_user_attr(f"report:{fingerprint}", measurements_json(measurements))
+    def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement], key: VisitKey = "report") -> None:
+        """Store the measurements of a policy that were made once the search had ended."""
+        self.study.set_user_attr(f"{key}:{fingerprint}", measurements_json(measurements))
 
-    def is_confirmed(self, policy: Policy) -> bool:
-        """True where a policy was measured on the report split."""
-        return f"report:{policy.fingerprint}" in self.study.user_attrs
+    def is_confirmed(self, policy: Policy, key: VisitKey = "report") -> bool:
+        """True where the study has these measurements of a policy."""
+        return f"{key}:{policy.fingerprint}" in self.study.user_attrs

@@ -54,8 +54,8 @@ def read_trial(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxy
 
     Args:
         trial: Optuna's trial; it has a policy.
-        study_attrs: The attributes of its study, which hold the measurements on the report split; without them the
-            result has none.
+        study_attrs: The attributes of its study, which hold the measurements on the report split and on transfer
+            tasks; without them the result has none.
     """
     attrs = trial.user_attrs
     failure, traceback = attrs.get("failure"), attrs.get("traceback")
@@ -68,6 +68,8 @@ def read_trial(trial: FrozenTrial, study_attrs: Mapping[str, Any] = MappingProxy
             **parse_measurements(study_attrs.get(f"times:{attrs['fingerprint']}")),
             **parse_measurements(study_attrs.get(f"report:{attrs['fingerprint']}")),
         },
+        transfer=parse_measurements(study_attrs.get(f"transfer:{attrs['fingerprint']}")),
+        patches=parse_measurements(study_attrs.get(f"patches:{attrs['fingerprint']}")),
         violations=dict(trial.constraints),
         # An exception's text may contain control characters.
         failure=None if failure is None else escape_invisible(failure),

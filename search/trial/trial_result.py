@@ -36,6 +36,8 @@ class TrialResult:
         policy: The policy, in canonical form.
         search: Measurements that the search uses, by metric; accuracy is measured on the search split.
         report: Measurements on the report split, and times measured again; empty unless the trial was confirmed.
+        transfer: Measurements on transfer tasks; empty unless the trial was on the final front.
+        patches: Which image tokens two layers process, on a few examples; empty unless it was on the final front.
         violations: By metric under a constraint, how far it lies beyond its bound; above 0 is violated.
         failure: Why it failed, in one line.
         early_stopped: Why it was stopped after few examples; None where it was not. An early-stopped trial is never on
@@ -71,6 +73,8 @@ class TrialResult:
     predicted: tuple[str, ...] = ()
     traceback: str | None = None
     promotion_failures: tuple[str, ...] = ()
+    transfer: Mapping[str, Measurement] = field(default_factory=dict)
+    patches: Mapping[str, Measurement] = field(default_factory=dict)
 
     @property
     def baseline_settings(self) -> dict[str, str]:

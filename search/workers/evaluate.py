@@ -11,8 +11,9 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...evaluators.base import Evaluator, Measurement, Split, evaluator_class
+from ...evaluators.base import Evaluator, Measurement, Options, Split, evaluator_class
 from ...evaluators.examples import ExampleEvaluator
+from ...evaluators.kept_patches import KeptPatchesEvaluator
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ...policies.policy import Policy
 from ..guide.guide import MIN_EXAMPLES_TO_GUIDE
@@ -69,6 +70,9 @@ class PolicyEvaluator:
         self.guide = self._find_guide(evaluators)
         if self.guide is not None and self.guide.name not in space.evaluate:
             evaluators.append(self.guide)
+        examples = next((one for one in evaluators if isinstance(one, ExampleEvaluator)), None)
+        # It is asked for by name once the search has ended, and is no part of a trial.
+        self._drawing = [KeptPatchesEvaluator(Options(), self.subject, examples)] if examples is not None else []
         self.evaluators: list[Evaluator] = sorted(evaluators, key=lambda evaluator: evaluator.cost)
         self._metrics = {name: metric for evaluator in evaluators for name, metric in evaluator.metrics.items()}
 
@@ -132,7 +136,7 @@ class PolicyEvaluator:
             self._on_start("")
             with self.applied(policy) as handle, forward_clock(self.subject.model) as clock:
                 seconds["apply"] = time.perf_counter() - started
-                chosen = (evaluator for evaluator in self.evaluators if evaluator.name in names)
+                chosen = (one for one in (*self.evaluators, *self._drawing) if one.name in names)
                 outcome = run.measure(chosen, handle, seconds, self._on_start)
             seconds["forward"] = clock[0]
             if failure := not_finite({**outcome.measurements, **outcome.estimates}):

@@ -20,8 +20,10 @@ from ..sentences import assessment_lines
 from .baselines import baseline_table
 from .failures import failures
 from .front_map import front_map
+from .kept_patches import kept_patches
 from .policies import policy_table
 from .templates import render
+from .transfer import transfer_table
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def page(record: StudyRecord) -> str:
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
         layer_map=front_map(record),
         table=policy_table(record),
+        patches=kept_patches(record),
+        transfer=transfer_table(record),
         baselines=baseline_table(record),
         hypervolume=_div(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
