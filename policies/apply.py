@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +19,7 @@ from .runtime.compatibility import check_images, check_kind, transformers_model
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.roles import roles
+from .runtime.shorter import first_handed_on
 from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
 from .scores.table import SCORES
@@ -68,6 +70,7 @@ class PolicyHandle:
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
+        hand_on(model, self._layers, self._wrapped)
         self._attentions = Attentions(self._layers, self._wrapped, self._calls)
         self._tracks_calls = any(wrapped.fixed_plan is None for wrapped in self._wrapped)
         self._hooks: list[Any] = []
@@ -90,6 +93,20 @@ class PolicyHandle:
     @prompt_ends.setter
     def prompt_ends(self, ends: Tensor | None) -> None:
         self._calls.prompt_ends = ends
+
+    @property
+    def image_tokens(self) -> int | None:
+        """The number of image tokens in each row of a prompt without padding; None where it is not set.
+
+        With it a forward asks the device for no number. So a prefill compiles to one graph, and a CUDA graph can
+        capture it. A prompt with another number, or with padding, fails. It holds in the thread that set it, until it
+        is set to None.
+        """
+        return self._calls.image_tokens
+
+    @image_tokens.setter
+    def image_tokens(self, count: int | None) -> None:
+        self._calls.image_tokens = count
 
     def remove(self) -> None:
         """Restore the model. Calling this twice does no harm."""
@@ -141,7 +158,7 @@ class PolicyHandle:
     def _install(self) -> None:
         self._installed = True
         for wrapped in self._wrapped:
-            wrapped.patch.set(wrapped.run)
+            wrapped.install()
         if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
             self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
@@ -151,7 +168,7 @@ class PolicyHandle:
     def _uninstall(self) -> None:
         self._installed = False
         for wrapped in self._wrapped:
-            wrapped.patch.undo()
+            wrapped.uninstall()
         if self._tracks_calls:
             self._calls.uninstall()
         for hook in self._hooks:
@@ -212,6 +229,14 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in recorded or layer.index > removal
     ]
+
+
+def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:
+    """Let layers hand hidden states that are cut to the next layer, where that one expects them."""
+    first = first_handed_on(model, layers)
+    for one, following in pairwise(wrapped):
+        if one.layer.index >= first and following.layer.index == one.layer.index + 1 and following.fixed_plan is None:
+            one.hands_to = following.layer.module
 
 
 def recorded_layers(policy: Policy, layers: Sequence[DecoderLayer]) -> set[int]:

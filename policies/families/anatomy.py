@@ -183,6 +183,9 @@ class Sublayers:
         layer: The decoder layer.
         anatomy: The names of its parts.
         output: What the layer returned in a recorded call.
+
+    Attributes:
+        takes_position_ids: True where the attention names the position ids among its arguments.
     """
 
     def __init__(self, layer: nn.Module, anatomy: Anatomy, output: Any) -> None:
@@ -193,6 +196,7 @@ class Sublayers:
         accepted = parameters(self.attention)
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         self._accepted = None if takes_all else frozenset(accepted)
+        self.takes_position_ids = "position_ids" in accepted
         self._renamed = anatomy.renamed
         in_layer, in_attention = cache_argument(layer), cache_argument(self.attention)
         if in_layer != in_attention and in_layer and in_attention:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ class DecoderLayer:
         sublayers: Its attention and its FFN.
         parameters: The names of its forward's parameters, which name positional arguments.
         twins: What its attention can do for tokens that do not take part in full.
+        hands_on: True where the decoder gives what the layer returns to the next one as it is.
     """
 
     index: int
@@ -33,6 +34,7 @@ class DecoderLayer:
     sublayers: Sublayers
     parameters: tuple[str, ...]
     twins: Twins = Twins()
+    hands_on: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -134,6 +136,7 @@ def verify_layers(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[Dec
         with recorded_calls(modules, calls), eval_mode(model.get_decoder()), torch.no_grad():
             model.get_decoder()(**random_input(model), use_cache=False)
             found = [match_anatomy(name, index, module, calls) for index, module in enumerate(modules)]
+            found = [layer and replace(layer, hands_on=is_handed_on(layer, modules, calls)) for layer in found]
     except (ModelError, torch.OutOfMemoryError):
         raise
     except Exception as cause:
@@ -224,6 +227,12 @@ def match_anatomy(
             twins = Twins.of(sublayers, call.x, call.arguments)
             return DecoderLayer(index, module, sublayers, argument_names(module), twins)
     return None
+
+
+def is_handed_on(layer: DecoderLayer, modules: list[nn.Module], calls: dict[nn.Module, RecordedCall]) -> bool:
+    """True where the next layer was called with the very tensor that a layer returned."""
+    following = calls.get(modules[layer.index + 1]) if layer.index + 1 < len(modules) else None
+    return following is not None and following.x is first(calls[layer.module].output)
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .narrow import KeyPlaces, check_implementation, cut_arguments, fit_mask, valid_mask
 from .partial import PartialLayer
 from .roles import Roles
-from .selection import AllOrNone, Selection
+from .selection import AllOrNone, Selection, remembered
 
 Tokens: TypeAlias = Selection | AllOrNone
 # From the normalised input, the layer's arguments, the tokens that ask and those that are seen, the attention's output.
@@ -84,7 +84,7 @@ class SplitAttention:
         keys = LayerKeys(self._layer, hidden, arguments, split, self._stores)
         if split.seen_only is not AllOrNone.NONE:
             normed = parts.attention_norm(cut(hidden, split.seen_only))
-            own = cut_for(arguments, split.seen_only)
+            own = cut_for(self._layer, arguments, split.seen_only)
             keys.give(take_keys(parts, self._twin("seen_only"), normed, own))
         if split.asking is not AllOrNone.NONE:
             part = cut(hidden, split.asking)
@@ -178,7 +178,7 @@ class LayerKeys:
 
     def arguments(self, arguments: dict[str, Any], tokens: Tokens, cache: Any) -> dict[str, Any]:
         """The arguments of the layer for some tokens that attend, with their mask and what stands for the cache."""
-        own = cut_for(arguments, tokens)
+        own = cut_for(self._layer, arguments, tokens)
         return {**own, self._layer.sublayers.cache_name: cache, "attention_mask": self._mask(tokens)}
 
     def _mask(self, queries: Tokens) -> Tensor | None:
@@ -189,11 +189,12 @@ class LayerKeys:
         if fresh and plain and queries is stored and self._keys.real is None:
             return self._model_mask
         implementation = check_implementation(self._layer)
-        shared = queries.masks if isinstance(queries, Selection) and fresh else {}
-        key = (id(self._model_mask), id(stored))
-        if key not in shared:
-            shared[key] = (self._model_mask, self._build_mask(implementation, queries))
-        return shared[key][1]
+        shared = queries.masks if isinstance(queries, Selection) and fresh else []
+        mask: Tensor | None = remembered(shared, self._model_mask, stored)
+        if mask is None:
+            mask = self._build_mask(implementation, queries)
+            shared.append((self._model_mask, stored, mask))
+        return mask
 
     def _build_mask(self, implementation: str, queries: Tokens) -> Tensor:
         (batch, count), eviction = self._hidden.shape[:2], self._split.eviction
@@ -258,9 +259,9 @@ def cut_flags(flags: Tensor, tokens: Tokens) -> Tensor:
     return tokens.cut(flags, -1) if isinstance(tokens, Selection) else flags
 
 
-def cut_for(arguments: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
+def cut_for(layer: DecoderLayer, arguments: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
     """The arguments of a layer for some tokens."""
-    return cut_arguments(arguments, tokens) if isinstance(tokens, Selection) else arguments
+    return cut_arguments(layer, arguments, tokens) if isinstance(tokens, Selection) else arguments
 
 
 def put_back(whole: Tensor, part: Tensor, tokens: Tokens) -> Tensor:

@@ -51,6 +51,7 @@ class ForwardCall:
         images_known: False where the policy needs the image tokens, and the input ids were not seen.
         unattended: Layers whose attention did not run.
         shortened: Layers whose attention ran for some tokens only.
+        masks: Masks over what layers have cached, each with the model's mask and the places of the cached tokens.
     """
 
     owner: nn.Module
@@ -59,6 +60,11 @@ class ForwardCall:
     images_known: bool = True
     unattended: set[int] = field(default_factory=set)
     shortened: set[int] = field(default_factory=set)
+    masks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def count(self, hidden: Tensor) -> int:
+        """How many tokens the forward has, whose hidden states, shape (batch, tokens, width), may be cut."""
+        return hidden.shape[1] if self.tokens is None else self.tokens.attention.shape[1]
 
     def record_attended(self, layer: int, attended: Selection | AllOrNone) -> None:
         """Record a layer that attends for fewer tokens than the dense model."""
@@ -111,6 +117,15 @@ class CallTracker:
     @prompt_ends.setter
     def prompt_ends(self, ends: Tensor | None) -> None:
         self._thread.prompt_ends = ends
+
+    @property
+    def image_tokens(self) -> int | None:
+        """See `PolicyHandle.image_tokens`."""
+        return getattr(self._thread, "image_tokens", None)
+
+    @image_tokens.setter
+    def image_tokens(self, count: int | None) -> None:
+        self._thread.image_tokens = count
 
     def install(self) -> list[Any]:
         """Start to track the model; returns the hooks."""
@@ -183,8 +198,11 @@ class CallTracker:
             return call
         call.images_known = tokens.dim() == 2 or not self._needs.images
         if call.images_known:
-            image = self._image_mask(tokens)
-            call.tokens = ForwardTokens.read(image, given.get("attention_mask"), end if mixed else None)
+            image, mask = self._image_mask(tokens), given.get("attention_mask")
+            if self.image_tokens is not None and not mixed and self._needs.images:
+                call.tokens = ForwardTokens.told(image, mask, self.image_tokens)
+            else:
+                call.tokens = ForwardTokens.read(image, mask, end if mixed else None)
             self._refuse_chunk(call.tokens, end, count, self._is_cut_back(cache))
         return call
 
@@ -192,7 +210,11 @@ class CallTracker:
         """Which tokens stand for image features, shape (batch, tokens)."""
         if tokens.dim() > 2 or not self._needs.images:
             return torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return torch.isin(tokens, torch.tensor(self._image_ids, device=tokens.device, dtype=tokens.dtype))
+        first, *others = self._image_ids
+        image = tokens == first
+        for other in others:
+            image = image | (tokens == other)
+        return image
 
     def _prompt_end(self, count: int, cache: Cache | None) -> int | Tensor:
         """One past the last prompt token, counted from the forward's first token.

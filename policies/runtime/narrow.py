@@ -1,6 +1,6 @@
 """Cutting the arguments of a layer to the tokens that it processes, with a mask that fits what it has cached."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,20 +11,29 @@ from ..families.anatomy import PER_TOKEN
 from ..families.layers import DecoderLayer
 from .cache import partial_layer
 from .partial import PartialLayer
-from .selection import AllOrNone, Selection
+from .selection import AllOrNone, Selection, remembered
+
+if TYPE_CHECKING:
+    from .calls import ForwardCall
 
 
 def narrow(
-    layer: DecoderLayer, hidden: Tensor, arguments: dict[str, Any], cache: Cache | None, tokens: Selection | AllOrNone
+    layer: DecoderLayer,
+    hidden: Tensor,
+    arguments: dict[str, Any],
+    cache: Cache | None,
+    tokens: Selection | AllOrNone,
+    call: "ForwardCall",
 ) -> dict[str, Any]:
     """The arguments of a layer for some tokens only, with a mask over these tokens and the layer's cached ones.
 
     Args:
         layer: The layer.
-        hidden: What enters it, shape (batch, tokens, width).
+        hidden: What enters it, shape (batch, tokens, width); it may be cut.
         arguments: What else the model calls it with.
         cache: The cache among the arguments.
         tokens: The tokens that the layer processes.
+        call: The running forward.
 
     Raises:
         ModelError: the attention implementation takes other masks, or the cache cannot hold rows of different lengths.
@@ -33,34 +42,43 @@ def narrow(
     stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.slot)
     chosen = tokens if isinstance(tokens, Selection) else None
     cut = dict(arguments)
-    cut["attention_mask"] = mask_for(layer, arguments.get("attention_mask"), hidden, stored, chosen)
+    count, mask = call.count(hidden), arguments.get("attention_mask")
+    places = None if stored is None or chosen is not None or mask is None else stored.shared_places
+    shared = next((known for one, other, known in call.masks if one is mask and other is places), None)
+    cut["attention_mask"] = mask_for(layer, mask, hidden, count, stored, chosen) if shared is None else shared
+    if shared is None and places is not None and mask is not None:
+        call.masks.append((mask, places, cut["attention_mask"]))
     if stored is not None:
         index, valid = (None, None) if chosen is None else (chosen.index, chosen.valid)
-        stored.announce(hidden.shape[1], index, valid)
-    return cut if chosen is None else cut_arguments(cut, chosen)
+        stored.announce(count, index, valid)
+    return cut if chosen is None else cut_arguments(layer, cut, chosen)
 
 
-def cut_arguments(arguments: dict[str, Any], chosen: Selection) -> dict[str, Any]:
+def cut_arguments(layer: DecoderLayer, arguments: dict[str, Any], chosen: Selection) -> dict[str, Any]:
     """The arguments of a layer, of which those with an entry for each token are cut to some tokens."""
     cut = dict(arguments)
-    for name, axis in PER_TOKEN.items():
-        value = arguments.get(name)
-        if isinstance(value, Tensor):
-            cut[name] = chosen.cut_once(value, axis)
-        elif value is not None:
-            cut[name] = tuple(chosen.cut_once(part, axis) for part in value)
+    if cut.get("position_embeddings") is not None and not layer.sublayers.takes_position_ids:
+        # Only flash attention would look at the ids, and take gaps between the tokens for the ends of packed rows.
+        cut["position_ids"] = None
+    cut |= {name: chosen.cut_once(cut[name], axis) for name, axis in PER_TOKEN.items() if cut.get(name) is not None}
     return cut
 
 
 def mask_for(
-    layer: DecoderLayer, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
+    layer: DecoderLayer,
+    mask: Tensor | None,
+    hidden: Tensor,
+    count: int,
+    stored: PartialLayer | None,
+    chosen: Selection | None,
 ) -> Tensor | None:
     """The attention mask from the processed tokens to themselves and the tokens in the layer's cache.
 
     Args:
         layer: The layer.
         mask: The model's mask for the whole sequence: None (causal) or of shape (batch, 1, queries, keys).
-        hidden: What enters the layer, shape (batch, tokens, width).
+        hidden: What enters the layer, shape (batch, tokens, width); it may be cut.
+        count: The tokens of the forward.
         stored: The layer's cache before this call.
         chosen: The processed tokens; None for all.
 
@@ -72,7 +90,7 @@ def mask_for(
         return mask if chosen is None else chosen.valid
     past, first = (0, 0) if stored is None else (stored.seen, stored.get_mask_sizes(0)[1])
     old, new = None if stored is None else stored.valid, None if chosen is None else chosen.valid
-    causal = mask is None and old is None and new is None and first == 0 and (hidden.shape[1] == 1 or past == 0)
+    causal = mask is None and old is None and new is None and first == 0 and (count == 1 or past == 0)
     if causal and chosen is None:
         return None
     # Checked even where no mask is needed: another implementation should fail at once, not at the first decode step.
@@ -80,19 +98,29 @@ def mask_for(
     if causal:
         return None
     if chosen is None or past:
-        return build_mask(implementation, mask, hidden, stored, chosen)
+        return build_mask(implementation, mask, hidden, count, stored, chosen)
     # From an empty cache, layers with the same selection and the same mask of the model share one mask.
-    key = (id(mask), id(chosen))
-    if key not in chosen.masks:
-        chosen.masks[key] = (mask, build_mask(implementation, mask, hidden, stored, chosen))
-    return chosen.masks[key][1]
+    shared: Tensor | None = remembered(chosen.masks, mask, chosen)
+    if shared is None:
+        shared = build_mask(implementation, mask, hidden, count, stored, chosen)
+        chosen.masks.append((mask, chosen, shared))
+    return shared
 
 
 def build_mask(
-    implementation: str, mask: Tensor | None, hidden: Tensor, stored: PartialLayer | None, chosen: Selection | None
+    implementation: str,
+    mask: Tensor | None,
+    hidden: Tensor,
+    count: int,
+    stored: PartialLayer | None,
+    chosen: Selection | None,
 ) -> Tensor:
     """Build the mask of `mask_for`, shape (batch, 1, processed, stored + processed)."""
-    (batch, count), device = hidden.shape[:2], hidden.device
+    batch, device = len(hidden), hidden.device
+    if mask is not None and (mask.dtype != torch.bool or implementation == "sdpa"):
+        cut = only_row_mask(mask, count, stored, chosen)
+        if cut is not None:
+            return cut
     queries = torch.arange(count, device=device).expand(batch, -1) if chosen is None else chosen.index
     keys, real, past, first = queries, None if chosen is None else chosen.valid, 0, 0
     if stored is not None and stored.seen:
@@ -100,7 +128,8 @@ def build_mask(
         before = stored.columns(batch, device)
         keys = torch.cat([before, queries + past], dim=1)
         real = torch.cat([valid_mask(stored.valid, before), valid_mask(real, queries)], dim=1) & (keys >= first)
-    return fit_mask(implementation, mask, hidden.dtype, queries, KeyPlaces(keys, real, past, first))
+    padding = None if chosen is None or chosen.valid is None else ~chosen.valid
+    return fit_mask(implementation, mask, hidden.dtype, queries, KeyPlaces(keys, real, past, first), padding)
 
 
 class KeyPlaces(NamedTuple):
@@ -119,7 +148,14 @@ class KeyPlaces(NamedTuple):
     first: int
 
 
-def fit_mask(implementation: str, mask: Tensor | None, dtype: torch.dtype, queries: Tensor, keys: KeyPlaces) -> Tensor:
+def fit_mask(
+    implementation: str,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    queries: Tensor,
+    keys: KeyPlaces,
+    padding: Tensor | None = None,
+) -> Tensor:
     """The mask of some queries and keys, shape (batch, 1, queries, keys).
 
     Args:
@@ -128,6 +164,7 @@ def fit_mask(implementation: str, mask: Tensor | None, dtype: torch.dtype, queri
         dtype: The dtype of the hidden states.
         queries: The places of the queries in the forward, shape (batch, queries).
         keys: The keys.
+        padding: Which queries pad a shorter row, shape (batch, queries); None where none does.
     """
     places, real, past, first = keys
     if mask is None:
@@ -136,11 +173,37 @@ def fit_mask(implementation: str, mask: Tensor | None, dtype: torch.dtype, queri
         rows = mask[:, 0].expand(len(queries), -1, -1).gather(1, queries[..., None].expand(-1, -1, mask.shape[-1]))
         mask = rows.gather(2, (places - first).clamp_min(0)[:, None].expand(-1, queries.shape[1], -1))
         allowed = mask if mask.dtype == torch.bool else torch.ones_like(mask, dtype=torch.bool)
-    # Queries that pad a shorter row may see anything: their output is discarded.
-    allowed = (allowed if real is None else allowed & real[:, None])[:, None]
+    allowed = allowed if real is None else allowed & real[:, None]
+    if padding is not None:
+        # Queries that pad a shorter row see anything: their output is discarded, but it has to stay finite.
+        allowed = allowed | padding[:, :, None]
+    allowed = allowed[:, None]
     if mask is not None and mask.dtype != torch.bool:
         return torch.where(allowed, mask[:, None], torch.finfo(mask.dtype).min)
     return allowed if implementation == "sdpa" else additive_mask(allowed, dtype)
+
+
+def only_row_mask(mask: Tensor, count: int, stored: PartialLayer | None, chosen: Selection | None) -> Tensor | None:
+    """The model's mask cut to the processed and cached tokens of the only row; None where that does not say it all.
+
+    Args:
+        mask: The model's mask, shape (1, 1, queries, keys).
+        count: The tokens of the forward.
+        stored: The layer's cache before this call.
+        chosen: The processed tokens; None for all.
+    """
+    if len(mask) > 1 or (chosen is not None and chosen.only is None):
+        return None
+    if stored is None or not stored.seen:
+        keys = None if chosen is None else chosen.only
+    elif chosen is None and not stored.is_sliding and stored.valid is None and stored.keys is not None:
+        keys = stored.columns(1, mask.device, ahead=count)[0] if len(stored.keys) == 1 else None
+    else:
+        keys = None
+    if keys is None:
+        return None
+    rows = mask if chosen is None else mask.index_select(-2, keys)
+    return rows.index_select(-1, keys)
 
 
 def check_implementation(layer: DecoderLayer) -> str:

@@ -38,10 +38,14 @@ class Attentions:
         """Complete the output of the decoder; a forward hook.
 
         Raises:
-            ModelError: a layer attended for some tokens only, or the entries cannot be told apart.
+            ModelError: the last layers did not run, a layer attended for some tokens only, or the entries cannot be
+                told apart.
         """
         given = getattr(output, "attentions", None)
         call = self._calls.current
+        if call is not None and call.tokens is not None and call.tokens.shorter is not None:
+            reason = "its last layers did not run, before which tokens that were left out are put back"
+            raise refusal("a decoder of fewer layers", reason, "apply a policy for the layers that run")
         if not given:
             if isinstance(output, tuple) and kwargs.get("output_attentions"):
                 raise refusal("output_attentions of a tuple", "its entries have no names", "leave `return_dict` True")

@@ -28,6 +28,8 @@ class PartialLayer(DynamicLayer):
         seen: Tokens of the sequence so far.
         valid: Which stored columns hold a token of their row, shape (batch, stored); None where all do. Rows may store
             different numbers of tokens, and the shorter ones are padded.
+        shared_places: The places of the prompt's stored tokens, shape (batch, stored), one tensor for all layers that
+            store the same ones and every later token; None where that cannot be said.
         record_past: True where a sliding window drops nothing before the next `crop`, so that `crop` can go back.
     """
 
@@ -40,6 +42,7 @@ class PartialLayer(DynamicLayer):
         self.is_sliding = bool(getattr(replaced, "is_sliding", False))
         self.valid: Tensor | None = None
         self._scattered: Tensor | None = None
+        self.shared_places: Tensor | None = None
         self._tail_start = self.seen
         self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
         self.record_past = bool(getattr(replaced, "record_past", False))
@@ -49,13 +52,14 @@ class PartialLayer(DynamicLayer):
             self.keys, self.values = replaced.keys, replaced.values
             self._dropped_before = self._tail_start = self.seen - replaced.keys.shape[-2]
 
-    def columns(self, batch: int, device: torch.device) -> Tensor:
-        """Absolute position of each stored column, shape (batch, stored)."""
-        tail = torch.arange(self._tail_start, self.seen, device=device).expand(batch, -1)
+    def columns(self, batch: int, device: torch.device, ahead: int = 0) -> Tensor:
+        """Absolute position of each stored column, and of so many tokens ahead, shape (batch, stored + ahead)."""
+        tail = torch.arange(self._tail_start, self.seen + ahead, device=device).expand(batch, -1)
         return tail if self._scattered is None else torch.cat([self._scattered, tail], dim=1)
 
     def skip_tokens(self, count: int) -> None:
         """Count tokens of which the layer stores nothing."""
+        self.shared_places = None
         if self.keys is not None:
             self._scattered = self.columns(self.keys.shape[0], self.keys.device)
         self.seen += count
@@ -70,6 +74,17 @@ class PartialLayer(DynamicLayer):
             valid: Which entries of `index` are real, shape (batch, stored); None where all are.
         """
         self._announced = (count, index, valid)
+
+    def announce_step(self) -> bool:
+        """Say that the next update stores the forward's only token, if that needs no other mask than the dense model's.
+
+        Returns:
+            False where some stored columns are not to be seen; nothing was announced then.
+        """
+        if self.valid is not None or self.is_sliding:
+            return False
+        self._announced = (1, None, None)
+        return True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the announced tokens, shape (batch, heads, stored, width).
@@ -106,6 +121,7 @@ class PartialLayer(DynamicLayer):
         if self.is_sliding:
             counts = leaves.sum(dim=1).tolist()
         rows = torch.arange(len(counts), device=gone.device)[:, None]
+        self.shared_places = None
         kept = Selection.of((~leaves).float(), [columns.shape[1] - count for count in counts], rows)
         valid = None if self.valid is None else kept.cut(self.valid, -1)
         self.valid = kept.valid if valid is None else valid if kept.valid is None else valid & kept.valid
@@ -140,7 +156,9 @@ class PartialLayer(DynamicLayer):
         """Take the positions of the stored tokens as scattered ones, and start an empty tail."""
         if not self.seen:
             self._scattered, self.valid, self._tail_start = index, valid, count
+            self.shared_places = None if self.is_sliding else index
             return
+        self.shared_places = None
         before = self.columns(index.shape[0], index.device)
         self._scattered = torch.cat([before, index + self.seen], dim=1)
         self._tail_start = self.seen + count
@@ -163,7 +181,7 @@ class PartialLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         self.seen = self._tail_start = self._dropped_before = 0
-        self.keys = self.values = self._scattered = self.valid = None
+        self.keys = self.values = self._scattered = self.valid = self.shared_places = None
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -175,7 +193,7 @@ class PartialLayer(DynamicLayer):
             ModelError: more tokens than there are, or the sliding window has dropped tokens that would come back into
                 it.
         """
-        left = self.seen + tokens_to_remove
+        left, self.shared_places = self.seen + tokens_to_remove, None
         window = self.sliding_window if self.is_sliding else None
         if not 0 <= left <= self.seen:
             raise uncroppable(self.seen, tokens_to_remove, lost=False)
@@ -200,6 +218,7 @@ class PartialLayer(DynamicLayer):
             self._scattered = self._scattered[:, :stored].clamp_max(left - 1)
 
     def _map_rows(self, pick: Any) -> None:
+        self.shared_places = None
         for name in PER_ROW:
             tensor = getattr(self, name)
             if tensor is not None:

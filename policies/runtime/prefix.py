@@ -124,7 +124,7 @@ class PrefixStates:
                 state = State(hidden)
             else:
                 remaining = None if tokens.remaining is tokens.images else tokens.remaining
-                state = State(hidden, tokens.attention, tuple(tokens.has_attention), remaining)
+                state = State(tokens.whole(hidden), tokens.attention, tuple(tokens.has_attention), remaining)
             self._store.put(batch, node, state)
             return output
 

@@ -1,7 +1,6 @@
 """The tokens of one forward: their classes (image, text, answer), and which of them a layer processes."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -9,10 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..choice import LayerChoice
+from ..errors import ModelError
 from ..scores.score import ScoreInputs, per_row
 from ..scores.table import SCORES, ScoreName
 from ..scores.uniform import ROUNDING
-from .selection import AllOrNone, Selection
+from .selection import AllOrNone, Selection, ShorterStates, Stacks, remembered
 from .watch import AttentionCall
 
 # What configurations call the tokens that stand for visual input.
@@ -49,31 +49,34 @@ class ImageTokens:
     """A set of image tokens: in each row, the highest-ranked ones; of equal ranks, the first in the sequence.
 
     Attributes:
-        ranks: The rank of every token, shape (batch, tokens).
+        ranks: The rank of every candidate, shape (batch, tokens); what stands at other places does not count.
         counts: How many tokens of each row belong to the set; on the host, so that selecting waits for no device.
+        candidates: The tokens that may belong to the set, shape (batch, tokens).
+        known_mask: `mask`, once it was asked for.
     """
 
     ranks: Tensor
     counts: list[int]
+    candidates: Tensor
+    known_mask: Tensor | None = None
 
     @classmethod
     def of(cls, mask: Tensor, counts: list[int]) -> "ImageTokens":
         """Make a set from a mask, shape (batch, tokens), and the number of tokens in each row of it."""
-        images = cls(mask.float(), counts)
-        images.mask = mask
-        return images
+        return cls(mask.float(), counts, mask, mask)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """Which tokens belong to the set, shape (batch, tokens)."""
-        order = self.ranks.argsort(dim=1, descending=True, stable=True)
-        first = torch.arange(order.shape[1], device=order.device) < per_row(self.counts, order.device)
-        return torch.zeros_like(first).scatter(1, order, first)
+        # Not a cached property, which torch.compile cannot trace.
+        if self.known_mask is None:
+            self.known_mask = self._first_ranked()
+        return self.known_mask
 
-    @cached_property
-    def others(self) -> Tensor:
-        """All other tokens, shape (batch, tokens)."""
-        return ~self.mask
+    def _first_ranked(self) -> Tensor:
+        order = self.ranks.where(self.candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        first = torch.arange(order.shape[1], device=order.device) < per_row(self.counts, order.device)
+        return torch.zeros_like(self.candidates).scatter(1, order, first.expand_as(order))
 
 
 @dataclass(eq=False)
@@ -83,16 +86,20 @@ class ImageSplit:
     Attributes:
         every: Those that no earlier layer has removed for good.
         kept: Those of them that the layer's ratio keeps; all of them where it has none.
+        known_rest: `rest`, once it was asked for.
     """
 
     every: ImageTokens
     kept: ImageTokens
+    known_rest: ImageTokens | None = None
 
-    @cached_property
+    @property
     def rest(self) -> ImageTokens:
         """Those that the ratio leaves out."""
-        counts = [whole - kept for whole, kept in zip(self.every.counts, self.kept.counts, strict=True)]
-        return ImageTokens.of(self.every.mask & self.kept.others, counts)
+        if self.known_rest is None:
+            counts = [whole - kept for whole, kept in zip(self.every.counts, self.kept.counts, strict=True)]
+            self.known_rest = ImageTokens.of(self.every.mask & ~self.kept.mask, counts)
+        return self.known_rest
 
     def of(self, groups: TokenGroups) -> ImageTokens | None:
         """The image tokens of some groups; None where there are none in these groups."""
@@ -116,10 +123,13 @@ class ForwardTokens:
         attention: Attention weight that each token received from the last prompt token when it was last processed,
             shape (batch, tokens).
         has_attention: Whether `attention` was recorded for image tokens of each row.
+        shorter: The hidden states on their way from layer to layer, while they are cut; else None.
         unions: Masks of several classes together, by the classes.
-        selections: Selections that were made already, by their classes and image tokens.
-        splits: How layers divided the image tokens, by the remaining ones and those they keep.
-        by_position: Image tokens that were selected by their positions only, by ratio and remaining tokens.
+        bases: Ranks by classes: the highest for tokens of the classes, the lowest for all others.
+        selections: Selections that were made already, after their image tokens and classes.
+        splits: How layers divided the image tokens, after the remaining ones and those they keep.
+        by_position: Image tokens that were selected by their positions only, after the remaining tokens and the ratio.
+        stacks: See `Selection`.
     """
 
     masks: dict[str, Tensor]
@@ -131,10 +141,13 @@ class ForwardTokens:
     processed: ImageTokens
     attention: Tensor
     has_attention: list[bool]
+    shorter: ShorterStates | None = None
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)
-    selections: dict[tuple[TokenClasses, ImageTokens], Selection] = field(default_factory=dict)
-    splits: dict[tuple[ImageTokens, ImageTokens], ImageSplit] = field(default_factory=dict)
-    by_position: dict[tuple[float, ImageTokens], ImageTokens] = field(default_factory=dict)
+    bases: dict[TokenClasses, Tensor] = field(default_factory=dict)
+    selections: list[tuple[ImageTokens, TokenClasses, Selection]] = field(default_factory=list)
+    splits: list[tuple[ImageTokens, ImageTokens, ImageSplit]] = field(default_factory=list)
+    by_position: list[tuple[ImageTokens, float, ImageTokens]] = field(default_factory=list)
+    stacks: Stacks = field(default_factory=list)
 
     @classmethod
     def read(cls, image: Tensor, mask: Any, ends: Tensor | int | None) -> "ForwardTokens | None":
@@ -167,11 +180,43 @@ class ForwardTokens:
             masks, counts, images, rows, None if at_end else last, images, images, nothing, [False] * len(ends_at)
         )
 
+    @classmethod
+    def told(cls, image: Tensor, mask: Any, count: int) -> "ForwardTokens":
+        """Classify the tokens of a prompt without padding that has `count` image tokens in each row.
+
+        The host waits for nothing: where the number is another one, or there is padding, the device fails.
+
+        Args:
+            image: Which tokens stand for image features, shape (batch, tokens).
+            mask: The attention mask, where the input has one.
+            count: The number.
+
+        Raises:
+            ModelError: the number of image tokens is another one, where that costs no waiting.
+        """
+        (batch, tokens), device = image.shape, image.device
+        right = (image.sum(dim=1) == count).all()
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            right = right & mask.to(device).bool().all()
+        if device.type == "cpu" and not torch.compiler.is_compiling() and not right:
+            raise ModelError(
+                "the number of image tokens that was told is not that of the prompt",
+                [f"found {image.sum(dim=1).tolist()} image tokens, expected {count} in each row, and no padding"],
+                "set `handle.image_tokens` to the number that each row has, or to None",
+            )
+        torch._assert_async(right, "handle.image_tokens is not the number of image tokens of each row, or it is padded")
+        masks = {"image": image, "text": ~image, "answer": torch.zeros_like(image)}
+        counts = {"image": [count] * batch, "text": [tokens - count] * batch, "answer": [0] * batch}
+        images = ImageTokens.of(image, counts["image"])
+        rows = torch.arange(batch, device=device)[:, None]
+        nothing = torch.zeros(image.shape, device=device)
+        return cls(masks, counts, images, rows, None, images, images, nothing, [False] * batch)
+
     def choose_images(self, hidden: Tensor, ratio: float, score: ScoreName) -> ImageTokens:
         """Choose the trunc(ratio * n) best of a row's n image tokens, among those that remain.
 
         Args:
-            hidden: What enters the layer, shape (batch, tokens, width).
+            hidden: What enters the layer, shape (batch, tokens, width); it may be cut, as `shorter` says.
             ratio: Share of the row's image tokens, counted before any was removed.
             score: The name of the score that ranks them; see `scores.table`.
         """
@@ -180,22 +225,31 @@ class ForwardTokens:
         if keep == remaining:
             return self.remaining
         inputs = ScoreInputs(hidden, self.remaining.mask, keep, self.attention, self.has_attention)
-        ranker, key = SCORES[score], (ratio, self.remaining)
+        ranker = SCORES[score]
         if not ranker.depends_on_positions_only(inputs):
+            if not ranker.reads_attention:
+                inputs = replace(inputs, hidden=self.whole(hidden))
             return self._ranked(ranker.scores(inputs), keep)
-        if key not in self.by_position:
-            self.by_position[key] = self._ranked(ranker.scores(inputs), keep)
-        return self.by_position[key]
+        images = remembered(self.by_position, self.remaining, ratio)
+        if images is None:
+            images = self._ranked(ranker.scores(inputs), keep)
+            self.by_position.append((self.remaining, ratio, images))
+        return images
 
     def _ranked(self, scores: Tensor, keep: list[int]) -> ImageTokens:
-        return ImageTokens(scores.masked_fill(self.remaining.others, float("-inf")), keep)
+        return ImageTokens(scores, keep, self.remaining.mask)
+
+    def whole(self, hidden: Tensor) -> Tensor:
+        """Hidden states of all tokens, shape (batch, tokens, width), from what enters a layer, which may be cut."""
+        return hidden if self.shorter is None else self.shorter.put_back(hidden)
 
     def split_images(self, kept: ImageTokens) -> ImageSplit:
         """The remaining image tokens, divided by a layer that keeps some of them."""
-        key = (self.remaining, kept)
-        if key not in self.splits:
-            self.splits[key] = ImageSplit(*key)
-        return self.splits[key]
+        images: ImageSplit | None = remembered(self.splits, self.remaining, kept)
+        if images is None:
+            images = ImageSplit(self.remaining, kept)
+            self.splits.append((self.remaining, kept, images))
+        return images
 
     def select(self, groups: TokenGroups, split: ImageSplit) -> Selection | AllOrNone:
         """Select the tokens of some groups, where a layer divides the image tokens in this way."""
@@ -210,16 +264,23 @@ class ForwardTokens:
         # Selections without image tokens are equal, whichever image tokens were given.
         if images is None or "image" not in present:
             images = self.images
-        key = (present, images)
-        if key not in self.selections:
+        selection: Selection | None = remembered(self.selections, images, present)
+        if selection is None:
             lists = [images.counts if name == "image" else self.counts[name] for name in present]
-            ranks, rest = images.ranks, present - {"image"}
-            if "image" not in present:
-                ranks = self.union(rest).float()
-            elif rest:
-                ranks = ranks.masked_fill(self.union(rest), float("inf"))
-            self.selections[key] = Selection.of(ranks, [sum(row) for row in zip(*lists, strict=True)], self.rows)
-        return self.selections[key]
+            ranks = self.base(present - {"image"})
+            if "image" in present:
+                ranks = images.ranks.where(images.candidates, ranks)
+            counts = [sum(row) for row in zip(*lists, strict=True)]
+            selection = Selection.of(ranks, counts, self.rows, self.stacks)
+            self.selections.append((images, present, selection))
+        return selection
+
+    def base(self, classes: TokenClasses) -> Tensor:
+        """Ranks that put the tokens of some classes first, shape (batch, tokens)."""
+        if classes not in self.bases:
+            lowest = torch.full_like(self.images.ranks, float("-inf"))
+            self.bases[classes] = lowest.masked_fill(self.union(classes), float("inf")) if classes else lowest
+        return self.bases[classes]
 
     def union(self, classes: TokenClasses) -> Tensor:
         """A mask of the tokens of some classes, shape (batch, tokens)."""

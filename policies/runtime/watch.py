@@ -4,13 +4,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import AttentionInterface
 
-_thread = threading.local()
+from .patch import Patch
 
 
 @dataclass
@@ -41,13 +42,15 @@ class AttentionCall:
             Shape (batch, keys), float32.
         """
         batch, heads, _, width = self.query.shape
-        groups, keys = self.key.shape[1:3]
+        groups = self.key.shape[1]
         if query_index is None:
             query = self.query[:, :, -1]
         else:
             query = self.query[torch.arange(batch, device=query_index.device), :, query_index]
-        grouped = query.float().reshape(batch, groups, -1, width)
-        logits = (grouped @ self.key.float().transpose(-1, -2)).reshape(batch, heads, keys) * self.scaling
+        grouped, keys = query.float().reshape(batch * groups, -1, width), self.key.float().flatten(0, 1)
+        # One operation multiplies and scales; its first argument does not count.
+        logits = torch.baddbmm(grouped[..., :1], grouped, keys.transpose(-1, -2), beta=0, alpha=self.scaling)
+        logits = logits.view(batch, heads, -1)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         masked = self._masked_keys(query_index)
@@ -72,47 +75,117 @@ class AttentionCall:
         return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
-@contextmanager
-def recorded_attention(module: nn.Module) -> Iterator[list[AttentionCall]]:
-    """Record the attention calls of one module in this thread."""
-    calls: list[AttentionCall] = []
-    before = getattr(_thread, "recording", None)
-    _thread.recording = (module, calls)
-    try:
-        yield calls
-    finally:
-        _thread.recording = before
+class WatchedAttention:
+    """Records the calls of one attention module, in the threads that ask for it.
 
-
-def recording_interface(original: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    """Wrap the look-up of attention functions: in a thread that records, it returns a function that records its inputs.
+    The module runs a copy of its forward, whose global names are the same but for transformers' table of attention
+    functions: in its place stands one that records. So nothing that other modules use is replaced.
 
     Args:
-        original: transformers' look-up, by name and default.
+        module: The attention module.
     """
 
-    def get_interface(name: str, default: Any) -> Any:
-        attend = original(name, default)
-        recording = getattr(_thread, "recording", None)
-        if recording is None:
-            return attend
-        module, calls = recording
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._patch = Patch(module)
+        self._thread = threading.local()
+        self._forward: Callable[..., Any] | None = None
 
-        def attend_and_record(
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self._module, "_patch": self._patch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _thread=threading.local(), _forward=None)
+
+    @property
+    def calls(self) -> list[AttentionCall] | None:
+        """Where the running thread records its calls; None where it does not record."""
+        return getattr(self._thread, "calls", None)
+
+    def install(self) -> None:
+        """Let the module run the copy of its forward."""
+        self._patch.set(self.run)
+
+    def uninstall(self) -> None:
+        """Restore the module."""
+        self._patch.undo()
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[AttentionCall]]:
+        """Record the calls of the module in this thread."""
+        calls: list[AttentionCall] = []
+        before = self.calls
+        self._thread.calls = calls
+        try:
+            yield calls
+        finally:
+            self._thread.calls = before
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; this replaces its forward."""
+        if self.calls is None:
+            return self._patch.original(*args, **kwargs)
+        if self._forward is None:
+            self._forward = with_other_globals(self._patch.original, self._other_table)
+        return self._forward(*args, **kwargs)
+
+    def _other_table(self, value: Any) -> Any:
+        """What stands in place of a global of the forward: for a table of attention functions, one that records."""
+        return RecordingTable(value, self) if isinstance(value, AttentionInterface) else value
+
+
+class RecordingTable:
+    """transformers' table of attention functions, as the forward of one watched module sees it.
+
+    Args:
+        table: The table.
+        watch: The module.
+    """
+
+    def __init__(self, table: AttentionInterface, watch: WatchedAttention) -> None:
+        self._table = table
+        self._watch = watch
+
+    def get_interface(self, name: str, default: Any) -> Any:
+        """The attention function of a name, which records its inputs first."""
+        attend, calls = self._table.get_interface(name, default), self._watch.calls
+
+        def record_and_attend(
             owner: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
         ) -> Any:
-            if owner is module:
+            if calls is not None:
                 scaling = kw.get("scaling")
                 scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
                 calls.append(AttentionCall(query, key, mask, scale, kw.get("softcap")))
             return attend(owner, query, key, value, mask, *args, **kw)
 
-        return attend_and_record
-
-    return get_interface
+        return record_and_attend
 
 
-# transformers looks up its attention function in one table at each call, so this works with any implementation. The
-# table belongs to the process and is changed once: threads that changed it and changed it back would lose records.
-_table: Any = ALL_ATTENTION_FUNCTIONS
-_table.get_interface = recording_interface(_table.get_interface)
+def with_other_globals(method: Callable[..., Any], replace: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A copy of a method with a global namespace of its own; what is no method of a Python function stays as it is.
+
+    Args:
+        method: The bound method.
+        replace: Gives the value of each global name from its present one.
+    """
+    function = getattr(method, "__func__", None)
+    if not isinstance(function, FunctionType):
+        return method
+    # Without a name of a module in it, torch.compile looks names up here and not in that module.
+    names = {name: replace(value) for name, value in function.__globals__.items() if name != "__name__"}
+    copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(copied, method.__self__)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def recorded_attention(module: nn.Module) -> Iterator[list[AttentionCall]]:
+    """Record the calls of a module that no policy watches, in this thread."""
+    watch = WatchedAttention(module)
+    watch.install()
+    try:
+        with watch.recorded() as calls:
+            yield calls
+    finally:
+        watch.uninstall()

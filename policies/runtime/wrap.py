@@ -4,11 +4,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..choice import LayerChoice
 from ..errors import ModelError
+from ..families.anatomy import first
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
 from ..scores.table import WITHOUT_ATTENTION
@@ -19,10 +20,11 @@ from .narrow import narrow
 from .partial import PartialLayer
 from .patch import Patch
 from .roles import roles
-from .selection import AllOrNone
+from .selection import AllOrNone, Selection
+from .shorter import cut_to_plan, is_read
 from .streams import run_concurrently
 from .tokens import CLASSES, ForwardTokens, ImageSplit
-from .watch import AttentionCall, recorded_attention
+from .watch import AttentionCall, WatchedAttention
 
 ALL_OR_NONE = {True: AllOrNone.ALL, False: AllOrNone.NONE}
 
@@ -43,6 +45,9 @@ class Plan(NamedTuple):
     split: Split | None = None
 
 
+DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False)
+
+
 class WrappedLayer:
     """Runs a decoder layer as a choice says.
 
@@ -60,9 +65,12 @@ class WrappedLayer:
         slot: The number under which the layer stores in a cache.
         fixed_plan: The plan, where it is the same in every forward; else None.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
+        watch: What records the layer's attention; None where no later layer ranks image tokens by it.
+        hands_to: The next layer, where it may get hidden states that are cut; else None.
     """
 
     calls: CallTracker
+    hands_to: nn.Module | None = None
 
     def __init__(
         self, layer: DecoderLayer, choice: LayerChoice, selection: TokenSelection, records_attention: bool
@@ -82,55 +90,117 @@ class WrappedLayer:
         self.fixed_plan = None if varies else self.plans["text"]
         self.slot = layer.slot
         self.patch = Patch(layer.module)
+        self.watch = WatchedAttention(layer.sublayers.attention) if records_attention else None
+
+    def install(self) -> None:
+        """Let the layer run as the choice says."""
+        self.patch.set(self.run)
+        if self.watch is not None:
+            self.watch.install()
+
+    def uninstall(self) -> None:
+        """Restore the layer."""
+        self.patch.undo()
+        if self.watch is not None:
+            self.watch.uninstall()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; this replaces its forward."""
+        call = None if self.fixed_plan is not None else self.calls.current
+        if call is not None and self.is_dense_step(call, args, kwargs):
+            return self.patch.original(*args, **kwargs)
         hidden, arguments = self.split_arguments(args, kwargs)
+        plan = self.fixed_plan or self.plan(hidden, call)
+        tokens = None if call is None else call.tokens
+        if tokens is None:
+            return self.run_plan(hidden, arguments, plan, call)
+        hidden, plan, selection = cut_to_plan(plan, tokens, hidden)
+        output = self.run_plan(hidden, arguments, plan, call, selection)
+        if tokens.shorter is None or (self.hands_to is not None and not is_read(self.layer.module, self.hands_to)):
+            return output
+        whole, tokens.shorter = tokens.whole(first(output)), None
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    def is_dense_step(self, call: ForwardCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True where the layer's own forward takes a step with the arguments as they are."""
+        if call.tokens is not None or call.single_class != "answer" or self.plans["answer"] != DENSE:
+            return False
+        cache = kwargs.get("past_key_values")
+        if not args or cache is None or len(cache.layers) <= self.slot or kwargs.get("attention_mask") is not None:
+            return False
+        stored = cache.layers[self.slot]
+        return not isinstance(stored, PartialLayer) or (args[0].shape[1] == 1 and stored.announce_step())
+
+    def run_plan(
+        self,
+        hidden: Tensor,
+        arguments: dict[str, Any],
+        plan: Plan,
+        call: ForwardCall | None,
+        selection: Selection | None = None,
+    ) -> Any:
+        """Run the layer as a plan says.
+
+        Args:
+            hidden: What enters it, shape (batch, tokens, width).
+            arguments: What else it was called with.
+            plan: Which of the tokens in `hidden` its parts process.
+            call: The running forward; None for a fixed plan.
+            selection: The tokens in `hidden`, where it is cut.
+        """
         module: Any = self.layer.module
         checkpoints = module.training and getattr(module, "gradient_checkpointing", False)
         if checkpoints:
             # The backward pass runs the layer again and must not store again; transformers' layers drop the cache too.
             arguments = {name: None if isinstance(value, Cache) else value for name, value in arguments.items()}
         cache = find_cache(arguments)
-        call = self.calls.current if self.fixed_plan is None else None
-        plan = self.fixed_plan or self.plan(hidden, call)
+        attended = plan.attended if selection is None or plan.attended is AllOrNone.NONE else selection
         if plan.split is not None:
             pass  # The attention cuts its own arguments.
-        elif plan.attended is AllOrNone.NONE:
-            self.skip_in_cache(hidden, cache)
-        elif self.fixed_plan is None and (plan.attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
-            arguments = narrow(self.layer, hidden, arguments, cache, plan.attended)
-        elif plan.fed is AllOrNone.ALL and plan.parallel is False:
-            return self.run_original(call, args, kwargs)
+        elif attended is AllOrNone.NONE:
+            self.skip_in_cache(hidden.shape[1] if call is None else call.count(hidden), hidden.device, cache)
+        elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
+            arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
+        if plan.split is None and plan.attended is plan.fed is AllOrNone.ALL and plan.parallel is False:
+            return self.run_original(call, hidden, arguments, attended)
         if checkpoints:
-            compose = partial(self.compose, arguments=arguments, plan=plan, call=call)
+            compose = partial(self.compose, arguments=arguments, plan=plan, call=call, selection=selection)
             return self.layer.sublayers.as_layer_output(module._gradient_checkpointing_func(compose, hidden))
-        return self.layer.sublayers.as_layer_output(self.compose(hidden, arguments, plan, call))
+        return self.layer.sublayers.as_layer_output(self.compose(hidden, arguments, plan, call, selection))
 
-    def run_original(self, call: ForwardCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_original(self, call: ForwardCall | None, hidden: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Any:
         """Run the layer's own forward, and record its attention where a later layer ranks by it."""
-        tokens = None if call is None else call.tokens
-        if tokens is None or not self.records_attention:
-            return self.patch.original(*args, **kwargs)
-        with recorded_attention(self.layer.sublayers.attention) as attention_calls:
-            output = self.patch.original(*args, **kwargs)
-        tokens.record_attention(self.last_recorded(attention_calls), AllOrNone.ALL, AllOrNone.ALL)
+        forward_tokens = None if call is None else call.tokens
+        if forward_tokens is None or self.watch is None:
+            return self.patch.original(hidden, **arguments)
+        with self.watch.recorded() as attention_calls:
+            output = self.patch.original(hidden, **arguments)
+        forward_tokens.record_attention(self.last_recorded(attention_calls), tokens, tokens)
         return output
 
-    def compose(self, hidden: Tensor, arguments: dict[str, Any], plan: Plan, call: ForwardCall | None) -> Tensor:
+    def compose(
+        self,
+        hidden: Tensor,
+        arguments: dict[str, Any],
+        plan: Plan,
+        call: ForwardCall | None,
+        selection: Selection | None,
+    ) -> Tensor:
         """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
         attended, fed, parallel, split = plan
+        # The tokens of the forward that the attention processes.
+        asking = attended if selection is None else selection
         if split is None and attended is fed is not AllOrNone.NONE:
             # One gather and one scatter serve both sublayers.
-            part = cut(hidden, fed)
-            return put_back(hidden, self.both_sublayers(part, arguments, fed, flags_of(parallel, fed), call), fed)
+            part, flags = cut(hidden, fed), flags_of(parallel, fed)
+            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, call), fed)
         middle = hidden
         if split is not None:
             middle = self.split_attention.add(hidden, arguments, split, partial(self.run_attention, call=call))
         elif attended is not AllOrNone.NONE:
             part = cut(hidden, attended)
             normed = self.layer.sublayers.attention_norm(part)
-            update = self.run_attention(normed, arguments, attended, attended, call)
+            update = self.run_attention(normed, arguments, asking, asking, call)
             middle = put_back(hidden, part + update, attended)
         if fed is AllOrNone.NONE:
             return middle
@@ -162,9 +232,9 @@ class WrappedLayer:
     ) -> Tensor:
         """Run the attention on a normalised input, and record it where a later layer ranks by it."""
         parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
-        if not self.records_attention or forward_tokens is None:
+        if self.watch is None or forward_tokens is None:
             return parts.run_attention(normed, arguments)
-        with recorded_attention(parts.attention) as attention_calls:
+        with self.watch.recorded() as attention_calls:
             out = parts.run_attention(normed, arguments)
         forward_tokens.record_attention(self.last_recorded(attention_calls), queries, keys)
         return out
@@ -185,14 +255,14 @@ class WrappedLayer:
         named = dict(zip(self.layer.parameters, args, strict=False)) | kwargs
         return named.pop("hidden_states"), named
 
-    def skip_in_cache(self, hidden: Tensor, cache: Cache | None) -> None:
+    def skip_in_cache(self, count: int, device: torch.device, cache: Cache | None) -> None:
         """Tell the cache that tokens passed which this layer stores nothing of."""
         if cache is None:
             return
         if not self.roles.stores:
-            skip_all_tokens(cache, self.slot, hidden.shape[1], hidden.device)
+            skip_all_tokens(cache, self.slot, count, device)
         else:
-            partial_layer(cache, self.slot).skip_tokens(hidden.shape[1])
+            partial_layer(cache, self.slot).skip_tokens(count)
 
     def has_partial_cache(self, cache: Cache | None) -> bool:
         """True where the layer processed only some tokens earlier in the sequence."""
@@ -229,7 +299,7 @@ class WrappedLayer:
             if self.needs_ids and not call.images_known:
                 raise self.unknown_tokens(hidden)
             return self.plans[call.single_class]
-        if tokens.attention.shape != hidden.shape[:2]:
+        if tokens.shorter is None and tokens.attention.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
         images = self._divide_images(hidden, tokens)
         attended, fed = tokens.select(self.roles.asks, images), tokens.select(self.roles.fed, images)

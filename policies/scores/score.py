@@ -58,11 +58,14 @@ class ImageTokenScore(Protocol):
 
 
 def per_row(values: list[Any], device: "torch.device") -> "Tensor":
-    """Copy one number or flag for each row to a device, shape (batch, 1).
+    """Copy one number or flag for each row to a device, shape (batch, 1); where all are equal, shape (1, 1).
 
-    Pinned memory lets a GPU copy while the host goes on.
+    An equal number is not copied but filled in, which a CUDA graph can capture. Pinned memory lets a GPU copy while the
+    host goes on.
     """
     import torch
 
+    if all(value == values[0] for value in values):
+        return torch.full((1, 1), values[0], device=device)
     host = torch.tensor(values)[:, None]
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
