@@ -8,8 +8,9 @@ and for the policy, with its proof, and then loaded by its tool in a process of 
 
 What is printed, for dense and policy in turns: seconds to load, tokens a second of a prompt and of greedy generation
 (medians of the rounds), bytes of the folder, and the policy's accuracy on the tasks. lm-eval makes the requests and the
-accuracy from the log-likelihoods that the tool computes, as it does for its own models. A target whose tool is not
-installed is left out and named. Prints a table, and one JSON document last.
+accuracy from the log-likelihoods that the tool computes, as it does for its own models; `apart` is their largest
+difference from those of the model under the policy. A target whose tool is not installed is left out and named.
+Prints a table, and one JSON document last.
 """
 
 import argparse
@@ -97,6 +98,23 @@ def in_tool(target: str, folder: Path, python: Path, rows: Any = ()) -> dict[str
         return answer
 
 
+class Scored:
+    """Keeps the log-likelihoods that a function computed, in order.
+
+    Args:
+        score: The function.
+    """
+
+    def __init__(self, score: Any) -> None:
+        self.score, self.scores = score, list[float]()
+
+    def __call__(self, rows: Any) -> list[float]:
+        """Log-likelihoods of rows."""
+        found: list[float] = self.score(rows)
+        self.scores += found
+        return found
+
+
 def in_process(model: Any, policy: Policy) -> Any:
     """Log-likelihoods of the model under the policy, computed here."""
     from exports_run import score_logits
@@ -108,8 +126,11 @@ def in_process(model: Any, policy: Policy) -> Any:
     return score
 
 
-def measured(target: str, source: Source, policy: Policy, given: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
-    """Write one target for dense and policy, and run both in turns."""
+def measured(
+    target: str, source: Source, policy: Policy, given: argparse.Namespace, expected: Sequence[float]
+) -> dict[str, Any]:
+    """Write one target for dense and policy, run both in turns, and hold the policy's scores against the expected."""
+    tokenizer = source.processor
     python = {"vllm": given.vllm_python, "gguf": given.llama_python}.get(target)
     folders = {}
     for name, choices in (("dense", Policy()), ("policy", policy)):
@@ -124,21 +145,26 @@ def measured(target: str, source: Source, policy: Policy, given: argparse.Namesp
         row[name] = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]
                      if key != "scores"}  # fmt: skip
         row[name]["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    row["accuracy"] = accuracy(
-        given.folder, tokenizer, lambda rows: in_tool(target, folders["policy"], python, rows)["scores"], given.limit
-    )
+    scored = Scored(lambda rows: in_tool(target, folders["policy"], python, rows)["scores"])
+    row["accuracy"] = accuracy(given.folder, tokenizer, scored, given.limit)
+    row["apart"] = max(abs(a - b) for a, b in zip(scored.scores, expected, strict=True))
     return row
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table."""
-    print("| target | load s | prompt tokens/s | generated tokens/s | MB | accuracy |\n|---|---|---|---|---|---|")
+    print("| target | load s | prompt tokens/s | generated tokens/s | MB | accuracy | apart |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         cells = [
             f"{row['dense'][key] / scale:.{digits}f} -> {row['policy'][key] / scale:.{digits}f}"
             for key, scale, digits in (("load_s", 1, 1), ("prompt_per_s", 1, 0), ("new_per_s", 1, 1), ("bytes", 1e6, 0))
         ] if "dense" in row else ["", "", "", ""]  # fmt: skip
-        print("|", " | ".join([row["target"], *cells, format(row["accuracy"], ".4f")]), "|")
+        print(
+            "|",
+            " | ".join([row["target"], *cells, format(row["accuracy"], ".4f"), format(row.get("apart", 0), ".1e")]),
+            "|",
+        )
 
 
 def main() -> None:
@@ -158,12 +184,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.folder / "model")
     policy, source = Policy.load(given.policy), Source(model, tokenizer, str(given.folder / "model"))
     rows, left_out = [], {}
-    for name, choices in (("none, dense", Policy()), ("none, policy", policy)):
-        score = in_process(model, choices)
-        rows.append({"target": name, "accuracy": accuracy(given.folder, tokenizer, score, given.limit)})
+    for name, choices in (("dense, in transformers", Policy()), ("policy, in transformers", policy)):
+        scored = Scored(in_process(model, choices))
+        rows.append({"target": name, "accuracy": accuracy(given.folder, tokenizer, scored, given.limit)})
     for target in given.targets.split(","):
         try:
-            rows.append(measured(target, source, policy, given, tokenizer))
+            rows.append(measured(target, source, policy, given, scored.scores))
         except SkipsearchError as error:
             left_out[target] = str(error)
             print(f"{target} is left out: {error}", file=sys.stderr)
