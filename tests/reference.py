@@ -67,10 +67,11 @@ class Row:
         return set(sorted(candidates, key=lambda i: -value[i])[:wanted])
 
     def note(self, asking: list[int], seen: list[int], weights: Tensor | None) -> None:
-        """Keep how much the last prompt token attended to each image token."""
-        images = [i for i in seen if self.kind(i) == "image"]
-        if weights is not None and self.end - 1 in asking and images:
-            attention = weights[0].mean(0)[seen.index(self.end - 1)].tolist()
+        """Keep how much the last prompt token that asks attended to each image token."""
+        images, prompt = [i for i in seen if self.kind(i) == "image"], [i for i in asking if i < self.end]
+        # Where text asks nothing, or no image token is seen, the layer gives no score.
+        if weights is not None and images and any(self.kind(i) == "text" for i in prompt):
+            attention = weights[0].mean(0)[seen.index(prompt[-1])].tolist()
             self.score |= {i: attention[seen.index(i)] for i in images}
 
 

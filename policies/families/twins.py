@@ -272,8 +272,9 @@ def attend_alone(
     """
     batch, heads, count, width = query.shape
     groups, visible = key.shape[1], key.shape[2] - count
+    sharing = heads // groups * count
     # Heads that share their keys are rows of one product.
-    rows = query.reshape(batch, groups, -1, width)
+    rows = query.reshape(batch, groups, sharing, width)
     shared = (rows @ key[:, :, :visible].transpose(-1, -2)).reshape(batch, heads, count, visible)
     single = query.reshape(batch, groups, -1, count, 1, width) @ key[:, :, None, visible:, :, None]
     logits = torch.cat([shared, single.reshape(batch, heads, count, 1)], dim=-1)
@@ -289,7 +290,7 @@ def attend_alone(
     if s_aux is not None:
         logits = torch.cat([logits, s_aux.float().reshape(1, -1, 1, 1).expand(batch, -1, count, 1)], dim=-1)
     weights = functional.dropout(logits.softmax(-1).to(value.dtype), dropout, module.training)
-    out = weights[..., :visible].reshape(batch, groups, heads // groups * count, visible) @ value[:, :, :visible]
+    out = weights[..., :visible].reshape(batch, groups, sharing, visible) @ value[:, :, :visible]
     own = weights[..., visible].reshape(batch, groups, -1, count, 1, 1) @ value[:, :, None, visible:, None]
     out = out.reshape(batch, heads, count, -1) + own.reshape(batch, heads, count, -1)
     return out.transpose(1, 2).contiguous(), None

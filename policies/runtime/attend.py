@@ -275,8 +275,10 @@ def cut_columns(keys: Tensor, tokens: Tokens) -> Tensor:
 
 
 def put_columns(whole: Tensor, part: Tensor, tokens: Tokens) -> Tensor:
-    """Keys of shape (batch, heads, tokens, width), those of some tokens replaced."""
+    """Keys of shape (batch, heads, tokens, width), those of some tokens replaced; may write into `whole`."""
     if not isinstance(tokens, Selection):
         return part
+    if tokens.only is not None:
+        return whole.index_copy_(2, tokens.only, part)
     by_token = tokens.put_back(whole.transpose(1, 2).flatten(2), part.transpose(1, 2).flatten(2))
     return by_token.unflatten(2, (whole.shape[1], -1)).transpose(1, 2)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from contract import CHOICES, policy_of
+from support import refused
 
 from families import FAMILIES, LAYERS, REFUSED, batch_of, built
 from skipsearch import Policy, apply_policy
@@ -42,7 +43,8 @@ def kinds(family: str):
     """Every choice that the family can run, once."""
     images = FAMILIES[family].image_tokens > 0
     every = [choice for choices in CHOICES.values() for choice in choices]
-    return [choice for choice in every if images or not {"tokens", "token_ratio"} & {*choice}]
+    every = [choice for choice in every if images or not {"tokens", "token_ratio"} & {*choice}]
+    return [choice for choice in every if not any(refused(family, layer, choice) for layer in range(1, LAYERS - 1))]
 
 
 def source_of(family: str, target: str, folder) -> Source:

@@ -103,6 +103,17 @@ def test_the_parts_that_make_queries_are_found_or_run_for_all():
     assert parts["phi4-multimodal"] == ("qkv_proj",) and parts["deepseek-v3"] == ("q_a_proj", "q_b_proj")
 
 
+@pytest.mark.parametrize("name", ["llava", "llava-mistral"])
+def test_the_last_prompt_token_that_asks_ranks_images_at_the_end_of_a_prompt(name):
+    batch = Batch.of(FAMILIES[name], [(4, "image"), ("image", 2, "image"), (9,)])
+    layers = {
+        0: FREEZE_IMAGE,
+        1: {**HALF, "rest": "keys_only"},
+        2: {**HALF, "attention": "keys_only", "tokens": "image"},
+    }
+    check(built(name, "sdpa"), batch, policy_of(layers | {3: HALF}))
+
+
 def test_several_images_of_a_row_leave_the_cache_together():
     batch = Batch.of(FAMILIES["llava"], [(2, "image", 3, "image", 2), ("image", 1, "image", "image", 4), (7,)])
     check(built("llava", "sdpa"), batch, policy_of({0: {**HALF, "phase": "decode"}, 2: SKIP_VISION}))
