@@ -83,14 +83,23 @@ class AccuracyEvaluator(ExampleEvaluator):
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
-        """Measure as `ExampleEvaluator.measure`; on transfer tasks with the chance level of each task (`floors`)."""
+        """Measure as `ExampleEvaluator.measure`.
+
+        What is only reported has in its `detail` each task's `other_metrics`, and on transfer tasks the chance level of
+        each task (`floors`).
+        """
         found = super().measure(handle, split)
-        if split != "transfer":
+        if split == "search":
             return found
         from .floor import task_chance
+        from .other_metrics import other_metrics
 
-        floors = {name: task_chance(task) for name, task in self._tasks(split).items()}
-        return {name: replace(entry, detail={**entry.detail, "floors": floors}) for name, entry in found.items()}
+        tasks = self._tasks(split)
+        others = {name: other_metrics(task, *self._metrics[split][name]) for name, task in tasks.items()}
+        more: dict[str, Any] = {"other_metrics": others} if any(others.values()) else {}
+        if split == "transfer":
+            more["floors"] = {name: task_chance(task) for name, task in tasks.items()}
+        return {name: replace(entry, detail={**entry.detail, **more}) for name, entry in found.items()}
 
     def _chance_level(self, split: Split) -> float:
         from .floor import guessing_accuracy

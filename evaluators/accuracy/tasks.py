@@ -274,23 +274,31 @@ def score_documents(task: Task, metric: str, filter_name: str) -> dict[Any, Any]
     Raises:
         TaskError: the answer to a document cannot be scored.
     """
+    found = document_results(task, filter_name)
+    return {doc: results[metric] for doc, results in found.items() if metric in results}
+
+
+def document_results(task: Task, filter_name: str) -> dict[Any, dict[str, Any]]:
+    """All metrics of each document by the answers in a task's requests, before their aggregation.
+
+    Raises:
+        TaskError: the answer to a document cannot be scored.
+    """
     by_doc: dict[Any, list[Instance]] = defaultdict(list)
     for request in task.instances:
         by_doc[request.doc_id].append(request)
-    scores = {}
+    found = {}
     for doc, requests in by_doc.items():
         requests.sort(key=lambda request: request.idx)
         try:
-            results = task.process_results(
+            found[doc] = task.process_results(
                 requests[0].doc, [request.filtered_resps[filter_name] for request in requests]
             )
         except (*DATA_ERRORS, RuntimeError, jinja2.TemplateError) as cause:
             given = [request.filtered_resps[filter_name] for request in requests]
             doing = "the answer to a document cannot be scored"
             raise task_error(str(task.task_name), doc, doing, cause, given) from cause
-        if metric in results:
-            scores[doc] = results[metric]
-    return scores
+    return found
 
 
 def aggregate(task: Task, metric: str, filter_name: str, items: Sequence[Any]) -> Score:

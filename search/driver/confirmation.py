@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...evaluators.base import Split
-from ...evaluators.kept_patches import drawn_layers
+from ...evaluators.patches.kept_patches import drawn_layers
 from ..study.expected_results import MAX_CONFIRMED, baseline_front
 from ..study.study import SearchStudy, VisitKey
 from ..trial.pareto import evenly_spaced, front_trials

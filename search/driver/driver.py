@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
-from ...evaluators.kept_patches import KeptPatchesEvaluator
+from ...evaluators.patches.kept_patches import KeptPatchesEvaluator
 from ..space.guide_metrics import QUALITY
 from ..study.asking import Proposal
 from ..study.expected_results import MAX_CONFIRMED

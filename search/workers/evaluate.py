@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import Evaluator, Measurement, Options, Split, evaluator_class
 from ...evaluators.examples import ExampleEvaluator
-from ...evaluators.kept_patches import KeptPatchesEvaluator
+from ...evaluators.patches.kept_patches import KeptPatchesEvaluator
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ...policies.policy import Policy
 from ..guide.guide import MIN_EXAMPLES_TO_GUIDE

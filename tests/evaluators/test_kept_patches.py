@@ -12,8 +12,8 @@ from transformers import Qwen2VLImageProcessor
 import tiny
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Options
-from skipsearch.evaluators.kept_patches import NO_GRID, NO_PICTURE, KeptPatchesEvaluator, drawn_layers, runs
-from skipsearch.evaluators.patch_grid import data_uri, merged_grid, patch_grid, seen_picture
+from skipsearch.evaluators.patches.kept_patches import NO_GRID, NO_PICTURE, KeptPatchesEvaluator, drawn_layers, runs
+from skipsearch.evaluators.patches.patch_grid import data_uri, merged_grid, patch_grid, seen_picture
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.policy import Policy
@@ -129,7 +129,7 @@ def test_the_picture_is_the_one_that_the_processor_leaves(digits):
 
 
 def test_what_cannot_be_drawn_is_told(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("skipsearch.evaluators.patch_grid.SQUARE", {"another"})
+    monkeypatch.setattr("skipsearch.evaluators.patches.patch_grid.SQUARE", {"another"})
     assert measured(digits, Policy()).detail == {"note": NO_GRID}
     monkeypatch.undo()
     text = evaluators(tiny.tiny_llava(tmp_path), [tiny.text_tasks(tmp_path, 12)["text_gen"]])

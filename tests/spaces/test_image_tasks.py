@@ -170,6 +170,14 @@ def test_a_task_is_measured_example_by_example(world, name):
             assert found.value == pytest.approx(fmean(found.detail["per_example"]))
             assert found.floor > 0
             assert evaluator._scores_independently(split)
+            others = {*found.detail.get("other_metrics", {}).get(name, {})}
+            if split == "search":
+                assert not others
+            elif name == "mme":
+                assert {"perception", "color"} & others and not others & {"acc", "OCR"}
+            else:
+                main = found.detail["tasks"][name]["metric"].removesuffix(",none")
+                assert others == {*loaded(world, name).aggregation()} - {main}
         assert 0 < loss.measure(handle, "search")["answer_loss"].value < 20
 
 

@@ -21,6 +21,7 @@ from .baselines import baseline_table
 from .failures import failures
 from .front_map import front_map
 from .kept_patches import kept_patches
+from .other_metrics import other_metrics_table
 from .policies import policy_table
 from .templates import render
 from .transfer import transfer_table
@@ -64,6 +65,7 @@ def page(record: StudyRecord) -> str:
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
         layer_map=front_map(record),
         table=policy_table(record),
+        other_metrics=other_metrics_table(record),
         patches=kept_patches(record),
         transfer=transfer_table(record),
         baselines=baseline_table(record),

@@ -14,7 +14,7 @@ from made_studies import study
 from skipsearch import Policy
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
 from skipsearch.evaluators.base import Measurement
-from skipsearch.evaluators.kept_patches import drawn_layers
+from skipsearch.evaluators.patches.kept_patches import drawn_layers
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.errors import EvaluatorError
@@ -187,7 +187,8 @@ def test_a_kept_share_counts_from_the_chance_level_with_an_interval_by_hand():
 
 def test_ranks_compare_the_searched_tasks_with_each_transfer_task():
     record = study()
-    scores = {number: place / 10 for place, number in enumerate(policy_files(record))}
+    files = policy_files(record)
+    scores = {number: round(place / len(files), 2) for place, number in enumerate(files)}
     trials = []
     for trial in record.trials:
         place = scores.get(trial.number, 0.95)
@@ -212,6 +213,23 @@ def test_a_transfer_task_that_was_searched_or_is_missing_is_refused(folder, name
     with pytest.raises(EvaluatorError) as caught:
         AccuracyEvaluator(options, subject)
     assert found in str(caught.value)
+
+
+def test_other_metrics_of_the_tasks_are_reported():
+    record = study()
+    others = {"pope": {"f1": 0.87654321, "yes_ratio": 0.5}}
+
+    def with_others(measured, changed):
+        found = {task: {name: value + changed for name, value in metrics.items()} for task, metrics in others.items()}
+        return {"accuracy": replace(measured["accuracy"], detail={"other_metrics": found})}
+
+    assert "Other metrics of the tasks" not in page(record)
+    trials = [replace(trial, report=with_others(trial.report, trial.number)) if trial.report else trial
+              for trial in record.trials]  # fmt: skip
+    number = [*policy_files(record)][0]
+    text = page(replace(record, trials=tuple(trials)))
+    assert "<th>yes ratio<small>pope</small></th>" in text
+    assert "<td>0.8765<small></small></td>" in text and f"<td>{number + 0.5:.4g}<small></small></td>" in text
 
 
 def test_a_transfer_is_a_list_or_has_a_limit():

@@ -8,7 +8,7 @@ import pytest
 from made_studies import study, without_library
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.evaluators.kept_patches import NO_GRID, runs
+from skipsearch.evaluators.patches.kept_patches import NO_GRID, runs
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.report.html.kept_patches import kept_patches, outline
 from skipsearch.search.report.html.page import page

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Measurement, Metric, Options, Split
+from ..base import Measurement, Metric, Options, Split
+from ..statistics import on_device
 from .patch_grid import data_uri, patch_grid, seen_picture
-from .statistics import on_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..policies.apply import PolicyHandle
-    from ..policies.policy import Policy
-    from .answers import Request
-    from .examples import ExampleEvaluator
-    from .subject import Subject
+    from ...policies.apply import PolicyHandle
+    from ...policies.policy import Policy
+    from ..answers import Request
+    from ..examples import ExampleEvaluator
+    from ..subject import Subject
 
 EXAMPLES = 3
 MAX_TEXT = 120  # characters of a question
@@ -108,7 +108,7 @@ def image_mask(handle: "PolicyHandle", inputs: "Mapping[str, Tensor]") -> "Tenso
     """Which tokens of a prompt stand for image features, shape (1, tokens)."""
     import torch
 
-    from ..policies.runtime.tokens import image_token_ids
+    from ...policies.runtime.tokens import image_token_ids
 
     return torch.isin(inputs["input_ids"].cpu(), torch.tensor(image_token_ids(handle.model)))
 
@@ -116,7 +116,7 @@ def image_mask(handle: "PolicyHandle", inputs: "Mapping[str, Tensor]") -> "Tenso
 @contextmanager
 def processed_images(handle: "PolicyHandle", layers: list[int]) -> "Iterator[dict[int, Tensor]]":
     """Record the image tokens that some layers process while the context is open; the last forward counts."""
-    from ..policies.families.layers import decoder_layers
+    from ...policies.families.layers import decoder_layers
 
     found: dict[int, Any] = {}
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from .subject import Subject
+    from ..subject import Subject
 
 # Families whose image tokens are a square of patches, row by row. Others may resample the patches (Idefics2), cut the
 # picture into tiles (LLaVA-NeXT, InternVL) or order the patches in another way, so they are not guessed.
