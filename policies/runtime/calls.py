@@ -24,6 +24,7 @@ A policy computes the same however its model is called, or the call is refused b
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -208,13 +209,10 @@ class CallTracker:
 
     def _image_mask(self, tokens: Tensor) -> Tensor:
         """Which tokens stand for image features, shape (batch, tokens)."""
-        if tokens.dim() > 2 or not self._needs.images:
+        if tokens.dim() > 2 or not self._needs.images or not self._image_ids:
             return torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        first, *others = self._image_ids
-        image = tokens == first
-        for other in others:
-            image = image | (tokens == other)
-        return image
+        # Compared one by one, because a CUDA graph captures no copy of the ids to the device.
+        return reduce(torch.logical_or, (tokens == number for number in self._image_ids))
 
     def _prompt_end(self, count: int, cache: Cache | None) -> int | Tensor:
         """One past the last prompt token, counted from the forward's first token.

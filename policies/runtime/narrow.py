@@ -1,6 +1,6 @@
 """Cutting the arguments of a layer to the tokens that it processes, with a mask that fits what it has cached."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .selection import AllOrNone, Selection, remembered
 
 if TYPE_CHECKING:
     from .calls import ForwardCall
+
+# The attention implementations that take the masks which are made here.
+WITH_MASKS: Final = ("sdpa", "eager")
 
 
 def narrow(
@@ -57,7 +60,8 @@ def narrow(
 def cut_arguments(layer: DecoderLayer, arguments: dict[str, Any], chosen: Selection) -> dict[str, Any]:
     """The arguments of a layer, of which those with an entry for each token are cut to some tokens."""
     cut = dict(arguments)
-    if cut.get("position_embeddings") is not None and not layer.sublayers.takes_position_ids:
+    reads_ids = layer.sublayers.takes_position_ids and implementation_of(layer) in WITH_MASKS
+    if cut.get("position_embeddings") is not None and not reads_ids:
         # Only flash attention would look at the ids, and take gaps between the tokens for the ends of packed rows.
         cut["position_ids"] = None
     cut |= {name: chosen.cut_once(cut[name], axis) for name, axis in PER_TOKEN.items() if cut.get(name) is not None}
@@ -94,7 +98,7 @@ def mask_for(
     if causal and chosen is None:
         return None
     # Checked even where no mask is needed: another implementation should fail at once, not at the first decode step.
-    implementation = check_implementation(layer)
+    implementation = check_implementation(layer, needs_mask=not causal)
     if causal:
         return None
     if chosen is None or past:
@@ -206,20 +210,32 @@ def only_row_mask(mask: Tensor, count: int, stored: PartialLayer | None, chosen:
     return rows.index_select(-1, keys)
 
 
-def check_implementation(layer: DecoderLayer) -> str:
-    """The attention implementation of a layer: `sdpa` or `eager`.
+def check_implementation(layer: DecoderLayer, needs_mask: bool = True) -> str:
+    """The attention implementation of a layer, such as `sdpa` or `eager`.
+
+    Args:
+        layer: The layer.
+        needs_mask: False where plain causal attention over the shorter rows is right.
 
     Raises:
-        ModelError: it is another one, which takes other masks.
+        ModelError: it is another one, which takes other masks, and one is needed, or a window of positions.
     """
-    name = getattr(getattr(layer.sublayers.attention, "config", None), "_attn_implementation", "sdpa")
-    if name not in ("sdpa", "eager"):
+    name, attention = implementation_of(layer), layer.sublayers.attention
+    # Some attentions have a window of their own, or none; others take the model's.
+    window = getattr(attention, "sliding_window", getattr(getattr(attention, "config", None), "sliding_window", None))
+    if name not in WITH_MASKS and (needs_mask or window):
+        needed = f"a sliding window of {window} positions" if window else "a mask (padding, rows of different lengths)"
         raise ModelError(
             f"tokens cannot be left out of an attention under {name}",
-            [f"layer {layer.index} leaves tokens out, which is proven under sdpa and eager only"],
-            'call `model.set_attn_implementation("sdpa")`',
+            [f"layer {layer.index} then needs {needed}, expected rows of equal lengths that are causal as they are"],
+            'call `model.set_attn_implementation("sdpa")`, or run rows of different lengths one at a time',
         )
-    return str(name)
+    return name
+
+
+def implementation_of(layer: DecoderLayer) -> str:
+    """The attention implementation that a layer is set to."""
+    return str(getattr(getattr(layer.sublayers.attention, "config", None), "_attn_implementation", "sdpa"))
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:

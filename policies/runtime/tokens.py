@@ -296,7 +296,6 @@ class ForwardTokens:
             return self.union(inside) & ~split.rest.mask
         return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
-    @torch.no_grad()
     def record_attention(
         self, call: AttentionCall, queries: Selection | AllOrNone, keys: Selection | AllOrNone
     ) -> None:
@@ -309,7 +308,8 @@ class ForwardTokens:
         """
         processed = self.processed.counts
         self.has_attention = [had or n > 0 for had, n in zip(self.has_attention, processed, strict=True)]
-        fresh = call.weights(self._last_prompt_among(queries))
+        with torch.no_grad():
+            fresh = call.weights(self._last_prompt_among(queries))
         if not isinstance(keys, Selection):
             self.attention = fresh[:, -self.attention.shape[1] :]
             return

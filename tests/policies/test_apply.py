@@ -10,30 +10,16 @@ import pytest
 import torch
 import transformers as t
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from families import FAMILIES, LAYERS, batch_of, built, forget, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.apply import applied_policy
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
 from skipsearch.policies.families.layers import decoder_layers
-from skipsearch.policies.runtime.narrow import check_implementation
 
 EVERYTHING = {0: {"ffn": "skip"}, 1: {"attention": "skip"}, 2: {"attention": "skip", "ffn": "skip"}}
 TEXT_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"wiring": "parallel"}}})
 IMAGE_POLICY = Policy.model_validate({"layers": {**EVERYTHING, 3: {"token_ratio": 0.5}}})
-
-
-class Operations(TorchDispatchMode):
-    """Counts all that torch is asked to do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return operation(*args, **(kwargs or {}))
 
 
 def policy_for(name: str) -> Policy:
@@ -320,26 +306,3 @@ def test_a_token_ratio_needs_the_input_ids():
         assert torch.equal(model.lm_head(states), model(**inputs).logits), "entered past its head"
     with apply_policy(model, Policy.model_validate({"layers": {1: {"ffn": "skip"}}})):
         model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"])
-
-
-def test_a_token_ratio_under_another_attention_is_refused():
-    model = FAMILIES["llava"].build("sdpa")
-    layer = decoder_layers(model)[3]
-    model.get_decoder().config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ModelError, match="flash_attention_2"):
-        check_implementation(layer)
-
-
-@pytest.mark.parametrize(
-    ("reselect", "layout", "most"),
-    [("each_layer", "middle", 30), ("each_layer", "ragged", 70), ("once", "middle", 5), ("once", "ragged", 12)],
-)
-def test_one_more_layer_of_fewer_tokens_is_few_more_operations(reselect, layout, most):
-    """A GPU waits for the host at small batches: there it does not pay to leave a token out by many operations."""
-    model, inputs, counts = built("llava", "sdpa"), batch_of("llava", layout).padded(), []
-    for layers in ({3}, {2, 3}):
-        choices = {"layers": dict.fromkeys(layers, {"token_ratio": 0.5}), "token_selection": {"reselect": reselect}}
-        with apply_policy(model, Policy.model_validate(choices)), Operations() as operations:
-            run(model, inputs)
-        counts.append(operations.count)
-    assert 0 < counts[1] - counts[0] <= most
