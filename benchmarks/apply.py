@@ -29,7 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter
-from skipsearch.policies.runtime.cache import kv_cache_bytes
+from skipsearch.policies.caches.cache import kv_cache_bytes
 
 IMAGE = 999
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}

@@ -29,8 +29,8 @@ from torch.utils.flop_counter import flop_registry
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter, metered
 from skipsearch.evaluators.prompts import generate
+from skipsearch.policies.caches.cache import kv_cache_bytes
 from skipsearch.policies.choice import CHOICES
-from skipsearch.policies.runtime.cache import kv_cache_bytes
 
 IMAGE, IMAGE_TOKENS = 32000, 576
 # Width, layers, heads, FFN width: what LLaVA-1.5 takes over from LLaMA.

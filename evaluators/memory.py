@@ -41,7 +41,7 @@ class MemoryEvaluator:
         Raises:
             EvaluatorError: the model has no cache with one entry for each layer.
         """
-        from ..policies.runtime.cache import kv_cache_bytes
+        from ..policies.caches.cache import kv_cache_bytes
 
         if self._input is None:
             self._input = fixed_input(self._subject, prompt_tokens=self._options.prompt_tokens)

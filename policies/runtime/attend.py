@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
+from ..caches.cache import cache_layer, find_cache, partial_layer, skip_all_tokens
+from ..caches.partial import PartialLayer
 from ..families.layers import DecoderLayer
 from ..families.twins import AddedKeys, alone_twin, is_current, key_twin, take_keys
-from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .narrow import KeyPlaces, check_implementation, cut_arguments, fit_mask, valid_mask
-from .partial import PartialLayer
 from .roles import Roles
 from .selection import AllOrNone, Selection, remembered
 

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from ..caches.cache import find_cache, tokens_seen
 from ..errors import ModelError
 from ..families.layers import argument_names
 from .attend import Split
-from .cache import find_cache, tokens_seen
 from .patch import Patch
 from .requests import GenerateCall, Needs, is_empty, refusal, refuse_options, refuse_packed
 from .selection import AllOrNone, Selection

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..caches.cache import shorter_layer
+from ..caches.partial import PartialLayer
+from ..caches.static import ShortStaticLayer
 from ..errors import ModelError
 from ..families.anatomy import PER_TOKEN
 from ..families.layers import DecoderLayer
-from .cache import partial_layer
-from .partial import PartialLayer
 from .selection import AllOrNone, Selection, remembered
 
 if TYPE_CHECKING:
@@ -42,16 +43,25 @@ def narrow(
         ModelError: the attention implementation takes other masks, or the cache cannot hold rows of different lengths.
     """
     # A recurrence stores a state, not tokens.
-    stored = None if cache is None or layer.kind == "linear" else partial_layer(cache, layer.slot)
+    stored = None if cache is None or layer.kind == "linear" else shorter_layer(cache, layer.slot, hidden.device)
     chosen = tokens if isinstance(tokens, Selection) else None
-    cut = dict(arguments)
-    count, mask = call.count(hidden), arguments.get("attention_mask")
-    places = None if stored is None or chosen is not None or mask is None else stored.shared_places
-    shared = next((known for one, other, known in call.masks if one is mask and other is places), None)
-    cut["attention_mask"] = mask_for(layer, mask, hidden, count, stored, chosen) if shared is None else shared
-    if shared is None and places is not None and mask is not None:
-        call.masks.append((mask, places, cut["attention_mask"]))
-    if stored is not None:
+    cut, count, mask = dict(arguments), call.count(hidden), arguments.get("attention_mask")
+    if isinstance(stored, ShortStaticLayer):
+        check_implementation(layer)
+        stored.announce(count, chosen)
+        places = stored.places
+    else:
+        places = None if stored is None or chosen is not None else stored.shared_places
+    # Layers that cached the same tokens share one mask.
+    shared = None if places is None else next((m for one, p, m in call.masks if one is mask and p is places), None)
+    if shared is None and isinstance(stored, ShortStaticLayer):
+        shared = stored.mask(mask, count, chosen)
+    elif shared is None and not isinstance(stored, ShortStaticLayer):
+        shared = mask_for(layer, mask, hidden, count, stored, chosen)
+    cut["attention_mask"] = shared
+    if shared is not None and places is not None and mask is not None:
+        call.masks.append((mask, places, shared))
+    if isinstance(stored, PartialLayer):
         index, valid = (None, None) if chosen is None else (chosen.index, chosen.valid)
         stored.announce(count, index, valid)
     return cut if chosen is None else cut_arguments(layer, cut, chosen)

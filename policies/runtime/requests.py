@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
+from ..caches.cache import tokens_seen
 from ..errors import ModelError
-from .cache import tokens_seen
 
 # The attribute of a draft's cache that holds where its prompt ends.
 PROMPT_END = "_skipsearch_prompt_end"

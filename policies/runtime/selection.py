@@ -20,7 +20,7 @@ class AllOrNone(Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Selection:
     """Some of the tokens of a forward.
 
@@ -31,6 +31,7 @@ class Selection:
         stacks: Layer arguments of several tensors with these tensors stacked, for all selections of one forward.
         narrowed: Layer arguments, and what was cut from them; layers are called with the same ones.
         masks: The same for attention masks, with the tokens that are the keys.
+        static_places: The places of these tokens and all later ones in static caches, shape (batch, columns).
     """
 
     index: Tensor
@@ -39,6 +40,7 @@ class Selection:
     stacks: Stacks = field(default_factory=list)
     narrowed: list[tuple[Tensor, Any]] = field(default_factory=list)
     masks: list[tuple[Tensor | None, Any, Tensor]] = field(default_factory=list)
+    static_places: Tensor | None = None
 
     @classmethod
     def of(cls, ranks: Tensor, counts: list[int], rows: Tensor, stacks: Stacks | None = None) -> "Selection":

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -31,6 +31,10 @@ class AttentionCall:
     mask: Tensor | None
     scaling: float
     softcap: float | None
+
+    def without_room(self) -> "AttentionCall":
+        """The call without the columns of a static cache that are empty, where it holds nothing of earlier forwards."""
+        return replace(self, key=self.key[:, :, : self.query.shape[2]])
 
     def weights(self, query_index: Tensor | None) -> Tensor:
         """The attention weights of one query of each row over all keys, mean over the heads.

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticLayer
 
+from ..caches.cache import cache_layer, find_cache, shorter_layer, skip_all_tokens
+from ..caches.partial import PartialLayer
+from ..caches.static import ShortStaticLayer
 from ..choice import LayerChoice
 from ..errors import ModelError
 from ..families.anatomy import first
@@ -14,10 +17,8 @@ from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
 from ..scores.table import WITHOUT_ATTENTION
 from .attend import Eviction, Split, SplitAttention, Tokens, cut, cut_flags, put_back
-from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
-from .partial import PartialLayer
 from .patch import Patch
 from .roles import roles
 from .selection import AllOrNone, Selection
@@ -129,7 +130,9 @@ class WrappedLayer:
         if not args or cache is None or len(cache.layers) <= self.slot or kwargs.get("attention_mask") is not None:
             return False
         stored = cache.layers[self.slot]
-        return not isinstance(stored, PartialLayer) or (args[0].shape[1] == 1 and stored.announce_step())
+        if isinstance(stored, PartialLayer):
+            return bool(args[0].shape[1] == 1) and stored.announce_step()
+        return not isinstance(stored, ShortStaticLayer)
 
     def run_plan(
         self,
@@ -175,7 +178,7 @@ class WrappedLayer:
             return self.patch.original(hidden, **arguments)
         with self.watch.recorded() as attention_calls:
             output = self.patch.original(hidden, **arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls), tokens, tokens)
+        forward_tokens.record_attention(self.last_recorded(attention_calls, arguments), tokens, tokens)
         return output
 
     def compose(
@@ -236,7 +239,7 @@ class WrappedLayer:
             return parts.run_attention(normed, arguments)
         with self.watch.recorded() as attention_calls:
             out = parts.run_attention(normed, arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls), queries, keys)
+        forward_tokens.record_attention(self.last_recorded(attention_calls, arguments), queries, keys)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -262,11 +265,11 @@ class WrappedLayer:
         if not self.roles.stores:
             skip_all_tokens(cache, self.slot, count, device)
         else:
-            partial_layer(cache, self.slot).skip_tokens(count)
+            shorter_layer(cache, self.slot, device).skip_tokens(count)
 
     def has_partial_cache(self, cache: Cache | None) -> bool:
         """True where the layer processed only some tokens earlier in the sequence."""
-        return cache is not None and isinstance(cache_layer(cache, self.slot), PartialLayer)
+        return cache is not None and isinstance(cache_layer(cache, self.slot), PartialLayer | ShortStaticLayer)
 
     def plan(self, hidden: Tensor, call: ForwardCall | None) -> Plan:
         """Decide which tokens the layer processes in this forward, and record it in the call.
@@ -336,7 +339,7 @@ class WrappedLayer:
             "call the model that the policy was applied to, with `input_ids`",
         )
 
-    def last_recorded(self, calls: list[AttentionCall]) -> AttentionCall:
+    def last_recorded(self, calls: list[AttentionCall], arguments: dict[str, Any]) -> AttentionCall:
         """The recorded call of this layer's attention.
 
         Raises:
@@ -349,7 +352,9 @@ class WrappedLayer:
                 [f"layer {self.layer.index} does not take its attention function from transformers' table"],
                 f"set `token_selection: {{score: {first}}}`{''.join(f' or `{name}`' for name in others)}",
             )
-        return calls[-1]
+        cache = find_cache(arguments)
+        static = cache is not None and isinstance(cache_layer(cache, self.slot), StaticLayer)
+        return calls[-1].without_room() if static else calls[-1]
 
 
 def flags_of(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:

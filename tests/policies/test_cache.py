@@ -12,9 +12,9 @@ from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCach
 
 from families import FAMILIES, LAYERS, WINDOW, Batch, batch_of, built, run, without
 from skipsearch import Policy, apply_policy
+from skipsearch.policies.caches.cache import kv_cache_bytes
+from skipsearch.policies.caches.partial import PartialLayer
 from skipsearch.policies.errors import ModelError
-from skipsearch.policies.runtime.cache import kv_cache_bytes
-from skipsearch.policies.runtime.partial import PartialLayer
 
 SKIP_ATTENTION, SKIP_LAYER = {"attention": "skip"}, {"attention": "skip", "ffn": "skip"}
 HALF = {"token_ratio": 0.5}

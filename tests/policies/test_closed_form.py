@@ -18,8 +18,8 @@ from families import CASES, FAMILIES, GROUPED, WITH_IMAGES, Family, batch_of, bu
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import count, flop_counter, metered
 from skipsearch.evaluators.prompts import generate
+from skipsearch.policies.caches.cache import kv_cache_bytes
 from skipsearch.policies.families.layers import decoder_layers
-from skipsearch.policies.runtime.cache import kv_cache_bytes
 
 SKIP_BOTH = {"attention": "skip", "ffn": "skip"}
 # Each gives the four layers different choices, so that few requests meet all of them.

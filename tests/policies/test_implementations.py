@@ -89,7 +89,7 @@ def test_a_prefill_whose_image_tokens_are_told_is_one_graph(score, reselect, bac
         expected = run(model, inputs, use_cache=False).logits
         handle.image_tokens = 9
         assert torch.equal(run(model, inputs, use_cache=False).logits, expected)
-        # `torch.compile(model)` traces hooks of the model apart, so that the look at the ids is a graph of its own there.
+        # `torch.compile(model)` traces hooks apart from the model: there, the look at the ids is a graph of its own.
         compiled = torch.compile(lambda: model(**inputs, use_cache=False).logits, backend=backend, fullgraph=True)
         with torch.no_grad():
             close(compiled(), expected)

@@ -13,14 +13,22 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
     StaticLayer,
-    StaticSlidingWindowLayer,
 )
 
 from ..errors import ModelError
-from .partial import PER_ROW, PartialLayer, used_without_policy
+from .partial import PER_ROW, PartialLayer
+from .static import ShortStaticLayer, SkippedStaticLayer, SkippedStaticSlidingLayer, unfit
 
 # The attributes in which cache layers of all kinds hold tensors: also quantised keys, recurrent states, indexer keys.
-TENSORS = (*PER_ROW, "_quantized_keys", "_quantized_values", "conv_states", "recurrent_states", "indexer_keys")
+TENSORS = (
+    *PER_ROW,
+    "places",
+    "_quantized_keys",
+    "_quantized_values",
+    "conv_states",
+    "recurrent_states",
+    "indexer_keys",
+)
 
 
 class SkippedRecurrentLayer(LinearAttentionLayer):
@@ -30,56 +38,6 @@ class SkippedRecurrentLayer(LinearAttentionLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Nothing to remove."""
-
-
-class SkippedStaticLayer(StaticLayer):
-    """The static cache of a layer that skips every token: it counts tokens and allocates nothing.
-
-    Args:
-        replaced: The cache layer in whose place this one is put.
-        device: Where the model runs; the count lives there, because CUDA graphs need it.
-    """
-
-    def __init__(self, replaced: StaticLayer, device: torch.device) -> None:
-        CacheLayerMixin.__init__(self)
-        self.max_cache_len = replaced.max_cache_len
-        self.cumulative_length = torch.zeros((), dtype=torch.long, device=device)
-        self.cumulative_length_int = 0
-        self.is_initialized = True
-        if not torch.compiler.is_compiling():
-            torch._dynamo.mark_static_address(self.cumulative_length)
-
-    def skip_tokens(self, count: int) -> None:
-        """Count tokens."""
-        self.cumulative_length.add_(count)
-        if self.is_sliding:
-            self.cumulative_length_int += count
-
-    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refuse to store: the layer runs without the policy that made this cache.
-
-        Raises:
-            ModelError: always.
-        """
-        raise used_without_policy()
-
-    def reset(self) -> None:
-        """Set the count to 0."""
-        self.cumulative_length.zero_()
-        self.cumulative_length_int = 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Nothing to reorder."""
-
-    def offload(self) -> None:
-        """Nothing to move."""
-
-    def prefetch(self) -> None:
-        """Nothing to move."""
-
-
-class SkippedStaticSlidingLayer(SkippedStaticLayer, StaticSlidingWindowLayer):
-    """A `SkippedStaticLayer` for a layer with a sliding window."""
 
 
 def find_cache(arguments: Mapping[str, Any]) -> Cache | None:
@@ -112,6 +70,8 @@ def partial_layer(cache: Cache, index: int) -> PartialLayer:
     layer = cache_layer(cache, index)
     if isinstance(layer, PartialLayer):
         return layer
+    if isinstance(layer, ShortStaticLayer):
+        raise unfit("some tokens take part in the attention of the layer in another way than others")
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ModelError(
             f"a {type(cache).__name__} cannot be used under this policy",
@@ -122,6 +82,18 @@ def partial_layer(cache: Cache, index: int) -> PartialLayer:
     return partial
 
 
+def shorter_layer(cache: Cache, index: int, device: torch.device) -> PartialLayer | ShortStaticLayer:
+    """The cache of one layer that stores some tokens in full, and nothing of the others; see `partial_layer`.
+
+    Raises:
+        ModelError: the cache is of a kind that cannot hold layers of different lengths, such as a sliding static one.
+    """
+    layer = cache_layer(cache, index)
+    if type(layer) is StaticLayer and not (layer.is_initialized and int(layer.get_seq_length())):
+        layer = cache.layers[index] = ShortStaticLayer(layer, device)
+    return layer if isinstance(layer, ShortStaticLayer) else partial_layer(cache, index)
+
+
 def skip_all_tokens(cache: Cache, index: int, count: int, device: torch.device) -> None:
     """Count tokens in the cache of a layer that never stores any; works with every kind of cache.
 
@@ -129,7 +101,7 @@ def skip_all_tokens(cache: Cache, index: int, count: int, device: torch.device) 
         ModelError: the cache was filled without the policy.
     """
     layer: Any = cache_layer(cache, index)
-    if not isinstance(layer, PartialLayer | SkippedStaticLayer):
+    if not isinstance(layer, PartialLayer | SkippedStaticLayer | ShortStaticLayer):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             if type(layer) is LinearAttentionLayer:
                 layer = cache.layers[index] = SkippedRecurrentLayer(layer.number_of_states)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..errors import ModelError
-from .selection import Selection
+from ..runtime.selection import Selection
 
 PER_ROW = ("keys", "values", "_scattered", "valid")
 

@@ -1,0 +1,1 @@
+"""The caches of layers that store fewer tokens than the sequence has."""
