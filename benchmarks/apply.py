@@ -5,10 +5,12 @@
 Each line compares two ways to compute the same request, timed in turns (A B A B) in one process: a policy and the
 dense model. The share of the time stands beside the share of the work: FLOPs in prefill; in decode, where memory is
 read more than numbers are multiplied, the bytes of the weights and of the cache that a step reads. `empty policy` must
-be 1.00, and so must `half the layers`, which runs against a model built with half the layers.
+be 1.00, and so must `half the layers`, which runs against a model built with half the layers, and `once from layer 2,
+by hand`, which runs against layers written to run the shorter sequence from there.
 
 `of ideal` is the share of the possible saving: what the policy saves, over what a layer written by hand without the
-sublayer saves, in turns with both.
+sublayer saves, in turns with both. `ops` is the number of torch operations that one more layer with the choice costs in
+prefill beyond the dense layer's own, where it leaves image tokens out.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers as t
+from apply_shorter import IMAGE, operations_a_layer, shorter_by_hand
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -31,7 +34,6 @@ from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter
 from skipsearch.policies.caches.cache import kv_cache_bytes
 
-IMAGE = 999
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 CHOICES: dict[str, dict[str, Any]] = {
     "skip_ffn": {"ffn": "skip"},
@@ -81,6 +83,7 @@ class WithoutAttention(LlamaDecoderLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
+BY_HAND_ONCE = "once from layer 2, by hand"
 BY_HAND = {"skip_ffn": WithoutFfn, "skip_attention": WithoutAttention}
 
 
@@ -228,6 +231,7 @@ def cases(size: Size) -> Iterator[tuple[str, dict[int, dict[str, Any]], dict[str
             yield name, dict.fromkeys(everywhere, choice), selection
         later = dict.fromkeys(range(2, size.layers), {"token_ratio": 0.5})
         yield "token_ratio 0.5 from layer 2", later, {"reselect": "once"}
+        yield BY_HAND_ONCE, {2: {"token_ratio": 0.5}}, {"reselect": "once"}
 
 
 def sharing(model: t.PreTrainedModel) -> t.PreTrainedModel:
@@ -258,30 +262,39 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
     for name, layers, selection in cases(size):
         if only not in name:
             continue
-        policy = Policy.model_validate({"layers": layers, "token_selection": selection})
+        policy, rows = Policy.model_validate({"layers": layers, "token_selection": selection}), []
         with apply_policy(model, policy) as handle:
             requests = [Request(model, inputs, handle.dense), Request(model, inputs)]
             if name == "half the layers":
                 with handle.dense():
                     requests[0] = Request(shortened(model, size.layers // 2), inputs)
+            if name == BY_HAND_ONCE:
+                with handle.dense():
+                    requests[0] = Request(shorter_by_hand(model, inputs, 2), inputs)
             if name in BY_HAND:
                 with handle.dense():
                     requests.append(Request(by_hand(model, BY_HAND[name]), inputs))
             for phase, times in (("prefill", repeats), ("decode", 5 * repeats)):
-                yield compare(name, phase, requests, times)
+                rows.append(compare(name, phase, requests, times))
+        choice = ABOUT_IMAGES.get(name, ({}, {}))[0]
+        if "token_ratio" in choice and size.layers > 3:
+            rows[0]["operations"] = operations_a_layer(model, inputs, choice, selection)
+        yield from rows
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> str:
     """The figures for people."""
     lines = [
         name,
-        f"  {'case':29}{'phase':9}{'work':>6}{'time':>8}  {'IQR':14}{'of ideal':>9}{'dense':>13}{'policy':>13}",
+        f"  {'case':29}{'phase':9}{'work':>6}{'time':>8}  {'IQR':14}{'of ideal':>9}{'ops':>5}"
+        f"{'dense':>13}{'policy':>13}",
     ]
     for row in rows:
         spread = "{:.3f}..{:.3f}".format(*row["time_share_iqr"])
         ideal = "" if row["of_ideal"] is None else f"{row['of_ideal']:.3f}"
         lines.append(
             f"  {row['case']:29}{row['phase']:9}{row['work_share']:6.3f}{row['time_share']:8.3f}  {spread:14}{ideal:>9}"
+            f"{row.get('operations', ''):>5}"
             f"{row['dense_ms']:10.2f} ms{row['policy_ms']:10.2f} ms"
         )
     return "\n".join(lines)
