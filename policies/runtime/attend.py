@@ -123,6 +123,7 @@ class LayerKeys:
         stores: False where the layer never stores a key.
 
     Attributes:
+        cache: The model's cache; None where the layer stores nothing, and without one.
         all: Keys and values of cached tokens and of this forward's, once these are stored; empty where there are none.
     """
 
@@ -131,12 +132,12 @@ class LayerKeys:
     ) -> None:
         self._layer, self._hidden, self._split = layer, hidden, split
         self._model_mask: Tensor | None = arguments.get("attention_mask")
-        self._cache = find_cache(arguments)
+        self.cache = find_cache(arguments)
         self._given: tuple[Tensor, Tensor] | None = None
         self.all: tuple[Tensor, ...] = ()
-        if self._cache is not None and not stores:
-            skip_all_tokens(self._cache, layer.slot, hidden.shape[1], hidden.device)
-            self._cache = None
+        if self.cache is not None and not stores:
+            skip_all_tokens(self.cache, layer.slot, hidden.shape[1], hidden.device)
+            self.cache = None
         self._partial = self._find_partial()
         self._keys = self._find_places()
         if self._partial is not None and split.stored is AllOrNone.NONE:
@@ -144,7 +145,7 @@ class LayerKeys:
 
     def _find_partial(self) -> PartialLayer | None:
         """The layer's cache where it is to hold some tokens only; None where it holds all, and without a cache."""
-        cache, slot = self._cache, self._layer.slot
+        cache, slot = self.cache, self._layer.slot
         whole = self._split.stored is AllOrNone.ALL and self._split.eviction is None
         if cache is None or (whole and not isinstance(cache_layer(cache, slot), PartialLayer)):
             return None
@@ -153,8 +154,8 @@ class LayerKeys:
     def _find_places(self) -> KeyPlaces:
         (batch, count), device = self._hidden.shape[:2], self._hidden.device
         stored, partial = self._split.stored, self._partial
-        if self._cache is not None and partial is None:
-            dense: CacheLayerMixin = cache_layer(self._cache, self._layer.slot)
+        if self.cache is not None and partial is None:
+            dense: CacheLayerMixin = cache_layer(self.cache, self._layer.slot)
             length, offset = dense.get_mask_sizes(count)
             places = torch.arange(offset, offset + length, device=device).expand(batch, -1)
             return KeyPlaces(places, None, int(dense.get_seq_length()), offset)
@@ -238,8 +239,8 @@ class LayerKeys:
             stored = self._split.stored
             index, valid = (stored.index, stored.valid) if isinstance(stored, Selection) else (None, None)
             self._partial.announce(self._hidden.shape[1], index, valid)
-        if self._cache is not None:
-            keys, values = self._cache.update(keys, values, *args, **kwargs)
+        if self.cache is not None:
+            keys, values = self.cache.update(keys, values, *args, **kwargs)
         self.all = keys, values
         return keys, values
 

@@ -297,7 +297,7 @@ class ForwardTokens:
         return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
     def record_attention(
-        self, call: AttentionCall, queries: Selection | AllOrNone, keys: Selection | AllOrNone
+        self, call: AttentionCall, queries: Selection | AllOrNone, keys: Selection | AllOrNone, static: bool
     ) -> None:
         """Update `attention` from a layer's attention call; tokens that the layer left out keep their weight.
 
@@ -305,15 +305,16 @@ class ForwardTokens:
             call: The call, with the last prompt token among its queries.
             queries: The tokens that asked in it.
             keys: The tokens of this forward that were seen.
+            static: True where the keys are columns of a static cache, which was empty before.
         """
         processed = self.processed.counts
         self.has_attention = [had or n > 0 for had, n in zip(self.has_attention, processed, strict=True)]
+        count = keys.index.shape[1] if isinstance(keys, Selection) else self.attention.shape[1]
         with torch.no_grad():
-            fresh = call.weights(self._last_prompt_among(queries))
+            fresh = (call.of_first(count) if static else call).weights(self._last_prompt_among(queries))[:, -count:]
         if not isinstance(keys, Selection):
-            self.attention = fresh[:, -self.attention.shape[1] :]
+            self.attention = fresh
             return
-        fresh = fresh[:, -keys.index.shape[1] :]
         if keys.valid is not None:
             fresh = torch.where(keys.valid, fresh, self.attention.gather(1, keys.index))
         self.attention = self.attention.scatter(1, keys.index, fresh)

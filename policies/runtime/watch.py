@@ -32,9 +32,9 @@ class AttentionCall:
     scaling: float
     softcap: float | None
 
-    def without_room(self) -> "AttentionCall":
-        """The call without the columns of a static cache that are empty, where it holds nothing of earlier forwards."""
-        return replace(self, key=self.key[:, :, : self.query.shape[2]])
+    def of_first(self, keys: int) -> "AttentionCall":
+        """The call over its first keys; a static cache has empty columns after them."""
+        return replace(self, key=self.key[:, :, :keys])
 
     def weights(self, query_index: Tensor | None) -> Tensor:
         """The attention weights of one query of each row over all keys, mean over the heads.

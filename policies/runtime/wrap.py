@@ -16,7 +16,7 @@ from ..families.anatomy import first
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
 from ..scores.table import WITHOUT_ATTENTION
-from .attend import Eviction, Split, SplitAttention, Tokens, cut, cut_flags, put_back
+from .attend import Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
 from .patch import Patch
@@ -178,7 +178,8 @@ class WrappedLayer:
             return self.patch.original(hidden, **arguments)
         with self.watch.recorded() as attention_calls:
             output = self.patch.original(hidden, **arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls, arguments), tokens, tokens)
+        static = self.has_static_cache(arguments)
+        forward_tokens.record_attention(self.last_recorded(attention_calls), tokens, tokens, static)
         return output
 
     def compose(
@@ -239,7 +240,8 @@ class WrappedLayer:
             return parts.run_attention(normed, arguments)
         with self.watch.recorded() as attention_calls:
             out = parts.run_attention(normed, arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls, arguments), queries, keys)
+        static = self.has_static_cache(arguments)
+        forward_tokens.record_attention(self.last_recorded(attention_calls), queries, keys, static)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -266,6 +268,12 @@ class WrappedLayer:
             skip_all_tokens(cache, self.slot, count, device)
         else:
             shorter_layer(cache, self.slot, device).skip_tokens(count)
+
+    def has_static_cache(self, arguments: dict[str, Any]) -> bool:
+        """True where the attention sees columns of a static cache, of which the last ones are empty."""
+        cache = arguments.get(self.layer.sublayers.cache_name)
+        cache = cache.cache if isinstance(cache, LayerKeys) else cache
+        return isinstance(cache, Cache) and isinstance(cache_layer(cache, self.slot), StaticLayer)
 
     def has_partial_cache(self, cache: Cache | None) -> bool:
         """True where the layer processed only some tokens earlier in the sequence."""
@@ -339,7 +347,7 @@ class WrappedLayer:
             "call the model that the policy was applied to, with `input_ids`",
         )
 
-    def last_recorded(self, calls: list[AttentionCall], arguments: dict[str, Any]) -> AttentionCall:
+    def last_recorded(self, calls: list[AttentionCall]) -> AttentionCall:
         """The recorded call of this layer's attention.
 
         Raises:
@@ -352,9 +360,7 @@ class WrappedLayer:
                 [f"layer {self.layer.index} does not take its attention function from transformers' table"],
                 f"set `token_selection: {{score: {first}}}`{''.join(f' or `{name}`' for name in others)}",
             )
-        cache = find_cache(arguments)
-        static = cache is not None and isinstance(cache_layer(cache, self.slot), StaticLayer)
-        return calls[-1].without_room() if static else calls[-1]
+        return calls[-1]
 
 
 def flags_of(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:

@@ -14,6 +14,7 @@ from skipsearch import apply_policy
 from skipsearch.policies.errors import ModelError
 
 FALLING = {0: HALF, 2: {**NAMED["skip_ffn"], "token_ratio": 0.2}}
+FROZEN = {0: {"attention": "keys_only", "ffn": "skip", "tokens": "image"}, 1: HALF, 2: NAMED["skip_ffn"]}
 SCOPED = {1: {**NAMED["skip_attention"], "tokens": "image"}, 2: {**NAMED["skip_attention"], "phase": "prefill"}}
 ROOM = 40
 
@@ -24,7 +25,7 @@ def static(model: Any) -> StaticCache:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("reselect", ["each_layer", "once"])
-@pytest.mark.parametrize("layers", [FALLING, SCOPED], ids=["ratios", "scopes"])
+@pytest.mark.parametrize("layers", [FALLING, SCOPED, FROZEN], ids=["ratios", "scopes", "frozen"])
 @pytest.mark.parametrize(("name", "attention"), [("llava", "sdpa"), ("llava", "eager"), ("qwen2.5-vl", "sdpa")])
 def test_it_answers_as_a_growing_cache_does_and_stores_no_more(name, attention, layers, reselect, beams):
     model, inputs = built(name, attention), batch_of(name, "middle").padded()
