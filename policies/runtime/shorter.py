@@ -5,21 +5,38 @@ selection goes on with them, as the dense layer would with a shorter prompt. Any
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import output_capturing
 
 from ..families.layers import DecoderLayer, argument_names
+from .attend import Split, Tokens
 from .selection import AllOrNone, Selection, ShorterStates
 from .tokens import ForwardTokens
 
-if TYPE_CHECKING:
-    from .wrap import Plan
+
+class Plan(NamedTuple):
+    """Which tokens each sublayer of a layer processes in one forward.
+
+    Attributes:
+        attended: The tokens that the attention processes.
+        fed: The tokens that the FFN processes.
+        parallel: The tokens whose FFN reads the layer's input; a mask of shape (batch, tokens), or one flag for all.
+        split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
+    """
+
+    attended: Tokens
+    fed: Tokens
+    parallel: bool | Tensor
+    split: Split | None = None
 
 
-def cut_to_plan(plan: "Plan", tokens: ForwardTokens, hidden: Tensor) -> tuple[Tensor, "Plan", Selection | None]:
+DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False)
+
+
+def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tensor, Plan, Selection | None]:
     """Cut hidden states to the tokens of a plan, where all that it runs runs for the same ones.
 
     Args:

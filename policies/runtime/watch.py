@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
+from ..errors import ModelError
+from ..scores.table import WITHOUT_ATTENTION
 from .patch import Patch
 
 
@@ -181,6 +183,22 @@ def with_other_globals(method: Callable[..., Any], replace: Callable[[Any], Any]
     copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copied.__kwdefaults__ = function.__kwdefaults__
     return MethodType(copied, method.__self__)  # type: ignore[attr-defined]
+
+
+def last_recorded(calls: list[AttentionCall], layer: int) -> AttentionCall:
+    """The last recorded call of a layer's attention.
+
+    Raises:
+        ModelError: nothing was recorded: the attention does not use transformers' table of attention functions.
+    """
+    if not calls:
+        first, *others = WITHOUT_ATTENTION
+        raise ModelError(
+            "the attention of this model cannot be read to rank image tokens",
+            [f"layer {layer} does not take its attention function from transformers' table"],
+            f"set `token_selection: {{score: {first}}}`{''.join(f' or `{name}`' for name in others)}",
+        )
+    return calls[-1]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One decoder layer under a policy: its sublayers composed anew, in place of its forward."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +15,18 @@ from ..errors import ModelError
 from ..families.anatomy import first
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
-from ..scores.table import WITHOUT_ATTENTION
 from .attend import Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
 from .patch import Patch
 from .roles import roles
 from .selection import AllOrNone, Selection
-from .shorter import cut_to_plan, is_read
+from .shorter import DENSE, Plan, cut_to_plan, is_read
 from .streams import run_concurrently
 from .tokens import CLASSES, ForwardTokens, ImageSplit
-from .watch import AttentionCall, WatchedAttention
+from .watch import WatchedAttention, last_recorded
 
 ALL_OR_NONE = {True: AllOrNone.ALL, False: AllOrNone.NONE}
-
-
-class Plan(NamedTuple):
-    """Which tokens each sublayer of a layer processes in one forward.
-
-    Attributes:
-        attended: The tokens that the attention processes.
-        fed: The tokens that the FFN processes.
-        parallel: The tokens whose FFN reads the layer's input; a mask of shape (batch, tokens), or one flag for all.
-        split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
-    """
-
-    attended: Tokens
-    fed: Tokens
-    parallel: bool | Tensor
-    split: Split | None = None
-
-
-DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False)
 
 
 class WrappedLayer:
@@ -179,7 +159,7 @@ class WrappedLayer:
         with self.watch.recorded() as attention_calls:
             output = self.patch.original(hidden, **arguments)
         static = self.has_static_cache(arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls), tokens, tokens, static)
+        forward_tokens.record_attention(last_recorded(attention_calls, self.layer.index), tokens, tokens, static)
         return output
 
     def compose(
@@ -241,7 +221,7 @@ class WrappedLayer:
         with self.watch.recorded() as attention_calls:
             out = parts.run_attention(normed, arguments)
         static = self.has_static_cache(arguments)
-        forward_tokens.record_attention(self.last_recorded(attention_calls), queries, keys, static)
+        forward_tokens.record_attention(last_recorded(attention_calls, self.layer.index), queries, keys, static)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -346,21 +326,6 @@ class WrappedLayer:
             [f"layer {self.layer.index} got hidden states of shape {tuple(hidden.shape)} without them"],
             "call the model that the policy was applied to, with `input_ids`",
         )
-
-    def last_recorded(self, calls: list[AttentionCall]) -> AttentionCall:
-        """The recorded call of this layer's attention.
-
-        Raises:
-            ModelError: nothing was recorded: the attention does not use transformers' table of attention functions.
-        """
-        if not calls:
-            first, *others = WITHOUT_ATTENTION
-            raise ModelError(
-                "the attention of this model cannot be read to rank image tokens",
-                [f"layer {self.layer.index} does not take its attention function from transformers' table"],
-                f"set `token_selection: {{score: {first}}}`{''.join(f' or `{name}`' for name in others)}",
-            )
-        return calls[-1]
 
 
 def flags_of(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:

@@ -85,3 +85,24 @@ def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
         for logits in expected:
             graph.replay()
             close(found, logits)
+
+
+@pytest.mark.parametrize("reselect", ["each_layer", "once"])
+def test_a_step_over_a_shorter_static_cache_is_captured(reselect):
+    model, inputs = copy.deepcopy(built("llava", "sdpa")).cuda(), on_gpu(batch_of("llava", "middle").padded())
+
+    def begun():
+        """The step after the prompt, at each call one token further."""
+        cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=64)
+        model(**inputs, past_key_values=cache)
+        return partial(model, input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
+
+    with torch.inference_mode(), apply_policy(model, policy_of({1: HALF, 2: {"token_ratio": 0.3}}, reselect=reselect)):
+        step, captured = begun(), begun()
+        expected = [step().logits for _ in range(8)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = captured().logits
+        for logits in expected:
+            graph.replay()
+            close(found, logits)
