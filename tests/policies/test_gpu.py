@@ -65,10 +65,8 @@ def test_a_static_cache_answers_as_a_growing_one_does_in_a_cuda_graph(name):
         close(torch.stack(found), torch.stack(expected), 1e-4)
 
 
-# Not where windows slide: there transformers counts a static cache's tokens in Python too, which a graph cannot replay.
-@pytest.mark.parametrize("name", ["llama", "llava"])
-def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
-    model, inputs = copy.deepcopy(built(name, "sdpa")).cuda(), on_gpu(batch_of(name, "text").padded())
+def captured_equals_uncaptured(model, inputs, policy):
+    """Replay the step after a prompt as a CUDA graph, and compare each with the step as it is."""
 
     def begun():
         """The step after the prompt, at each call one token further."""
@@ -76,7 +74,7 @@ def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
         model(**inputs, past_key_values=cache)
         return partial(model, input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
 
-    with torch.inference_mode(), apply_policy(model, policy_of(dict.fromkeys(range(LAYERS), NAMED["parallel"]))):
+    with torch.inference_mode(), apply_policy(model, policy):
         step, captured = begun(), begun()
         expected = [step().logits for _ in range(8)]
         graph = torch.cuda.CUDAGraph()
@@ -85,24 +83,16 @@ def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
         for logits in expected:
             graph.replay()
             close(found, logits)
+
+
+# Not where windows slide: there transformers counts a static cache's tokens in Python too, which a graph cannot replay.
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
+    model, inputs = copy.deepcopy(built(name, "sdpa")).cuda(), on_gpu(batch_of(name, "text").padded())
+    captured_equals_uncaptured(model, inputs, policy_of(dict.fromkeys(range(LAYERS), NAMED["parallel"])))
 
 
 @pytest.mark.parametrize("reselect", ["each_layer", "once"])
 def test_a_step_over_a_shorter_static_cache_is_captured(reselect):
     model, inputs = copy.deepcopy(built("llava", "sdpa")).cuda(), on_gpu(batch_of("llava", "middle").padded())
-
-    def begun():
-        """The step after the prompt, at each call one token further."""
-        cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=64)
-        model(**inputs, past_key_values=cache)
-        return partial(model, input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
-
-    with torch.inference_mode(), apply_policy(model, policy_of({1: HALF, 2: {"token_ratio": 0.3}}, reselect=reselect)):
-        step, captured = begun(), begun()
-        expected = [step().logits for _ in range(8)]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = captured().logits
-        for logits in expected:
-            graph.replay()
-            close(found, logits)
+    captured_equals_uncaptured(model, inputs, policy_of({1: HALF, 2: {"token_ratio": 0.3}}, reselect=reselect))
