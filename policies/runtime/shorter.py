@@ -30,7 +30,7 @@ def cut_to_plan(plan: "Plan", tokens: ForwardTokens, hidden: Tensor) -> tuple[Te
     Returns:
         The hidden states, the plan for the tokens in them, and which these are; None for all of them.
     """
-    attended, fed, parallel, split = plan
+    attended, fed, parallel, split = plan[:4]
     if split is None and attended is fed is AllOrNone.NONE:
         return hidden, plan, None
     chosen = fed if attended is AllOrNone.NONE else attended

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
+from ..scores.score import Record, rounded
 from .patch import Patch
+
+SMALLEST_NORM = 1e-6  # a smaller norm of a key is taken for this one
 
 
 @dataclass
@@ -31,6 +34,12 @@ class AttentionCall:
     mask: Tensor | None
     scaling: float
     softcap: float | None
+
+    def figures(self, record: Record, query_index: Tensor | None) -> Tensor:
+        """What is recorded of each key, float32, shape (batch, keys); see `Record` and `weights`."""
+        if record == "key_norm":
+            return rounded(1 / self.key.float().norm(dim=-1).mean(dim=1).clamp_min(SMALLEST_NORM))
+        return self.weights(query_index)
 
     def weights(self, query_index: Tensor | None) -> Tensor:
         """The attention weights of one query of each row over all keys, mean over the heads.
