@@ -106,7 +106,8 @@ class PyramidDrop(StrictModel):
 
     def choices(self, num_layers: int) -> list[LayerChoice]:
         """What every layer does, first to last."""
-        starts = [num_layers * stage // self.stages for stage in range(1, self.stages)]
+        length = max(1, num_layers // self.stages)
+        starts = [length * stage for stage in range(1, self.stages)]
         begun = [sum(start <= index for start in starts) for index in range(num_layers)]
         return [LayerChoice(token_ratio=round(self.token_ratio**count, DIGITS)) if count else KEEP for count in begun]
 
@@ -141,6 +142,25 @@ class DivPrune(StrictModel):
     def choices(self, num_layers: int) -> list[LayerChoice]:
         """What every layer does, first to last."""
         return [LayerChoice(token_ratio=self.token_ratio)] * num_layers
+
+
+class SkipVision(StrictModel):
+    """Most image tokens have the attention without the FFN, and leave the cache after the prompt (Skip-Vision).
+
+    As in arXiv:2503.21817, without its training. Which tokens have the FFN is a matter of places there, so `uniform`
+    takes them here.
+
+    Attributes:
+        token_ratio: The share of the image tokens that have the FFN too and stay in the cache.
+    """
+
+    selection: ClassVar[Mapping[str, str]] = {"score": "uniform"}
+
+    token_ratio: Ratio
+
+    def choices(self, num_layers: int) -> list[LayerChoice]:
+        """What every layer does, first to last."""
+        return [LayerChoice(token_ratio=self.token_ratio, rest="attention", evict=True)] * num_layers
 
 
 class Interval(StrictModel):
@@ -193,6 +213,7 @@ class Schedule(StrictModel):
         pyramid_drop: Fewer image tokens after each of some equal parts of the depth (PyramidDrop).
         vtw: No image tokens from one layer on (VTW).
         divprune: The most diverse image tokens from the first layer on (DivPrune).
+        skip_vision: Most image tokens have no FFN, and leave the cache after the prompt (Skip-Vision).
         interval: A choice in every I-th layer (ima-lmms).
     """
 
@@ -204,6 +225,7 @@ class Schedule(StrictModel):
     pyramid_drop: PyramidDrop | None = None
     vtw: VTW | None = None
     divprune: DivPrune | None = None
+    skip_vision: SkipVision | None = None
     interval: Interval | None = None
 
     @model_validator(mode="after")

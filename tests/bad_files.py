@@ -16,7 +16,7 @@ objectives: {accuracy: maximize, prefill_flops: minimize}
 """
 EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
 BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
-GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, pyramid_drop, vtw, divprune, interval"
+GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, pyramid_drop, vtw, divprune, skip_vision, interval"
 SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance' or 'uniform'"
 CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
 DEPTH = "model: {num_layers: 8}\n"

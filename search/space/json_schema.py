@@ -13,6 +13,7 @@ from .schedules import (
     FastVOptions,
     IntervalOptions,
     PyramidDropOptions,
+    SkipVisionOptions,
     VTWOptions,
 )
 from .space import OPTIONAL, Space
@@ -26,6 +27,7 @@ SCHEDULES = (
     ("PyramidDrop", PyramidDropOptions),
     ("VTW", VTWOptions),
     ("DivPrune", DivPruneOptions),
+    ("SkipVision", SkipVisionOptions),
     ("Interval", IntervalOptions),
 )
 

@@ -49,6 +49,12 @@ class DivPruneOptions(StrictModel):
     token_ratio: Options[Ratio]
 
 
+class SkipVisionOptions(StrictModel):
+    """The options of `skip_vision`."""
+
+    token_ratio: Options[Ratio]
+
+
 class IntervalOptions(StrictModel):
     """The options of `interval`.
 
@@ -76,6 +82,7 @@ class ScheduleOptions(StrictModel):
         pyramid_drop: Fewer image tokens after each of some equal parts of the depth (PyramidDrop, arXiv:2410.17247).
         vtw: No image tokens from one layer on (VTW, arXiv:2405.05803).
         divprune: The most diverse image tokens from the first layer on (DivPrune, arXiv:2503.02175).
+        skip_vision: Most image tokens have no FFN, and no place in the cache after the prompt (arXiv:2503.21817).
         interval: A choice in every I-th layer (ima-lmms, arXiv:2410.09454).
     """
 
@@ -87,6 +94,7 @@ class ScheduleOptions(StrictModel):
     pyramid_drop: PyramidDropOptions | None = None
     vtw: VTWOptions | None = None
     divprune: DivPruneOptions | None = None
+    skip_vision: SkipVisionOptions | None = None
     interval: IntervalOptions | None = None
 
     @model_validator(mode="after")
