@@ -157,7 +157,8 @@ def attention(
     record: str,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
-    row, cache = at[2], t.DynamicCache()
+    # A layer that attends to the image has keys of the image, and says nothing of tokens.
+    row, cache, of_tokens = at[2], t.DynamicCache(), at[1] not in at[0].cross
     asking = [i for i, (does_what, _) in does.items() if does_what == "run"]
     seen = [i for i, (does_what, _) in does.items() if does_what in ("run", "keys_only")]
     alone = [i for i, (does_what, _) in does.items() if does_what == "queries_only"]
@@ -165,8 +166,7 @@ def attention(
     for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
         tokens = sorted(seen + lone)
         given = arguments_for(tokens, arguments, evicted, x.dtype, at)
-        # A layer that attends to the image has the keys of the image.
-        if record == "key_norm" and not lone and not recurrence(layer) and at[1] not in at[0].cross:
+        if record == "key_norm" and not lone and not recurrence(layer) and of_tokens:
             given["past_key_values"] = cache
         delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
@@ -174,7 +174,7 @@ def attention(
         prompt = [i for i in asking if i < row.end]
         # Where text asks nothing, the layer gives no score.
         reads = weights is not None and any(row.kind(i) == "text" for i in prompt)
-        if not lone and record == "attention" and reads:
+        if not lone and record == "attention" and of_tokens and reads:
             row.note(seen, weights[0].mean(0)[seen.index(prompt[-1])].tolist())
     if cache.layers:
         norms = cache.layers[-1].keys[0].norm(dim=-1).mean(0).tolist()
