@@ -40,7 +40,7 @@ class TokenSelection(StrictModel):
         reselect: `each_layer` lets a token that one layer leaves out come back in the next; `once` removes it for good,
             from all later layers, also from layers without a ratio.
         dropped: What becomes of a token that is removed for good: `discard`, or `merge` into the remaining one that it
-            resembles most; see `runtime.merge`.
+            resembles most; see `scores.merge`.
     """
 
     score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION}")] = "attention"

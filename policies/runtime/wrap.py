@@ -12,12 +12,12 @@ from ..errors import ModelError
 from ..families.anatomy import first
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
+from ..scores.merge import merge_removed
 from ..scores.score import Record
 from ..scores.table import WITHOUT_RECORDS, find_score
 from .attend import Eviction, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .cache import cache_layer, find_cache, partial_layer, skip_all_tokens
 from .calls import CallTracker, ForwardCall
-from .merge import merge_removed
 from .narrow import narrow
 from .partial import PartialLayer
 from .patch import Patch

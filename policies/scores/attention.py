@@ -11,8 +11,8 @@ class AttentionScore(RecordedScore):
 
     name: ClassVar[str] = "attention"
     meaning: ClassVar[str] = (
-        "the attention of the last prompt token, mean over the heads, in the nearest earlier layer in which text attends "
-        "to image tokens and is seen; a token that such a layer left out keeps its score, and where no layer is earlier, "
-        "`uniform` decides"
+        "the attention of the last prompt token that asks, mean over the heads, in the nearest earlier layer in which "
+        "text attends to image tokens and is seen; a token that such a layer left out keeps its score, and where no "
+        "layer is earlier, `uniform` decides"
     )
     records: ClassVar[Record | None] = "attention"

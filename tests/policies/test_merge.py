@@ -10,8 +10,8 @@ from families import batch_of, built, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.document import Document
 from skipsearch.policies.errors import PolicyError
-from skipsearch.policies.runtime.merge import merge_removed
 from skipsearch.policies.runtime.prefix import PrefixStates
+from skipsearch.policies.scores.merge import merge_removed
 from skipsearch.policies.scores.table import SCORES
 from skipsearch.testing.scores import BATCH, COUNTS, sample_states, sample_tokens
 

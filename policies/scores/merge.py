@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..scores.diverse import to_steps
-from ..scores.score import per_row, unit_vectors
+from .diverse import to_steps
+from .score import per_row, unit_vectors
 
 if TYPE_CHECKING:
-    from .tokens import ImageTokens
+    from ..runtime.tokens import ImageTokens
 
 
 def merge_removed(
