@@ -44,7 +44,7 @@ class Candidates:
 
     Attributes:
         places: Their places in the sequence, shape (batch, longest).
-        valid: Which entries of `places` are candidates, shape (batch, longest).
+        valid: Which entries of `places` are candidates, shape (batch, longest), or (1, longest) for all rows alike.
     """
 
     places: "Tensor"
@@ -117,7 +117,7 @@ class Candidates:
         steps = torch.arange(order.shape[1], device=order.device)
         values = (order.shape[1] - steps).float() * (steps < per_row(inputs.keep, order.device))
         scores = torch.zeros(inputs.candidates.shape, device=order.device)
-        return scores.scatter_reduce(1, self.places.gather(1, order), values, "amax")
+        return scores.scatter_reduce(1, self.places.gather(1, order), values.expand_as(order), "amax")
 
 
 def to_steps(cosines: "Tensor") -> "Tensor":
