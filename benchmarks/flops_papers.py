@@ -93,12 +93,13 @@ class Case:
         reported: The figure, in `unit`.
         ratios: Share of the image tokens that each layer which differs from dense processes.
         once: True where a token that is left out never comes back; `ratios` then names the first layer of each step.
+        score: The score that ranks image tokens.
         frozen: The layers in which image tokens are seen and neither ask nor are fed.
         others: Prompt tokens beside the image's.
         size: The model.
         macs: True where a multiply-add counts as one.
         matrices: How many of the FFN's three matrices the paper counts.
-        unit: `T` for 10^12, `G of one layer`, `% less` than dense, `% of KV` bytes of dense.
+        unit: `T` for 10^12, `G of one layer`, `% less` than dense, `% of dense`, `% of KV` bytes of dense.
         note: What to know about the comparison.
     """
 
@@ -107,6 +108,7 @@ class Case:
     reported: float
     ratios: dict[int, float] = field(default_factory=dict)
     once: bool = False
+    score: str = "attention"
     frozen: tuple[int, ...] = ()
     others: int = 0
     size: str = "7B"
@@ -127,8 +129,8 @@ class Case:
         """The method as a policy."""
         layers: dict[int, dict[str, Any]] = {layer: {"token_ratio": ratio} for layer, ratio in self.ratios.items()}
         layers |= dict.fromkeys(self.frozen, CHOICES["freeze_image"].document())
-        reselect = "once" if self.once else "each_layer"
-        return Policy.model_validate({"layers": layers, "token_selection": {"reselect": reselect}})
+        selection = {"score": self.score, "reselect": "once" if self.once else "each_layer"}
+        return Policy.model_validate({"layers": layers, "token_selection": selection})
 
     def tokens(self) -> list[int]:
         """How many tokens each layer processes, by the paper's words."""
@@ -234,6 +236,17 @@ CASES = [
     Case("VTW", "no image tokens from layer 16", 4.68, {16: 0.0}, True, others=62),
     Case("ShortV", "dense", 8.5, others=62, note="VTW's 62 tokens, whose figures it compares with"),
     Case("ShortV", "image frozen in 19 layers", 4.7, frozen=SHORTV, others=62),
+    Case(
+        "DivPrune",
+        "9.8 % of the image tokens",
+        15.6,
+        {0: 0.098},
+        True,
+        "diverse",
+        others=42,
+        unit="% of dense",
+        note="42 tokens beside the image's make its figure",
+    ),
     gamma("dense", 10.7, 0.0),
     gamma("routing 0.3: 31.0 % skipped", 7.7, 0.31),
     gamma("routing 0.5: 56.4 % skipped", 5.3, 0.564),
@@ -266,7 +279,8 @@ def measure(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         else:
             dense = run(case.size, case.others, Policy())
             less = 100 * (1 - counted.figure(case) / dense.figure(case))
-            ours = less if case.unit == "% less" else 100 * counted.kv_bytes / dense.kv_bytes
+            shares = {"% less": less, "% of dense": 100 - less, "% of KV": 100 * counted.kv_bytes / dense.kv_bytes}
+            ours = shares[case.unit]
         yield {
             "paper": case.paper,
             "what": case.what,

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from ..policies.errors import EvaluatorError
-from ..policies.wording import nearest
+from ..policies.plugins import PluginGroup
 
 if TYPE_CHECKING:
     from ..policies.apply import PolicyHandle
@@ -194,7 +193,7 @@ BUILT_IN = {
 
 def available() -> tuple[str, ...]:
     """The names of all evaluators, built in or from installed packages."""
-    return tuple(sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))}))
+    return PLUGINS.available()
 
 
 def evaluator_class(name: str) -> type[Evaluator]:
@@ -203,18 +202,8 @@ def evaluator_class(name: str) -> type[Evaluator]:
     Raises:
         EvaluatorError: there is no such evaluator, several packages have one, or it lacks a part of the interface.
     """
-    found = {entry.value: entry for entry in entry_points(group=GROUP) if entry.name == name}
-    if name in BUILT_IN:
-        found[BUILT_IN[name]] = EntryPoint(name, BUILT_IN[name], GROUP)
-    if not found:
-        names = available()
-        hint = f"available: {', '.join(names)}"
-        raise EvaluatorError(f"there is no evaluator '{name}'", [nearest(name, list(names))], hint)
-    if len(found) > 1:
-        origins = [f"{value}, {origin(entry)}" for value, entry in sorted(found.items())]
-        hint = "uninstall one of the packages, or rename its entry point"
-        raise EvaluatorError(f"the evaluator '{name}' exists {len(found)} times", origins, hint)
-    return load_evaluator(*found.values())
+    evaluator: type[Evaluator] = PLUGINS.find(name)
+    return evaluator
 
 
 @functools.cache
@@ -240,29 +229,6 @@ def declared_metric(name: str) -> Metric | None:
     return known.get("accuracy") if own is None and name.startswith(TRANSFER_PREFIX) else own
 
 
-def origin(entry: EntryPoint) -> str:
-    """The package that an evaluator comes from."""
-    return f"from {entry.dist.name} {entry.dist.version}" if entry.dist else "built in"
-
-
-def load_evaluator(entry: EntryPoint) -> type[Evaluator]:
-    """Import an evaluator, and check that it has the interface.
-
-    Raises:
-        EvaluatorError: it cannot be imported, or lacks a part of the interface.
-    """
-    try:
-        found = entry.load()
-    except (ImportError, AttributeError) as cause:
-        where = [f"{entry.value}, {origin(entry)}", str(cause)]
-        raise EvaluatorError(f"the evaluator '{entry.name}' cannot be imported", where) from cause
-    problems = interface_problems(found, entry.name)
-    if problems:
-        raise EvaluatorError(f"{entry.value}, {origin(entry)}, is no evaluator", problems)
-    evaluator: type[Evaluator] = found
-    return evaluator
-
-
 def interface_problems(found: Any, name: str) -> list[str]:
     """What an object lacks to be the evaluator of a name, one line each."""
     if not isinstance(found, type):
@@ -280,3 +246,6 @@ def interface_problems(found: Any, name: str) -> list[str]:
         "measure: expected a method": callable(getattr(found, "measure", None)),
     }
     return [problem for problem, holds in checks.items() if not holds]
+
+
+PLUGINS = PluginGroup(GROUP, "evaluator", BUILT_IN, interface_problems, EvaluatorError)

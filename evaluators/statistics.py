@@ -28,12 +28,15 @@ class LayerStatistics:
         attention_rank: ARank of γ-MoD (arXiv:2410.13859): rank of the attention weights below the diagonal, mean over
             heads and prompts, at most the number of tokens - 1. None where the layer has no attention between tokens,
             or the rank was not requested.
+        frozen_divergence: KL(dense || image tokens frozen in this layer alone) of the first answer token, in nats, mean
+            over the prompts: the layer contribution of ShortV (arXiv:2504.00502). None where it was not requested.
     """
 
     block_influence: float
     attention_cosine: float
     ffn_cosine: float
     attention_rank: float | None = None
+    frozen_divergence: float | None = None
 
 
 @dataclass

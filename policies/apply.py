@@ -22,7 +22,8 @@ from .runtime.roles import roles
 from .runtime.shorter import first_handed_on
 from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
-from .scores.table import SCORES
+from .scores.score import Record
+from .scores.table import find_score
 
 # The attribute of a decoder layer that holds the handle of the policy applied to it.
 HANDLE = "_skipsearch_policy"
@@ -34,12 +35,12 @@ class LayerStep(NamedTuple):
     Attributes:
         choice: Its choice, in canonical form.
         selection: How it ranks image tokens, where it leaves some out.
-        records_attention: True where a later layer ranks image tokens by this layer's attention.
+        record: What it records for a later layer that ranks image tokens by it; None for nothing.
     """
 
     choice: LayerChoice
     selection: TokenSelection | None = None
-    records_attention: bool = False
+    record: Record | None = None
 
     @property
     def computes(self) -> bool:
@@ -141,9 +142,9 @@ class PolicyHandle:
         """
         if not self._installed:
             return [LayerStep(KEEP) for _ in self._layers]
-        recorded = {wrapped.layer.index for wrapped in self._wrapped if wrapped.records_attention}
+        recorded = {wrapped.layer.index: wrapped.record for wrapped in self._wrapped}
         return [
-            LayerStep(choice, None if choice.token_ratio is None else self.policy.token_selection, index in recorded)
+            LayerStep(choice, None if choice.token_ratio is None else self.policy.token_selection, recorded.get(index))
             for index, choice in enumerate(self.policy.choices(len(self._layers)))
         ]
 
@@ -216,16 +217,17 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
 
 
 def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
-    """Wrap the layers that differ from keep, that record attention, or that follow a removal of image tokens."""
+    """Wrap the layers that differ from keep, that record something, or that follow a removal of image tokens."""
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice)
-    recorded = recorded_layers(policy, layers)
+    record = find_score(policy.token_selection.score).records
+    recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
     return [
-        WrappedLayer(layer, choice, policy.token_selection, layer.index in recorded)
+        WrappedLayer(layer, choice, policy.token_selection, record if layer.index in recorded else None)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in recorded or layer.index > removal
     ]
@@ -239,17 +241,23 @@ def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Seq
             one.hands_to = following.layer.module
 
 
-def recorded_layers(policy: Policy, layers: Sequence[DecoderLayer]) -> set[int]:
-    """The layers whose attention is recorded: before each token ratio, the nearest one that attends to image tokens."""
-    if not SCORES[policy.token_selection.score].reads_attention:
-        return set()
+def recorded_layers(policy: Policy, layers: Sequence[DecoderLayer], record: Record) -> set[int]:
+    """The layers that record something: before each token ratio, the nearest one that can."""
     nearest, recorded = -1, set()
     for layer, choice in zip(layers, policy.choices(len(layers)), strict=True):
         if choice.token_ratio:
             recorded.add(nearest)
-        if layer.kind == "attention" and roles(choice).reads_images:
+        if can_record(layer, choice, record):
             nearest = layer.index
     return recorded - {-1}
+
+
+def can_record(layer: DecoderLayer, choice: LayerChoice, record: Record) -> bool:
+    """True where a layer attends to image tokens, gives them keys, or changes them, as a record asks for."""
+    does = roles(choice)
+    if record == "change":
+        return does.moves_images
+    return layer.kind == "attention" and (does.reads_images if record == "attention" else does.shows_images)
 
 
 def first_removal(policy: Policy, choices: list[LayerChoice]) -> int:

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, StrictModel
+from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .hub import policy_file, save_folder, upload
 from .schedules import Schedule
-from .scores.table import DESCRIPTION, ScoreName
+from .scores.table import DESCRIPTION, RELEVANCE, ScoreName
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
+Dropped = Literal["discard", "merge"]
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 
 # Scoped choices that are the same as a token ratio of 0, unless a ratio removes tokens for good; by the one, the other.
@@ -35,12 +36,38 @@ class TokenSelection(StrictModel):
 
     Attributes:
         score: The score that ranks them; see `scores.table`.
+        diversity: With the score `relevance`, the weight of `diverse` in a mixture of the two, 0 to 1.
         reselect: `each_layer` lets a token that one layer leaves out come back in the next; `once` removes it for good,
             from all later layers, also from layers without a ratio.
+        dropped: What becomes of a token that is removed for good: `discard`, or `merge` into the remaining one that it
+            resembles most; see `scores.merge`.
     """
 
     score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION}")] = "attention"
+    # Keys that were added later are left out at their default, so that fingerprints stay what they were.
+    diversity: Annotated[Ratio, Field(exclude_if=lambda weight: weight == 0)] = 0.0
     reselect: Literal["each_layer", "once"] = "each_layer"
+    dropped: Annotated[Dropped, Field(exclude_if=lambda value: value == "discard")] = "discard"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dropped == "merge" and self.reselect != "once":
+            reason = "a token that may come back is not dropped; write `reselect: once` beside it"
+            raise ValueError(f"found dropped: merge with reselect: {self.reselect}: {reason}")
+        if self.diversity and self.score != RELEVANCE:
+            raise ValueError(f"found diversity beside score {self.score}, expected score {RELEVANCE}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The ranking in one phrase, such as `attention` or `relevance, diversity 0.5, merged`."""
+        parts = [self.score, f"diversity {self.diversity:g}" if self.diversity else "", "merged"]
+        return ", ".join(filter(None, parts if self.dropped == "merge" else parts[:2]))
+
+    def canonical(self) -> "TokenSelection":
+        """The canonical form, equal for selections that compute the same."""
+        only_diverse = {"score": "diverse", "diversity": 0.0}
+        return self.model_copy(update=only_diverse) if self.diversity == 1 else self
 
 
 class ModelRef(StrictModel):
@@ -100,7 +127,8 @@ class Policy(StrictModel):
         schedule: A generator of choices, such as `fastv: {layer: 2, token_ratio: 0.5}`. It is expanded into `layers`
             when the policy is made, which needs the model's `num_layers`.
         layers: By 0-based layer number, the choices that differ from keep, or from the schedule's choice.
-        token_selection: How image tokens are selected where a layer has a token ratio.
+        token_selection: How image tokens are selected where a layer has a token ratio; by default as the schedule's
+            source does.
         measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
             split.
         provenance: The study and trial it comes from.
@@ -132,8 +160,11 @@ class Policy(StrictModel):
         if self.schedule is not None and self.model.num_layers is not None:
             choices = self.schedule.choices(self.model.num_layers)
             given = {index: choice for index, choice in enumerate(choices) if choice != KEEP}
+            selection = self.token_selection
+            if "token_selection" not in self.model_fields_set:
+                selection = TokenSelection.model_validate(self.schedule.selection)
             # The value is frozen, so pydantic would refuse to set its fields.
-            self.__dict__.update(schedule=None, layers={**given, **self.layers})
+            self.__dict__.update(schedule=None, layers={**given, **self.layers}, token_selection=selection)
         return self
 
     def __hash__(self) -> int:
@@ -189,14 +220,14 @@ class Policy(StrictModel):
         selection = self.token_selection
         if not any(choice.ranks_images for choice in changed.values()):
             # No ratio removes a token from later layers.
-            selection = selection.model_copy(update={"reselect": "each_layer"})
+            selection = selection.model_copy(update={"reselect": "each_layer", "dropped": "discard"})
         if selection.reselect == "once":
             changed = drop_ineffective_ratios(changed)
         else:
             changed = {index: SAME_WITHOUT_REMOVAL.get(choice, choice) for index, choice in changed.items()}
         layers = {index: choice for index, choice in changed.items() if choice is not KEEP}
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
-        selection = selection if ratios else TokenSelection()
+        selection = selection.canonical() if ratios else TokenSelection()
         if not any(ratios):
             # Where every ratio is 0, no score ranks anything.
             selection = TokenSelection(reselect=selection.reselect)

@@ -4,7 +4,8 @@
 """
 
 import math
-from typing import Annotated, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
@@ -87,6 +88,81 @@ class FastV(StrictModel):
         return [fewer if index >= self.layer else KEEP for index in range(num_layers)]
 
 
+class PyramidDrop(StrictModel):
+    """Fewer image tokens after each of some equal parts of the depth (PyramidDrop, arXiv:2410.17247).
+
+    Its paper and code have 4 stages and a ratio of 0.5: of 32 layers, half of the tokens from layer 8 on, a quarter
+    from 16 and an eighth from 24.
+
+    Attributes:
+        stages: The number of parts of the depth; the first has all image tokens.
+        token_ratio: The share of the tokens of one part that the next part has.
+    """
+
+    selection: ClassVar[Mapping[str, str]] = {"score": "attention", "reselect": "once"}
+
+    stages: Annotated[int, Field(ge=2, le=LAST_LAYER + 1, strict=True)] = 4
+    token_ratio: Ratio = 0.5
+
+    def choices(self, num_layers: int) -> list[LayerChoice]:
+        """What every layer does, first to last."""
+        length = max(1, num_layers // self.stages)
+        starts = [length * stage for stage in range(1, self.stages)]
+        begun = [sum(start <= index for start in starts) for index in range(num_layers)]
+        return [LayerChoice(token_ratio=round(self.token_ratio**count, DIGITS)) if count else KEEP for count in begun]
+
+
+class VTW(StrictModel):
+    """No image tokens from one layer on (VTW, arXiv:2405.05803).
+
+    Attributes:
+        layer: VTW's K, the first layer without them; 16 for LLaVA-1.5-7B in its paper.
+    """
+
+    selection: ClassVar[Mapping[str, str]] = {"reselect": "once"}
+
+    layer: Layer
+
+    def choices(self, num_layers: int) -> list[LayerChoice]:
+        """What every layer does, first to last."""
+        return [LayerChoice(token_ratio=0.0) if index >= self.layer else KEEP for index in range(num_layers)]
+
+
+class DivPrune(StrictModel):
+    """The most diverse image tokens from the first layer on (DivPrune, arXiv:2503.02175).
+
+    Attributes:
+        token_ratio: The share of the image tokens that remains; 0.098 in its paper.
+    """
+
+    selection: ClassVar[Mapping[str, str]] = {"score": "diverse", "reselect": "once"}
+
+    token_ratio: Ratio
+
+    def choices(self, num_layers: int) -> list[LayerChoice]:
+        """What every layer does, first to last."""
+        return [LayerChoice(token_ratio=self.token_ratio)] * num_layers
+
+
+class SkipVision(StrictModel):
+    """Most image tokens have the attention without the FFN, and leave the cache after the prompt (Skip-Vision).
+
+    As in arXiv:2503.21817, without its training. Which tokens have the FFN is a matter of places there, so `uniform`
+    takes them here.
+
+    Attributes:
+        token_ratio: The share of the image tokens that have the FFN too and stay in the cache.
+    """
+
+    selection: ClassVar[Mapping[str, str]] = {"score": "uniform"}
+
+    token_ratio: Ratio
+
+    def choices(self, num_layers: int) -> list[LayerChoice]:
+        """What every layer does, first to last."""
+        return [LayerChoice(token_ratio=self.token_ratio, rest="attention", evict=True)] * num_layers
+
+
 class Interval(StrictModel):
     """A choice in every I-th layer, as in ima-lmms (arXiv:2410.09454): where `start < l < end` and `l mod I = 0`.
 
@@ -134,6 +210,10 @@ class Schedule(StrictModel):
         shifted_cosine: The share of image tokens falls along half a cosine (p-MoD).
         linear: The share of image tokens falls along a line.
         fastv: Fewer image tokens from one layer on (FastV).
+        pyramid_drop: Fewer image tokens after each of some equal parts of the depth (PyramidDrop).
+        vtw: No image tokens from one layer on (VTW).
+        divprune: The most diverse image tokens from the first layer on (DivPrune).
+        skip_vision: Most image tokens have no FFN, and leave the cache after the prompt (Skip-Vision).
         interval: A choice in every I-th layer (ima-lmms).
     """
 
@@ -142,12 +222,21 @@ class Schedule(StrictModel):
     shifted_cosine: ShiftedCosine | None = None
     linear: Linear | None = None
     fastv: FastV | None = None
+    pyramid_drop: PyramidDrop | None = None
+    vtw: VTW | None = None
+    divprune: DivPrune | None = None
+    skip_vision: SkipVision | None = None
     interval: Interval | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         check_one(self)
         return self
+
+    @property
+    def selection(self) -> Mapping[str, str]:
+        """The `token_selection` that belongs to the schedule, by key; empty where every one does."""
+        return next(getattr(pattern, "selection", {}) for _, pattern in self if pattern is not None)
 
     def choices(self, num_layers: int) -> list[LayerChoice]:
         """What every layer does, first to last."""

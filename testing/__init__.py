@@ -2,5 +2,6 @@
 
 from .evaluators import EvaluatorContract
 from .families import FamilyContract
+from .scores import check_score
 
-__all__ = ["EvaluatorContract", "FamilyContract"]
+__all__ = ["EvaluatorContract", "FamilyContract", "check_score"]

@@ -16,7 +16,8 @@ objectives: {accuracy: maximize, prefill_flops: minimize}
 """
 EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
 BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
-GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, interval"
+GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, pyramid_drop, vtw, divprune, skip_vision, interval"
+SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance' or 'uniform'"
 CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
 DEPTH = "model: {num_layers: 8}\n"
 NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel"
@@ -97,7 +98,7 @@ POLICIES = {
     "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
     "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
     "unknown score": ("token_selection: {score: luck}",
-                      ["2:19  token_selection.score: found 'luck', expected 'attention', 'norm' or 'uniform'"]),
+                      ["2:19  token_selection.score: found 'luck', expected " + SCORE_NAMES]),
     "no layers in the model": ("model: {num_layers: 0}", ["2:9  model.num_layers: found 0, expected 1 or more"]),
     "figure without keys": ("measured: {accuracy: 0.5}", [f"2:12  measured.accuracy: found 0.5, {MAPPING}"]),
     "figure with a near key": ("measured: {accuracy: {value: 1, splitt: search}}",
@@ -265,7 +266,7 @@ LONGER = {
         "6:42  search.stop.minutes: found 0, expected more than 0",
         "6:54  search.stop.minute: unknown key; the nearest known one is 'minutes'"]),
     "token selection": ("token_selection: {score: [], reselect: [once, twice]}", [
-        "6:19  token_selection.score: found [], expected 'attention', 'norm' or 'uniform', or 1 or more entries",
+        "6:19  token_selection.score: found [], expected text, or 1 or more entries",
         "6:47  token_selection.reselect[1]: found 'twice', expected 'each_layer' or 'once'"]),
 }  # fmt: skip
 

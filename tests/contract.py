@@ -64,7 +64,10 @@ ROLE_TOKENS: dict[str, list[Choice]] = {
     ],
     "evict": [{**HALF, "phase": "decode"}, SKIP_VISION, {**HALF, "rest": "keys_only", "evict": True}],
 }
-SCORES = [*table.SCORES]
+# Every score, and a mixture of relevance and diversity.
+SCORES = [*table.SCORES, "relevance 0.4"]
+# What becomes of removed tokens, in turn.
+DROPPED = ["discard", "merge"]
 CHOICES: dict[str, list[Choice]] = {
     **{name: [choice] for name, choice in NAMED.items()},
     "norm: shared": [PLAIN[-1]],
@@ -104,8 +107,12 @@ READING: list[dict[int, Choice]] = [
 ]
 
 
-def policy_of(layers: dict[int, Choice], score: str = "attention", reselect: str = "each_layer") -> Policy:
-    return Policy.model_validate({"layers": layers, "token_selection": {"score": score, "reselect": reselect}})
+def policy_of(
+    layers: dict[int, Choice], score: str = "attention", reselect: str = "each_layer", dropped: str = "discard"
+) -> Policy:
+    name, _, diversity = score.partition(" ")
+    selection = {"score": name, "diversity": float(diversity or 0), "reselect": reselect, "dropped": dropped}
+    return Policy.model_validate({"layers": layers, "token_selection": selection})
 
 
 def rotated(choices: list[Choice], seed: str) -> list[list[Choice]]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import slow_scores
 import torch
 import transformers as t
-from layer_formulas import a, f, n1, n2, parallel
+from layer_formulas import a, f, n1, n2, parallel, recurrence
 from torch import Tensor, nn
 
 from families import IMAGE, Family, layer_list, run
@@ -27,8 +28,9 @@ class Row:
     """One row on its way through the layers; `end` of its tokens are the prompt.
 
     Attributes:
-        score: The attention score of each image token, from the layers that gave one.
+        score: What layers recorded of each image token, from the layers that recorded something.
         gone: The image tokens that were removed for good.
+        size: How many tokens each token stands for, where it is more than one.
         answer: The places of answer tokens; all from `end` on where it is None.
     """
 
@@ -37,6 +39,7 @@ class Row:
     answer: tuple[int, ...] | None = None
     score: dict[int, float] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    size: dict[int, int] = field(default_factory=dict)
 
     def kind(self, i: int) -> str:
         """The class of a token."""
@@ -55,24 +58,27 @@ class Row:
         if choice.token_ratio is None or choice.tokens == "text":
             return set(candidates), set()
         wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
-        kept = self.chosen(x, candidates, wanted, selection.score)
+        kept = self.chosen(x, candidates, wanted, selection)
         return kept, set(candidates) - kept
 
-    def chosen(self, x: Tensor, candidates: list[int], wanted: int, kind: str) -> set[int]:
-        """The candidates with the highest score, the first of equals."""
-        count = len(candidates)
-        if kind == "uniform" or (kind == "attention" and not self.score):
-            return {i for n, i in enumerate(candidates) if (n + 1) * wanted // count > n * wanted // count}
-        value = {i: float(x[i].norm()) if kind == "norm" else self.score.get(i, 0.0) for i in candidates}
-        return set(sorted(candidates, key=lambda i: -value[i])[:wanted])
+    def merge(self, x: Tensor, removed: list[int], kept: list[int]) -> None:
+        """Average each removed token into the kept one that it resembles most; changes the states in place."""
+        given: dict[int, list[int]] = {}
+        for i in removed if kept else []:
+            given.setdefault(min(kept, key=lambda k: slow_scores.distance(x[i], x[k])), []).append(i)
+        for k, others in given.items():
+            sizes = {i: self.size.get(i, 1) for i in [k, *others]}
+            self.size[k] = sum(sizes.values())
+            x[k] = sum(x[i] * size for i, size in sizes.items()) / self.size[k]
 
-    def note(self, asking: list[int], seen: list[int], weights: Tensor | None) -> None:
-        """Keep how much the last prompt token that asks attended to each image token."""
-        images, prompt = [i for i in seen if self.kind(i) == "image"], [i for i in asking if i < self.end]
-        # Where text asks nothing, or no image token is seen, the layer gives no score.
-        if weights is not None and images and any(self.kind(i) == "text" for i in prompt):
-            attention = weights[0].mean(0)[seen.index(prompt[-1])].tolist()
-            self.score |= {i: attention[seen.index(i)] for i in images}
+    def chosen(self, x: Tensor, candidates: list[int], wanted: int, selection: TokenSelection) -> set[int]:
+        """The candidates with the highest score, the first of equals."""
+        text = [i for i in range(len(self.ids)) if self.kind(i) == "text"]
+        return slow_scores.chosen(x, candidates, text, wanted, selection, self.score)
+
+    def note(self, tokens: list[int], figures: list[float]) -> None:
+        """Keep what a layer recorded of image tokens."""
+        self.score |= {i: figure for i, figure in zip(tokens, figures, strict=True) if self.kind(i) == "image"}
 
 
 def reference(
@@ -115,8 +121,8 @@ def one_layer(
     layer: nn.Module, number: int, x: Tensor, arguments: dict[str, Any], family: Family, policy: Policy, row: Row
 ) -> Tensor:
     """What a layer gives for its input under the policy."""
-    choice = policy.choice(number)
-    scope = row.scope(choice)
+    choice, entering, record = policy.choice(number), x, policy.token_selection.score
+    scope, x = row.scope(choice), x.clone()
     kept, rest = row.divided(x[0], choice, policy.token_selection)
     only_evicts = choice.phase == "decode"
     does = {i: (choice.attention, choice.ffn) if i in scope else ("run", "run") for i in range(len(row.ids))}
@@ -125,7 +131,9 @@ def one_layer(
     evicted = rest if only_evicts or (choice.evict and choice.phase == "both") else set()
     if policy.token_selection.reselect == "once" and not only_evicts:
         row.gone |= rest
-    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row))
+    if policy.token_selection.dropped == "merge" and not only_evicts:
+        row.merge(x[0], sorted(rest), sorted(kept))
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record)
     y = middle.clone()
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
         if choice.wiring == "parallel" and i in scope and (only_evicts or i not in rest):
@@ -133,6 +141,9 @@ def one_layer(
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
         y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
+    if record == "change":
+        moved = [i for i, what in does.items() if what[0] in ("run", "queries_only") or what[1] == "run"]
+        row.note(moved, (y - entering)[0, moved].norm(dim=-1).tolist())
     return y
 
 
@@ -143,19 +154,31 @@ def attention(
     does: dict[int, tuple[str, str]],
     evicted: set[int],
     at: tuple[Family, int, Row],
+    record: str,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
+    # A layer that attends to the image has keys of the image, and says nothing of tokens.
+    row, cache, of_tokens = at[2], t.DynamicCache(), at[1] not in at[0].cross
     asking = [i for i, (does_what, _) in does.items() if does_what == "run"]
     seen = [i for i, (does_what, _) in does.items() if does_what in ("run", "keys_only")]
     alone = [i for i, (does_what, _) in does.items() if does_what == "queries_only"]
     update = torch.zeros_like(x)
     for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
         tokens = sorted(seen + lone)
-        delta, weights = a(layer, x[:, tokens], arguments_for(tokens, arguments, evicted, x.dtype, at))
+        given = arguments_for(tokens, arguments, evicted, x.dtype, at)
+        if record == "key_norm" and not lone and not recurrence(layer) and of_tokens:
+            given["past_key_values"] = cache
+        delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
             update[:, i] = delta[:, tokens.index(i)]
-        if not lone:
-            at[2].note(asking, seen, weights)
+        prompt = [i for i in asking if i < row.end]
+        # Where text asks nothing, the layer gives no score.
+        reads = weights is not None and any(row.kind(i) == "text" for i in prompt)
+        if not lone and record == "attention" and of_tokens and reads:
+            row.note(seen, weights[0].mean(0)[seen.index(prompt[-1])].tolist())
+    if cache.layers:
+        norms = cache.layers[-1].keys[0].norm(dim=-1).mean(0).tolist()
+        row.note(seen, [slow_scores.sixteen_bits(1 / max(norm, 1e-6)) for norm in norms])
     return update
 
 

@@ -65,7 +65,7 @@ class ForwardCall:
 
     def count(self, hidden: Tensor) -> int:
         """How many tokens the forward has, whose hidden states, shape (batch, tokens, width), may be cut."""
-        return hidden.shape[1] if self.tokens is None else self.tokens.attention.shape[1]
+        return hidden.shape[1] if self.tokens is None else self.tokens.recorded.shape[1]
 
     def record_attended(self, layer: int, attended: Selection | AllOrNone) -> None:
         """Record a layer that attends for fewer tokens than the dense model."""

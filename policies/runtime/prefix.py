@@ -27,21 +27,23 @@ class State:
 
     Attributes:
         hidden: The hidden states, shape (batch, tokens, width).
-        attention: The attention weights that image tokens are ranked by, shape (batch, tokens).
-        has_attention: Whether such weights were recorded for each row.
+        recorded: What layers recorded for the score of image tokens, shape (batch, tokens).
+        has_record: Whether something was recorded for each row.
         remaining: The image tokens that were not removed for good; None where none was removed.
+        sizes: How many tokens each token stands for, shape (batch, tokens); None where none was merged.
     """
 
     hidden: Tensor
-    attention: Tensor | None = None
-    has_attention: tuple[bool, ...] = ()
+    recorded: Tensor | None = None
+    has_record: tuple[bool, ...] = ()
     remaining: ImageTokens | None = None
+    sizes: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         ranks = None if self.remaining is None else self.remaining.ranks
-        return sum(tensor.nbytes for tensor in (self.hidden, self.attention, ranks) if tensor is not None)
+        return sum(tensor.nbytes for tensor in (self.hidden, self.recorded, ranks, self.sizes) if tensor is not None)
 
 
 class PrefixStates:
@@ -104,10 +106,11 @@ class PrefixStates:
         def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
             if state is None:
                 return layer.sublayers.as_layer_output(hidden_states)
-            if handle.tokens is not None and state.attention is not None:
-                handle.tokens.attention = state.attention
-                handle.tokens.has_attention = list(state.has_attention)
+            if handle.tokens is not None and state.recorded is not None:
+                handle.tokens.recorded = state.recorded
+                handle.tokens.has_record = list(state.has_record)
                 handle.tokens.remaining = state.remaining or handle.tokens.images
+                handle.tokens.sizes = state.sizes
             return layer.sublayers.as_layer_output(state.hidden)
 
         return forward
@@ -124,7 +127,7 @@ class PrefixStates:
                 state = State(hidden)
             else:
                 remaining = None if tokens.remaining is tokens.images else tokens.remaining
-                state = State(tokens.whole(hidden), tokens.attention, tuple(tokens.has_attention), remaining)
+                state = State(tokens.whole(hidden), tokens.recorded, tuple(tokens.has_record), remaining, tokens.sizes)
             self._store.put(batch, node, state)
             return output
 

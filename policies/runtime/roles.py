@@ -41,6 +41,21 @@ class Roles:
         return bool(self.stores | self.alone | self.fed)
 
     @property
+    def moves(self) -> TokenGroups:
+        """The groups whose hidden states the layer changes."""
+        return self.asks | self.alone | self.fed
+
+    @property
+    def moves_images(self) -> bool:
+        """True where hidden states of image tokens change."""
+        return bool(self.moves & {"image", "rest"})
+
+    @property
+    def shows_images(self) -> bool:
+        """True where a token of a prompt attends, and image tokens are seen."""
+        return bool(self.asks - {"answer"}) and bool(self.stores & {"image", "rest"})
+
+    @property
     def reads_images(self) -> bool:
         """True where the text of a prompt attends to image tokens."""
         return "text" in self.asks and bool(self.stores & {"image", "rest"})

@@ -25,12 +25,14 @@ class Plan(NamedTuple):
         fed: The tokens that the FFN processes.
         parallel: The tokens whose FFN reads the layer's input; a mask of shape (batch, tokens), or one flag for all.
         split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
+        merged: The layer's input, where removed tokens were merged into others; None where none was.
     """
 
     attended: Tokens
     fed: Tokens
     parallel: bool | Tensor
     split: Split | None = None
+    merged: Tensor | None = None
 
 
 DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False)
@@ -47,7 +49,7 @@ def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tens
     Returns:
         The hidden states, the plan for the tokens in them, and which these are; None for all of them.
     """
-    attended, fed, parallel, split = plan
+    attended, fed, parallel, split = plan[:4]
     if split is None and attended is fed is AllOrNone.NONE:
         return hidden, plan, None
     chosen = fed if attended is AllOrNone.NONE else attended

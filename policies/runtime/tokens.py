@@ -1,6 +1,6 @@
 """The tokens of one forward: their classes (image, text, answer), and which of them a layer processes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from ..choice import LayerChoice
 from ..errors import ModelError
-from ..scores.score import ScoreInputs, per_row
-from ..scores.table import SCORES, ScoreName
+from ..scores.score import ImageTokenScore, Record, ScoreInputs, per_row
 from ..scores.uniform import ROUNDING
 from .selection import AllOrNone, Selection, ShorterStates, Stacks, remembered
 from .watch import AttentionCall
@@ -120,10 +119,11 @@ class ForwardTokens:
         last_prompt: Place of each row's last prompt token, shape (batch,); None where every row ends with it.
         remaining: The image tokens that no layer has removed for good.
         processed: The image tokens that the running layer processes.
-        attention: Attention weight that each token received from the last prompt token when it was last processed,
-            shape (batch, tokens).
-        has_attention: Whether `attention` was recorded for image tokens of each row.
+        recorded: What earlier layers recorded for the score of image tokens, as each token had it when it was last
+            processed, float32, shape (batch, tokens); 0 for a token without a record.
+        has_record: Whether image tokens of each row have been recorded.
         shorter: The hidden states on their way from layer to layer, while they are cut; else None.
+        sizes: How many tokens each token stands for, shape (batch, tokens); None where none was merged.
         unions: Masks of several classes together, by the classes.
         bases: Ranks by classes: the highest for tokens of the classes, the lowest for all others.
         selections: Selections that were made already, after their image tokens and classes.
@@ -139,9 +139,10 @@ class ForwardTokens:
     last_prompt: Tensor | None
     remaining: ImageTokens
     processed: ImageTokens
-    attention: Tensor
-    has_attention: list[bool]
+    recorded: Tensor
+    has_record: list[bool]
     shorter: ShorterStates | None = None
+    sizes: Tensor | None = None
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)
     bases: dict[TokenClasses, Tensor] = field(default_factory=dict)
     selections: list[tuple[ImageTokens, TokenClasses, Selection]] = field(default_factory=list)
@@ -212,29 +213,32 @@ class ForwardTokens:
         nothing = torch.zeros(image.shape, device=device)
         return cls(masks, counts, images, rows, None, images, images, nothing, [False] * batch)
 
-    def choose_images(self, hidden: Tensor, ratio: float, score: ScoreName) -> ImageTokens:
+    def choose_images(self, hidden: Tensor, ratio: float, score: ImageTokenScore) -> ImageTokens:
         """Choose the trunc(ratio * n) best of a row's n image tokens, among those that remain.
 
         Args:
             hidden: What enters the layer, shape (batch, tokens, width); it may be cut, as `shorter` says.
             ratio: Share of the row's image tokens, counted before any was removed.
-            score: The name of the score that ranks them; see `scores.table`.
+            score: The score that ranks them.
         """
         remaining = self.remaining.counts
         keep = [min(int(n * ratio + ROUNDING), rest) for n, rest in zip(self.images.counts, remaining, strict=True)]
         if keep == remaining:
             return self.remaining
-        inputs = ScoreInputs(hidden, self.remaining.mask, keep, self.attention, self.has_attention)
-        ranker = SCORES[score]
-        if not ranker.depends_on_positions_only(inputs):
-            if not ranker.reads_attention:
-                inputs = replace(inputs, hidden=self.whole(hidden))
-            return self._ranked(ranker.scores(inputs), keep)
-        images = remembered(self.by_position, self.remaining, ratio)
+        # What was recorded needs no hidden states.
+        inputs = self.score_inputs(self.whole(hidden) if score.records is None else hidden, keep)
+        if not score.depends_on_positions_only(inputs):
+            return self._ranked(score.scores(inputs), keep)
+        images: ImageTokens | None = remembered(self.by_position, self.remaining, ratio)
         if images is None:
-            images = self._ranked(ranker.scores(inputs), keep)
+            images = self._ranked(score.scores(inputs), keep)
             self.by_position.append((self.remaining, ratio, images))
         return images
+
+    def score_inputs(self, hidden: Tensor, keep: list[int]) -> ScoreInputs:
+        """What a layer that keeps so many image tokens of each row offers to a score."""
+        candidates, text, counts = self.remaining.mask, self.masks["text"], self.remaining.counts
+        return ScoreInputs(hidden, candidates, text, counts, keep, self.recorded, self.has_record)
 
     def _ranked(self, scores: Tensor, keep: list[int]) -> ImageTokens:
         return ImageTokens(scores, keep, self.remaining.mask)
@@ -297,27 +301,33 @@ class ForwardTokens:
         return self.union(inside) if 0 < len(inside) < len(present) else bool(inside)
 
     def record_attention(
-        self, call: AttentionCall, queries: Selection | AllOrNone, keys: Selection | AllOrNone, static: bool
+        self,
+        call: AttentionCall,
+        record: Record,
+        queries: Selection | AllOrNone,
+        keys: Selection | AllOrNone,
+        static: bool,
     ) -> None:
-        """Update `attention` from a layer's attention call; tokens that the layer left out keep their weight.
+        """Update `recorded` from a layer's attention call; tokens that the layer left out keep their record.
 
         Args:
-            call: The call, with the last prompt token among its queries.
+            call: The call, with the last prompt token among its queries where attention is recorded.
+            record: What is recorded: `attention` or `key_norm`.
             queries: The tokens that asked in it.
             keys: The tokens of this forward that were seen.
             static: True where the keys are columns of a static cache, which was empty before.
         """
-        processed = self.processed.counts
-        self.has_attention = [had or n > 0 for had, n in zip(self.has_attention, processed, strict=True)]
-        count = keys.index.shape[1] if isinstance(keys, Selection) else self.attention.shape[1]
+        self._count_records()
+        count = keys.index.shape[1] if isinstance(keys, Selection) else self.recorded.shape[1]
         with torch.no_grad():
-            fresh = (call.of_first(count) if static else call).weights(self._last_prompt_among(queries))[:, -count:]
+            seen = call.of_first(count) if static else call
+            fresh = seen.figures(record, self._last_prompt_among(queries))[:, -count:]
         if not isinstance(keys, Selection):
-            self.attention = fresh
+            self.recorded = fresh
             return
         if keys.valid is not None:
-            fresh = torch.where(keys.valid, fresh, self.attention.gather(1, keys.index))
-        self.attention = self.attention.scatter(1, keys.index, fresh)
+            fresh = torch.where(keys.valid, fresh, self.recorded.gather(1, keys.index))
+        self.recorded = self.recorded.scatter(1, keys.index, fresh)
 
     def _last_prompt_among(self, queries: Selection | AllOrNone) -> Tensor | None:
         """The place of each row's last prompt token among some tokens, shape (batch,); None where it is the last."""
@@ -327,3 +337,19 @@ class ForwardTokens:
         after = queries.index > self.last_prompt[:, None]
         after = after if queries.valid is None else after & queries.valid
         return (queries.index.shape[1] - 1 - after.sum(dim=1)).clamp_min(0)
+
+    @torch.no_grad()
+    def record_change(self, before: Tensor, after: Tensor) -> None:
+        """Update `recorded` from the states around a layer; tokens that it left as they were keep their record.
+
+        Args:
+            before: What entered the layer, shape (batch, tokens, width).
+            after: What left it, of the same shape.
+        """
+        self._count_records()
+        change = (after.float() - before.float()).norm(dim=-1)
+        self.recorded = torch.where(change > 0, change, self.recorded)
+
+    def _count_records(self) -> None:
+        """Note that the image tokens which the running layer processes have a record."""
+        self.has_record = [had or n > 0 for had, n in zip(self.has_record, self.processed.counts, strict=True)]

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from ..errors import ModelError
-from ..scores.table import WITHOUT_ATTENTION
+from ..scores.score import Record, rounded
+from ..scores.table import WITHOUT_RECORDS
 from .patch import Patch
+
+SMALLEST_NORM = 1e-6  # a smaller norm of a key is taken for this one
 
 
 @dataclass
@@ -37,6 +40,12 @@ class AttentionCall:
     def of_first(self, keys: int) -> "AttentionCall":
         """The call over its first keys; a static cache has empty columns after them."""
         return replace(self, key=self.key[:, :, :keys])
+
+    def figures(self, record: Record, query_index: Tensor | None) -> Tensor:
+        """What is recorded of each key, float32, shape (batch, keys); see `Record` and `weights`."""
+        if record == "key_norm":
+            return rounded(1 / self.key.float().norm(dim=-1).mean(dim=1).clamp_min(SMALLEST_NORM))
+        return self.weights(query_index)
 
     def weights(self, query_index: Tensor | None) -> Tensor:
         """The attention weights of one query of each row over all keys, mean over the heads.
@@ -192,7 +201,7 @@ def last_recorded(calls: list[AttentionCall], layer: int) -> AttentionCall:
         ModelError: nothing was recorded: the attention does not use transformers' table of attention functions.
     """
     if not calls:
-        first, *others = WITHOUT_ATTENTION
+        first, *others = WITHOUT_RECORDS
         raise ModelError(
             "the attention of this model cannot be read to rank image tokens",
             [f"layer {layer} does not take its attention function from transformers' table"],

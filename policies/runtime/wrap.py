@@ -15,6 +15,9 @@ from ..errors import ModelError
 from ..families.anatomy import first
 from ..families.layers import DecoderLayer
 from ..policy import TokenSelection
+from ..scores.merge import merge_removed
+from ..scores.score import Record
+from ..scores.table import find_score
 from .attend import Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
@@ -26,6 +29,7 @@ from .streams import run_concurrently
 from .tokens import CLASSES, ForwardTokens, ImageSplit
 from .watch import WatchedAttention, last_recorded
 
+FROM_ATTENTION: tuple[Record, ...] = ("attention", "key_norm")
 ALL_OR_NONE = {True: AllOrNone.ALL, False: AllOrNone.NONE}
 
 
@@ -36,9 +40,10 @@ class WrappedLayer:
         layer: The layer, with its sublayers.
         choice: What it does, in canonical form.
         selection: How image tokens are ranked, and whether a token that is left out comes back.
-        records_attention: True where a later layer ranks image tokens by this layer's attention.
+        record: What this layer records for a later layer that ranks image tokens by it; None for nothing.
 
     Attributes:
+        score: The score that ranks image tokens.
         roles: What each group of tokens does.
         plans: By class, the plan of a forward whose tokens all belong to that class.
         treats_answers_apart: True where an answer is treated in another way than the text of a prompt.
@@ -54,28 +59,29 @@ class WrappedLayer:
     hands_to: nn.Module | None = None
 
     def __init__(
-        self, layer: DecoderLayer, choice: LayerChoice, selection: TokenSelection, records_attention: bool
+        self, layer: DecoderLayer, choice: LayerChoice, selection: TokenSelection, record: Record | None
     ) -> None:
         self.layer = layer
         self.choice = choice
         self.selection = selection
-        self.records_attention = records_attention
+        self.score = find_score(selection.score, selection.diversity)
+        self.record = record
         self.roles = roles(choice)
         self.split_attention = SplitAttention(layer, self.roles)
         self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
         images_differ = self.plans["image"] != self.plans["text"]
         self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
         self.needs_ids = choice.token_ratio is not None or images_differ
-        varies = self.needs_ids or self.treats_answers_apart or records_attention or selection.reselect == "once"
+        varies = self.needs_ids or self.treats_answers_apart or record is not None or selection.reselect == "once"
         varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
         self.slot = layer.slot
         self.patch = Patch(layer.module)
-        self.watch = WatchedAttention(layer.sublayers.attention) if records_attention else None
+        self.watch = WatchedAttention(layer.sublayers.attention) if record in FROM_ATTENTION else None
 
     def install(self) -> None:
         """Let the layer run as the choice says."""
-        self.patch.set(self.run)
+        self.patch.set(self.run_and_record_change if self.record == "change" else self.run)
         if self.watch is not None:
             self.watch.install()
 
@@ -95,12 +101,24 @@ class WrappedLayer:
         tokens = None if call is None else call.tokens
         if tokens is None:
             return self.run_plan(hidden, arguments, plan, call)
+        if plan.merged is not None:
+            hidden, tokens.shorter = plan.merged, None
         hidden, plan, selection = cut_to_plan(plan, tokens, hidden)
         output = self.run_plan(hidden, arguments, plan, call, selection)
         if tokens.shorter is None or (self.hands_to is not None and not is_read(self.layer.module, self.hands_to)):
             return output
         whole, tokens.shorter = tokens.whole(first(output)), None
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    def run_and_record_change(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer, and record how far it moved each token."""
+        call = None if self.fixed_plan is not None else self.calls.current
+        if call is None or call.tokens is None:
+            return self.run(*args, **kwargs)
+        before = call.tokens.whole(self.split_arguments(args, kwargs)[0])
+        output = self.run(*args, **kwargs)
+        call.tokens.record_change(before, call.tokens.whole(first(output)))
+        return output
 
     def is_dense_step(self, call: ForwardCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True where the layer's own forward takes a step with the arguments as they are."""
@@ -154,12 +172,13 @@ class WrappedLayer:
     def run_original(self, call: ForwardCall | None, hidden: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Any:
         """Run the layer's own forward, and record its attention where a later layer ranks by it."""
         forward_tokens = None if call is None else call.tokens
-        if forward_tokens is None or self.watch is None:
+        if forward_tokens is None or self.watch is None or self.record is None:
             return self.patch.original(hidden, **arguments)
         with self.watch.recorded() as attention_calls:
             output = self.patch.original(hidden, **arguments)
         static = self.has_static_cache(arguments)
-        forward_tokens.record_attention(last_recorded(attention_calls, self.layer.index), tokens, tokens, static)
+        recorded = last_recorded(attention_calls, self.layer.index)
+        forward_tokens.record_attention(recorded, self.record, tokens, tokens, static)
         return output
 
     def compose(
@@ -171,7 +190,7 @@ class WrappedLayer:
         selection: Selection | None,
     ) -> Tensor:
         """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
-        attended, fed, parallel, split = plan
+        attended, fed, parallel, split = plan[:4]
         # The tokens of the forward that the attention processes.
         asking = attended if selection is None else selection
         if split is None and attended is fed is not AllOrNone.NONE:
@@ -216,12 +235,13 @@ class WrappedLayer:
     ) -> Tensor:
         """Run the attention on a normalised input, and record it where a later layer ranks by it."""
         parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
-        if self.watch is None or forward_tokens is None:
+        if self.watch is None or self.record is None or forward_tokens is None:
             return parts.run_attention(normed, arguments)
         with self.watch.recorded() as attention_calls:
             out = parts.run_attention(normed, arguments)
         static = self.has_static_cache(arguments)
-        forward_tokens.record_attention(last_recorded(attention_calls, self.layer.index), queries, keys, static)
+        recorded = last_recorded(attention_calls, self.layer.index)
+        forward_tokens.record_attention(recorded, self.record, queries, keys, static)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -290,22 +310,29 @@ class WrappedLayer:
             if self.needs_ids and not call.images_known:
                 raise self.unknown_tokens(hidden)
             return self.plans[call.single_class]
-        if tokens.shorter is None and tokens.attention.shape != hidden.shape[:2]:
+        if tokens.shorter is None and tokens.recorded.shape != hidden.shape[:2]:
             raise self.unknown_tokens(hidden)
-        images = self._divide_images(hidden, tokens)
+        images, merged = self._divide_images(hidden, tokens)
         attended, fed = tokens.select(self.roles.asks, images), tokens.select(self.roles.fed, images)
-        return Plan(attended, fed, tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended))
+        parallel, split = tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended)
+        return Plan(attended, fed, parallel, split, merged)
 
-    def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> ImageSplit:
-        """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed."""
-        ratio, kept = self.choice.token_ratio, tokens.remaining
+    def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> tuple[ImageSplit, Tensor | None]:
+        """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed.
+
+        Returns:
+            The tokens; and the layer's input with the removed ones merged into those kept, or None where none is.
+        """
+        ratio, kept, merged = self.choice.token_ratio, tokens.remaining, None
         if ratio is not None:
-            kept = tokens.choose_images(hidden, ratio, self.selection.score)
+            kept = tokens.choose_images(hidden, ratio, self.score)
         images = tokens.split_images(kept)
-        tokens.processed = images.of(self.roles.stores) or kept
+        tokens.processed = images.of(self.roles.moves if self.record == "change" else self.roles.stores) or kept
         if self.selection.reselect == "once" and self.choice.ranks_images:
+            if self.selection.dropped == "merge" and kept is not tokens.remaining and any(kept.counts):
+                merged, tokens.sizes = merge_removed(tokens.whole(hidden), tokens.remaining, kept, tokens.sizes)
             tokens.remaining = kept
-        return images
+        return images, merged
 
     def _split(self, tokens: ForwardTokens, images: ImageSplit, asking: Tokens) -> Split | None:
         """How the tokens of a forward take part in the attention; None where some do in full, and the others do not."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from .score import ScoreInputs
+from .score import Record, ScoreInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ class NormScore:
 
     name: ClassVar[str] = "norm"
     meaning: ClassVar[str] = "the L2 norm of the token's hidden state as it enters the layer"
-    reads_attention: ClassVar[bool] = False
+    records: ClassVar[Record | None] = None
 
     def depends_on_positions_only(self, inputs: ScoreInputs) -> bool:
         """False: the hidden states change from layer to layer."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from .score import ScoreInputs, per_row
+from .score import Record, ScoreInputs, per_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ class UniformScore:
 
     name: ClassVar[str] = "uniform"
     meaning: ClassVar[str] = "tokens at even distances, whatever they show"
-    reads_attention: ClassVar[bool] = False
+    records: ClassVar[Record | None] = None
 
     def depends_on_positions_only(self, inputs: ScoreInputs) -> bool:
         """True: places and numbers of the candidates decide."""

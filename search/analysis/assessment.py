@@ -14,6 +14,7 @@ from .agreement import agreement
 from .baseline_comparison import baseline_results, front_volume, on_report_split, quality_metric, with_expected_scores
 from .forecast import forecast
 from .paired_tests import SIGNIFICANCE, bootstrap_weights, example_scores, p_value, task_sizes
+from .random_baseline import random_baseline
 from .study_record import Assessment, StudyRecord, policy_files
 from .transfer import transfer
 
@@ -37,6 +38,7 @@ def assess(record: StudyRecord) -> StudyRecord:
         ties=ties(record),
         baseline_results=baseline_results(record),
         agreement=agreement(record),
+        random=random_baseline(record),
         transfer=transfer(record.dense, [record.trial(number) for number in policy_files(record)]),
     )
     return replace(record, assessment=assessment)

@@ -2,18 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...evaluators.base import Measurement
 from ...policies.errors import StudyError
 from ...policies.wording import escape_invisible
 from ..baselines.dense_stats import DENSE_STATS
+from ..baselines.random_twin import random_twin
 from ..space.objectives import metric_definitions
 from ..space.space import Space
 from ..study.storage import DATABASE, open_study
 from ..study.study_times import smoothed_times, stand_ins_of
-from ..study.trial_attributes import read_trial
+from ..study.trial_attributes import parse_measurements, read_trial
 from ..study.trial_cache import merge_promotions
 from ..trial.hypervolume import hypervolume_history, reference_point
 from ..trial.pareto import feasible_points, front_trials
@@ -64,8 +66,18 @@ def read_record(folder: Path) -> StudyRecord:
         ended=attrs.get("ended"),
         guide=attrs.get("guide"),
         clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
+        random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )
     return assess(record)
+
+
+def random_measurements(
+    trials: Sequence[TrialResult], attrs: Mapping[str, Any]
+) -> dict[int, Mapping[str, Measurement]]:
+    """By trial, what was measured of its random twin on the report split."""
+    twins = {trial.number: random_twin(trial.policy) for trial in trials}
+    texts = {number: attrs.get(f"random:{twin.fingerprint}") for number, twin in twins.items() if twin is not None}
+    return {number: parse_measurements(text) for number, text in texts.items() if text is not None}
 
 
 def from_dense(trials: Sequence[TrialResult], folder: Path) -> Sequence[TrialResult]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...evaluators.base import Direction, Metric, Split
+from ...evaluators.base import Direction, Measurement, Metric, Split
 from ..trial.pareto import objective_value
 from ..trial.trial_result import IntervalEstimate, TrialResult
 from .transfer import Transfer
@@ -53,6 +53,22 @@ class BaselineResult:
 
 
 @dataclass(frozen=True)
+class RandomBaseline:
+    """Policies of the front beside the same ratios of image tokens that are chosen at random, on the report split.
+
+    Attributes:
+        gains: By trial, how much better in quality the policy is than its random twin.
+    """
+
+    gains: Mapping[int, IntervalEstimate]
+
+    @property
+    def as_well(self) -> list[int]:
+        """The trials whose random twin did as well: the gain is not significantly above 0."""
+        return [number for number, gain in self.gains.items() if (gain.value if gain.low is None else gain.low) <= 0]
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What a search achieved.
 
@@ -65,6 +81,7 @@ class Assessment:
         baseline_results: What each baseline achieves alone, best first.
         agreement: Kendall's tau of the guide's loss with accuracy; None with too few trials that measured both.
         transfer: How the front does on tasks that the search did not use; None where there are none.
+        random: The front beside random choices of image tokens; None where none was measured.
     """
 
     best_baselines: tuple[int, ...] = ()
@@ -75,6 +92,7 @@ class Assessment:
     baseline_results: tuple[BaselineResult, ...] = ()
     agreement: IntervalEstimate | None = None
     transfer: Transfer | None = None
+    random: RandomBaseline | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,7 @@ class StudyRecord:
         assessment: What the search achieved.
         guide: The metric that guided the search; None where accuracy did.
         clocks: By time, how it was measured.
+        random: By trial of the front, the report measurements of its random twin; see `baselines.random_twin`.
     """
 
     name: str
@@ -145,6 +164,7 @@ class StudyRecord:
     assessment: Assessment = Assessment()
     guide: str | None = None
     clocks: Mapping[str, Clock] = field(default_factory=dict)
+    random: Mapping[int, Mapping[str, Measurement]] = field(default_factory=dict)
 
     @property
     def dense(self) -> TrialResult:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ...policies.choice import LayerChoice
+from ...policies.choice import CHOICES, LayerChoice
 from .placing import (
     Choices,
     Domains,
@@ -70,6 +70,22 @@ def deletion_path(order: Sequence[tuple[int, Sublayer]], scope: LayerChoice, dom
         if without in domains[layer]:
             deleted[layer] = choices[layer] = without
             yield [*choices]
+
+
+def shortv(domains: Domains, statistics: Sequence["LayerStatistics"]) -> list[Choices]:
+    """Freeze image tokens in the layers where that changes the answer least (ShortV).
+
+    Frozen tokens give keys and values, and are not changed.
+
+    Settings: the number of layers, the fewest first. ShortV takes 19 of 32.
+    """
+    divergences = {
+        layer: statistic.frozen_divergence
+        for layer, statistic in enumerate(statistics)
+        if statistic.frozen_divergence is not None
+    }
+    order = sorted(divergences, key=lambda layer: divergences[layer])
+    return unique_policies(cumulative_policies(CHOICES["freeze_image"], order, domains), domains)
 
 
 def arank(domains: Domains, statistics: Sequence["LayerStatistics"]) -> list[Choices]:

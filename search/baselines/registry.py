@@ -7,7 +7,7 @@ from typing import Any
 from .bandit import bandit
 from .placing import Choices, Domains
 from .positional import fastv, interval, last, shifted_cosine, uniform
-from .ranked import arank, block_influence, sublayer_cosine
+from .ranked import arank, block_influence, shortv, sublayer_cosine
 
 __all__ = ["BASELINES", "SOURCES", "Choices", "Domains", "Baseline", "bandit"]
 
@@ -36,6 +36,7 @@ BASELINES: Mapping[str, Baseline] = {
     "block_influence": Baseline("ShortGPT, arXiv:2403.03853", block_influence, needs_statistics=True),
     "sublayer_cosine": Baseline("LLM-Drop, arXiv:2406.15786", sublayer_cosine, needs_statistics=True),
     "arank": Baseline("γ-MoD, arXiv:2410.13859", arank, needs_statistics=True),
+    "shortv": Baseline("ShortV, arXiv:2504.00502", shortv, needs_statistics=True),
     "shifted_cosine": Baseline("p-MoD, arXiv:2412.04449", shifted_cosine),
     "fastv": Baseline("FastV, arXiv:2403.06764", fastv, selection={"score": "attention", "reselect": "once"}),
     "uniform": Baseline("LayerDrop, arXiv:1909.11556", uniform),

@@ -2,12 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...evaluators.base import Split
-from ...evaluators.patches.kept_patches import drawn_layers
+from ...evaluators.base import Direction, Split
+from ...evaluators.patches.kept_patches import KeptPatchesEvaluator, drawn_layers
+from ..baselines.random_twin import random_twin
+from ..space.guide_metrics import QUALITY
 from ..study.expected_results import MAX_CONFIRMED, baseline_front
 from ..study.study import SearchStudy, VisitKey
 from ..trial.pareto import evenly_spaced, front_trials
@@ -16,10 +18,12 @@ from ..workers.prefix_affinity import layer_keys
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
-from .phases import CONFIRMING, DRAWING, TRANSFERRING
+from .phases import CONFIRMING, DRAWING, RANDOMISING, TRANSFERRING
 
 if TYPE_CHECKING:
     from .progress import Progress
+
+MAX_RANDOM = 6  # policies of the front that are compared with their random twins, at most
 
 
 def trials_to_confirm(study: SearchStudy) -> list[TrialResult]:
@@ -36,6 +40,14 @@ def dense_and_front(study: SearchStudy) -> list[TrialResult]:
     results = study.final_results()
     chosen = {results[0].number, *front_trials(results, study.space.objectives)}
     return [result for result in results if result.number in chosen]
+
+
+def random_twins(results: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> list[TrialResult]:
+    """The front's policies with token ratios, each with the policy of its random twin in place of its own."""
+    front = {*front_trials(results, objectives)}
+    twins = [(result, random_twin(result.policy)) for result in results if result.number in front]
+    found = [replace(result, policy=twin) for result, twin in twins if twin is not None]
+    return evenly_spaced(found, MAX_RANDOM)
 
 
 def trials_to_draw(study: SearchStudy) -> list[TrialResult]:
@@ -61,8 +73,27 @@ class Visit:
 
 
 REPORT = Visit("report", "report", CONFIRMING)
+RANDOM = Visit("random", "report", RANDOMISING)
 TRANSFER = Visit("transfer", "transfer", TRANSFERRING)
 PATCHES = Visit("patches", "search", DRAWING)
+
+
+def further_visits(
+    study: SearchStudy, evaluators: Sequence[str]
+) -> list[tuple[Visit, Sequence[str], list[TrialResult]]]:
+    """What is measured of which policies, by which evaluators, once the front is confirmed; no choice depends on it.
+
+    Args:
+        study: The study.
+        evaluators: The evaluators that have a report split.
+    """
+    visits: list[tuple[Visit, Sequence[str], list[TrialResult]]] = []
+    twins = random_twins(study.final_results(), study.space.objectives)
+    if twins:
+        visits.append((RANDOM, evaluators, twins))
+    if study.space.has_transfer:
+        visits.append((TRANSFER, [QUALITY], dense_and_front(study)))
+    return [*visits, (PATCHES, [KeptPatchesEvaluator.name], trials_to_draw(study))]
 
 
 def confirm(

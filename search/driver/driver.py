@@ -8,8 +8,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
-from ...evaluators.patches.kept_patches import KeptPatchesEvaluator
-from ..space.guide_metrics import QUALITY
 from ..study.asking import Proposal
 from ..study.expected_results import MAX_CONFIRMED
 from ..study.study import SearchStudy
@@ -20,7 +18,7 @@ from ..workers.early_stopping import rivals_among
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
-from .confirmation import PATCHES, TRANSFER, confirm, dense_and_front, trials_to_confirm, trials_to_draw
+from .confirmation import confirm, further_visits, random_twins, trials_to_confirm
 from .phases import PROBING, PROMOTING, PROPOSING
 from .probing import Probing
 from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
@@ -111,16 +109,15 @@ class Driver:
     def confirm(self) -> None:
         """Measure the front, that of the baselines and dense on the report split, and time them again.
 
-        Afterwards the front and dense are measured on the transfer tasks, and the patches that the front's policies
-        keep are recorded; no choice depends on these.
+        Afterwards the front's ratios are measured with random tokens, the front and dense on the transfer tasks, and
+        the patches that the front's policies keep are recorded; no choice depends on these.
         """
         evaluators = [name for name in self.study.space.evaluate if self._evaluators[name].splits]
         ends = self.proposals.stopping.ends
         results = trials_to_confirm(self.study)
         if confirm(self.study, self.pool, self.progress, self._limits, results, evaluators, ends):
             self.timing.measure_again(results, ends)
-            visits = [(TRANSFER, [QUALITY], dense_and_front(self.study))] if self.study.space.has_transfer else []
-            for visit, names, chosen in [*visits, (PATCHES, [KeptPatchesEvaluator.name], trials_to_draw(self.study))]:
+            for visit, names, chosen in further_visits(self.study, evaluators):
                 confirm(self.study, self.pool, self.progress, self._limits, chosen, names, ends, visit)
 
     def _stages(self, names: Sequence[str]) -> list[list[str]]:
@@ -285,6 +282,7 @@ class Driver:
         baselines = sum(result.baseline is not None for result in results)
         front = len(front_trials(results, self.study.space.objectives)) + 1
         policies = front * (1 + self.study.space.has_transfer) + min(MAX_CONFIRMED, baselines)
+        policies += len(random_twins(results, self.study.space.objectives))
         self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * policies / self.pool.size
 
     def _update_progress(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 LOADING, PREPARING = "loading the model", "preparing the study"
 PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
 TRANSFERRING, DRAWING = "measuring transfer tasks", "drawing kept patches"
+RANDOMISING = "measuring random choices of tokens"
 
 
 @dataclass

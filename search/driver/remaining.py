@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from ..space.space import Space
 from ..study.expected_results import MAX_CONFIRMED, ScorePredictor
 from ..trial.trial_result import TrialResult
-from .phases import CONFIRMING, PROMOTING, TRANSFERRING
+from .confirmation import random_twins
+from .phases import CONFIRMING, PROMOTING, RANDOMISING, TRANSFERRING
 from .promotion import FIRST_EXAMPLES, apparent_front, examples_answered, expected_points, is_paused
 from .timing import ROUNDS, TIMING_AGAIN
 
@@ -46,6 +47,7 @@ def remaining_steps(
     return {
         PROMOTING: sum(promotions_left(result, total) for result in paused),
         **({CONFIRMING: num_confirmed} if is_confirmed else {}),
+        **({RANDOMISING: len(random_twins(results, space.objectives))} if is_confirmed else {}),
         **({TRANSFERRING: len(front)} if space.has_transfer else {}),
         **({TIMING_AGAIN: ROUNDS * num_confirmed} if is_timed else {}),
     }

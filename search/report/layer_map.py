@@ -193,7 +193,7 @@ class LayerMap:
         if ratios:
             selection = self.policy.token_selection
             yield Text(
-                f"  {ALL_TOKENS} all image tokens; ranked by {selection.score}, reselect {selection.reselect}", "dim"
+                f"  {ALL_TOKENS} all image tokens; ranked by {selection.label}, reselect {selection.reselect}", "dim"
             )
         if any(c.left is not None for c in layers):
             yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")

@@ -40,7 +40,21 @@ def assessment_lines(record: StudyRecord) -> list[str]:
     if assessment.forecast is not None:
         expected = f"{assessment.forecast.value:.4f} to the hypervolume{interval(assessment.forecast)}"
         lines.append(f"Forecast: another {AHEAD} trials are expected to add {expected}.")
-    return [*lines, *filter(None, [agreement_line(record)])]
+    return [*lines, *filter(None, [random_line(record), agreement_line(record)])]
+
+
+def random_line(record: StudyRecord) -> str:
+    """How often a random choice of image tokens does as well; empty where none was measured."""
+    found = record.assessment.random
+    if found is None:
+        return ""
+    count, name = len(found.gains), phrase(quality_metric(record) or "")
+    policies = "policy" if count == 1 else "policies"
+    trials = f" (trials {', '.join(map(str, found.as_well))})" if found.as_well else ""
+    return (
+        f"Image tokens at random: with the same ratios, random did as well for {len(found.as_well)} of {count} "
+        f"{policies}{trials}, whose {name} is not significantly better on the report split."
+    )
 
 
 def gain_line(record: StudyRecord, gain: IntervalEstimate) -> str:

@@ -52,8 +52,17 @@ def assessment_data(record: StudyRecord) -> dict[str, Any]:
         "tied": [{"trial": number, "with": other} for number, other in assessment.ties.items()],
         "mean_gap": selection_bias(record),
         "by_rule": [asdict(result) for result in assessment.baseline_results],
+        "random": random_data(record),
         "divergence_ranks_accuracy": asdict(assessment.agreement) if assessment.agreement else None,
     }
+
+
+def random_data(record: StudyRecord) -> dict[str, Any] | None:
+    """The front beside random choices of image tokens as plain data; null where none was measured."""
+    found = record.assessment.random
+    if found is None:
+        return None
+    return {"as_well": found.as_well, "gains": {number: asdict(gain) for number, gain in found.gains.items()}}
 
 
 def row(record: StudyRecord, trial: TrialResult, file: str | None) -> dict[str, Any]:

@@ -7,13 +7,29 @@ from typing import Any
 from ...evaluators.base import BUILT_IN, Metric, evaluator_class
 from ...policies.schedules import Schedule
 from ...policies.schemas import DIALECT, model_schema, policy_schema
-from .schedules import DecayOptions, FastVOptions, IntervalOptions
+from .schedules import (
+    DecayOptions,
+    DivPruneOptions,
+    FastVOptions,
+    IntervalOptions,
+    PyramidDropOptions,
+    SkipVisionOptions,
+    VTWOptions,
+)
 from .space import OPTIONAL, Space
 
 ROOT = Path(__file__).resolve().parents[2]
 NULL = {"type": "null"}
 # By its class in a policy file, the options of each schedule in a space.
-SCHEDULES = (("ShiftedCosine", DecayOptions), ("FastV", FastVOptions), ("Interval", IntervalOptions))
+SCHEDULES = (
+    ("ShiftedCosine", DecayOptions),
+    ("FastV", FastVOptions),
+    ("PyramidDrop", PyramidDropOptions),
+    ("VTW", VTWOptions),
+    ("DivPrune", DivPruneOptions),
+    ("SkipVision", SkipVisionOptions),
+    ("Interval", IntervalOptions),
+)
 
 
 def space_schema() -> dict[str, Any]:

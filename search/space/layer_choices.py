@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from ...policies.choice import CHOICES, KEEP, LAST_LAYER, AttentionRole, LayerChoice, Ratio, Rest, StrictModel
+from ...policies.policy import Dropped, TokenSelection
 from ...policies.schedules import Changing
-from ...policies.scores.table import ScoreName
+from ...policies.scores.table import DESCRIPTION, RELEVANCE, ScoreName
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
@@ -62,6 +63,7 @@ def check_range(value: Any) -> Any:
 
 Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
 OMIT_DEFAULT, OMIT_REST = Field(exclude_if=is_default), Field(exclude_if=is_default_rest)
+OMIT_ZERO = Field(exclude_if=lambda value: value == 0)
 
 
 class Combination(StrictModel):
@@ -203,11 +205,33 @@ class SelectionOptions(StrictModel):
     """How image tokens are ranked where a layer has a token ratio; the search chooses one value of a list.
 
     Attributes:
-        score: `attention` (of the last prompt token, in the nearest earlier layer with attention), `norm` (of the
-            token's hidden state) or `uniform` (evenly spaced tokens).
+        score: The score that ranks image tokens; see `scores.table`.
+        diversity: With the score `relevance`, the weight of `diverse` in a mixture of the two, 0 to 1; of no effect
+            with other scores.
         reselect: `each_layer` selects from all image tokens in every layer; `once` removes a dropped token from all
             later layers, also from those without a ratio.
+        dropped: What becomes of a token that is removed for good: `discard`, or `merge` into the remaining one that it
+            resembles most; of no effect with `each_layer`.
     """
 
-    score: Options[ScoreName] = "attention"
+    score: Annotated[Options[ScoreName], Field(description=f"The score that ranks them. {DESCRIPTION}")] = "attention"
+    diversity: Annotated[Options[Ratio], OMIT_ZERO] = 0.0
     reselect: Options[Literal["each_layer", "once"]] = "each_layer"
+    dropped: Annotated[Options[Dropped], Field(exclude_if=lambda value: value == "discard")] = "discard"
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if any(as_options(self.diversity)) and RELEVANCE not in as_options(self.score):
+            raise ValueError(f"found diversity without the score {RELEVANCE}, which it is a part of; add that score")
+        if "merge" in as_options(self.dropped) and "once" not in as_options(self.reselect):
+            raise ValueError("found dropped: merge without reselect: once: a token that may come back is not dropped")
+        return self
+
+    def selection(self, values: Mapping[str, Any]) -> TokenSelection:
+        """The selection with one value of each key; keys that have no effect beside the others keep their default."""
+        chosen = {key: values[key] for key in type(self).model_fields}
+        if chosen["score"] != RELEVANCE:
+            chosen["diversity"] = 0.0
+        if chosen["reselect"] != "once":
+            chosen["dropped"] = "discard"
+        return TokenSelection(**chosen)

@@ -1,9 +1,9 @@
 """Encodes the policies of a space as named categorical parameters with labels, and decodes them.
 
 The labels of a parameter are a fixed list. There is one parameter for each layer or group of tied layers (or one for
-each key of their rule), one for the schedule, one for each key of each schedule, and two for the token selection. The
-parameters of a schedule have no effect unless that schedule is chosen. Labels that decode to the same policy share one
-measurement.
+each key of their rule), one for the schedule, one for each key of each schedule, and one for each key of the token
+selection. The parameters of a schedule have no effect unless that schedule is chosen. Labels that decode to the same
+policy share one measurement.
 """
 
 import math
@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 from ...policies.choice import KEEP, LayerChoice
-from ...policies.policy import Policy, TokenSelection
+from ...policies.policy import Policy
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
 from .space import Space
@@ -47,6 +47,7 @@ class Parameters:
         self.groups = space.groups(num_layers)
         self._forbidden = ForbiddenChoices(space.forbid)
         self._schedules = numbered_schedules(space.schedules)
+        self._selection = space.token_selection
         rules = space.rules(num_layers)
         self._of_group = {group: LayerParameters(group[0], rules[group[0]]) for group in self.groups}
         # By parameter and label, the value; the database of a study relies on the names and on the order.
@@ -60,7 +61,7 @@ class Parameters:
             for key, values in schedule.options().items():
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
         for key, values in space.token_selection:
-            self._values[key] = {value: value for value in as_options(values)}
+            self._values[key] = {selection_label(key, value): value for value in as_options(values)}
         self._defaults |= {
             name: next(iter(values)) for name, values in self._values.items() if name not in self._defaults
         }
@@ -92,9 +93,11 @@ class Parameters:
         if schedule is not None:
             prefix = f"{labels['schedule']}."
             setting = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-            scheduled = schedule.schedule(setting).choices(len(choices))
+            pattern = schedule.schedule(setting)
+            scheduled = pattern.choices(len(choices))
+            values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
-        return Policy.of(choices, TokenSelection(score=values["score"], reselect=values["reselect"]))
+        return Policy.of(choices, self._selection.selection(values))
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""
@@ -113,7 +116,7 @@ class Parameters:
                 return labels
         return self.labels()
 
-    def encode_choices(self, choices: Sequence[LayerChoice], selection: Mapping[str, str]) -> dict[str, str]:
+    def encode_choices(self, choices: Sequence[LayerChoice], selection: Mapping[str, Any]) -> dict[str, str]:
         """Labels of one choice a layer; a group of tied layers takes the choice of its first layer.
 
         Args:
@@ -123,7 +126,8 @@ class Parameters:
         labels: dict[str, str] = {}
         for group, parameters in self._of_group.items():
             labels |= parameters.labels(choices[group[0]])
-        return labels | {key: value for key, value in selection.items() if value in self._values[key]}
+        given = {key: selection_label(key, value) for key, value in selection.items()}
+        return labels | {key: label for key, label in given.items() if label in self._values[key]}
 
     def encode(self, policy: Policy) -> dict[str, str] | None:
         """Labels that decode to a policy without a schedule; None where there are none."""
@@ -220,6 +224,11 @@ class LayerParameters:
         for own in product(*ordered):
             encoded.setdefault(self.choice(dict(zip(self.values, own, strict=True))), own)
         return encoded
+
+
+def selection_label(key: str, value: Any) -> str:
+    """The label of a value of `token_selection`."""
+    return f"diversity {value:g}" if key == "diversity" else str(value)
 
 
 def key_label(key: str, value: Any) -> str:

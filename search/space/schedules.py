@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ...policies.choice import Ratio, StrictModel
+from ...policies.choice import LAST_LAYER, Ratio, StrictModel
 from ...policies.schedules import ONE_KEY, Changing, Layer, Schedule, Segments, Step, check_one, check_order
 from .layer_choices import Options, as_options
 
@@ -27,6 +27,31 @@ class FastVOptions(StrictModel):
     """The options of `fastv`."""
 
     layer: Options[Layer]
+    token_ratio: Options[Ratio]
+
+
+class PyramidDropOptions(StrictModel):
+    """The options of `pyramid_drop`."""
+
+    stages: Options[Annotated[int, Field(ge=2, le=LAST_LAYER + 1, strict=True)]] = 4
+    token_ratio: Options[Ratio] = 0.5
+
+
+class VTWOptions(StrictModel):
+    """The options of `vtw`."""
+
+    layer: Options[Layer]
+
+
+class DivPruneOptions(StrictModel):
+    """The options of `divprune`."""
+
+    token_ratio: Options[Ratio]
+
+
+class SkipVisionOptions(StrictModel):
+    """The options of `skip_vision`."""
+
     token_ratio: Options[Ratio]
 
 
@@ -54,6 +79,10 @@ class ScheduleOptions(StrictModel):
         shifted_cosine: The share of image tokens decays along half a cosine (p-MoD, arXiv:2412.04449).
         linear: The share of image tokens decays linearly.
         fastv: A share of the image tokens from one layer on (FastV, arXiv:2403.06764, with `reselect: once`).
+        pyramid_drop: Fewer image tokens after each of some equal parts of the depth (PyramidDrop, arXiv:2410.17247).
+        vtw: No image tokens from one layer on (VTW, arXiv:2405.05803).
+        divprune: The most diverse image tokens from the first layer on (DivPrune, arXiv:2503.02175).
+        skip_vision: Most image tokens have no FFN, and no place in the cache after the prompt (arXiv:2503.21817).
         interval: A choice in every I-th layer (ima-lmms, arXiv:2410.09454).
     """
 
@@ -62,6 +91,10 @@ class ScheduleOptions(StrictModel):
     shifted_cosine: DecayOptions | None = None
     linear: DecayOptions | None = None
     fastv: FastVOptions | None = None
+    pyramid_drop: PyramidDropOptions | None = None
+    vtw: VTWOptions | None = None
+    divprune: DivPruneOptions | None = None
+    skip_vision: SkipVisionOptions | None = None
     interval: IntervalOptions | None = None
 
     @model_validator(mode="after")

@@ -43,8 +43,9 @@ from .telling import add_promoted_trial, add_promotion_failure, trial_state
 from .trial_attributes import measurements_json, promotion_failures, read_trial, trial_attributes
 from .warm_start import file_setting, skipped_share
 
-# What is measured once a search has ended: the report split, the transfer tasks, the patches that a policy keeps.
-VisitKey = Literal["report", "transfer", "patches"]
+# What is measured once a search has ended: the report split, also of random twins (see `baselines.random_twin`), the
+# transfer tasks, the patches that a policy keeps.
+VisitKey = Literal["report", "random", "transfer", "patches"]
 GUIDE_CHOSEN = "guide_chosen"  # the attribute of a study that holds the guide metric which a comparison chose
 
 

@@ -111,7 +111,7 @@ def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = Mappi
         found |= {(change, layer): 1.0 for change in changes(choice)}
         ratio = kept if choice.token_ratio is None or not choice.ranks_images else min(kept, choice.token_ratio)
         if choice.token_ratio is not None:
-            found[f"selection by {selection.score}", layer] = 1.0
+            found[f"selection by {selection.label}", layer] = 1.0
         if choice.token_ratio is not None and choice.evicts:
             found["evicted tokens", layer] = 1 - choice.token_ratio
         if ratio < 1:

@@ -3,17 +3,22 @@
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from ...evaluators.base import IncrementalEvaluator
-from ...evaluators.statistics import layer_statistics, on_device
+from ...evaluators.statistics import LayerStatistics, layer_statistics, on_device
+from ...policies.choice import CHOICES, KEEP
 from ...policies.policy import Policy
+from ...policies.runtime.prefix import PrefixStates
 from ..baselines.bandit import bandit
 from ..baselines.dense_stats import DenseStats, any_needs_statistics
 from ..baselines.registry import Choices
 from ..space.search_settings import Racing
 from .early_stopping import rung_fractions
 from .evaluate import PolicyEvaluator
+
+STATES_BYTES: Final = 1 << 30  # of hidden states that policies with the same first layers share
 
 
 def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
@@ -30,10 +35,13 @@ def probe_dense(evaluator: PolicyEvaluator, names: Sequence[str]) -> DenseStats:
 
     subject, domains = evaluator.subject, evaluator.space.domains(evaluator.num_layers)
     prompts = subject.prompts or [synthetic_prompt(subject, prompt_tokens=64)]
-    layers, policies = None, []
+    layers: list[LayerStatistics] | None = None
+    policies: Sequence[Choices] = []
     with forward_passes(subject.model) as forwards:
         if any_needs_statistics(names):
             layers = layer_statistics(subject.model, prompts, ranks="arank" in names)
+            frozen = frozen_divergences(evaluator, prompts) if "shortv" in names else {}
+            layers = [replace(layer, frozen_divergence=frozen.get(index)) for index, layer in enumerate(layers)]
         if "bandit" in names:
             policies = bandit(domains, bandit_loss(evaluator, prompts), seed=evaluator.space.search.seed)
     return DenseStats(layers, policies, len(forwards))
@@ -69,14 +77,33 @@ def first_token_divergence(
 
     from ...evaluators.predictions import divergence
 
+    states = PrefixStates(STATES_BYTES)
+
     def log_probabilities(policy: Policy) -> torch.Tensor:
+        logits = []
         with evaluator.applied(policy) as handle:
-            model = handle.model
-            logits = [model(**on_device(prompt, model), use_cache=False).logits[0, -1] for prompt in prompts]
-            return torch.stack(logits).float().log_softmax(dim=-1)
+            for number, prompt in enumerate(prompts):
+                with states.reused(handle, number):
+                    inputs = on_device(prompt, handle.model)
+                    logits.append(handle.model(**inputs, use_cache=False).logits[0, -1])
+        return torch.stack(logits).float().log_softmax(dim=-1)
 
     dense = log_probabilities(Policy())
     return lambda choices: statistics.fmean(divergence(dense, log_probabilities(Policy.of(choices))).tolist())
+
+
+def frozen_divergences(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """By layer, KL(dense || image tokens frozen in that layer alone), for the layers that may freeze them.
+
+    The policies share their layers before the frozen one with the dense model, which run once.
+    """
+    domains = evaluator.space.domains(evaluator.num_layers)
+    frozen = CHOICES["freeze_image"]
+    layers = [index for index, domain in enumerate(domains) if frozen in domain]
+    if not layers:
+        return {}
+    loss = first_token_divergence(evaluator, prompts)
+    return {layer: loss([frozen if index == layer else KEEP for index in range(len(domains))]) for layer in layers}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from skipsearch.evaluators import base
 from skipsearch.evaluators.base import BUILT_IN, Metric, Options, available, evaluator_class
 from skipsearch.evaluators.prompts import fixed_input, generate
 from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.policies import plugins
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import EvaluatorError, ModelError
@@ -143,7 +144,7 @@ def install(monkeypatch, *values, package=None):
     entries = [EntryPoint(value.split(":")[1].lower(), value, base.GROUP) for value in values]
     if package:
         entries = [entry._for(SimpleNamespace(name=package, version="1.2")) for entry in entries]
-    monkeypatch.setattr(base, "entry_points", lambda group: entries if group == base.GROUP else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == base.GROUP else [])
 
 
 def test_an_installed_evaluator_is_found(monkeypatch):
@@ -187,7 +188,7 @@ def test_a_built_in_one_that_is_also_an_entry_point_is_no_collision(monkeypatch)
     install(monkeypatch, BUILT_IN["flops"].replace("FlopsEvaluator", "Flops"))
     monkeypatch.setitem(BUILT_IN, "flops", BUILT_IN["flops"])
     entry = EntryPoint("flops", BUILT_IN["flops"], base.GROUP)
-    monkeypatch.setattr(base, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
     assert evaluator_class("flops").name == "flops"
 
 

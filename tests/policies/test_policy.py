@@ -301,7 +301,7 @@ BAD = [
     HEAD + "layers: {1: {ffn: yes}}\n",
     HEAD + "layers: {1: skip}\n",
     HEAD + "layers: []\n",
-    HEAD + "token_selection: {score: best}\n",
+    HEAD + "token_selection: {score: 3}\n",
     HEAD + "model: {num_layers: 0}\n",
     HEAD + "model: {num_layers: 9}\nschedule: {}\n",
     HEAD + "model: {num_layers: 9}\nschedule: {fastv: {layer: 2}}\n",

@@ -22,6 +22,7 @@ from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.analysis.transfer import kept_share, transfer, whole
+from skipsearch.search.baselines.random_twin import random_twin
 from skipsearch.search.report.folder import write_folder
 from skipsearch.search.report.html.page import page
 from skipsearch.search.report.terminal import print_summary, summary_data
@@ -72,6 +73,13 @@ def finished(folder):
     with searching.cluster():
         record = run_study(searching.loaded(folder / "space.yaml"), folder / "study", shown=False)
         yield record, folder / "study"
+
+
+def test_the_front_is_measured_beside_random_choices_of_tokens(finished):
+    record, _ = finished
+    twins = {number: random_twin(record.trial(number).policy) for number in record.front}
+    assert {*record.random} == {number for number, twin in twins.items() if twin is not None}
+    assert all(measured["accuracy"].n == EXAMPLES for measured in record.random.values())
 
 
 def stored(study: Path) -> dict[str, str]:

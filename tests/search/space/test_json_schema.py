@@ -109,6 +109,8 @@ def wrong():
         # Perhaps an installed evaluator measures it.
         "space: near evaluator", "space: objective of another evaluator", "space: near objective",
         "space: constraint that nobody measures",
+        # Perhaps an installed package has the score.
+        "policy: unknown score",
         # No plain data.
         "policy: octal", "policy: base 60",
         "policy: python object", "policy: binary", "policy: not of its tag", "policy: endless number",

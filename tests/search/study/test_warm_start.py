@@ -6,8 +6,10 @@ from itertools import product
 
 import pytest
 import searching
+import torch
 from asking import LAYERS, open_study, spend
 
+from skipsearch import apply_policy
 from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.statistics import LayerStatistics, layer_statistics
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
@@ -27,7 +29,7 @@ from skipsearch.search.workers.dense_probe import probe_dense
 from skipsearch.search.workers.evaluate import PolicyEvaluator
 
 FFN, ATTENTION, LAYER = (CHOICES[name] for name in ("skip_ffn", "skip_attention", "skip_layer"))
-SEEING = ["block_influence", "sublayer_cosine", "arank", "bandit"]
+SEEING = ["block_influence", "sublayer_cosine", "arank", "shortv", "bandit"]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,27 @@ def test_the_probe_finds_the_statistics_of_the_search_prompts_and_what_the_bandi
     # Prompts once for the statistics and once for dense, and for each of 20 updates as many subsets as there are.
     assert found.forwards == len(bench.subject.prompts) * (1 + 1 + 20 * 3)
     assert probe_dense(bench, bench.space.search.baselines) == found
+
+
+def test_the_probe_measures_what_freezing_image_tokens_changes(path):
+    frozen = CHOICES["freeze_image"]
+    layers = "[{range: 1-2, choices: [keep, freeze_image]}]"
+    bench = PolicyEvaluator(space_of(path, layers=layers, search__start="[shortv]"))
+    found = probe_dense(bench, ["shortv"])
+    model, prompts = bench.subject.model, bench.subject.prompts
+
+    def first_tokens(policy):
+        with apply_policy(model, policy), torch.no_grad():
+            return [model(**prompt, use_cache=False).logits[0, -1].double().log_softmax(-1) for prompt in prompts]
+
+    dense = first_tokens(Policy())
+    for layer, statistic in enumerate(found.statistics):
+        if layer not in (1, 2):
+            assert statistic.frozen_divergence is None
+            continue
+        pairs = zip(dense, first_tokens(Policy(layers={layer: frozen})), strict=True)
+        expected = sum(float((p.exp() * (p - q)).sum()) for p, q in pairs) / len(prompts)
+        assert statistic.frozen_divergence == pytest.approx(expected, rel=1e-3, abs=1e-7) and expected > 0
 
 
 def test_the_bandit_is_judged_by_the_divergence_that_a_space_measures(path, monkeypatch):

@@ -1,0 +1,23 @@
+"""How often policies of the front choose image tokens better than a random choice does."""
+
+from .baseline_comparison import negated, quality_metric
+from .paired_tests import paired_difference
+from .study_record import RandomBaseline, StudyRecord, policy_files
+
+
+def random_baseline(record: StudyRecord) -> RandomBaseline | None:
+    """Compare policies of the front with the same ratios of random tokens, on the report split.
+
+    None where no random choice was measured.
+    """
+    quality = quality_metric(record)
+    if quality is None:
+        return None
+    gains = {}
+    for number in policy_files(record):
+        random = record.random.get(number, {})
+        gain = paired_difference(record.trial(number).report.get(quality), random.get(quality))
+        flipped = negated(gain) if record.objectives[quality] == "minimize" else gain
+        if flipped is not None:
+            gains[number] = flipped
+    return RandomBaseline(gains) if gains else None
