@@ -1,5 +1,7 @@
 """The assessment of a study in sentences."""
 
+from collections.abc import Sequence
+
 from ..analysis.agreement import GUIDE_NAMES, losses_and_accuracies
 from ..analysis.assessment import selection_bias
 from ..analysis.baseline_comparison import quality_metric
@@ -104,16 +106,28 @@ def agreement_line(record: StudyRecord) -> str:
 
 
 def transfer_line(record: StudyRecord) -> str:
-    """Whether policies rank on the transfer tasks as on the searched ones; empty without transfer tasks."""
+    """What policies keep on the transfer tasks, and whether they rank there as on the searched ones; or empty."""
     found = record.assessment.transfer
     if found is None:
         return ""
     policies = f"{found.policies} {'policy' if found.policies == 1 else 'policies'}"
     ranks = [f"{name} {rank.value:.2f}{tau_interval(rank)}" for name, rank in found.ranks.items() if rank is not None]
+    kept = {name: [shares[name] for shares in found.kept.values()] for name in found.tasks}
+    means = [f"{_mean_share(shares)} on {name}" for name, shares in kept.items()]
+    if not found.policies:
+        return "No policy of the front was measured on the transfer tasks yet."
+    searched = f"{_mean_share([*found.searched.values()])} on the searched tasks"
+    start = f"Of what dense has, the front keeps on average {', '.join([searched, *means])}. "
     if ranks:
-        return f"Kendall tau of the accuracy on the searched tasks with that on {'; on '.join(ranks)}; {policies}."
+        return f"{start}Kendall tau with the accuracy on the searched tasks: {'; '.join(ranks)}; {policies}."
     reason = f"at least {MIN_POLICIES} are needed" if found.policies < MIN_POLICIES else "their accuracies are equal"
-    return f"Whether policies rank as on the searched tasks is not known from {policies}: {reason}."
+    return f"{start}Whether policies rank as on the searched tasks is not known from {policies}: {reason}."
+
+
+def _mean_share(shares: Sequence[IntervalEstimate | None]) -> str:
+    """The mean of kept shares in percent; a dash without any."""
+    values = [share.value for share in shares if share is not None]
+    return f"{100 * sum(values) / len(values):.0f} %" if values else "–"
 
 
 def tau_interval(rank: IntervalEstimate) -> str:
@@ -121,7 +135,7 @@ def tau_interval(rank: IntervalEstimate) -> str:
     return "" if rank.low is None or rank.high is None else f" (95 % interval {rank.low:.2f} to {rank.high:.2f})"
 
 
-def share_text(share: IntervalEstimate) -> str:
-    """A kept share in percent, with its interval where it has one."""
+def share_text(share: IntervalEstimate, unit: str = " %") -> str:
+    """A kept share in percent, with its interval where it has one; a table may have the unit in its heading."""
     ends = "" if share.low is None or share.high is None else f" ({100 * share.low:.0f} to {100 * share.high:.0f})"
-    return f"{100 * share.value:.0f} %{ends}"
+    return f"{100 * share.value:.0f}{unit}{ends}"

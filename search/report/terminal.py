@@ -128,16 +128,18 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
 def transfer_table(record: StudyRecord) -> Table:
     """A table of the share of dense that each policy keeps on the searched tasks and on each transfer task."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("kept of dense", no_wrap=True)
+    table.add_column("kept, % of dense", no_wrap=True)
     found, dense = record.assessment.transfer, accuracy_by_task(record.dense.transfer)
     for heading in ("searched tasks", *dense):
         table.add_column(heading, justify="right")
     values = [searched_accuracy(record.dense).value, *(task.value for task in dense.values())]
-    table.add_row("dense", *(amount(value, "fraction") for value in values), end_section=True)
+    table.add_row(
+        "dense, accuracy", *(amount(value, "fraction").removesuffix(" %") for value in values), end_section=True
+    )
     for number, file in policy_files(record).items():
         kept = found.kept.get(number) if found is not None else None
         shares = [] if found is None or kept is None else [found.searched[number], *kept.values()]
-        cells = ["dense at chance level" if share is None else share_text(share) for share in shares]
+        cells = ["dense at chance level" if share is None else share_text(share, "") for share in shares]
         table.add_row(Path(file).stem, *(cells or ["not measured"] * len(values)))
     return table
 

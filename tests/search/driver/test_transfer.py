@@ -131,8 +131,8 @@ def test_the_transfer_is_told_everywhere(finished, capsys):
     assert "<th>exists<small>exact_match, n 24</small></th>" in text
     print_summary(record, study)
     said = capsys.readouterr().out
-    heading = next(line for line in said.splitlines() if line.startswith("kept of dense"))
-    assert heading.split() == ["kept", "of", "dense", "searched", "tasks", "exists", "count"]
+    heading = next(line for line in said.splitlines() if line.startswith("kept, % of dense"))
+    assert heading.split() == ["kept,", "%", "of", "dense", "searched", "tasks", "exists", "count"]
     assert json.loads(json.dumps(summary_data(record, study)))["transfer"]["tasks"] == ["exists", "count"]
 
 
@@ -208,7 +208,10 @@ def test_ranks_compare_the_searched_tasks_with_each_transfer_task():
     found = record.assessment.transfer
     assert [found.ranks[name].value for name in found.tasks] == pytest.approx([1, -1])
     assert found.policies == len(scores) >= 3
-    assert "task0 1.00" in page(record) and "task1 -1.00" in page(record)
+    text = page(record)
+    assert "task0 1.00" in text and "task1 -1.00" in text
+    mean = np.mean([found.kept[number]["task0"].value for number in scores])
+    assert f"{100 * mean:.0f} % on task0" in text
     two = transfer(record.dense, [record.trial(number) for number in [*scores][:2]])
     assert [*two.ranks.values()] == [None, None]
 
