@@ -45,7 +45,7 @@ def seen(layers, seed=0):
     """Statistics of a model whose layers differ at random."""
     draw = random.Random(seed)
     skips = [[ATTENTION if index >= layers - count else KEEP for index in range(layers)] for count in (1, 2)]
-    return DenseStats([LayerStatistics(*(draw.random() for _ in range(4))) for _ in range(layers)], skips, 9)
+    return DenseStats([LayerStatistics(*(draw.random() for _ in range(5))) for _ in range(layers)], skips, 9)
 
 
 def rules_of(found):
@@ -74,7 +74,7 @@ def test_policies_that_several_rules_come_to_are_begun_once_and_carry_all_names(
 
 def test_every_rule_is_begun_with_and_none_takes_more_than_its_turn(path):
     names = [name for name in START_NAMES if name != "schedules"]
-    made = Parameters(space_of(path, layers="[{choices: [keep, skip_ffn, skip_attention, skip_layer, "
+    made = Parameters(space_of(path, layers="[{choices: [keep, skip_ffn, skip_attention, skip_layer, freeze_image, "
                                             "{token_ratio: [0.75, 0.5, 0.25]}]}]"), 24)  # fmt: skip
     found = initial_points(made, names, 3 * len(names), seen(24))
     counts = [sum(name in rules for rules in rules_of(found)) for name in names]
