@@ -5,7 +5,7 @@
 Each line compares two ways to compute the same request, timed in turns (A B A B) in one process: a policy and the
 dense model. The share of the time stands beside the share of the work: FLOPs in prefill; in decode, where memory is
 read more than numbers are multiplied, the bytes of the weights and of the cache that a step reads. `empty policy` must
-be 1.00, and so must `half the layers`, which runs against a model built with half the layers, and `once from layer 2,
+be 1.00, and so must `half the layers`, which runs against a model built with half the layers, and `once from half,
 by hand`, which runs against layers written to run the shorter sequence from there.
 
 `of ideal` is the share of the possible saving: what the policy saves, over what a layer written by hand without the
@@ -83,7 +83,7 @@ class WithoutAttention(LlamaDecoderLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-BY_HAND_ONCE = "once from layer 2, by hand"
+BY_HAND_ONCE = "once from half, by hand"
 BY_HAND = {"skip_ffn": WithoutFfn, "skip_attention": WithoutAttention}
 
 
@@ -231,7 +231,7 @@ def cases(size: Size) -> Iterator[tuple[str, dict[int, dict[str, Any]], dict[str
             yield name, dict.fromkeys(everywhere, choice), selection
         later = dict.fromkeys(range(2, size.layers), {"token_ratio": 0.5})
         yield "token_ratio 0.5 from layer 2", later, {"reselect": "once"}
-        yield BY_HAND_ONCE, {2: {"token_ratio": 0.5}}, {"reselect": "once"}
+        yield BY_HAND_ONCE, {size.layers // 2: {"token_ratio": 0.5}}, {"reselect": "once"}
 
 
 def sharing(model: t.PreTrainedModel) -> t.PreTrainedModel:
@@ -270,7 +270,7 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
                     requests[0] = Request(shortened(model, size.layers // 2), inputs)
             if name == BY_HAND_ONCE:
                 with handle.dense():
-                    requests[0] = Request(shorter_by_hand(model, inputs, 2), inputs)
+                    requests[0] = Request(shorter_by_hand(model, inputs, size.layers // 2), inputs)
             if name in BY_HAND:
                 with handle.dense():
                     requests.append(Request(by_hand(model, BY_HAND[name]), inputs))

@@ -131,7 +131,7 @@ def measure(subject: Subject, policy: Policy, batch: int, repeats: int) -> dict[
 def graph_tpot(subject: Subject, policy: Policy, batch: int) -> float | None:
     """Median decode step that is replayed as a CUDA graph, in milliseconds; on a CPU, which has none, the plain step.
 
-    None for policies that choose tokens or store some tokens only, which a static cache does not serve.
+    None for policies that a static cache does not serve, such as those that skip attention in decode alone.
     """
     model = subject.model
     inputs = fixed_input(subject, batch)

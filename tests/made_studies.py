@@ -20,7 +20,8 @@ METRICS = {
     "kv_cache_bytes": Metric("bytes", "minimize", "Bytes of keys and values after the prompt, read off the cache."),
 }
 OBJECTIVES: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items()}
-DRAWN = [KEEP, *CHOICES.values(), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
+NAMES = ("keep", "skip_ffn", "skip_attention", "skip_layer", "parallel")
+DRAWN = [KEEP, *(CHOICES[name] for name in NAMES), *(LayerChoice(token_ratio=r) for r in (0.75, 0.5, 0.25))]
 SPACE = "schema: skipsearch/space/v1\nmodel: {id: some/model}  # <verbatim> & $unharmed\n"
 
 

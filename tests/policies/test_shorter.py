@@ -97,8 +97,8 @@ def test_a_decoder_that_stops_before_its_last_layer_is_refused():
             run(model, inputs)
 
 
-# Operations of a score itself beyond the ten: `diverse` chooses four tokens one by one, with three each.
-MORE = {"diverse": 39, "key_norm": 5, "relevance": 8}
+# Scores that compute more than the runtime's six operations leave room for; `diverse` takes steps for each kept token.
+COSTLY = {"key_norm": 15, "relevance": 18, "diverse": 60}
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -109,7 +109,7 @@ def test_a_further_layer_of_fewer_tokens_is_at_most_ten_operations(score, resele
     two, three = (
         operations(model, dict.fromkeys(layers, HALF), inputs, score, reselect) for layers in ((1, 2), (1, 2, 3))
     )
-    assert (three - two).total() <= (10 + MORE.get(score, 0) if reselect == "each_layer" else 0)
+    assert (three - two).total() <= (COSTLY.get(score, 10) if reselect == "each_layer" else 0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
