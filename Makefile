@@ -29,7 +29,7 @@ test: setup
 soak: setup
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz
 
-# Real vLLM and llama.cpp, in environments of their own.
+# Real vLLM, llama.cpp and lmms-eval, in environments of their own.
 exports: setup
 	$(BIN)/python -m pytest -q -m soak tests/exports
 
