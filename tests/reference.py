@@ -166,13 +166,13 @@ def attention(
     for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
         tokens = sorted(seen + lone)
         given = arguments_for(tokens, arguments, evicted, x.dtype, at)
-        if record == "key_norm" and not lone and not recurrence(layer) and of_tokens:
+        prompt = [i for i in asking if i < row.end]
+        # Where no token of the prompt asks, the layer gives no score.
+        if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
             given["past_key_values"] = cache
         delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
             update[:, i] = delta[:, tokens.index(i)]
-        prompt = [i for i in asking if i < row.end]
-        # Where text asks nothing, the layer gives no score.
         reads = weights is not None and any(row.kind(i) == "text" for i in prompt)
         if not lone and record == "attention" and of_tokens and reads:
             row.note(seen, weights[0].mean(0)[seen.index(prompt[-1])].tolist())

@@ -37,7 +37,8 @@ def no_environment_report(monkeypatch):
 def policies(has_images, count=2):
     """Dense, and some random policies."""
     draw = random.Random(5)
-    choices = [*CHOICES.values(), *([LayerChoice(token_ratio=0.5)] if has_images else [])]
+    choices = [choice for choice in CHOICES.values() if has_images or choice.tokens == "all"]
+    choices += [LayerChoice(token_ratio=0.5)] if has_images else []
     yield Policy()
     for _ in range(count):
         yield Policy.of([draw.choice(choices) for _ in range(tiny.LAYERS)])

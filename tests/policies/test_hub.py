@@ -50,7 +50,7 @@ def test_a_folder_holds_the_policy_and_a_card_that_the_hub_reads(tmp_path):
         "base_model": "org/base",
         "base_model_relation": "adapter",
     }
-    for line in ("| accuracy | 0.6 | 0.65 | report |", "| prefill_flops | 1000000000.0 |  |  |", "- revision: abc",
+    for line in ("| accuracy | 0.6 | 0.65 | report |", "| prefill_flops | 1000000000 |  |  |", "- revision: abc",
                  "- parallel: 1 layer", f"- fingerprint {policy.fingerprint}",
                  'model = skipsearch.from_pretrained("REPOSITORY")'):  # fmt: skip
         assert line in card.text

@@ -157,7 +157,8 @@ def test_a_whole_search_shows_its_phases_in_order(tmp_path, terminal) -> None:
     console = Console(file=text, force_terminal=terminal, width=160)
     driver = planted_times.search(path, tmp_path, PolicyEvaluator(), console=console, search__trials=14)
     [task] = driver.progress._bar.tasks
-    assert task.completed == task.total == 4 + 14 + len(confirmed(driver)) * 8
+    further = sum(key.startswith(("random:", "patches:")) for key in driver.study.study.user_attrs)
+    assert task.completed == task.total == 4 + 14 + len(confirmed(driver)) * 8 + further
     if not terminal:
         found = lines(text)
         assert len(found) == len({*found})
@@ -167,6 +168,8 @@ def test_a_whole_search_shows_its_phases_in_order(tmp_path, terminal) -> None:
             "proposing",
             "confirming",
             "timing the front again",
+            "measuring random choices of tokens",
+            "drawing kept patches",
         ]
         assert any("Noise of this machine" in line for line in found)
 

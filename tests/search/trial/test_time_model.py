@@ -9,7 +9,8 @@ from skipsearch.search.trial.modelled_time import Z95
 from skipsearch.search.trial.time_model import TimedPolicy, TimeEstimate, TimeModel, features
 
 LAYERS = 12
-FLAT = [*CHOICES.values(), LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]
+RATIOS = [LayerChoice(token_ratio=0.5), LayerChoice(token_ratio=0.25)]
+FLAT = [*(choice for name, choice in CHOICES.items() if name != "freeze_image"), *RATIOS]
 PRODUCT = [LayerChoice(attention=a, ffn=f, token_ratio=r) for a in ("run", "skip") for f in ("run", "skip")
            for r in (1.0, 0.5, 0.25)]  # fmt: skip
 SAVED = {"attention skip both all": -0.02, "ffn skip both all": -0.045, "wiring parallel both all": -0.003,
