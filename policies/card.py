@@ -76,7 +76,9 @@ def model_section(policy: "Policy") -> list[str]:
 
 def policy_section(policy: "Policy") -> list[str]:
     """What the policy leaves out."""
-    counts = [f"- {label}: {count} layer{'s'[: count != 1]}" for label, count in count_choices(policy).items()]
+    counts = [
+        f"- {label}: {count} {'layer' if count == 1 else 'layers'}" for label, count in count_choices(policy).items()
+    ]
     return ["## Policy", "", *(counts or ["- nothing is left out"]), f"- fingerprint {policy.fingerprint}", ""]
 
 
