@@ -168,7 +168,8 @@ class LayerMap:
                 yield _row("tokens", [_token_symbol(c) for c in band])
             for letter in RESTS:
                 if any(letter in c.rest for c in layers):
-                    yield _row("rest", [_letter(letter if letter in c.rest else "") for c in band])
+                    label = "evict" if letter == "e" else "rest"
+                    yield _row(label, [_letter(letter if letter in c.rest else "") for c in band])
             yield Text()
 
     def _legend(self) -> Iterator[Text]:

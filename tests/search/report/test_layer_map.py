@@ -99,7 +99,7 @@ def test_rows_say_who_asks_who_is_seen_and_what_becomes_of_the_rest() -> None:
     assert row(text, "attention") == ["○", "△", "■", "■", "■"]
     assert row(text, "ffn") == ["×", "■", "■", "■", "■"]
     assert row(text, "phase") == [" ", "d", " ", "d", " "]
-    rests = [list(line[11::2]) for line in text.splitlines() if line.startswith("rest")]
+    rests = [list(line[11::2]) for line in text.splitlines() if line.startswith(("rest", "evict"))]
     assert ["".join(rest).rstrip() for rest in rests] == ["    k", "  a", "  ee"]
     for line in (
         "○ keys_only: tokens are seen without asking: 1 layer",
