@@ -1,4 +1,4 @@
-"""Which patches of a picture two layers process under a policy, on a few examples, for the report."""
+"""Which patches of a picture two layers keep under a policy, on a few examples, for the report."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ NO_PICTURE = "No example of the search split has exactly one picture, so no patc
 
 
 class KeptPatchesEvaluator:
-    """Records the image tokens that the first and the last layer with a token ratio process.
+    """Records the image tokens that the ratios of the first and the last layer with one keep.
 
     A space cannot name it: the driver asks for it once a search has ended, for the policies of the front.
 
@@ -38,7 +38,7 @@ class KeptPatchesEvaluator:
     name: ClassVar[str] = "kept_patches"
     options: ClassVar[type[Options]] = Options
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "kept_patches": Metric("fraction", "minimize", "share of the image tokens that the drawn layers process")
+        "kept_patches": Metric("fraction", "minimize", "share of the image tokens that the drawn layers keep")
     }
     cost: ClassVar[int] = 30
     exclusive: ClassVar[bool] = False
@@ -84,10 +84,10 @@ class KeptPatchesEvaluator:
         return {"kept_patches": Measurement(sum(shares) / len(shares) if shares else 1.0, len(kept), detail=detail)}
 
     def _run(self, handle: "PolicyHandle", inputs: Mapping[str, Any], layers: list[int]) -> "dict[int, Tensor]":
-        """Run one prompt; which tokens each of some layers processed, shape (1, tokens)."""
+        """Run one prompt; which tokens each of some layers kept, shape (1, tokens)."""
         if not layers:
             return {}
-        with self._examples.under_policy(handle), processed_images(handle, layers) as masks:
+        with self._examples.under_policy(handle), kept_images(handle, layers) as masks:
             handle.model(**on_device(inputs, handle.model), use_cache=False)
         return masks
 
@@ -114,16 +114,16 @@ def image_mask(handle: "PolicyHandle", inputs: "Mapping[str, Tensor]") -> "Tenso
 
 
 @contextmanager
-def processed_images(handle: "PolicyHandle", layers: list[int]) -> "Iterator[dict[int, Tensor]]":
-    """Record the image tokens that some layers process while the context is open; the last forward counts."""
+def kept_images(handle: "PolicyHandle", layers: list[int]) -> "Iterator[dict[int, Tensor]]":
+    """Record the image tokens that the ratios of some layers keep while the context is open; the last run counts."""
     from ...policies.families.layers import decoder_layers
 
     found: dict[int, Any] = {}
 
     def recorder(index: int) -> Any:
         def record(*_: Any) -> None:
-            if handle.tokens is not None:
-                found[index] = handle.tokens.processed.mask.cpu()
+            if handle.tokens is not None and handle.tokens.kept is not None:
+                found[index] = handle.tokens.kept.mask.cpu()
 
         return record
 

@@ -118,7 +118,8 @@ class ForwardTokens:
         rows: The number of each row, shape (batch, 1).
         last_prompt: Place of each row's last prompt token, shape (batch,); None where every row ends with it.
         remaining: The image tokens that no layer has removed for good.
-        processed: The image tokens that the running layer processes.
+        processed: The image tokens that the running layer records.
+        kept: The image tokens that the running layer's ratio keeps; None before the first layer.
         recorded: What earlier layers recorded for the score of image tokens, as each token had it when it was last
             processed, float32, shape (batch, tokens); 0 for a token without a record.
         has_record: Whether image tokens of each row have been recorded.
@@ -141,6 +142,7 @@ class ForwardTokens:
     processed: ImageTokens
     recorded: Tensor
     has_record: list[bool]
+    kept: ImageTokens | None = None
     shorter: ShorterStates | None = None
     sizes: Tensor | None = None
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)

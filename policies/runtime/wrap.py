@@ -326,7 +326,7 @@ class WrappedLayer:
         ratio, kept, merged = self.choice.token_ratio, tokens.remaining, None
         if ratio is not None:
             kept = tokens.choose_images(hidden, ratio, self.score)
-        images = tokens.split_images(kept)
+        images, tokens.kept = tokens.split_images(kept), kept
         tokens.processed = images.of(self.roles.moves if self.record == "change" else self.roles.stores) or kept
         if self.selection.reselect == "once" and self.choice.ranks_images:
             if self.selection.dropped == "merge" and kept is not tokens.remaining and any(kept.counts):

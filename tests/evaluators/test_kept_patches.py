@@ -47,8 +47,10 @@ def policy(layers, **selection):
     return Policy.model_validate({"layers": layers, "token_selection": selection})
 
 
-def test_evenly_spaced_patches_are_recorded_as_such(digits):
-    found = measured(digits, policy({2: {"token_ratio": 0.5}, 8: {"token_ratio": 0.25}}, score="uniform"))
+@pytest.mark.parametrize("rest", ["skip", "keys_only", "attention", "ffn"])
+def test_evenly_spaced_patches_are_recorded_as_such(digits, rest):
+    layers = {2: {"token_ratio": 0.5, "rest": rest}, 8: {"token_ratio": 0.25, "rest": rest}}
+    found = measured(digits, policy(layers, score="uniform"))
     expected = {
         str(layer): {i for i in range(PATCHES) if (i + 1) * keep // PATCHES > i * keep // PATCHES}
         for layer, keep in ((2, 24), (8, 12))
