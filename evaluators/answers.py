@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..policies.runtime.tokens import image_token_ids
-from .accuracy.model import TextModel
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
+from .accuracy.text_model import TextModel
 from .prompts import generation_options
 
 T = TypeVar("T")

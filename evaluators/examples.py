@@ -146,6 +146,8 @@ class ExampleEvaluator(ABC):
                 continue
             # Reset here, because another evaluator may use the same model between two rungs.
             self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
+            # What is reported is lm-eval's own number to the last bit; a search may round differently.
+            self._model.shares_prompts = split == "search"
             with self.under_policy(handle), self._naming_document(rung.new, handle):
                 found |= self._score_examples(handle, rung.new, (split, fractions, number))
             seconds += self._model.forward_seconds

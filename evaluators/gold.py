@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 
 from ..policies.errors import EvaluatorError
-from .accuracy.model import TextModel
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
+from .accuracy.text_model import TextModel
 from .answers import Request, Row, encode_continuation, in_batches, whole_text
 from .predictions import divergence
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..policies.apply import PolicyHandle
-from .accuracy.model import TextModel, with_answers
+from .accuracy.model import with_answers
+from .accuracy.text_model import TextModel
 from .answers import Row, encode
 
 

@@ -232,3 +232,9 @@ def test_hypervolume_is_read_off_at_equal_counts_and_equal_executions(monkeypatc
     assert shown["after 2, EvoPress at its end"]["value"] == 0.25 and shown["after 2, EvoPress at its end"]["holds"]
     assert shown["of EvoPress's at 25 dense passes"]["value"] == pytest.approx(4.0)
     assert not shown["fewer executions where states are kept"]["holds"]
+
+
+def test_the_cost_of_accuracy_in_a_trial_is_measured_beside_lm_eval():
+    (digits,) = figures_of("trial.py", "--quick")["problems"]
+    assert {"simple_evaluate", "per answer", "trial", "forwards"} == digits["seconds"].keys()
+    assert digits["seconds"]["forwards"] < digits["seconds"]["trial"]

@@ -15,7 +15,8 @@ from ...policies.errors import EvaluatorError
 from ...policies.policy import Policy
 from ..subject import ModelSpec, load_subject
 from .memo import Memo
-from .model import TextModel, lm_eval_model
+from .model import lm_eval_model
+from .text_model import TextModel
 
 MODEL = {"revision", "dtype", "attn_implementation", "trust_remote_code", "weights"}
 # lm-eval's own arguments that change prompts and answers and not the model. All others are refused, because lm-eval

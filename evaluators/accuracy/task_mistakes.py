@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
     from ...policies.apply import PolicyHandle
-    from .model import TextModel
+    from .text_model import TextModel
 
 # Exceptions that bad data causes in Python code; a device that fails raises RuntimeError instead.
 DATA_ERRORS = (

@@ -30,8 +30,8 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from ...policies.errors import EvaluatorError
-from .model import TextModel
 from .task_mistakes import DATA_ERRORS, check_targets, task_error
+from .text_model import TextModel
 
 PREFERRED_METRICS = ("exact_match", "acc", "acc_norm")
 # Standard errors in closed form. Other aggregations need a bootstrap, which lm-eval runs in a pool of processes, and a

@@ -68,6 +68,23 @@ def responses(measured, split):
     return found
 
 
+def alike(found, expected):
+    """Equal answers; log-likelihoods up to rounding, since answers to one prompt share its forward in a search."""
+    if found.keys() != expected.keys():
+        return False
+    return all(
+        same(ours, theirs)
+        for key in found
+        for ours, theirs in zip(sum(found[key], []), sum(expected[key], []), strict=True)
+    )
+
+
+def same(ours, theirs):
+    if isinstance(ours, str):
+        return ours == theirs
+    return ours[1] == theirs[1] and ours[0] == pytest.approx(theirs[0], abs=1e-5)
+
+
 def their_responses(results):
     return {
         (name, sample["doc_id"]): sample["resps"] for name, samples in results["samples"].items() for sample in samples
@@ -95,7 +112,8 @@ def test_equals_simple_evaluate(world, kind, task):
                 assert ours.stderr == theirs["results"][task][f"{metric}_stderr,none"]
                 assert ours.n == len(docs)
                 assert ours.detail["per_example"] == [sample[metric] for sample in theirs["samples"][task]]
-                assert responses(measured, split) == their_responses(theirs)
+                found, expected = responses(measured, split), their_responses(theirs)
+                assert found == expected if split == "report" else alike(found, expected)
                 values.add(str(responses(measured, split)))
     assert len(values) > 2, "the policies should not all answer alike"
 
@@ -117,7 +135,7 @@ def test_equals_simple_evaluate_with_a_chat_template(world, monkeypatch):
     with apply_policy(world.llama.model, Policy()) as handle:
         measured.measure(handle, "search")
         theirs = reference(plain_lm(world.llama), [path], limit=5, apply_chat_template=True)
-    assert responses(measured, "search") == their_responses(theirs)
+    assert alike(responses(measured, "search"), their_responses(theirs))
 
 
 def test_several_tasks_with_and_without_images(world):

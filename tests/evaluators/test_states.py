@@ -79,7 +79,8 @@ def test_the_figures_are_the_same_to_the_last_bit(world, case):
     )  # fmt: skip
     saved = 0
     for policy in walk(kind, reselect):
-        one, other = (measured(found, model, policy) for found in (keeping, plain))
+        # In a search, answers share the forward of a text prompt instead.
+        one, other = (measured(found, model, policy, "report") for found in (keeping, plain))
         assert one.detail["per_example"] == other.detail["per_example"]
         assert (one.value, one.stderr) == (other.value, other.stderr)
         layers, without = one.detail["layers"], other.detail["layers"]
@@ -95,7 +96,7 @@ def test_layers_are_counted_that_were_asked_for_and_that_were_run(world, name):
     hooks = [layer.mlp.register_forward_hook(lambda *_: forwards.append(1)) for layer in model.model.layers]
     for policy in (Policy(), Policy(layers={3: CHOICES["parallel"]}), Policy(layers={1: CHOICES["parallel"]})):
         forwards.clear()
-        layers = measured(found, model, policy).detail["layers"]
+        layers = measured(found, model, policy, "report").detail["layers"]
         assert layers["run"] == len(forwards) < layers["asked"] or policy.is_dense
     for hook in hooks:
         hook.remove()
@@ -104,8 +105,9 @@ def test_layers_are_counted_that_were_asked_for_and_that_were_run(world, name):
 
 def test_a_policy_that_tells_prompt_from_answer_goes_on_from_one_that_does_not(world):
     found, model = evaluator(world, "accuracy", "llama", "text_mc"), world.llama.model
-    measured(found, model, Policy())
-    layers = measured(found, model, Policy(layers={3: LayerChoice(ffn="skip", phase="decode")})).detail["layers"]
+    measured(found, model, Policy(), "report")
+    policy = Policy(layers={3: LayerChoice(ffn="skip", phase="decode")})
+    layers = measured(found, model, policy, "report").detail["layers"]
     assert layers["run"] * 4 == layers["asked"]
 
 

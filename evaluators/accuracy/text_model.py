@@ -1,0 +1,192 @@
+"""lm-eval's model class around a loaded language model that runs under a policy.
+
+It adds to lm-eval a cache of values that do not depend on the policy, the time spent inside the model, and prompts that
+their answers share.
+"""
+
+import time
+import weakref
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from ...policies.runtime.prefix import PrefixStates
+from .memo import Memo
+from .shared_prompts import can_share, prompts_to_share, score
+
+if TYPE_CHECKING:
+    from ...policies.apply import PolicyHandle
+    from ..subject import Subject
+
+LogLikelihood = tuple[float, bool]
+# lm-eval's form of a request: the texts of prompt and answer, the token ids of the prompt, and those of the answer.
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+# Where the prompt ends in each row that is fed to the model, by the row's token ids.
+PromptEnds = dict[tuple[int, ...], int]
+
+
+class TextModel(HFLM):
+    """A language model.
+
+    Args:
+        subject: The loaded model.
+        batch_size: Number of requests in a batch.
+        memo: Cache of token ids and inputs.
+        states: Hidden states of forwards that score given answers; None keeps none.
+        more: lm-eval's arguments of `HFLM`.
+
+    Attributes:
+        handle: The policy that the model currently runs under.
+        forward_seconds: Time spent inside the model; the caller resets it.
+        rolling: True while whole texts are scored, without a prompt.
+        ends: Where the prompt ends in the rows that are being scored.
+        shares_prompts: True where the answers to one prompt are scored together, which rounds differently.
+    """
+
+    def __init__(
+        self, subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
+    ) -> None:
+        self.memo = memo
+        self.states = PrefixStates(0) if states is None else states
+        self.handle: PolicyHandle | None = None
+        self.forward_seconds = 0.0
+        self.rolling = False
+        self.ends: PromptEnds = {}
+        self.shares_prompts = False
+        self._can_share = not subject.is_multimodal and can_share(subject.model)
+        self._cached_for: tuple[Any, ...] | None = None
+        self._log_likelihoods: dict[tuple[int, ...], tuple[list[Instance], list[LogLikelihood]]] = {}
+        super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of a text."""
+        key = ("tok_encode", string, args, tuple(sorted(kwargs.items())))
+        return self.memo.get(key, lambda: HFLM.tok_encode(self, string, *args, **kwargs))
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Token ids and mask of padded texts, each of shape (batch, tokens)."""
+        key = ("tok_batch_encode", tuple(strings), args, tuple(sorted(kwargs.items())))
+        return self.memo.get(key, lambda: HFLM.tok_batch_encode(self, strings, *args, **kwargs))
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        key = ("_encode_pair", context, continuation)
+        return self.memo.get(key, lambda: HFLM._encode_pair(self, context, continuation))
+
+    def log_likelihoods(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """`loglikelihood`, cached as long as the same policy is applied.
+
+        The requests of a call are cached together, not one by one: other batches would round differently.
+        """
+        if self.handle is None:
+            return self.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        policy = weakref.ref(self.handle), self.handle.steps()
+        if policy != self._cached_for:
+            self._cached_for, self._log_likelihoods = policy, {}
+        key = tuple(map(id, requests))
+        if key not in self._log_likelihoods:
+            # The requests are kept alive, so that no others get the same ids.
+            self._log_likelihoods[key] = requests, self.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._log_likelihoods[key][1]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Sum of the log-probabilities of each text; all of its tokens count as prompt."""
+        self.rolling = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self.rolling = False
+
+    def _loglikelihood_tokens(self, requests: list[TokenRequest], *args: Any, **kwargs: Any) -> list[LogLikelihood]:
+        shares = self.shares_prompts and self._can_share and not self.rolling
+        scored = dict(score(self, prompts_to_share(requests, self.max_length))) if shares else {}
+        others = [index for index in range(len(requests)) if index not in scored]
+        for ends, indices in self._passes(requests, others) if others else ():
+            self.ends = ends
+            part = super()._loglikelihood_tokens([requests[index] for index in indices], *args, **kwargs)
+            scored.update(zip(indices, part, strict=True))
+        self.ends = {}
+        return [scored[index] for index in range(len(requests))]
+
+    def _passes(self, requests: list[TokenRequest], places: list[int]) -> list[tuple[PromptEnds, list[int]]]:
+        """Divide requests into passes in which equal rows have equal prompts: prompt ends, and places of the requests.
+
+        Two requests may feed the same row with different parts of it as the prompt. Where the policy treats prompt and
+        answer alike, one pass without prompt ends serves all requests.
+        """
+        single_pass: list[tuple[PromptEnds, list[int]]] = [({}, places)]
+        if self.rolling:
+            return single_pass
+        passes: list[tuple[PromptEnds, list[int]]] = []
+        for index in places:
+            _, context, answer = requests[index]
+            row = tuple((context + answer)[-(self.max_length + 1) :][:-1])
+            end = len(row) - len(answer) + 1
+            fitting = next((part for part in passes if part[0].get(row, end) == end), None)
+            if fitting is None:
+                passes.append(fitting := ({}, []))
+            fitting[0][row] = end
+            fitting[1].append(index)
+        return passes if len(passes) == 1 or self._policy_has_phases() else single_pass
+
+    def _policy_has_phases(self) -> bool:
+        return self.handle is not None and any(c.phase != "both" for c in self.handle.policy.layers.values())
+
+    def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows = inps.tolist()
+        ends = [self._prompt_end(row) for row in rows] if self.ends else None
+        batch = (str(rows), str(ends))
+        with torch.no_grad(), self.timed(), self.scoring(batch, None if ends is None else torch.tensor(ends)):
+            return self.model(inps, use_cache=False).logits
+
+    def _prompt_end(self, row: list[int]) -> int:
+        """Where the prompt ends in a row that lm-eval padded on the right with zeros; 0 may also be a token of it."""
+        min_length = len(row)
+        while min_length and row[min_length - 1] == 0:
+            min_length -= 1
+        return next(self.ends[fed] for n in range(min_length, len(row) + 1) if (fed := tuple(row[:n])) in self.ends)
+
+    @contextmanager
+    def scoring(self, batch: Hashable, ends: Tensor | None) -> Iterator[None]:
+        """Prepare a forward that scores given answers: set the prompt ends, reuse hidden states of earlier policies.
+
+        Without prompt ends, the answers would take part in selecting the image tokens by which they are predicted.
+
+        Args:
+            batch: Identifies the input; equal for equal inputs with equal ends.
+            ends: One past the place of each row's last prompt token, shape (batch,); None where all is prompt.
+        """
+        if self.handle is None:
+            yield
+            return
+        self.handle.prompt_ends = ends
+        try:
+            with self.states.reused(self.handle, batch):
+                yield
+        finally:
+            self.handle.prompt_ends = None
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.timed():
+            return super()._model_generate(*args, **kwargs)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of this context to `forward_seconds`."""
+        start = self._now()
+        yield
+        self.forward_seconds += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def encode_prompt(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+        """The model's input for the prompt of one request, with its images where it has any."""
+        ids, mask = self.tok_batch_encode([arguments[0]])
+        return {"input_ids": ids, "attention_mask": mask}
