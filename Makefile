@@ -25,9 +25,9 @@ check: lint
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
-# Kills, dead nodes, signals and ten minutes of fuzzing.
+# Kills, dead nodes, signals, ten minutes of fuzzing, and the cases of which `make test` takes a sample.
 soak: setup
-	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz tests/policies
 
 # Real vLLM, llama.cpp and lmms-eval, in environments of their own.
 exports: setup

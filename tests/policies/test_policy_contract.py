@@ -50,6 +50,16 @@ from skipsearch.policies.errors import PolicyMismatch
 
 IMAGE_CASES = [case for case in CASES if case[0] in WITH_IMAGES]
 FIRST_CASES = [next(case for case in CASES if case[0] == name) for name in FAMILIES]
+
+
+def sample(cases, one_of, first=0):
+    """Cases of which one of so many runs in every test run, and the others with `-m soak`."""
+    return [
+        case if number % one_of == first else pytest.param(*case, marks=pytest.mark.soak)
+        for number, case in enumerate(cases)
+    ]
+
+
 # transformers generates with no model whose first layer attends to the image.
 SHORTENED = [
     (name, attention, skipped)
@@ -101,7 +111,7 @@ def test_tokens_ask_are_seen_and_are_fed_as_their_roles_say(name, attention, rec
     record_property("works", [name, attention, columns, "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
+@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2))
 def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     for number, layers in enumerate(FALLING, IMAGE_CASES.index((name, attention))):
@@ -110,7 +120,7 @@ def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record
     record_property("works", [name, attention, ["reselect: once"], "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), IMAGE_CASES)
+@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2, 1))
 def test_scores_come_from_the_nearest_layer_that_reads_the_image(name, attention):
     for layers in READING:
         check(built(name, attention), batch_of(name), policy_of(support.taken(name, layers)))
@@ -131,7 +141,7 @@ def test_what_a_layer_cannot_do_is_refused_with_the_reason(name, attention):
 def test_the_page_of_what_works_is_what_is_declared():
     made = support.rendered(support.declared())
     assert support.committed(support.PAGE.read_text()) == made, (
-        "run pytest on this file with --table policies/README.md"
+        "run pytest on this file with -m '' --table policies/README.md"
     )
 
 
@@ -209,7 +219,7 @@ def compiled_equals_uncompiled(model, policy, calls, fullgraph):
             close(run(compiled, inputs, use_cache=False).logits, run(model, inputs, use_cache=False).logits)
 
 
-@pytest.mark.parametrize(("name", "attention"), FIRST_CASES)
+@pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 4))
 def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention, record_property):
     columns = working(name, *support.TEXT, *support.TEXT_ROLES)
     # Of the choices for one phase, each family compiles some, and the families together all.
@@ -259,7 +269,7 @@ def drawn(draw, name):
     return policy.canonical() if once else policy
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(300))
 def test_a_random_policy_computes_what_its_formulas_say_and_leaves_nothing(seed):
     draw = random.Random(seed)
     name, attention = draw.choice(CASES)
