@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 24
+YAML = {".yaml", ".yml"}
 LARGE = 1 << 26  # bytes; the digest of a larger file is cached, because hashing weights takes minutes
 
 
@@ -27,10 +28,9 @@ class Digests:
                 self._cached = {str(key): str(value) for key, value in dict(json.loads(cache.read_text())).items()}
 
     def of_files(self, path: Path) -> str:
-        """Digest of the files in a folder, or of a file and its siblings: a task's data lies beside its YAML."""
-        folder = path if path.is_dir() else path.parent
+        """Digest of the files in a folder, or of a task and of what it may read: code and data beside it."""
         digest = hashlib.sha256()
-        for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        for file in sorted(files_of(path)):
             digest.update(f"{file.name}:{file.stat().st_size}:".encode())
             self._update(digest, file)
         return digest.hexdigest()[:16]
@@ -55,6 +55,28 @@ class Digests:
         if self._cache is not None and self._cache.parent.is_dir():
             with suppress(OSError):
                 self._cache.write_text(json.dumps(self._cached, indent=1))
+
+
+def files_of(path: Path) -> set[Path]:
+    """What a local model or task consists of: a folder's files, or a file with the code and data beside it.
+
+    Of other YAML files beside a task, those count that it names, and that these name in turn. Documents and hidden
+    files decide nothing.
+    """
+    folder = path if path.is_dir() else path.parent
+    beside = {
+        file for file in folder.iterdir() if file.is_file() and file.suffix != ".md" and not file.name.startswith(".")
+    }
+    if path.is_dir() or path.suffix not in YAML:
+        return beside
+    tasks = {file for file in beside if file.suffix in YAML}
+    named, unread = {path}, [path]
+    while unread:
+        text = unread.pop().read_text(errors="replace")
+        found = {file for file in tasks - named if file.stem in text}
+        named |= found
+        unread += found
+    return beside - tasks | named
 
 
 def with_digests(value: Any, digests: Digests) -> Any:

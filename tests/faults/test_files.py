@@ -234,6 +234,22 @@ def test_weights_count_by_all_their_bytes(tmp_path, monkeypatch):
     assert Digests(cache).of_files(weights.parent) == Digests().of_files(weights.parent)
 
 
+def test_a_task_counts_by_what_it_may_read(tmp_path):
+    task, base, other = (tmp_path / name for name in ("own.yaml", "base.yaml", "other.yaml"))
+    task.write_text("task: own\ninclude: base.yaml\n")
+    base.write_text("dataset_path: json\n")
+    (tmp_path / "data.jsonl").write_text("{}")
+    first = Digests().of_files(task)
+    for name in ("README.md", ".hidden", "other.yaml"):
+        (tmp_path / name).write_text("text")
+    assert Digests().of_files(task) == first != Digests().of_files(other)
+    found = {first}
+    for name in ("utils.py", "data.jsonl", "base.yaml", "own.yaml"):
+        (tmp_path / name).write_text(f"task: own\ninclude: base.yaml\n# {name}")
+        found.add(Digests().of_files(task))
+    assert len(found) == 5
+
+
 def test_only_what_was_written_here_is_replaced_among_the_policies(copy):
     record = write_folder(copy)
     folder = copy / "policies"
