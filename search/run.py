@@ -14,6 +14,7 @@ from ..policies.errors import RunError, StudyError
 from .analysis.load_study import ENVIRONMENT, read_environment
 from .analysis.study_record import StudyRecord
 from .report.folder import environment, start_folder, write_folder
+from .report.live import LiveReport
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
 from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
@@ -62,7 +63,7 @@ def run_study(
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
-                with database_errors(folder):
+                with database_errors(folder), LiveReport(study, folder, progress, pool).watching():
                     search_and_confirm(study, pool, progress, folder)
         finally:
             pool.close()

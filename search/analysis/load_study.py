@@ -15,8 +15,8 @@ from ..space.objectives import metric_definitions
 from ..space.space import Space
 from ..study.storage import DATABASE, open_study
 from ..study.study_times import smoothed_times, stand_ins_of
-from ..study.trial_attributes import parse_measurements, read_trial
-from ..study.trial_cache import merge_promotions
+from ..study.trial_attributes import parse_measurements
+from ..study.trial_cache import read_trials
 from ..trial.hypervolume import hypervolume_history, reference_point
 from ..trial.pareto import feasible_points, front_trials
 from ..trial.trial_result import TrialResult
@@ -35,9 +35,22 @@ def read_record(folder: Path) -> StudyRecord:
         StudyError: the folder holds no study, or its dense trial has not finished.
     """
     study = open_study(folder / DATABASE)
-    attrs = study.user_attrs
-    asked = [trial for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
-    trials = from_dense(tuple(merge_promotions(read_trial(trial, attrs) for trial in asked)), folder)
+    return assess(record_of(study.study_name, study.user_attrs, read_trials(study), folder))
+
+
+def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult], folder: Path) -> StudyRecord:
+    """A study as plain values, without the assessment, which takes seconds.
+
+    Args:
+        name: Of the study.
+        attrs: The attributes of the study.
+        results: Its trials by number, with their measurements on the report split.
+        folder: Its folder, which holds its space and environment.
+
+    Raises:
+        StudyError: its dense trial has not finished.
+    """
+    trials = from_dense(results, folder)
     space = Space.model_validate(attrs["space"])
     times = smoothed_times(attrs, space, attrs["facts"]["num_layers"])
     all_trials = tuple(times.smooth_all(trials, final=True))
@@ -49,8 +62,8 @@ def read_record(folder: Path) -> StudyRecord:
         feasible_points(trials, objectives), list(objectives.values()), [reference[name] for name in objectives]
     )
     dense_stats = {"forward_passes_for_rules": attrs[DENSE_STATS]["forwards"]} if DENSE_STATS in attrs else {}
-    record = StudyRecord(
-        name=escape_invisible(study.study_name),
+    return StudyRecord(
+        name=escape_invisible(name),
         model_id=escape_invisible(attrs["model_id"]),
         num_layers=attrs["facts"]["num_layers"],
         objectives=objectives,
@@ -68,7 +81,6 @@ def read_record(folder: Path) -> StudyRecord:
         clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
         random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )
-    return assess(record)
 
 
 def random_measurements(

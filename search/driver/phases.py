@@ -40,6 +40,23 @@ class Phase:
         return self.seconds / steps if steps > 0 else self.guess
 
 
+@dataclass(frozen=True)
+class PhaseState:
+    """How far a search is.
+
+    Attributes:
+        name: The current phase.
+        done: Its steps that are done.
+        total: Its expected number of steps; 0 where it is not known.
+        seconds_left: Expected seconds until the search ends; None where they are not known.
+    """
+
+    name: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
 class Phases:
     """All phases of a search; time counts for the current one.
 
@@ -98,6 +115,12 @@ class Phases:
     def total(self) -> int:
         """Steps of all phases."""
         return sum(phase.total for phase in self._phases.values())
+
+    @property
+    def state(self) -> PhaseState:
+        """The current phase, and the time left in all of them."""
+        phase = self[self.current]
+        return PhaseState(self.current, phase.done, phase.total, self.seconds_left)
 
     @property
     def seconds_left(self) -> float | None:

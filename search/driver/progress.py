@@ -5,6 +5,7 @@ its own count; its total covers all phases, as far as they can be predicted.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -19,9 +20,10 @@ from ...policies.wording import escape_invisible
 from ..space.objectives import first_cost
 from ..trial.pareto import feasible_points, front_trials
 from ..trial.trial_result import TrialResult
-from .phases import LOADING, PROPOSING, Phases
+from .phases import LOADING, PROPOSING, Phases, PhaseState
 
 LOG_INTERVAL = 10  # steps of a phase between two lines of a log
+MAX_NOTES = 30  # of the notes that are kept, the latest
 
 
 class Progress:
@@ -33,6 +35,10 @@ class Progress:
         shown: False keeps it silent.
         console: Where to show it; None for standard error.
         clock: Returns seconds from any origin.
+
+    Attributes:
+        notes: The latest lines that were noted.
+        watcher: Called after each change, until it is None again.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class Progress:
         self._phases.expect(PROPOSING, trials)
         self._logged: set[tuple[str, int]] = set()
         self._state = ""
+        self.notes: deque[str] = deque(maxlen=MAX_NOTES)
+        self.watcher: Callable[[], None] | None = None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -76,11 +84,20 @@ class Progress:
 
     @property
     def is_shown(self) -> bool:
-        """False where nothing is shown, so that callers can skip computing what would be."""
-        return not self.console.quiet
+        """False where nothing is shown and nothing watches, so that callers can skip computing what would be."""
+        return not self.console.quiet or self.watcher is not None
+
+    @property
+    def state(self) -> PhaseState:
+        """The phase, how far it is, and the time left."""
+        return self._phases.state
 
     def note(self, text: str) -> None:
         """Print a line above the bar, or into the log."""
+        self.notes.append(escape_invisible(text))
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self.console.print(escape_invisible(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, total: int | None = None) -> None:
@@ -114,7 +131,7 @@ class Progress:
             measured: How much of the budget is used.
         """
         self._phases.reach(PROPOSING, measured)
-        if self.is_shown and (self.console.is_terminal or self._is_news()):
+        if not self.console.quiet and (self.console.is_terminal or self._is_news()):
             self._state = self._front_state(results)  # Slow with thousands of trials.
         self._show()
 
@@ -125,8 +142,12 @@ class Progress:
         return (name, done - done % LOG_INTERVAL) not in self._logged
 
     def _show(self) -> None:
-        if not self.is_shown:
-            return
+        if not self.console.quiet:
+            self._draw()
+        if self.watcher is not None:
+            self.watcher()
+
+    def _draw(self) -> None:
         name = self._phases.current
         phase = self._phases[name]
         count = f" {phase.done}/{phase.total}" if phase.total else ""
@@ -138,7 +159,7 @@ class Progress:
         )  # fmt: skip
         if not self.console.is_terminal and self._is_news():
             self._logged.add((name, phase.done - phase.done % LOG_INTERVAL))
-            self.note("  ".join(filter(None, [f"{name}{count}", self._state, left])))
+            self._print("  ".join(filter(None, [f"{name}{count}", self._state, left])))
 
     def _front_state(self, results: Sequence[TrialResult]) -> str:
         """The size of the front and the best saving; empty before dense is measured."""

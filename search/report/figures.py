@@ -88,8 +88,15 @@ def _markers(record: StudyRecord, group: Sequence[Dot], kind: str) -> go.Scatter
 
 
 def _points(record: StudyRecord, group: Sequence[Dot], **style: Any) -> go.Scatter:
-    hover = {"hovertext": [hover_text(record, dot.trial) for dot in group], "hoverinfo": "text"}
-    return go.Scatter(x=[dot.x for dot in group], y=[dot.y for dot in group], mode="markers", **hover, **style)
+    return go.Scatter(
+        x=[dot.x for dot in group], y=[dot.y for dot in group], mode="markers", **_pointed_at(record, group), **style
+    )
+
+
+def _pointed_at(record: StudyRecord, group: Sequence[Dot]) -> dict[str, Any]:
+    """What is shown beside a point, and the numbers of the trials, by which the page finds their rows."""
+    texts = [hover_text(record, dot.trial) for dot in group]
+    return {"hovertext": texts, "hoverinfo": "text", "customdata": [dot.trial.number for dot in group]}
 
 
 def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
@@ -101,9 +108,8 @@ def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
         error_y=errors,
         mode="markers",
         marker={"color": COLOURS["confirmed"], "symbol": "diamond-open", "size": 8},
-        hovertext=[hover_text(record, dot.trial) for dot in group],
-        hoverinfo="text",
         showlegend=False,
+        **_pointed_at(record, group),
     )
 
 

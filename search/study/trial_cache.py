@@ -25,6 +25,13 @@ def merge_promotions(results: Iterable[TrialResult]) -> list[TrialResult]:
     return list(merged.values())
 
 
+def read_trials(study: optuna.Study) -> list[TrialResult]:
+    """Every trial that has a policy, by number, with its measurements on the report split."""
+    attrs = study.user_attrs
+    asked = [trial for trial in study.get_trials(deepcopy=False) if "policy" in trial.user_attrs]
+    return merge_promotions(read_trial(trial, attrs) for trial in asked)
+
+
 def ended_by_itself(trial: FrozenTrial) -> bool:
     """True for a finished trial that was measured, rather than sharing the measurements of a duplicate."""
     return trial.state.is_finished() and "seconds" in trial.user_attrs and "shared_from" not in trial.user_attrs

@@ -111,6 +111,11 @@ class Pool:
         """How many jobs are running, or wait for another worker after theirs was lost."""
         return len(self._running) + len(self._retries)
 
+    @property
+    def jobs(self) -> list[tuple[str, Job, float]]:
+        """What is being measured: the worker, its job, and for how many seconds."""
+        return [(f"worker-{slot.index}", job, slot.age) for slot, job in self._running.values()]
+
     def submit(self, job: Job) -> None:
         """Give a job to the idle worker that has measured the most similar policy."""
         keys = layer_keys(job.policy, self._num_layers)

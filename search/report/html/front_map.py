@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ....policies.choice import LayerChoice
 from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from ...space.objectives import first_cost
-from ..layer_map import COLOURS, RESTS, SCOPES, Cell, cells
+from ..layer_map import COLOURS, RESTS, SCOPES, Cell, cells, describe
 
 RARE = ("parallel_shared", "keys_only", "queries_only")
 LEGEND_RATIOS = (0.75, 0.5, 0.25)
@@ -33,10 +33,11 @@ class Swatch:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy of the front."""
+    """One policy of the front; `text` says in words what it leaves out."""
 
     trial: int
     label: str
+    text: str
     cells: list[Swatch]
 
 
@@ -59,7 +60,7 @@ def front_map(record: StudyRecord) -> FrontMap:
         drawn = cells(trial.policy, record.num_layers)
         pairs = zip(drawn, trial.policy.choices(record.num_layers), strict=True)
         row = [_swatch(index, cell, choice) for index, (cell, choice) in enumerate(pairs)]
-        rows.append(Row(number, f"trial {number}{share}", row))
+        rows.append(Row(number, f"trial {number}{share}", ", ".join(describe(trial.policy)), row))
         drawn_cells += drawn
     return FrontMap(record.num_layers, rows, _legend(drawn_cells))
 

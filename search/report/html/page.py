@@ -1,6 +1,7 @@
 """Writes a study's report: one self-contained HTML page, one picture, one CSV table of all trials."""
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from ...analysis.study_record import StudyRecord
 from ...trial.trial_result import TrialResult
 from ..figures import hypervolume_figure, plane_figure
 from ..layer_map import describe
-from ..picture import save_front
-from ..planes import Plane, baseline_dots, dots, planes
+from ..planes import Plane, axis_title, baseline_dots, dots, planes
 from ..sections import empty_front, headline, headline_criterion, measured_sections, reference_text, tiles
 from ..sentences import assessment_lines
 from .baselines import baseline_table
 from .failures import failures
 from .front_map import front_map
 from .kept_patches import kept_patches
+from .live import LiveState, live_panel
 from .other_metrics import other_metrics_table
 from .policies import policy_table
 from .templates import render
@@ -31,14 +32,38 @@ from .transfer import transfer_table
 class PlaneView:
     """The figure of two objectives, and how many finished trials it does not show."""
 
+    title: str
     html: str
     absent: int
 
 
 def write_report(record: StudyRecord, folder: Path) -> None:
     """Write `report.html`, which needs no other file and no network, and `front.png`."""
-    (folder / "report.html").write_text(page(record), encoding="utf-8")
+    from ..picture import save_front  # matplotlib takes a second, which a search that runs does not spend.
+
+    write_page(record, folder)
     save_front(record, folder / "front.png")
+
+
+def write_page(record: StudyRecord, folder: Path, live: LiveState | None = None) -> None:
+    """Write `report.html` at once, so that a browser never reads a part of it.
+
+    Args:
+        record: The study.
+        folder: Its folder.
+        live: What the search is doing; None where it has ended.
+    """
+    write_at_once(folder / "report.html", page(record, folder, live))
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Write a text file that is either the old one or the whole new one, also for a reader that opens it meanwhile."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_trials_csv(record: StudyRecord, path: Path) -> None:
@@ -51,12 +76,19 @@ def write_trials_csv(record: StudyRecord, path: Path) -> None:
         writer.writerows(rows)
 
 
-def page(record: StudyRecord) -> str:
-    """The whole report as one HTML document."""
+def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = None) -> str:
+    """The whole report as one HTML document.
+
+    Args:
+        record: The study.
+        folder: Its folder, for the commands that use a policy.
+        live: What the search is doing; None where it has ended.
+    """
     return render(
         "page.html",
         name=record.name,
         model=record.model_id,
+        live=None if live is None else live_panel(record, live),
         headline=headline(record),
         headline_criterion=headline_criterion(record),
         tiles=tiles(record),
@@ -64,7 +96,7 @@ def page(record: StudyRecord) -> str:
         plotly_library=get_plotlyjs(),
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
         layer_map=front_map(record),
-        table=policy_table(record),
+        table=policy_table(record, folder, live is not None),
         other_metrics=other_metrics_table(record),
         patches=kept_patches(record),
         transfer=transfer_table(record),
@@ -81,7 +113,8 @@ def page(record: StudyRecord) -> str:
 def _plane(record: StudyRecord, plane: Plane, index: int) -> PlaneView:
     drawn = {dot.trial.number for dot in (*dots(record, plane), *baseline_dots(record, plane))}
     absent = sum(trial.state == "complete" and trial.number not in drawn for trial in record.trials)
-    return PlaneView(_div(plane_figure(record, plane), f"plane-{index}"), absent)
+    title = f"{axis_title(plane.y)} against {axis_title(plane.x)}"
+    return PlaneView(title, _div(plane_figure(record, plane), f"plane-{index}"), absent)
 
 
 def _div(figure: go.Figure, name: str) -> str:

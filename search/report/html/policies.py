@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from ....evaluators.base import Measurement, Split
 from ...analysis.baseline_comparison import quality_metric
@@ -12,6 +13,7 @@ from ...trial.trial_result import TrialResult
 from ..sections import gain_over_dense, measurement_text
 from ..sentences import selection_bias_line
 from ..time_sentences import time_lines
+from .usage import Usage, usage
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class MeasurementCell:
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """One policy; `file` is None for dense."""
+    """One policy; `file` is None for dense, and `usage` where the row has no commands."""
 
     trial: int
     file: str | None
     note: str
     cells: list[MeasurementCell]
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,22 @@ class PolicyTable:
     notes: list[tuple[str, str]]
 
 
-def policy_table(record: StudyRecord) -> PolicyTable:
-    """One row per policy of the front, dense first."""
+def policy_table(record: StudyRecord, folder: Path, is_running: bool) -> PolicyTable:
+    """One row per policy of the front, dense first.
+
+    Args:
+        record: The study.
+        folder: Its folder, for the commands.
+        is_running: True while the search runs, so that no policy has a file.
+    """
     files = policy_files(record)
     columns = [(name, split) for name in record.metrics if _has_column(record, name) for split in _splits(record, name)]
     rows = []
     for trial in [record.dense, *(record.trial(number) for number in files)]:
         row = [_cell(record, trial, name, split) for name, split in columns]
-        rows.append(PolicyRow(trial.number, files.get(trial.number), _row_note(record, trial), row))
+        file = files.get(trial.number)
+        use = None if file is None else usage(record, trial, file, folder, is_running)
+        rows.append(PolicyRow(trial.number, file, _row_note(record, trial), row, use))
     titles = [(phrase(name), _column_note(record, name, split)) for name, split in columns]
     return PolicyTable(titles, rows, _notes(record))
 

@@ -166,7 +166,7 @@ def test_a_pipe_without_unicode_still_works() -> None:
 
 
 def test_the_page_uses_the_same_colours() -> None:
-    template = (files("skipsearch.search.report.html") / "page.html").read_text(encoding="utf-8")
+    template = (files("skipsearch.search.report.html") / "style.css").read_text(encoding="utf-8")
     for name, colour in COLOURS.items():
         assert f"--{name}: {colour.lower()};" in template
 
