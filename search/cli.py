@@ -13,6 +13,7 @@ from typing import Any
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
+from .cli_compare import compare, study_path
 from .cli_exports import export, import_policy, lm_eval, serve
 from .options import parse_options, parse_overrides
 
@@ -196,11 +197,8 @@ def report(options: argparse.Namespace) -> int:
     from .report.folder import write_folder
     from .report.selected import print_selection
     from .report.terminal import print_summary, summary_data
-    from .study.storage import DATABASE
 
-    given, under_out = Path(options.study), options.out / options.study
-    is_given = (given / DATABASE).exists() or (given.is_dir() and not under_out.is_dir())
-    folder = given if is_given else under_out
+    folder = study_path(options.study, options.out)
     if options.unmeasured and not (options.picks or options.constraints):
         hint = "give a bound, as in --pick 'ttft_ms<=0.6*dense'"
         raise UsageError("--unmeasured needs --pick or --constraint", hint=hint)
@@ -247,6 +245,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "eval": evaluate,
     "report": report,
+    "compare": compare,
     "ls": ls,
     "export": export,
     "serve": serve,

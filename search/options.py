@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from ..policies.errors import UsageError
 from ..policies.version import __version__
+from .cli_compare import add_compare_options
 
 RESULTS = Path("results")
 
@@ -42,6 +43,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     show.add_argument("--num-layers", type=_positive, metavar="N", help="of the model, where the policy does not say")
     _add_eval_options(command("eval", "measure a policy and the dense model side by side"))
     _add_report_options(command("report", "write a study's policies, table and report again from its database"))
+    comparing = command("compare", "put the fronts of several studies side by side, with tests and what differs")
+    add_compare_options(comparing)
+    _add_out(comparing)
     _add_out(command("ls", "list the shipped spaces and the studies here"))
     _add_export_options(command("export", "take a policy to another tool, and prove that it computes the same there"))
     _add_serve_options(command("serve", "answer requests over HTTP (OpenAI's API) with a model under a policy"))

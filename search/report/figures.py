@@ -31,7 +31,7 @@ BASELINE_SYMBOLS = ("triangle-up", "square", "triangle-down", "pentagon", "cross
 def plane_figure(record: StudyRecord, plane: Plane) -> go.Figure:
     """The trials in one plane; pointing at one shows its policy."""
     found = dots(record, plane)
-    figure = go.Figure(layout=_layout(axis_title(plane.x), axis_title(plane.y)))
+    figure = go.Figure(layout=layout(axis_title(plane.x), axis_title(plane.y)))
     steps = staircase(found, record, plane)
     line = {"color": COLOURS["front"], "width": 2, "shape": "hv"}
     for kind in ("dominated", "infeasible", "front", "confirmed", "dense"):
@@ -59,7 +59,7 @@ def hypervolume_figure(record: StudyRecord) -> go.Figure:
     numbers = [trial.number for trial in record.trials if has_all or trial.state != "running"]
     line = {"color": COLOURS["front"], "width": 2.5, "shape": "hv"}
     hover = "after trial %{x}: %{y:.4f}<extra></extra>"
-    figure = go.Figure(layout=_layout("trial", "hypervolume"))
+    figure = go.Figure(layout=layout("trial", "hypervolume"))
     curve = {"x": numbers, "y": list(record.hypervolume), "line": line, "hovertemplate": hover}
     return figure.add_scatter(mode="lines", showlegend=False, **curve)
 
@@ -113,12 +113,18 @@ def _confirmed(record: StudyRecord, group: Sequence[Dot]) -> go.Scatter:
     )
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
-    """A transparent layout: the page's CSS colours text and grid lines, for light and dark mode."""
+def layout(x: str, y: str, legend: str = "baselines: ") -> dict[str, Any]:
+    """A transparent layout: the page's CSS colours text and grid lines, for light and dark mode.
+
+    Args:
+        x: Title of the x axis.
+        y: Title of the y axis.
+        legend: What stands before the legend.
+    """
     axis = {"zeroline": False, "gridcolor": "#8884", "automargin": True, "ticks": "", "ticklabelstandoff": 6}
     return {
         "template": "none",
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": {"text": "baselines: "}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": {"text": legend}},
         "margin": {"l": 56, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

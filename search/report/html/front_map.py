@@ -33,9 +33,9 @@ class Swatch:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy of the front; `text` says in words what it leaves out."""
+    """One policy of the front; `name` is that of its row in the table, `text` says in words what it leaves out."""
 
-    trial: int
+    name: str
     label: str
     text: str
     cells: list[Swatch]
@@ -50,8 +50,13 @@ class FrontMap:
     legend: list[tuple[Swatch, str]]
 
 
-def front_map(record: StudyRecord) -> FrontMap:
-    """The layer map of the front."""
+def front_map(record: StudyRecord, prefix: str = "") -> FrontMap:
+    """The layer map of the front.
+
+    Args:
+        record: The study.
+        prefix: Of the names of rows, where a page shows several studies.
+    """
     cost = first_cost(record.objectives)
     rows, drawn_cells = [], list[Cell]()
     for number in policy_files(record):
@@ -60,7 +65,7 @@ def front_map(record: StudyRecord) -> FrontMap:
         drawn = cells(trial.policy, record.num_layers)
         pairs = zip(drawn, trial.policy.choices(record.num_layers), strict=True)
         row = [_swatch(index, cell, choice) for index, (cell, choice) in enumerate(pairs)]
-        rows.append(Row(number, f"trial {number}{share}", ", ".join(describe(trial.policy)), row))
+        rows.append(Row(f"{prefix}{number}", f"trial {number}{share}", ", ".join(describe(trial.policy)), row))
         drawn_cells += drawn
     return FrontMap(record.num_layers, rows, _legend(drawn_cells))
 

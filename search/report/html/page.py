@@ -101,7 +101,7 @@ def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = No
         patches=kept_patches(record),
         transfer=transfer_table(record),
         baselines=baseline_table(record),
-        hypervolume=_div(hypervolume_figure(record), "hypervolume"),
+        hypervolume=figure_html(hypervolume_figure(record), "hypervolume"),
         reference=reference_text(record),
         assessment=assessment_lines(record),
         measured=measured_sections(record),
@@ -114,10 +114,11 @@ def _plane(record: StudyRecord, plane: Plane, index: int) -> PlaneView:
     drawn = {dot.trial.number for dot in (*dots(record, plane), *baseline_dots(record, plane))}
     absent = sum(trial.state == "complete" and trial.number not in drawn for trial in record.trials)
     title = f"{axis_title(plane.y)} against {axis_title(plane.x)}"
-    return PlaneView(title, _div(plane_figure(record, plane), f"plane-{index}"), absent)
+    return PlaneView(title, figure_html(plane_figure(record, plane), f"plane-{index}"), absent)
 
 
-def _div(figure: go.Figure, name: str) -> str:
+def figure_html(figure: go.Figure, name: str) -> str:
+    """A figure as an element of a page that holds plotly's library."""
     config = {"displayModeBar": False, "responsive": True}
     return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config, default_height="26rem")
 

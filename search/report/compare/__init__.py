@@ -1,0 +1,1 @@
+"""What `skipsearch compare` shows of several studies: one HTML page and one table."""

@@ -1,0 +1,129 @@
+"""Writes a comparison of studies as one HTML page that needs no other file and no network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from ....evaluators.base import Split
+from ....policies.errors import PolicyError
+from ....policies.policy import Policy
+from ...analysis.compare.studies import ComparedStudy
+from ...space.units import amount, phrase
+from ...trial.trial_result import TrialResult
+from ..folder import POLICIES
+from ..html.front_map import FrontMap, front_map
+from ..html.page import figure_html, write_at_once
+from ..html.templates import render
+from ..html.usage import Usage, usage
+from ..planes import planes
+from .comparison import Comparison
+from .figure import front_figure
+from .wording import cell, has_report, pair_notes, pair_sentence, reference_text, report_volume, subset_sentence
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One policy of a front.
+
+    Attributes:
+        name: The study's place and the trial, which links in the page lead to.
+        label: Its file, or `dense`.
+        note: Its trial.
+        cells: Each measurement, and its absolute value in small print.
+        usage: The commands that use it; None for dense, and where its file is missing.
+    """
+
+    name: str
+    label: str
+    note: str
+    cells: list[tuple[str, str]]
+    usage: Usage | None
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One study: its front as a table and as a layer map."""
+
+    name: str
+    model: str
+    folder: str
+    columns: list[tuple[str, str]]
+    rows: list[PolicyRow]
+    layer_map: FrontMap
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the page."""
+    write_at_once(path, comparison_page(comparison))
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The page as one HTML document."""
+    first = comparison.studies[0].record
+    drawn = planes(first) if len(comparison.axes) > 1 else []
+    titles = [f"{phrase(plane.y)} against {phrase(plane.x)}" for plane in drawn]
+    figures = [figure_html(front_figure(comparison, plane), f"plane-{place}") for place, plane in enumerate(drawn)]
+    return render(
+        "compare.html",
+        plotly_library=get_plotlyjs(),
+        names=[study.name for study in comparison.studies],
+        planes=list(zip(titles, figures, strict=True)),
+        volumes=[
+            (name, volume.policies, f"{volume.search:.4f}", report_volume(volume))
+            for name, volume in comparison.volumes.items()
+        ],
+        reference=reference_text(comparison),
+        left_out=[phrase(name) for name in comparison.left_out],
+        chosen_by=comparison.chosen_by,
+        tests=[pair_sentence(comparison, test) for test in comparison.tests],
+        notes=pair_notes(comparison),
+        tasks=[
+            (subset_sentence([*counts.items()], split), counts, _scores(comparison, split))
+            for split, (counts, _) in comparison.tasks.items()
+        ],
+        studies=[_study(comparison, place) for place in range(len(comparison.studies))],
+        allowed=comparison.allowed,
+        settings=comparison.settings,
+    )
+
+
+def _scores(comparison: Comparison, split: Split) -> list[tuple[str, list[str]]]:
+    """What each row of the table of tasks scores on each of them."""
+    counts, rows = comparison.tasks[split]
+    unit = comparison.studies[0].record.metrics[comparison.quality or ""].unit
+    return [(row, [amount(scores[name].value, unit) for name in counts]) for row, scores in rows.items()]
+
+
+def _study(comparison: Comparison, place: int) -> StudyView:
+    study = comparison.studies[place]
+    columns: list[tuple[str, str]] = []
+    splits: list[tuple[str, Split]] = []
+    both: tuple[Split, ...] = ("search", "report")
+    for name in comparison.axes:
+        for split in both if has_report(comparison, name) else both[:1]:
+            columns.append((phrase(name), f"{split} split" if has_report(comparison, name) else ""))
+            splits.append((name, split))
+    rows = []
+    for number in study.record.front:
+        trial = study.record.trial(number)
+        cells = [cell(comparison, study, trial, name, split) for name, split in splits]
+        label = "dense" if number == study.record.dense.number else study.files.get(number, f"trial {number}")
+        chosen = comparison.chosen.get(study.name)
+        note = f"trial {number}" + (", chosen" if chosen is not None and chosen.number == number else "")
+        rows.append(PolicyRow(f"{place}-{number}", label, note, cells, _usage(study, trial)))
+    record = study.record
+    drawn = front_map(record, f"{place}-")
+    return StudyView(study.name, record.model_id, str(study.folder), columns, rows, drawn)
+
+
+def _usage(study: ComparedStudy, trial: TrialResult) -> Usage | None:
+    """The commands that use a policy, where its file holds this policy: a study that goes on has older files."""
+    file = study.files.get(trial.number)
+    if file is None:
+        return None
+    try:
+        is_current = Policy.load(study.folder / POLICIES / file).fingerprint == trial.policy.fingerprint
+    except PolicyError:
+        return None
+    return usage(study.record, trial, file, study.folder, False) if is_current else None
