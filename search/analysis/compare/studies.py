@@ -35,11 +35,13 @@ class ComparedStudy:
 
     @property
     def model(self) -> tuple[Any, ...]:
-        """What is equal for studies of the same model: name, commit, layers and parameters."""
+        """What is equal for studies of one model: name (of a folder without its place), commit, layers, parameters."""
         environment = self.record.environment
         workers = environment.get("workers") or [{}]
         commit = environment.get("commit") or environment.get("revision")
-        return Path(self.record.model_id).name, commit, self.record.num_layers, workers[0].get("parameters")
+        name = self.space.model.id
+        local = Path(name).name if Path(name).is_absolute() else name
+        return local, commit, self.record.num_layers, workers[0].get("parameters")
 
 
 def load_studies(folders: Sequence[Path]) -> list[ComparedStudy]:
