@@ -75,7 +75,8 @@ def compare_studies(folders: Sequence[Path], picks: Sequence[str] = (), axes: Se
     chosen, reasons = choose(studies, picks)
     reference = common_reference(studies)
     quality, tests, untested = paired_tests(studies, chosen)
-    tables = {split: task_table(studies, chosen, split) for split in ("search", "report")}
+    splits: tuple[Split, ...] = ("search", "report")
+    tables = {split: task_table(studies, chosen, split) for split in splits}
     every = dict.fromkeys(name for study in loaded for name in study.record.objectives)
     return Comparison(
         studies=studies,

@@ -23,8 +23,8 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "h
 
 def front_figure(comparison: Comparison, plane: Plane) -> go.Figure:
     """The front of each study as steps; confirmed policies as open symbols, where the report split has them."""
-    titles = [f"{phrase(name)}, {axis_unit(comparison, name)}" for name in (plane.x, plane.y)]
-    figure = go.Figure(layout=layout(*titles, legend=""))
+    x, y = (f"{phrase(name)}, {axis_unit(comparison, name)}" for name in (plane.x, plane.y))
+    figure = go.Figure(layout=layout(x, y, legend=""))
     for index, study in enumerate(comparison.studies):
         front = [study.record.trial(number) for number in study.record.front]
         colour, symbol = COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)]

@@ -79,7 +79,7 @@ def comparison_page(comparison: Comparison) -> str:
         tests=[pair_sentence(comparison, test) for test in comparison.tests],
         notes=pair_notes(comparison),
         tasks=[
-            (subset_sentence([*counts.items()], split), counts, _scores(comparison, split))
+            (split, subset_sentence([*counts.items()], split), counts, _scores(comparison, split))
             for split, (counts, _) in comparison.tasks.items()
         ],
         studies=[_study(comparison, place) for place in range(len(comparison.studies))],

@@ -19,8 +19,9 @@ function openRow(name) {
   const row = rowOf(name);
   if (!row) return;
   location.hash = `trial-${name}`;
-  const link = row.querySelector("a, summary");
-  if (link) link.focus({ preventScroll: true });
+  const link = row.querySelector("a, summary") || row;
+  if (link === row) row.setAttribute("tabindex", "-1");
+  link.focus({ preventScroll: true });
 }
 
 // Points of a plot. All of them are one stop of the Tab key; arrow keys move between them, from left to right.
@@ -40,7 +41,8 @@ function pointsOf(plot) {
 }
 
 function plainText(html) {
-  return new DOMParser().parseFromString(html.replaceAll("<br>", "; "), "text/html").body.textContent;
+  const lines = html.split("<br>").filter(line => line);
+  return new DOMParser().parseFromString(lines.join("; "), "text/html").body.textContent;
 }
 
 function prepare(plot) {

@@ -16,6 +16,7 @@ function focusPath() {
   const active = document.activeElement;
   if (active?.dataset?.key) return { plot: active.closest(".js-plotly-plot").id, key: active.dataset.key };
   if (active?.dataset?.copy) return { query: `[data-copy="${CSS.escape(active.dataset.copy)}"]` };
+  if (active?.matches?.("details[id] > summary")) return { query: `#${CSS.escape(active.parentElement.id)} > summary` };
   if (active?.id) return { query: `#${CSS.escape(active.id)}` };
   const link = active?.getAttribute?.("href");
   return link ? { query: `a[href="${CSS.escape(link)}"]` } : null;

@@ -7,7 +7,6 @@ environment variable AXE_CORE, or in `node_modules` of the repository.
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import made_databases
 import pytest
@@ -151,7 +150,7 @@ def test_a_page_that_is_read_again_keeps_place_selection_focus_details_and_zoom(
     page.wait_for_selector("progress[value='9']")
     page.wait_for_function(f"Math.abs({at} - {before}) <= 2")
     assert {f"trial-{name}", f"map-{name}"} <= {*page.evaluate(SELECTED)}
-    assert page.evaluate(f"document.activeElement.closest('tbody')?.id") == f"trial-{name}"
+    assert page.evaluate("document.activeElement.closest('tbody')?.id") == f"trial-{name}"
     assert page.evaluate("document.getElementById('notes').open")
     assert page.evaluate("document.getElementById('plane-0').layout.xaxis.range") == [50, 90]
     page.locator("#refresh").uncheck()
@@ -161,7 +160,3 @@ def test_a_page_that_is_read_again_keeps_place_selection_focus_details_and_zoom(
     page.wait_for_selector(".point[tabindex='0']", state="attached")
     assert page.locator("#refresh").count() == 0 and said == []
     page.close()
-
-
-def test_what_stands_in_for_the_pool_is_what_a_job_needs() -> None:
-    assert made_databases.jobs(("worker-0", SimpleNamespace(), 1.0)).jobs[0][0] == "worker-0"
