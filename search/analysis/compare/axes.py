@@ -45,7 +45,8 @@ def common_axes(studies: Sequence[ComparedStudy], chosen: Sequence[str] = ()) ->
 
 def axis_differences(first: ComparedStudy, other: ComparedStudy, name: str) -> list[str]:
     """What differs in an axis of two studies, one line each: expected is the first study's, found the other's."""
-    expected, found = axis_facts(first, name), axis_facts(other, name)
+    by_content = all(path.exists() for study in (first, other) for path in local_files(study, name))
+    expected, found = (axis_facts(study, name, by_content) for study in (first, other))
     if first.model != other.model:  # Another tokenizer makes another number of tokens of the same prompt.
         expected, found = ({key: value for key, value in facts.items() if not key.startswith("prompt")}
                            for facts in (expected, found))  # fmt: skip
@@ -62,36 +63,49 @@ def shown(value: Any) -> str:
     return MISSING if value is None else str(value)
 
 
-def axis_facts(study: ComparedStudy, name: str) -> dict[str, Any]:
-    """Everything that makes an axis what it is, by a key that a reader finds in the space or the environment."""
+def axis_facts(study: ComparedStudy, name: str, by_content: bool) -> dict[str, Any]:
+    """Everything that makes an axis what it is, by a key that a reader finds in the space or the environment.
+
+    Args:
+        study: The study.
+        name: The objective.
+        by_content: True to tell task files apart by their content, False by their names alone.
+    """
     record = study.record
     metric = record.metrics[name]
     facts: dict[str, Any] = {"unit": metric.unit, "direction": record.objectives[name], "meaning": metric.text}
-    evaluator = next(key for key in study.space.evaluate if name in evaluator_class(key).metrics)
-    facts |= options_of(study, evaluator)
+    digests = Digests()
+    for key, value in evaluator_options(study, name).items():
+        facts[key] = content(value, digests, by_content)
     for split in ("search", "report"):
         facts |= measured_facts(study, name, split)
     return facts | (hardware(record.environment) if metric.kind == "time" else {})
 
 
-def options_of(study: ComparedStudy, evaluator: str) -> dict[str, Any]:
-    """The options of an evaluator by key path, with defaults; a task file by its name and content."""
+def evaluator_options(study: ComparedStudy, name: str) -> dict[str, Any]:
+    """The options of the evaluator of an objective by key path, with defaults, without those that change no answer."""
+    evaluator = next(key for key in study.space.evaluate if name in evaluator_class(key).metrics)
     kind = evaluator_class(evaluator)
     options = kind.options.model_validate(study.space.evaluate[evaluator]).model_dump(mode="json")
     kept = {key: value for key, value in options.items() if not (kind.splits and key in NEUTRAL)}
-    digests = Digests()
-    flat = flattened(kept, f"evaluate.{evaluator}")
-    return {key: content(value, digests) for key, value in flat.items()}
+    return flattened(kept, f"evaluate.{evaluator}")
 
 
-def content(value: Any, digests: Digests) -> Any:
-    """A list of task names with each file replaced by its name and digest, so that a study may have been moved."""
+def local_files(study: ComparedStudy, name: str) -> list[Path]:
+    """The task files that an objective is measured on."""
+    values = evaluator_options(study, name).values()
+    entries = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+    return [Path(entry) for entry in entries if isinstance(entry, str) and Path(entry).is_absolute()]
+
+
+def content(value: Any, digests: Digests, by_content: bool) -> Any:
+    """A value in which file names, with digests where asked for, take the place of paths: a study may be moved."""
     if isinstance(value, list):
-        return ", ".join(str(content(entry, digests)) for entry in value)
+        return ", ".join(str(content(entry, digests, by_content)) for entry in value)
     if not isinstance(value, str) or not Path(value).is_absolute():
         return value
     path = Path(value)
-    return f"{path.name} ({digests.of_files(path)})" if path.exists() else path.name
+    return f"{path.name} ({digests.of_files(path)})" if by_content else path.name
 
 
 def measured_facts(study: ComparedStudy, name: str, split: Split) -> dict[str, Any]:
