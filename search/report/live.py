@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..analysis.load_study import record_of
+from ..analysis.study_record import StudyRecord
 from ..study.trial_cache import read_trials
+from .folder import exported
 from .html.live import LiveState, WorkerJob
+from .html.page import write_page
 
 if TYPE_CHECKING:
     from ..driver.progress import Progress
@@ -71,15 +74,13 @@ class LiveReport:
 
     def _write(self, ended_by: str | None = None) -> None:
         """Write the report; a failure is noted once, since the trials matter more than their report."""
-        from .html.page import write_page
-
         if self._study.dense_measurements() is None:
             return
         self._last = self._clock()
         try:
             study = self._study.study
             record = record_of(study.study_name, study.user_attrs, read_trials(study), self._folder)
-            write_page(record, self._folder, self._state(ended_by))
+            write_page(record, self._folder, self._state(record, ended_by))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if reason != self._warned:
@@ -88,10 +89,11 @@ class LiveReport:
         finally:
             self.seconds.append(self._clock() - self._last)
 
-    def _state(self, ended_by: str | None) -> LiveState:
+    def _state(self, record: StudyRecord, ended_by: str | None) -> LiveState:
         numbers = {result.policy.fingerprint: result.number for result in reversed(self._study.results())}
         jobs = [
             WorkerJob(worker, numbers.get(job.policy.fingerprint), job.policy, tuple(job.names), job.split, seconds)
             for worker, job, seconds in self._pool.jobs
         ]
-        return LiveState(self._progress.state, jobs, [*self._progress.notes], ended_by)
+        documents = {number: exported(record, record.trial(number)).to_yaml() for number in record.front}
+        return LiveState(self._progress.state, jobs, [*self._progress.notes], documents, ended_by)

@@ -126,4 +126,4 @@ def _usage(study: ComparedStudy, trial: TrialResult) -> Usage | None:
         is_current = Policy.load(study.folder / POLICIES / file).fingerprint == trial.policy.fingerprint
     except PolicyError:
         return None
-    return usage(study.record, trial, file, study.folder, False) if is_current else None
+    return usage(study.folder, file) if is_current else None

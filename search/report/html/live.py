@@ -1,7 +1,7 @@
 """The report's panel about a search that runs, as values for `live.html`."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -44,12 +44,14 @@ class LiveState:
         phase: How far it is.
         jobs: What is being measured.
         notes: What the search said lately, such as warnings.
+        documents: Each policy of the front as YAML, by its trial.
         ended_by: The error or signal that ended it; None while it runs.
     """
 
     phase: PhaseState
     jobs: Sequence[WorkerJob]
     notes: Sequence[str]
+    documents: Mapping[int, str]
     ended_by: str | None = None
 
 

@@ -96,7 +96,7 @@ def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = No
         plotly_library=get_plotlyjs(),
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
         layer_map=front_map(record),
-        table=policy_table(record, folder, live is not None),
+        table=policy_table(record, folder, None if live is None else live.documents),
         other_metrics=other_metrics_table(record),
         patches=kept_patches(record),
         transfer=transfer_table(record),

@@ -1,6 +1,7 @@
 """The report's table of the front, as values for `policies.html`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +58,16 @@ class PolicyTable:
     notes: list[tuple[str, str]]
 
 
-def policy_table(record: StudyRecord, folder: Path, is_running: bool) -> PolicyTable:
+def policy_table(record: StudyRecord, folder: Path, documents: Mapping[int, str] | None) -> PolicyTable:
     """One row per policy of the front, dense first.
+
+    While the search runs, its front changes and has no files, since a command that was copied a minute ago must not
+    measure another policy. The page then holds the policies themselves, under names that stay.
 
     Args:
         record: The study.
         folder: Its folder, for the commands.
-        is_running: True while the search runs, so that no policy has a file.
+        documents: While the search runs, each policy as YAML by its trial; None once their files are written.
     """
     files = policy_files(record)
     columns = [(name, split) for name in record.metrics if _has_column(record, name) for split in _splits(record, name)]
@@ -71,7 +75,9 @@ def policy_table(record: StudyRecord, folder: Path, is_running: bool) -> PolicyT
     for trial in [record.dense, *(record.trial(number) for number in files)]:
         row = [_cell(record, trial, name, split) for name, split in columns]
         file = files.get(trial.number)
-        use = None if file is None else usage(record, trial, file, folder, is_running)
+        use = None if file is None else usage(folder, file)
+        if use is not None and documents is not None:
+            use = usage(folder, f"trial-{trial.number}.yaml", documents[trial.number])
         rows.append(PolicyRow(trial.number, file, _row_note(record, trial), row, use))
     titles = [(phrase(name), _column_note(record, name, split)) for name, split in columns]
     return PolicyTable(titles, rows, _notes(record))

@@ -50,7 +50,9 @@ def files(tmp_path_factory):
 def write_live(study, folder, done):
     policy = Policy.model_validate({"layers": {2: {"ffn": "skip"}}})
     job = WorkerJob("worker-0", 3, policy, ("accuracy",), "search", 12.0)
-    write_page(read_record(study), folder, LiveState(PhaseState(PROPOSING, done, 14, 90.0), [job], ["a note"]))
+    record = read_record(study)
+    documents = {number: record.trial(number).policy.to_yaml() for number in record.front}
+    write_page(record, folder, LiveState(PhaseState(PROPOSING, done, 14, 90.0), [job], ["a note"], documents))
 
 
 def opened(browser, file, width=1000, scheme="light"):
