@@ -19,7 +19,16 @@ from ..html.usage import Usage, usage
 from ..planes import planes
 from .comparison import Comparison
 from .figure import front_figure
-from .wording import cell, has_report, pair_notes, pair_sentence, reference_text, report_volume, subset_sentence
+from .wording import (
+    cell,
+    front_notes,
+    has_report,
+    pair_notes,
+    pair_sentence,
+    reference_text,
+    report_volume,
+    subset_sentence,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def comparison_page(comparison: Comparison) -> str:
             for name, volume in comparison.volumes.items()
         ],
         reference=reference_text(comparison),
-        left_out=[phrase(name) for name in comparison.left_out],
+        front_notes=front_notes(comparison),
         chosen_by=comparison.chosen_by,
         tests=[pair_sentence(comparison, test) for test in comparison.tests],
         notes=pair_notes(comparison),

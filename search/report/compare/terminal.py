@@ -7,14 +7,15 @@ from typing import Any
 from rich.table import Table
 
 from ....evaluators.base import Split
+from ...analysis.compare.fronts import coordinate
 from ...analysis.compare.studies import ComparedStudy
 from ...space.units import amount, phrase
 from ..console import Output
 from .comparison import Comparison
 from .wording import (
     cell,
+    front_notes,
     has_report,
-    on_axis,
     pair_notes,
     pair_sentence,
     reference_text,
@@ -32,8 +33,7 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.chosen:
         console.print(chosen_table(comparison))
     lines = [f"Hypervolumes against {reference_text(comparison)}. Chosen: {comparison.chosen_by}."]
-    if comparison.left_out:
-        lines.append(f"Left out, as not all studies have it as an objective: {', '.join(comparison.left_out)}.")
+    lines += front_notes(comparison)
     lines += [pair_sentence(comparison, test) for test in comparison.tests] + pair_notes(comparison)
     for line in lines:
         console.print(line, markup=False, highlight=False)
@@ -107,7 +107,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "studies": [study_data(comparison, study) for study in comparison.studies],
         "quality": comparison.quality,
         "tests": [asdict(test) for test in comparison.tests],
-        "notes": pair_notes(comparison),
+        "notes": front_notes(comparison) + pair_notes(comparison),
         "tasks": {
             split: {"examples": dict(counts), "scores": {row: {task: entry.value for task, entry in scores.items()}
                                                          for row, scores in rows.items()}}
@@ -119,7 +119,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def study_data(comparison: Comparison, study: ComparedStudy) -> dict[str, Any]:
-    """One study as plain data; costs are in the unit of the reference point times 100."""
+    """One study as plain data; costs are shares, as in the reference point."""
     chosen = comparison.chosen.get(study.name)
     return {
         "name": study.name,
@@ -131,7 +131,7 @@ def study_data(comparison: Comparison, study: ComparedStudy) -> dict[str, Any]:
             {
                 "trial": number,
                 "file": study.files.get(number),
-                **{name: on_axis(comparison, study, study.record.trial(number), name, "search")
+                **{name: coordinate(comparison.studies[0], study, study.record.trial(number), name, "search")
                    for name in comparison.axes},
             }
             for number in study.record.front

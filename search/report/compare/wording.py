@@ -57,6 +57,14 @@ def reference_text(comparison: Comparison) -> str:
     return ", ".join(parts)
 
 
+def front_notes(comparison: Comparison) -> list[str]:
+    """What limits the comparison of fronts."""
+    left_out = ", ".join(phrase(name) for name in comparison.left_out)
+    notes = [f"Left out, as not all studies have it as an objective: {left_out}."] if left_out else []
+    running = [study.name for study in comparison.studies if study.record.ended is None]
+    return notes + [f"{name} has not ended, so its front may still change." for name in running]
+
+
 def report_volume(volume: FrontVolume) -> str:
     """The hypervolume on the report split, and of how many policies where not all are confirmed."""
     if volume.report is None:

@@ -173,6 +173,8 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(studies, tmp_path,
     assert main(["compare", "all", "ffn", *under, "--json", "--axes", "accuracy"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in data["studies"]] == ["all", "ffn"] and data["axes"] == {"accuracy": "maximize"}
+    assert all(0 < one["accuracy"] <= 1 for study in data["studies"] for one in study["front"])
+    assert "ffn has not ended, so its front may still change." in data["notes"]
 
 
 @pytest.mark.parametrize(
