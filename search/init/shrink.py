@@ -44,12 +44,7 @@ def shrunk(config: PreTrainedConfig, heads: int) -> PreTrainedConfig:
     for part in parts:
         narrowed = narrower(part, factor_of(part, heads) or usual, heads)
         for name, value in numbers(part):
-            if IS_VOCABULARY.search(name):
-                change = smaller_vocabulary
-            elif IS_TOKEN.search(name):
-                change = tokens
-            else:
-                change = narrowed(name)
+            change = tokens if IS_TOKEN.search(name) else narrowed(name)
             vars(part)[name] = [change(one) for one in value] if isinstance(value, list) else change(value)
     return small
 
@@ -74,11 +69,6 @@ def numbers(config: PreTrainedConfig) -> list[tuple[str, Any]]:
 def is_count(value: Any) -> bool:
     """True for a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def smaller_vocabulary(size: int) -> int:
-    """A size of a vocabulary."""
-    return min(size, VOCABULARY)
 
 
 def short_vocabulary(parts: list[PreTrainedConfig]) -> Callable[[int], int]:
@@ -123,6 +113,8 @@ def narrower(part: PreTrainedConfig, factor: int, kept: int) -> Callable[[str], 
         return rounded(value / factor) if free or value % factor else max(value // factor, 1)
 
     def change(name: str) -> Callable[[int], int]:
+        if IS_VOCABULARY.search(name):
+            return lambda value: min(value, VOCABULARY)
         if IS_EXPERTS_OF_A_TOKEN.search(name):
             return lambda value: min(value, EXPERTS_OF_A_TOKEN)
         if IS_EXPERTS.search(name):

@@ -1,5 +1,6 @@
 """A small model of random weights, made from a model's configuration: what its layers allow, the large one allows."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_log
 
 from ...evaluators.subject import model_kind
 from ...exports.checkpoint.config_fields import config_without
@@ -156,13 +158,11 @@ def first_line(cause: BaseException) -> str:
 @contextmanager
 def silence() -> Iterator[None]:
     """Suppress the log and the warnings of transformers, which are about the small model."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    before = transformers_log.get_verbosity()
+    transformers_log.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(before)
+        transformers_log.set_verbosity(before)

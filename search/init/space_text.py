@@ -22,6 +22,7 @@ LINES = {
 }
 IMAGE_LIMITS, TEXT_LIMITS = (100, 500), (200, 1000)  # examples of each task that guide the search, and that report
 SCHEDULED_DEPTH = 8  # layers; patterns of fewer are hardly told apart
+SUBLAYERS = ("attention", "ffn")
 COSTS = ("flops", "latency", "memory")  # evaluators that every space has
 
 
@@ -82,11 +83,13 @@ class Proposal:
                 continue
             where = "each of these layers" if rule.last > rule.first else "this layer"
             yield line(f"  - range: {rule.range}", f"each key below is a variable of its own in {where}")
-            if "skip_layer" in rule.keys:
-                names = ["keep", *(["skip_ffn"] if "ffn" in rule.keys else []), "skip_layer"]
+            # A choice that is allowed with others alone cannot be a key: the sublayers then have choices by name.
+            named_choices = "skip_layer" in rule.keys
+            if named_choices:
+                names = ["keep", *(f"skip_{key}" for key in SUBLAYERS if key in rule.keys), "skip_layer"]
                 yield line(f"    choices: [{', '.join(names)}]", "keep: as it is; skip_layer: neither sublayer runs")
             for key in LINES:
-                if key in rule.keys and not (key == "ffn" and "skip_layer" in rule.keys):
+                if key in rule.keys and not (named_choices and key in SUBLAYERS):
                     yield line(f"    {key}: {LINES[key][0]}", LINES[key][1])
         yield from self._left_out()
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,15 @@ import transformers as t
 from model_types import all_rows, outcome_of
 
 import tiny
+from skipsearch.evaluators.subject import ModelSpec
 from skipsearch.policies.errors import ModelError
 from skipsearch.search.cli import main
+from skipsearch.search.init.allowed import OFFERED as OFFERED_KEYS
+from skipsearch.search.init.allowed import Allowed, Verdict
+from skipsearch.search.init.proposal import Wishes, rules
 from skipsearch.search.init.shrink import shrunk
 from skipsearch.search.init.small_model import layer_kinds, representatives, small_model
+from skipsearch.search.init.space_text import Proposal
 from skipsearch.search.space.load import SPACES, load_space
 
 EVERY = {"attention": 1.0, "ffn": 1.0, "wiring": 1.0}
@@ -97,6 +103,19 @@ def test_each_kind_of_layer_stands_in_the_small_model():
     assert small.stands_for == (0, 1, 0, 1, 0, 1)
     assert len(layer_kinds(small.model.model.layers)) == 2
     assert representatives(["a", "a", "b", "a"]) == [0, 2] and representatives(["a", "a", "a"]) == [0, 1]
+
+
+def test_a_space_says_any_set_of_keys(tmp_path):
+    for place, given in enumerate(chain.from_iterable(combinations(OFFERED_KEYS, size) for size in range(1, 6))):
+        offered = {key: Verdict(frozenset(range(4 if place % 2 else 9)), "") for key in given}
+        found = Allowed(9, ("Layer",), offered, {}, ("once",) if "token_ratio" in given else ())
+        spec = ModelSpec(id="some/model")
+        proposal = Proposal("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
+        (tmp_path / "space.yaml").write_text(proposal.text())
+        domains = load_space(str(tmp_path / "space.yaml")).space.domains(9)
+        choices = {choice for domain in domains for choice in domain}
+        assert {OFFERED_KEYS[key] for key in given if key != "token_ratio"} <= choices
+        assert any(choice.token_ratio == 0.5 for choice in choices) == ("token_ratio" in given)
 
 
 def test_a_configuration_that_cannot_be_built_is_refused():
