@@ -179,28 +179,34 @@ def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) 
         images, reason = (), "its layers attend to the image directly, so a prompt has no image tokens"
     if images:
         try:
-            return Trial(model, layers, prompt(images[0])), ""
+            return Trial(model, layers, prompt(images)), ""
         except Exception as cause:
             # The forward of a family can raise anything where a prompt has image tokens and no image.
             reason = f"the small model does not run on image tokens without an image: {first_line(cause)}"
     try:
-        return Trial(model, layers, prompt(None)), reason
+        return Trial(model, layers, prompt(())), reason
     except Exception as cause:
         what = f"{name} does not generate from token ids, so no choice can be tried"
         raise ModelError(what, [first_line(cause)], "choose a model that generates text from a prompt") from cause
 
 
-def prompt(image_token: int | None) -> dict[str, Tensor]:
-    """A prompt of one row: text, image tokens where the model has any, text."""
-    text = list(range(11, 11 + 2 * TEXT))
-    ids = [*text[:TEXT], *[image_token] * IMAGE_TOKENS, *text[TEXT:]] if image_token is not None else text
+def prompt(images: tuple[int, ...]) -> dict[str, Tensor]:
+    """A prompt of one row: text, image tokens where the model has any, text.
+
+    Args:
+        images: The ids of tokens that stand for parts of an image.
+    """
+    text = [token for token in range(11, 11 + 2 * TEXT + len(images)) if token not in images][: 2 * TEXT]
+    ids = [*text[:TEXT], *images[:1] * IMAGE_TOKENS, *text[TEXT:]]
     tensor = torch.tensor([ids])
     return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
 
 
 def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The logits of generated tokens, shape (steps, vocabulary), and of the last one without a cache, (vocabulary,)."""
-    out: Any = generate(model, dict(inputs), STEPS, output_logits=True)
+    # A generated token is text; a model of random weights may think otherwise.
+    unwanted = [*image_token_ids(model)] or None
+    out: Any = generate(model, dict(inputs), STEPS, output_logits=True, suppress_tokens=unwanted)
     whole = out.sequences[:, :-1]
     with torch.no_grad():
         again: Any = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)

@@ -101,11 +101,8 @@ def narrower(part: PreTrainedConfig, factor: int, kept: int) -> Callable[[str], 
         factor: The factor.
         kept: The number of heads that remain.
     """
-    heads, width, of_head = (
-        first_of(part, MAIN_HEADS) or 0,
-        first_of(part, MAIN_WIDTHS) or 0,
-        first_of(part, ("head_dim",)),
-    )
+    heads, width = first_of(part, MAIN_HEADS) or 0, first_of(part, MAIN_WIDTHS) or 0
+    of_head = first_of(part, ("head_dim",))
     # Where the width of a head is a number of its own, the hidden states need not be as wide as all heads.
     free = of_head is not None and of_head * heads != width
 

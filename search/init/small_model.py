@@ -64,7 +64,7 @@ def small_model(config: PreTrainedConfig, name: str, trust_remote_code: bool = F
             # With a cause, the forward failed, which another size may mend.
             if cause.__cause__ is None:
                 raise
-            failed = failed or cause
+            failed = cause
         except Exception as cause:
             # A configuration can be wrong in any way, and building a model runs code of its family.
             failed = failed or cause
