@@ -15,7 +15,7 @@ from ..policies.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from .loaded_examples import LoadedExamples
 
@@ -98,44 +98,64 @@ def load_subject(spec: ModelSpec) -> Subject:
         with no_progress_bars():
             return _load(spec)
     except unusable as cause:
-        raise _failure(spec, cause) from cause
+        raise load_failure(spec, cause) from cause
     except RuntimeError as cause:
         hint = "take a smaller dtype, or a device with more memory"
         raise ModelError(f"model {spec.id} does not load on {spec.device}", [_first_line(cause)], hint) from cause
 
 
-def _load(spec: ModelSpec) -> Subject:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        AutoTokenizer,
-    )
+def read_config(spec: ModelSpec) -> "PreTrainedConfig":
+    """The configuration of a model, without its weights."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(**_source(spec))
+
+
+def read_processor(spec: ModelSpec, is_multimodal: bool) -> Any:
+    """The processor of a model that takes images, else its tokenizer."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    return (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(**_source(spec))
+
+
+def model_kind(config: "PreTrainedConfig") -> tuple[Any, bool]:
+    """The class of transformers that loads a model of a configuration, and whether it takes images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return (AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM), is_multimodal
+
+
+def _source(spec: ModelSpec) -> dict[str, Any]:
+    """Where `from_pretrained` finds a model, as its arguments."""
+    path = Path(spec.id).expanduser()
+    return {
+        "pretrained_model_name_or_path": str(path) if path.is_dir() else spec.id,
+        "trust_remote_code": spec.trust_remote_code,
+        "revision": spec.revision or "main",
+    }
+
+
+def _load(spec: ModelSpec) -> Subject:
     from ..policies.families.layers import refuse_infinite
 
-    name = str(Path(spec.id).expanduser()) if Path(spec.id).expanduser().is_dir() else spec.id
-    shared: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "revision": spec.revision or "main"}
-    config = AutoConfig.from_pretrained(name, **shared)
-    is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    kind = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
+    config = read_config(spec)
+    kind, is_multimodal = model_kind(config)
     options: dict[str, Any] = (
         {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
     )
     device = _device(spec)
     # The processor is loaded first: a mistake shows within a second, while the weights take minutes.
-    processor = (AutoProcessor if is_multimodal else AutoTokenizer).from_pretrained(name, **shared)
+    processor = read_processor(spec, is_multimodal)
     options |= {"use_safetensors": True} if spec.weights == "safetensors" else {}
     loaded: Any = kind.from_pretrained(
-        name,
         config=config,
         dtype=spec.dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # So that `refuse_misfits` can list all of them.
         **options,
-        **shared,
+        **_source(spec),
     )
     model, loading = loaded
     refuse_misfits(spec, loading)
@@ -200,7 +220,7 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _failure(spec: ModelSpec, cause: BaseException) -> ModelError:
+def load_failure(spec: ModelSpec, cause: BaseException) -> ModelError:
     """The error for a model that did not load, with a hint that fits the cause."""
     path = Path(spec.id).expanduser()
     looks_like_path = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1

@@ -15,6 +15,7 @@ from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
 from .cli_compare import compare, study_path
 from .cli_exports import export, import_policy, lm_eval, serve
+from .cli_init import init
 from .options import parse_options, parse_overrides
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
@@ -251,4 +252,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "serve": serve,
     "lm-eval": lm_eval,
     "import": import_policy,
+    "init": init,
 }

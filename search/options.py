@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from ..policies.errors import UsageError
 from ..policies.version import __version__
 from .cli_compare import add_compare_options
+from .cli_init import add_init_options
 
 RESULTS = Path("results")
 
@@ -35,6 +36,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         added.add_argument("--json", action="store_true", help="print JSON, for programs")
         return added
 
+    add_init_options(command("init", "write a space for a model, from its configuration alone"))
     _add_run_options(command("run", "search a space; results go to a folder of their own"))
     validate = command("validate", "check spaces and policies, and list every mistake")
     validate.add_argument("files", nargs="+", metavar="FILE")

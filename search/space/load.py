@@ -25,6 +25,7 @@ from .search_settings import is_policy_file
 from .space import SCHEMA, LoadedSpace, Space
 
 SPACES = Path(__file__).resolve().parents[2] / "spaces"
+SHIPPED_TASKS = "tasks/"  # the folder of task files among the shipped spaces
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -130,7 +131,8 @@ def override(document: Document, key: str, value: str) -> None:
 def with_absolute_paths(space: Space, folder: Path) -> Space:
     """The space with the paths of its model, tasks and policy files made absolute.
 
-    A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval.
+    A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval; a task file
+    that is not there may be one of those that come with skipsearch.
 
     Args:
         space: The space.
@@ -142,7 +144,11 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
             return {key: resolved(entry) for key, entry in value.items()}
         if isinstance(value, list):
             return [resolved(entry) for entry in value]
-        return str((folder / value).resolve()) if isinstance(value, str) and is_path(value, folder) else value
+        if not isinstance(value, str):
+            return value
+        if value.startswith(SHIPPED_TASKS) and not exists(folder / value) and exists(SPACES / value):
+            return str((SPACES / value).resolve())
+        return str((folder / value).resolve()) if is_path(value, folder) else value
 
     name = space.model.id
     model_id = str((folder / name).resolve()) if exists(folder / name) else name

@@ -42,6 +42,8 @@ FLAGS = {
     "report": ["STUDY", "--json", "--out FOLDER", "--constraint BOUND", "--pick BOUND", "--unmeasured",
                "--salvage"],
     "ls": ["--json", "--out FOLDER"],
+    "init": ["MODEL", "--json", "--output FILE", "--tasks TASKS", "--keep SHARE", "--minimize METRICS", "--trials N",
+             "--limit N", "--revision REVISION", "--dtype {auto,float32,bfloat16,float16}", "--trust-remote-code"],
 }  # fmt: skip
 
 

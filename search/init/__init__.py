@@ -1,0 +1,1 @@
+"""Proposing a space for a model, from its configuration alone."""

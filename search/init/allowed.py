@@ -1,0 +1,226 @@
+"""Which choices the layers of a model allow, tried one by one on a small model of its build."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...evaluators.prompts import generate
+from ...policies.apply import apply_policy
+from ...policies.choice import CHOICES, LayerChoice
+from ...policies.errors import ModelError, PolicyError, SkipsearchError
+from ...policies.families.layers import DecoderLayer, decoder_layers
+from ...policies.policy import Policy, TokenSelection
+from ...policies.runtime.compatibility import check_kind
+from ...policies.runtime.tokens import image_token_ids
+from .small_model import SmallModel, first_line
+
+TEXT, IMAGE_TOKENS, STEPS = 5, 8, 2  # of the prompt: text tokens before and after the image tokens; tokens to generate
+ROUNDING = 1e-3
+OFFERED: Mapping[str, LayerChoice] = {
+    "attention": LayerChoice(attention="skip"),
+    "ffn": LayerChoice(ffn="skip"),
+    "skip_layer": CHOICES["skip_layer"],
+    "wiring": LayerChoice(wiring="parallel"),
+    "token_ratio": LayerChoice(token_ratio=0.5),
+}
+FURTHER: Mapping[str, LayerChoice] = {
+    "norm: shared": LayerChoice(wiring="parallel", norm="shared"),
+    "phase: decode": LayerChoice(attention="skip", phase="decode"),
+    "phase: prefill": LayerChoice(ffn="skip", phase="prefill"),
+    "attention: keys_only": LayerChoice(attention="keys_only", phase="prefill"),
+    "attention: queries_only": LayerChoice(attention="queries_only", phase="prefill"),
+    "freeze_image": CHOICES["freeze_image"],
+    "tokens: image": LayerChoice(ffn="skip", tokens="image"),
+    "rest: attention": LayerChoice(token_ratio=0.5, rest="attention"),
+    "evict: true": LayerChoice(token_ratio=0.5, rest="attention", evict=True),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where a choice works.
+
+    Attributes:
+        layers: The layers that allow it.
+        reason: Why the others do not; empty where all do.
+    """
+
+    layers: frozenset[int]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What was found out about a family.
+
+    Attributes:
+        num_layers: The number of its decoder layers.
+        layer_names: The classes of its layers, in the order of their first appearance.
+        offered: By key of a space, where it works.
+        further: The same for choices that a space may have too.
+        selections: The values of `token_selection.reselect` that work.
+        no_images: Why choices about image tokens are left out; empty where they were tried.
+    """
+
+    num_layers: int
+    layer_names: tuple[str, ...]
+    offered: Mapping[str, Verdict]
+    further: Mapping[str, Verdict]
+    selections: tuple[str, ...] = ()
+    no_images: str = ""
+
+
+@dataclass
+class Trial:
+    """A small model, its input, and what it computes without a policy.
+
+    Attributes:
+        model: The model.
+        layers: Its layers, taken apart.
+        inputs: A prompt of one row.
+        dense: The logits of each generated token, shape (steps, vocabulary).
+        rounding: How far cached and uncached logits may differ.
+    """
+
+    model: PreTrainedModel
+    layers: Sequence[DecoderLayer]
+    inputs: dict[str, Tensor]
+    dense: Tensor = field(init=False)
+    rounding: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dense, again = logits(self.model, self.inputs)
+        spread = float(self.dense[-1].abs().max())
+        self.rounding = max(ROUNDING * max(spread, 1.0), 10 * float((self.dense[-1] - again).abs().max()))
+
+    def problem(self, policy: Policy) -> str:
+        """Why a policy does not work; empty where it does: finite, other than dense, and the same with a cache."""
+        try:
+            with apply_policy(self.model, policy) as handle:
+                handle.prompt_ends = torch.tensor([self.inputs["input_ids"].shape[1]])
+                cached, again = logits(self.model, self.inputs)
+                handle.prompt_ends = None
+        except SkipsearchError as cause:
+            return "; ".join([cause.what, *cause.details])
+        except Exception as cause:
+            return f"the model fails under it: {first_line(cause)}"
+        if not cached.isfinite().all():
+            return "the model computes numbers under it that are not finite"
+        if torch.equal(cached, self.dense):
+            return "it changes nothing in this family"
+        difference = float((cached[-1] - again).abs().max())
+        if not difference <= self.rounding:
+            return f"logits with a cache and without differ by {difference:.2g} under it"
+        return ""
+
+    def verdict(self, choice: LayerChoice) -> Verdict:
+        """Where a choice works, by the kind of each layer and by a run with the choice in all layers that allow it."""
+        reasons: dict[int, str] = {}
+        for layer in self.layers:
+            try:
+                check_kind(layer, choice)
+            except PolicyError as cause:
+                reasons[layer.index] = cause.details[0]
+        layers = frozenset(range(len(self.layers))) - {*reasons}
+        reason = next(iter(reasons.values()), "")
+        found = self.problem(Policy(layers={index: choice for index in layers})) if layers else ""
+        return Verdict(frozenset(), found) if found else Verdict(layers, reason)
+
+
+def allowed(small: SmallModel, name: str) -> Allowed:
+    """Try every choice on a small model.
+
+    Args:
+        small: The small model.
+        name: The model that it stands for, for messages.
+
+    Raises:
+        ModelError: the model does not generate from token ids, or none of its layers allows a choice.
+    """
+    layers = decoder_layers(small.model)
+    trial, no_images = trial_of(small.model, layers, name)
+    about_images = {key for key, choice in {**OFFERED, **FURTHER}.items() if of_images(choice)}
+    tried = {key: choice for key, choice in {**OFFERED, **FURTHER}.items() if not (no_images and key in about_images)}
+    found = {key: trial.verdict(choice) for key, choice in tried.items()}
+    if not any(found[key].layers for key in OFFERED if key in found):
+        reasons = [f"{key}: {found[key].reason}" for key in OFFERED if key in found]
+        raise ModelError(f"no layer of {name} allows a choice", reasons, "choose a model of another family")
+    reselects = selections(trial, found)
+    names = tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers))
+    places = {key: replace(verdict, layers=of_large(small, verdict.layers)) for key, verdict in found.items()}
+    offered = {key: verdict for key, verdict in places.items() if key in OFFERED}
+    further = {key: verdict for key, verdict in places.items() if key in FURTHER}
+    return Allowed(len(small.stands_for), names, offered, further, reselects, no_images)
+
+
+def of_large(small: SmallModel, layers: frozenset[int]) -> frozenset[int]:
+    """The layers of the large model that some layers of the small one stand for."""
+    return frozenset(index for index, place in enumerate(small.stands_for) if place in layers)
+
+
+def of_images(choice: LayerChoice) -> bool:
+    """True for a choice about image tokens."""
+    return choice.token_ratio is not None or choice.tokens == "image"
+
+
+def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) -> tuple[Trial, str]:
+    """A trial of a model with image tokens in its prompt, or without, and then the reason why.
+
+    Raises:
+        ModelError: the model does not generate from token ids.
+    """
+    images = image_token_ids(model)
+    reason = "" if images else "no token of its prompts stands for a part of an image"
+    if images and any(layer.kind == "cross" for layer in layers):
+        images, reason = (), "its layers attend to the image directly, so a prompt has no image tokens"
+    if images:
+        try:
+            return Trial(model, layers, prompt(images)), ""
+        except Exception as cause:
+            # The forward of a family can raise anything where a prompt has image tokens and no image.
+            reason = f"the small model does not run on image tokens without an image: {first_line(cause)}"
+    try:
+        return Trial(model, layers, prompt(())), reason
+    except Exception as cause:
+        what = f"{name} does not generate from token ids, so no choice can be tried"
+        raise ModelError(what, [first_line(cause)], "choose a model that generates text from a prompt") from cause
+
+
+def prompt(images: tuple[int, ...]) -> dict[str, Tensor]:
+    """A prompt of one row: text, image tokens where the model has any, text.
+
+    Args:
+        images: The ids of tokens that stand for parts of an image.
+    """
+    text = [token for token in range(11, 11 + 2 * TEXT + len(images)) if token not in images][: 2 * TEXT]
+    ids = [*text[:TEXT], *images[:1] * IMAGE_TOKENS, *text[TEXT:]]
+    tensor = torch.tensor([ids])
+    return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
+
+
+def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The logits of generated tokens, shape (steps, vocabulary), and of the last one without a cache, (vocabulary,)."""
+    # A generated token is text; a model of random weights may think otherwise.
+    unwanted = [*image_token_ids(model)] or None
+    out: Any = generate(model, dict(inputs), STEPS, output_logits=True, suppress_tokens=unwanted)
+    whole = out.sequences[:, :-1]
+    with torch.no_grad():
+        again: Any = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
+    return torch.cat(out.logits), again.logits[0, -1]
+
+
+def selections(trial: Trial, offered: Mapping[str, Verdict]) -> tuple[str, ...]:
+    """The values of `reselect` under which token ratios work."""
+    layers = offered["token_ratio"].layers if "token_ratio" in offered else frozenset()
+    policies = {
+        reselect: Policy(
+            layers={index: OFFERED["token_ratio"] for index in layers if index},
+            token_selection=TokenSelection(reselect=reselect),
+        )
+        for reselect in ("each_layer", "once")
+    }
+    return tuple(name for name, policy in policies.items() if layers and not trial.problem(policy))
