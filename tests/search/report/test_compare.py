@@ -110,6 +110,9 @@ def changed(study, name, **fields):
 def test_every_part_of_an_axis_counts(comparison) -> None:
     one, other = comparison.studies
     assert not any(axis_differences(one, other, name) for name in comparison.axes)
+    dense = replace(other.record.dense, report={})
+    unconfirmed = replace(other, record=replace(other.record, trials=(dense, *other.record.trials[1:])))
+    assert axis_differences(one, unconfirmed, "accuracy") == []
     prompt = changed(other, "prefill_flops", detail={"prompt": "another"})
     assert axis_differences(one, prompt, "prefill_flops") == [
         "prefill_flops, prompt: expected a prompt of 61 tokens (all), found another (ffn)"
