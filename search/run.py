@@ -23,6 +23,7 @@ MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own 
 
 if TYPE_CHECKING:
     from .baselines.dense_stats import DenseStats
+    from .driver.forecast import ExampleCounts
     from .driver.progress import Progress
     from .study.study import SearchStudy
     from .workers.ray_pool import Pool
@@ -64,7 +65,7 @@ def run_study(
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 with database_errors(folder), LiveReport(study, folder, progress, pool).watching():
-                    search_and_confirm(study, pool, progress, folder)
+                    search_and_confirm(study, pool, progress, folder, described[0]["examples"])
         finally:
             pool.close()
     return write_folder(folder)
@@ -153,16 +154,18 @@ def probe_dense(pool: "Pool", progress: "Progress") -> "DenseStats":
     return pool.probe_dense()
 
 
-def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:
+def search_and_confirm(
+    study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path, examples: "ExampleCounts"
+) -> None:
     """Spend the budget of trials, through Ray Tune where the space says so, and confirm the front."""
     from .driver.driver import Driver
 
-    driver = Driver(study, pool, progress)
+    driver = Driver(study, pool, progress, examples)
     driver.timing.measure_noise()
     if study.space.workers.runner == "tune":
         from .driver.ray_tune import tune_search
 
-        reason = tune_search(study, pool, folder, progress)
+        reason = tune_search(study, pool, folder, progress, driver.outlook.update)
     else:
         reason = driver.search()
     study.end(reason)

@@ -184,7 +184,15 @@ class PolicyEvaluator:
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),
             "attention": self.subject.model.config._attn_implementation,
             "parameters": sum(weight.numel() for weight in self.subject.model.parameters()),
+            "examples": self._num_examples(),
         }
+
+    def _num_examples(self) -> dict[str, dict[str, int]]:
+        """By evaluator of the space that measures on examples, the number of examples of each split."""
+        named = [
+            one for one in self.evaluators if isinstance(one, ExampleEvaluator) and one.name in self.space.evaluate
+        ]
+        return {one.name: {split: one.num_examples(split) for split in one.loaded_splits} for one in named}
 
 
 def failed(cause: Exception) -> Outcome:
