@@ -1,14 +1,14 @@
 """What a measurement costs in seconds, by evaluator: from the dense trial, or as `skipsearch plan` measured it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...evaluators.base import Evaluator, Measurement, evaluator_class
-from ..space.space import Space
 
 # Measured on searches of a vision-language model of 12 layers and of a text model of 30 layers. They count until
 # `skipsearch plan` or the first steps of a phase have measured what they stand for.
-SHARE_ON_EXAMPLES = 0.6  # seconds of a policy over those of dense: it computes less, and known hidden states serve it
+SHARE_ON_EXAMPLES = 0.6  # seconds of a policy on examples over those of dense: it computes less
+SHARE_WITH_STATES = 0.4  # the same where hidden states of earlier policies serve it, as they do to score given answers
 SHARE_TIMED = 0.85  # the same for times, which are measured interleaved with those of dense
 SHARE_OF_VISIT = 0.4  # seconds of a brief second timing over those of a whole one
 CONTENTION = 1.3  # how much longer a measurement takes while other workers use the same device
@@ -68,11 +68,13 @@ class Costs:
         evaluators: By name.
         contention: How much longer a measurement takes while other workers use the same device.
         forward: The share of a worker's seconds that it spends in forward passes of the model.
+        measured: By phase, what a step of it was measured to cost; it counts in place of the sum of its evaluators.
     """
 
     evaluators: Mapping[str, EvaluatorCost] = field(default_factory=dict)
     contention: float = CONTENTION
     forward: float = 0.0
+    measured: Mapping[str, JobSeconds] = field(default_factory=dict)
 
     def job(self, examples: Mapping[str, int]) -> JobSeconds:
         """The seconds of one measurement of a policy.
@@ -89,16 +91,23 @@ class Costs:
         return sum(parts, JobSeconds())
 
 
-def dense_costs(seconds: Mapping[str, float], measurements: Mapping[str, Measurement], space: Space) -> Costs:
+def dense_costs(
+    seconds: Mapping[str, float], measurements: Mapping[str, Measurement], guide: str | None = None
+) -> Costs:
     """What measurements cost by the dense trial, with assumed shares of the policies.
 
     Args:
         seconds: Wall-clock seconds of the dense trial by evaluator, and in `forward` and `total`.
         measurements: What it measured.
-        space: The search space.
+        guide: The evaluator whose loss guides the search, which ran first; None where none does.
     """
     names = [name for name in seconds if name not in ("apply", "forward", "total")]
     costs = {name: evaluator_cost(evaluator_class(name), seconds[name], measurements) for name in names}
+    if guide in costs:
+        # Another evaluator that scores given answers took the answers of the same examples from the guide.
+        least = costs[guide].each
+        costs = {name: replace(cost, each=max(cost.each, least)) if cost.share == SHARE_WITH_STATES else cost
+                 for name, cost in costs.items()}  # fmt: skip
     total = seconds.get("total", 0.0)
     return Costs(costs, CONTENTION, seconds.get("forward", 0.0) / total if total else 0.0)
 
@@ -116,16 +125,9 @@ def evaluator_cost(
     if evaluator.splits:
         found = [measurements[name] for name in evaluator.metrics if name in measurements]
         examples = max((entry.n for entry in found), default=1)
-        return EvaluatorCost(0.0, undivided(seconds, found) / max(examples, 1), SHARE_ON_EXAMPLES)
+        reuses = any("layers" in entry.detail for entry in found)
+        share = SHARE_WITH_STATES if reuses else SHARE_ON_EXAMPLES
+        return EvaluatorCost(0.0, seconds / max(examples, 1), share)
     visit = SHARE_OF_VISIT if hasattr(evaluator, "visit") else 1.0
     share = SHARE_TIMED if evaluator.exclusive else 1.0
     return EvaluatorCost(seconds, 0.0, share, visit, evaluator.exclusive)
-
-
-def undivided(seconds: float, found: list[Measurement]) -> float:
-    """The seconds that dense would take had no hidden states been known from another evaluator."""
-    layers = next((entry.detail["layers"] for entry in found if entry.detail.get("layers", {}).get("run")), None)
-    if layers is None:
-        return seconds
-    inside = min(seconds, sum(entry.detail.get("forward_seconds", 0.0) for entry in found))
-    return seconds - inside + inside * float(layers["asked"]) / float(layers["run"])

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -62,10 +62,16 @@ class Driver:
         progress: Shows the progress.
         examples: By evaluator and split, the number of examples, for the forecast; those of the dense trial where it is
             empty.
+        log: Called after each trial, for loggers.
     """
 
     def __init__(
-        self, study: SearchStudy, pool: Pool, progress: "Progress", examples: ExampleCounts = MappingProxyType({})
+        self,
+        study: SearchStudy,
+        pool: Pool,
+        progress: "Progress",
+        examples: ExampleCounts = MappingProxyType({}),
+        log: Callable[[], None] = lambda: None,
     ) -> None:
         self.study = study
         self.pool = pool
@@ -86,6 +92,7 @@ class Driver:
         self._running_exclusive = False
         self.timing = Timing(study, pool, progress, self._limits)
         self.outlook = Outlook(study, pool, progress, examples)
+        self._log = log
 
     def search(self) -> str | None:
         """Spend the budget of trials.
@@ -263,8 +270,13 @@ class Driver:
         if outcome.failure:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
         self._tell(trial)
+        self.after_trial()
+
+    def after_trial(self) -> None:
+        """Do what each new result asks for: look for costs that predict times, correct the forecast, log."""
         self.timing.update()
         self._update_progress()
+        self._log()
 
     def _tell(self, trial: Trial) -> None:
         """Tell the study the result of a probe, a promotion or a new policy."""

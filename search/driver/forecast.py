@@ -4,11 +4,13 @@
 steps while it runs. Both use the same outline of the search.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...evaluators.base import evaluator_class
 from ..guide.guide import GUIDE_EXAMPLES
+from ..space.guide_metrics import QUALITY
 from ..space.objectives import greedy_cost
 from ..space.parameters import Parameters
 from ..space.space import Space
@@ -24,7 +26,7 @@ from .timing import ROUNDS, TIMING_AGAIN
 PROMISING, PROMISING_UNGUIDED = 0.3, 0.35  # policies that are promoted at least once, as a share of all policies
 SURVIVAL = 0.8  # promoted policies that are promoted again
 RACED_SHARE = 0.5  # examples that a trial answers until a race or its end stops it, as a share of all
-FRONT_SHARE, MAX_FRONT = 0.2, 25  # policies of the front as a share of the trials
+FRONT_GROWTH = 1.5  # policies of the front over the square root of the number of trials
 BASELINE_SHARE = 0.1  # baselines that are confirmed as a share of the trials
 TIMED_UNTIL_PREDICTED = 20  # policies that are timed before a counted cost predicts times
 DRAWN_EXAMPLES = 4  # examples whose kept patches are drawn, each worth a forward pass of dense
@@ -83,7 +85,12 @@ class Outline:
     def is_patient(self) -> bool:
         """True where a trial answers a few examples first, and more when it is promoted."""
         search = self.space.search
-        return search.racing != "none" and search.racing.patience != "none" and search.sampler == "auto"
+        return self.races and search.racing != "none" and search.racing.patience != "none" and search.sampler == "auto"
+
+    @property
+    def races(self) -> bool:
+        """True where a trial may stop early; Ray Tune measures every policy on all examples."""
+        return self.space.search.racing != "none" and self.space.workers.runner == "actors"
 
     def of_kind(self, splits: bool, exclusive: bool = False) -> dict[str, int]:
         """The space's evaluators of one kind, each with no examples."""
@@ -111,10 +118,15 @@ class Outline:
 
     def rungs(self) -> list[int]:
         """How many examples a promoted policy has answered after each of its promotions."""
-        sizes = [FIRST_EXAMPLES] if self.guide is not None else [2 * FIRST_EXAMPLES]
-        while sizes[-1] < self.total:
-            sizes.append(min(2 * sizes[-1], self.total))
-        return sizes if self.total > (0 if self.guide is not None else FIRST_EXAMPLES) else []
+        racing, first = self.space.search.racing, FIRST_EXAMPLES if self.guide is not None else 2 * FIRST_EXAMPLES
+        batch = self.space.evaluate.get(QUALITY, {}).get("batch_size", 1)
+        size = max(batch, 1 if racing == "none" else math.ceil(racing.step * self.total))
+        done, sizes = 0 if self.guide is not None else FIRST_EXAMPLES, list[int]()
+        while done < self.total:
+            wanted = first if not sizes else 2 * sizes[-1]
+            done = min(math.ceil(wanted / size) * size, self.total)
+            sizes.append(done)
+        return sizes
 
     @property
     def confirmed(self) -> float:
@@ -124,7 +136,7 @@ class Outline:
     @property
     def front(self) -> float:
         """How many policies the front has."""
-        return min(FRONT_SHARE * (1 + self.trials), MAX_FRONT)
+        return FRONT_GROWTH * math.sqrt(1 + self.trials)
 
     def dense_job(self) -> dict[str, int]:
         """What the dense trial measures."""
@@ -135,7 +147,7 @@ class Outline:
         """What a new policy measures: in a guided search the loss and the counted costs alone, as a probe does."""
         if self.guide is not None:
             return {**self.of_kind(False), self.guide: GUIDE_EXAMPLES}
-        share = 1.0 if self.space.search.racing == "none" else RACED_SHARE
+        share = RACED_SHARE if self.races else 1.0
         answered = self.count("search", FIRST_EXAMPLES) if self.is_patient else self.count("search")
         counted = answered if self.is_patient else {name: round(share * number) for name, number in answered.items()}
         return {**self.of_kind(False), **self.of_kind(False, True), **counted}
@@ -162,22 +174,25 @@ def promotions(outline: Outline, costs: Costs) -> Phase:
 def phases(outline: Outline, costs: Costs) -> dict[str, Phase]:
     """The expected steps of every phase after the dense trial."""
 
-    def step(job: Mapping[str, int], ask: float = 0.0) -> JobSeconds:
-        return costs.job(job) + JobSeconds(driver=ask + TELL_SECONDS)
+    def step(job: Mapping[str, int]) -> JobSeconds:
+        return costs.job(job) + JobSeconds(driver=TELL_SECONDS)
+
+    def new_policy(name: str, driver: float) -> JobSeconds:
+        return costs.measured.get(name, costs.job(trial)) + JobSeconds(driver=driver)
 
     trial, confirmed = outline.trial_job(), outline.confirmed
     has_times, report = bool(outline.of_kind(False, True)), outline.count("report")
     twins = min(outline.front, MAX_RANDOM) if outline.has_ratios and report else 0.0
-    transfer = {"accuracy": outline.examples.get("accuracy", {}).get("transfer", 0)}
+    transfer = {QUALITY: outline.examples.get(QUALITY, {}).get("transfer", 0)}
     found = {
-        PROBING: Phase(outline.probes, step(trial, TELL_SECONDS)),
-        PROPOSING: Phase(outline.trials, step(trial, ASK_SECONDS)),
+        PROBING: Phase(outline.probes, new_policy(PROBING, TELL_SECONDS)),
+        PROPOSING: Phase(outline.trials, new_policy(PROPOSING, ASK_SECONDS)),
         PROMOTING: promotions(outline, costs),
         CONFIRMING: Phase(confirmed if report else 0.0, step(report)),
         TIMING_AGAIN: Phase(ROUNDS * confirmed if has_times else 0.0, costs.visits()),
         RANDOMISING: Phase(twins, step(report)),
         TRANSFERRING: Phase(1 + outline.front if outline.space.has_transfer else 0.0, step(transfer)),
-        DRAWING: Phase(outline.front if outline.has_ratios else 0.0, step({"accuracy": DRAWN_EXAMPLES})),
+        DRAWING: Phase(outline.front if outline.has_ratios else 0.0, step({QUALITY: DRAWN_EXAMPLES})),
     }  # fmt: skip
     return {name: phase for name, phase in found.items() if phase.steps > 0}
 

@@ -73,7 +73,7 @@ class Outlook:
         examples = self._examples or examples_of(dense.search, study.space)
         guide = study.guide.evaluator if study.guide is not None else None
         outline = Outline.of(study.space, study.num_layers, guide, examples)
-        costs = dense_costs(dense.seconds, dense.search, study.space)
+        costs = dense_costs(dense.seconds, dense.search, guide)
         self._forecast = Forecast.of(outline, costs, self._pool.size, self._pool.shares_device)
         for name, phase in self._forecast.phases.items():
             self._progress.guess(name, self._forecast.pace(name))

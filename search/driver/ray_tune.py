@@ -38,7 +38,6 @@ from ..workers.ray_pool import Pool
 from ..workers.worker_slots import MAX_FAULTS
 from .phases import PROPOSING
 from .proposals import Proposals
-from .timing import Timing
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -169,7 +168,7 @@ def tune_search(
     pool: Pool,
     folder: Path,
     progress: "Progress | None" = None,
-    update: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Spend a study's budget of trials through Ray Tune, on the devices of a pool whose workers stop meanwhile.
 
@@ -178,20 +177,13 @@ def tune_search(
         pool: The workers; they are started again at the end.
         folder: The study's folder; Tune's own files go to `tune/` in it.
         progress: Shows the progress; None keeps it silent.
-        update: Corrects the forecast; called after each trial.
+        after: Called after each trial.
 
     Returns:
         Why the search ended.
     """
     space = study.space
     pool.stop_workers()
-    timing = None if progress is None else Timing(study, pool, progress)
-
-    def after() -> None:
-        if timing is not None:
-            timing.update()
-        update()
-
     searcher = StudySearcher(study, progress, after)
     if progress is not None:
         progress.phase(PROPOSING)
