@@ -72,7 +72,12 @@ class ExampleEvaluator(ABC):
             hint = f"give {own}.search and {others}.{split} the same tasks and limits, or tasks of different data"
             refuse_common_examples(self._loaded["search"], other._loaded[split], ranges, hint, split)
 
-    def num_examples(self, split: Split) -> int:
+    @property
+    def loaded_splits(self) -> list[str]:
+        """The splits that have examples."""
+        return [*self._ranges]
+
+    def num_examples(self, split: str) -> int:
         """The number of examples of a split."""
         return sum(map(len, self._ranges[split].values()))
 

@@ -10,6 +10,7 @@ SkipsearchError
 │   └── TaskError            a mistake in a task, which stops every policy alike
 ├── StudyError           a study that cannot be opened, resumed or reported
 ├── HubError             a folder or repository that holds no policy, or cannot be read or written
+├── LoggerError          a logger of a search whose package is not installed
 ├── ExportError          a policy that a target cannot represent, or an export that another tool does not load
 │   └── ProofError           an export that computes something else than the model under the policy
 ├── RunError             a search that started and cannot go on
@@ -87,6 +88,10 @@ class ExportError(SkipsearchError):
 
 class ProofError(ExportError):
     """An export computes something else than the model under the policy."""
+
+
+class LoggerError(SkipsearchError):
+    """A logger that a space names cannot be used."""
 
 
 class RunError(SkipsearchError):

@@ -16,6 +16,7 @@ from ..policies.wording import escape_invisible
 from .cli_compare import compare, study_path
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
+from .cli_plan import plan
 from .options import parse_options, parse_overrides
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
@@ -242,6 +243,7 @@ def ls(options: argparse.Namespace) -> int:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
+    "plan": plan,
     "validate": validate,
     "show": show,
     "eval": evaluate,

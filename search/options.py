@@ -38,6 +38,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
     add_init_options(command("init", "write a space for a model, from its configuration alone"))
     _add_run_options(command("run", "search a space; results go to a folder of their own"))
+    _add_plan_options(command("plan", "measure what a search will take: hours, memory, disk, and what times can tell"))
     validate = command("validate", "check spaces and policies, and list every mistake")
     validate.add_argument("files", nargs="+", metavar="FILE")
     show = command("show", "draw what a policy leaves out, layer by layer")
@@ -74,6 +75,24 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--address", help="of a Ray cluster; the same as --set workers.address=ADDRESS")
     _add_trust(run)
     run.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("space", metavar="SPACE", help="a YAML file, or the name of a shipped space")
+    _add_set(plan)
+    plan.add_argument("--hours", type=_positive_number, metavar="H", help="say how many trials fit so many hours")
+    _add_trust(plan)
+    plan.add_argument("--quiet", action="store_true", help="do not say on standard error what is being measured")
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return number
 
 
 def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:

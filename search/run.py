@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from ..policies.errors import RunError, StudyError
 from .analysis.load_study import ENVIRONMENT, read_environment
 from .analysis.study_record import StudyRecord
+from .loggers.loggers import Loggers, check_loggers
 from .report.folder import environment, start_folder, write_folder
 from .report.live import LiveReport
 from .signals import Stopped, interruptible
@@ -23,6 +24,7 @@ MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own 
 
 if TYPE_CHECKING:
     from .baselines.dense_stats import DenseStats
+    from .driver.forecast import ExampleCounts
     from .driver.progress import Progress
     from .study.study import SearchStudy
     from .workers.ray_pool import Pool
@@ -48,6 +50,7 @@ def run_study(
     from .study.study import SearchStudy
 
     space = loaded.space
+    check_loggers(space.log)
     check_folder(folder, resume)
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as set_handlers:
         pool = start_pool(pin_revision(space, folder / DATABASE) if resume else space, set_handlers)
@@ -63,11 +66,15 @@ def run_study(
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
+                loggers = Loggers(space.log, name or loaded.name, progress.note, len(study.finished_trials()))
                 with database_errors(folder), LiveReport(study, folder, progress, pool).watching():
-                    search_and_confirm(study, pool, progress, folder)
+                    search_and_confirm(study, pool, progress, folder, described[0]["examples"], loggers)
         finally:
             pool.close()
-    return write_folder(folder)
+        record = write_folder(folder)
+        loggers.log_front([record.trial(number) for number in record.front])
+        loggers.close()
+    return record
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -153,16 +160,26 @@ def probe_dense(pool: "Pool", progress: "Progress") -> "DenseStats":
     return pool.probe_dense()
 
 
-def search_and_confirm(study: "SearchStudy", pool: "Pool", progress: "Progress", folder: Path) -> None:
+def search_and_confirm(
+    study: "SearchStudy",
+    pool: "Pool",
+    progress: "Progress",
+    folder: Path,
+    examples: "ExampleCounts",
+    loggers: Loggers,
+) -> None:
     """Spend the budget of trials, through Ray Tune where the space says so, and confirm the front."""
     from .driver.driver import Driver
 
-    driver = Driver(study, pool, progress)
+    def log() -> None:
+        loggers.update(study.finished_trials)
+
+    driver = Driver(study, pool, progress, examples, log)
     driver.timing.measure_noise()
     if study.space.workers.runner == "tune":
         from .driver.ray_tune import tune_search
 
-        reason = tune_search(study, pool, folder, progress)
+        reason = tune_search(study, pool, folder, progress, driver.after_trial)
     else:
         reason = driver.search()
     study.end(reason)

@@ -11,8 +11,8 @@ import grimp
 ROOT = Path(__file__).parent.parent
 # From the top; rooms of one tuple import nothing of each other.
 LAYERS = (
-    ("cli",), ("cli_init",), ("init",), ("run",), ("report",), ("analysis", "driver"), ("study", "workers"),
-    ("sampler", "times"), ("guide",), ("trial",), ("space",), ("baselines",),
+    ("cli",), ("cli_init",), ("init", "plan"), ("run",), ("report",), ("analysis", "driver"), ("study", "workers"),
+    ("sampler", "times", "loggers"), ("guide",), ("trial",), ("space",), ("baselines",),
 )  # fmt: skip
 PRODUCT = ("policies", "evaluators", "search")
 

@@ -92,6 +92,11 @@ class PrefixStates:
                 patch.undo()
         self._count(steps, last_known + 1)
 
+    @property
+    def used_bytes(self) -> int:
+        """What all kept states take together."""
+        return self._store.used_bytes
+
     def forget(self) -> None:
         """Drop all states, once their batches will not come again."""
         self._store.clear()

@@ -146,6 +146,11 @@ class Store(Generic[T]):
         self._bytes = 0
         self._batches: dict[Hashable, BatchValues[T]] = {}
 
+    @property
+    def used_bytes(self) -> int:
+        """What all values take together."""
+        return self._bytes
+
     def find(self, batch: Hashable, path: Sequence[int]) -> tuple[int, T] | None:
         """The last node on a path whose value is kept: its place in the path and the value; None without any."""
         kept = self._batches.setdefault(batch, BatchValues())

@@ -2,28 +2,28 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
 from ..study.asking import Proposal
-from ..study.expected_results import MAX_CONFIRMED
 from ..study.study import SearchStudy
 from ..trial.outcome import Outcome
-from ..trial.pareto import front_trials
 from ..trial.trial_result import TrialResult
 from ..workers.early_stopping import rivals_among
 from ..workers.ray_pool import Pool
 from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
-from .confirmation import confirm, further_visits, random_twins, trials_to_confirm
-from .phases import PROBING, PROMOTING, PROPOSING
+from .confirmation import confirm, further_visits, trials_to_confirm
+from .forecast import ExampleCounts
+from .outlook import Outlook
+from .phases import MEASURING_DENSE, PROBING, PROMOTING, PROPOSING
 from .probing import Probing
 from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from .proposals import Proposals
-from .remaining import remaining_steps
 from .timing import Timing
 
 if TYPE_CHECKING:
@@ -60,9 +60,19 @@ class Driver:
         study: Where the trials are stored.
         pool: The workers.
         progress: Shows the progress.
+        examples: By evaluator and split, the number of examples, for the forecast; those of the dense trial where it is
+            empty.
+        log: Called after each trial, for loggers.
     """
 
-    def __init__(self, study: SearchStudy, pool: Pool, progress: "Progress") -> None:
+    def __init__(
+        self,
+        study: SearchStudy,
+        pool: Pool,
+        progress: "Progress",
+        examples: ExampleCounts = MappingProxyType({}),
+        log: Callable[[], None] = lambda: None,
+    ) -> None:
         self.study = study
         self.pool = pool
         self.progress = progress
@@ -81,6 +91,8 @@ class Driver:
         self._exclusive: deque[Trial] = deque()
         self._running_exclusive = False
         self.timing = Timing(study, pool, progress, self._limits)
+        self.outlook = Outlook(study, pool, progress, examples)
+        self._log = log
 
     def search(self) -> str | None:
         """Spend the budget of trials.
@@ -112,6 +124,8 @@ class Driver:
         Afterwards the front's ratios are measured with random tokens, the front and dense on the transfer tasks, and
         the patches that the front's policies keep are recorded; no choice depends on these.
         """
+        for name in (PROBING, PROPOSING, PROMOTING):
+            self.progress.expect_more(name, 0)
         evaluators = [name for name in self.study.space.evaluate if self._evaluators[name].splits]
         ends = self.proposals.stopping.ends
         results = trials_to_confirm(self.study)
@@ -218,7 +232,8 @@ class Driver:
         """Send the next stage of a trial to a worker."""
         policy, dense = trial.subject.policy, self.study.dense_measurements()
         is_promotion = isinstance(trial.subject, TrialResult)
-        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promotion else PROPOSING)
+        own = MEASURING_DENSE if policy.is_dense else PROPOSING
+        self.progress.phase(PROBING if trial.is_probe else PROMOTING if is_promotion else own)
         rivals = None
         if dense and self._races:
             # Baselines race against baselines only: the search must be compared with their full results.
@@ -244,6 +259,7 @@ class Driver:
             return
         if policy.is_dense:
             self._limits.learn("search", outcome)
+            self.progress.count_elsewhere(PROPOSING, 0 if len(trial.stages) > 1 else 1)
         trial.outcome = trial.outcome.then(outcome)
         trial.stages = trial.stages[1:]
         # Dense is measured completely even where it violates a constraint: all trials are compared with it.
@@ -254,9 +270,13 @@ class Driver:
         if outcome.failure:
             self.progress.note(f"trial {trial.subject.number} failed: {outcome.failure}")
         self._tell(trial)
+        self.after_trial()
+
+    def after_trial(self) -> None:
+        """Do what each new result asks for: look for costs that predict times, correct the forecast, log."""
         self.timing.update()
         self._update_progress()
-        self._reserve_time()
+        self._log()
 
     def _tell(self, trial: Trial) -> None:
         """Tell the study the result of a probe, a promotion or a new policy."""
@@ -274,26 +294,11 @@ class Driver:
         else:
             self.proposals.finish(trial.subject, trial.outcome)
 
-    def _reserve_time(self) -> None:
-        """Estimate how long it takes to confirm the front, where the search has a time limit."""
-        if self.study.space.search.stop.minutes is None:
-            return
-        results = self.study.results()
-        baselines = sum(result.baseline is not None for result in results)
-        front = len(front_trials(results, self.study.space.objectives)) + 1
-        policies = front * (1 + self.study.space.has_transfer) + min(MAX_CONFIRMED, baselines)
-        policies += len(random_twins(results, self.study.space.objectives))
-        self.proposals.stopping.confirm_seconds = (self.study.dense_seconds() or 0.0) * policies / self.pool.size
-
     def _update_progress(self) -> None:
-        results = self.study.results()
-        if self.progress.is_shown and self.study.dense_measurements() is not None:
-            has_report = any(evaluator.splits for evaluator in self._evaluators.values())
-            predictor, is_timed = self.study.score_predictor(), self.timing.is_needed
-            steps = remaining_steps(results, predictor, self.study.space, has_report, is_timed)
-            for name, left in {PROBING: self.probing.left, **steps}.items():
-                self.progress.expect_more(name, left)
-        self.progress.update(results, self.study.budget_used())
+        self.outlook.update(self.probing.left)
+        # The time that is reserved to confirm the front, where the search has a time limit.
+        self.proposals.stopping.confirm_seconds = self.outlook.closing_seconds
+        self.progress.update(self.study.results(), self.study.budget_used())
 
     def _defer(self, trial: Trial, reason: str) -> None:
         """Leave a policy that the machine could not measure to a resumed search; its earlier results stay."""

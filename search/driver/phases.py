@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LOADING, PREPARING = "loading the model", "preparing the study"
+MEASURING_DENSE = "measuring dense"
 PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
 TRANSFERRING, DRAWING = "measuring transfer tasks", "drawing kept patches"
 RANDOMISING = "measuring random choices of tokens"
+GUESSED_STEPS = 4  # how many measured steps a guess counts as
 
 
 @dataclass
@@ -17,9 +19,9 @@ class Phase:
     Attributes:
         total: Expected number of steps.
         done: Steps that are done.
-        before: Steps of those that were done before this run, in a search that was resumed.
+        before: Steps of those whose time did not count for the phase: done before this run, or in another phase.
         seconds: How long the phase has taken in this run.
-        guess: Expected seconds per step before a first step is done; None where unknown.
+        guess: Expected seconds per step by the forecast; None where there is none.
     """
 
     total: int = 0
@@ -35,9 +37,12 @@ class Phase:
 
     @property
     def pace(self) -> float | None:
-        """Seconds per step in this run, or the guess before a first step; None without either."""
-        steps = self.done - self.before
-        return self.seconds / steps if steps > 0 else self.guess
+        """Seconds per step: those of this run, and the guess as if some steps had taken so long; None without any."""
+        steps = max(0, self.done - self.before)
+        guessed = 0 if self.guess is None else GUESSED_STEPS
+        if not steps + guessed:
+            return None
+        return (self.seconds * (steps > 0) + guessed * (self.guess or 0.0)) / (steps + guessed)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class Phases:
             self._resumed.add(name)
             self[name].before = done
         self.advance(name, done - self[name].done)
+
+    def count_elsewhere(self, name: str, steps: int) -> None:
+        """Leave steps out of a phase's pace, because their time counted for another phase."""
+        self[name].before += steps
 
     def __getitem__(self, name: str) -> Phase:
         return self._phases.setdefault(name, Phase())

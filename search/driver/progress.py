@@ -52,7 +52,7 @@ class Progress:
         self.console = console or Console(stderr=True)
         self.console.quiet = not shown
         self._objectives = objectives
-        self._phases = Phases(clock)
+        self._phases, self._clock, self._began = Phases(clock), clock, clock()
         self._phases.expect(PROPOSING, trials)
         self._logged: set[tuple[str, int]] = set()
         self._state = ""
@@ -92,6 +92,11 @@ class Progress:
         """The phase, how far it is, and the time left."""
         return self._phases.state
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start of the run."""
+        return self._clock() - self._began
+
     def note(self, text: str) -> None:
         """Print a line above the bar, or into the log."""
         self.notes.append(escape_invisible(text))
@@ -115,8 +120,12 @@ class Progress:
         self._phases.expect(name, self._phases[name].done + steps)
 
     def guess(self, name: str, seconds: float) -> None:
-        """Set how long a step of a phase that has not begun will take."""
+        """Set how long a step of a phase takes by the forecast."""
         self._phases[name].guess = seconds
+
+    def count_elsewhere(self, name: str, steps: int = 1) -> None:
+        """Leave steps out of a phase's pace, because their time counted for another phase."""
+        self._phases.count_elsewhere(name, steps)
 
     def advance(self, name: str | None = None) -> None:
         """Count one more step as done, of the current phase unless another is named."""

@@ -38,7 +38,6 @@ from ..workers.ray_pool import Pool
 from ..workers.worker_slots import MAX_FAULTS
 from .phases import PROPOSING
 from .proposals import Proposals
-from .timing import Timing
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -164,7 +163,13 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
     return replace(outcome, measurements=measured, worker=f"tune-{result.get('pid', 0)}")
 
 
-def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progress | None" = None) -> str | None:
+def tune_search(
+    study: SearchStudy,
+    pool: Pool,
+    folder: Path,
+    progress: "Progress | None" = None,
+    after: Callable[[], None] = lambda: None,
+) -> str | None:
     """Spend a study's budget of trials through Ray Tune, on the devices of a pool whose workers stop meanwhile.
 
     Args:
@@ -172,13 +177,13 @@ def tune_search(study: SearchStudy, pool: Pool, folder: Path, progress: "Progres
         pool: The workers; they are started again at the end.
         folder: The study's folder; Tune's own files go to `tune/` in it.
         progress: Shows the progress; None keeps it silent.
+        after: Called after each trial.
 
     Returns:
         Why the search ended.
     """
     space = study.space
     pool.stop_workers()
-    after = (lambda: None) if progress is None else Timing(study, pool, progress).update
     searcher = StudySearcher(study, progress, after)
     if progress is not None:
         progress.phase(PROPOSING)

@@ -1,33 +1,34 @@
 """Predicts how many promotions, confirmations and timings a search still has to do."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..space.space import Space
 from ..study.expected_results import MAX_CONFIRMED, ScorePredictor
 from ..trial.trial_result import TrialResult
 from .confirmation import random_twins
+from .forecast import SURVIVAL, Phase
 from .phases import CONFIRMING, PROMOTING, RANDOMISING, TRANSFERRING
 from .promotion import FIRST_EXAMPLES, apparent_front, examples_answered, expected_points, is_paused
 from .timing import ROUNDS, TIMING_AGAIN
 
 
-def promotions_left(result: TrialResult, total: int) -> int:
-    """How many promotions a paused trial needs to answer every example.
+def promotions_left(result: TrialResult, total: int) -> float:
+    """How many promotions of a paused trial are to come, as long as it survives them.
 
     Args:
         result: The trial.
         total: How many examples there are.
     """
-    answered = examples_answered(result)
-    first = 0 if answered else 1
-    return max(1, first + math.ceil(math.log2(max(total, 1) / (answered or FIRST_EXAMPLES))))
+    answered, expected, survival = examples_answered(result), 0.0, 1.0
+    while answered < total:
+        answered, expected, survival = 2 * answered or FIRST_EXAMPLES, expected + survival, survival * SURVIVAL
+    return expected
 
 
 def remaining_steps(
     results: Sequence[TrialResult], predictor: ScorePredictor, space: Space, is_confirmed: bool, is_timed: bool
-) -> dict[str, int]:
-    """Steps to come by phase, if every trial that looks Pareto-optimal now is measured on all examples.
+) -> dict[str, float]:
+    """Steps to come by phase, if every trial that looks Pareto-optimal now is promoted.
 
     Args:
         results: All trials; the first is dense.
@@ -51,3 +52,16 @@ def remaining_steps(
         **({TRANSFERRING: len(front)} if space.has_transfer else {}),
         **({TIMING_AGAIN: ROUNDS * num_confirmed} if is_timed else {}),
     }
+
+
+def corrected(expected: Mapping[str, Phase], found: Mapping[str, float], progress: float) -> dict[str, int]:
+    """The steps to come by phase: as forecast at the beginning of a search, as its trials show at the end.
+
+    Args:
+        expected: The forecast of the whole search.
+        found: What `remaining_steps` finds now.
+        progress: The share of the probes and trials that are measured.
+    """
+    names = {*expected, *found} & {PROMOTING, CONFIRMING, RANDOMISING, TRANSFERRING, TIMING_AGAIN}
+    steps = {name: expected[name].steps if name in expected else 0.0 for name in names}
+    return {name: round((1 - progress) * steps[name] + progress * found.get(name, 0.0)) for name in names}

@@ -58,7 +58,6 @@ class Timing:
         self.progress.phase("dense against dense", NOISE_MEASUREMENTS)
         found: defaultdict[str, list[Measurement]] = defaultdict(list)
         for _, outcome in self._run(Job(Policy(), self._evaluators) for _ in range(NOISE_MEASUREMENTS)):
-            self.progress.guess(TIMING_AGAIN, outcome.seconds.get("total", 0.0))
             if outcome.failure:
                 self.progress.note(f"dense could not be timed against itself: {outcome.failure}")
             for name, entry in outcome.measurements.items():

@@ -24,6 +24,7 @@ from ..trial.trial_result import TrialResult
 
 POLICIES = "policies"
 DIGESTS = ".written.json"  # SHA-256 of the policy files that were written last
+NOT_KEPT = ("node", "pid", "examples")  # what a worker says of itself and no later reader needs
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
@@ -41,7 +42,7 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
         "revision": space.model.revision,
         "commit": workers[0].get("commit"),
         "seed": space.search.seed,
-        "workers": [{key: value for key, value in worker.items() if key not in ("node", "pid")} for worker in workers],
+        "workers": [{key: value for key, value in worker.items() if key not in NOT_KEPT} for worker in workers],
         "nodes": len({worker["node"] for worker in workers}),
     }
 

@@ -2,6 +2,8 @@
 
 import gc
 import math
+import resource
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +29,8 @@ from .policy_run import PolicyRun, forward_clock
 
 if TYPE_CHECKING:
     from ...evaluators.subject import Subject
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in bytes
 
 
 class PolicyEvaluator:
@@ -170,6 +174,22 @@ class PolicyEvaluator:
         with torch.inference_mode(), apply_policy(self.subject.model, policy) as handle:
             yield handle
 
+    def memory(self) -> dict[str, float]:
+        """What the model and its caches take, in bytes: the peak so far, weights, caches and the limits of these."""
+        import torch
+
+        weights = [*self.subject.model.parameters(), *self.subject.model.buffers()]
+        device = self.subject.model.device
+        shared = [*self.subject.examples.values()]
+        return {
+            "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT),
+            **({"gpu_peak_bytes": float(torch.cuda.max_memory_allocated(device))} if device.type == "cuda" else {}),
+            "weights_bytes": float(sum(tensor.nbytes for tensor in weights)),
+            "prepared_bytes": float(sum(one.memo.used_bytes for one in shared)),
+            "states_bytes": float(sum(one.states.used_bytes for one in shared)),
+            "caches_limit_bytes": float(sum(one.memo.budget_bytes + one.states.max_bytes for one in shared)),
+        }
+
     def describe(self) -> dict[str, Any]:
         """Describe the model and the device, for the study and its report."""
         import torch
@@ -184,7 +204,15 @@ class PolicyEvaluator:
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),
             "attention": self.subject.model.config._attn_implementation,
             "parameters": sum(weight.numel() for weight in self.subject.model.parameters()),
+            "examples": self._num_examples(),
         }
+
+    def _num_examples(self) -> dict[str, dict[str, int]]:
+        """By evaluator of the space that measures on examples, the number of examples of each split."""
+        named = [
+            one for one in self.evaluators if isinstance(one, ExampleEvaluator) and one.name in self.space.evaluate
+        ]
+        return {one.name: {split: one.num_examples(split) for split in one.loaded_splits} for one in named}
 
 
 def failed(cause: Exception) -> Outcome:

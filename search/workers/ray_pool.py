@@ -16,7 +16,7 @@ from ...policies.errors import RunError, TaskError
 from ..baselines.dense_stats import DenseStats
 from ..space.space import Space
 from ..trial.outcome import Outcome
-from .cluster import dead_daemons, first_line, plan_workers, start_ray, stop_ray
+from .cluster import dead_daemons, first_line, plan_workers, start_ray, stop_ray, worker_capacity
 from .prefix_affinity import layer_keys, longest_prefix
 from .time_limits import DENSE_SECONDS
 from .worker import Job
@@ -39,6 +39,7 @@ class Pool:
     Attributes:
         size: The number of workers.
         gpus: The GPUs of each worker.
+        capacity: How many workers the cluster has room for.
         threads: The threads that torch may use in each worker; None leaves that to torch.
         shares_device: True where workers share processor cores or a GPU, so that they disturb each other's timing.
         owns_cluster: True where the cluster was started for this pool.
@@ -47,6 +48,7 @@ class Pool:
     def __init__(self, space: Space, load_seconds: float = LOAD_SECONDS) -> None:
         self.owns_cluster = start_ray(space.workers)
         self.size, self.gpus = plan_workers(space.workers)
+        self.capacity = worker_capacity(space.workers.cpus, self.gpus)
         self.shares_device = self.size > 1 and self.gpus < 1
         self.threads = None if self.gpus else space.workers.cpus
         self._num_layers = 0
@@ -100,6 +102,11 @@ class Pool:
                 continue
             self._slots.idle.appendleft(slot)
             return stats
+
+    def memory(self) -> list[dict[str, float]]:
+        """The memory of each idle worker, in bytes; see `PolicyEvaluator.memory`."""
+        references = [slot.actor.memory.remote() for slot in self._slots.idle]
+        return [dict(found) for found in ray.get(references, timeout=DENSE_SECONDS)]
 
     @property
     def has_idle(self) -> bool:

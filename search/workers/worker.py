@@ -52,6 +52,10 @@ class Worker:
         """Measure the statistics of the dense model that the space's baselines need; see `probe_dense`."""
         return probe_dense(self._loaded(), self._space.search.baselines)
 
+    def memory(self) -> dict[str, float]:
+        """The memory of this process, in bytes; see `PolicyEvaluator.memory`."""
+        return self._loaded().memory()
+
     def measure(self, policy: dict[str, Any], names: list[str], split: Split, **options: Any) -> Outcome:
         """Measure one policy; see `PolicyEvaluator.measure`."""
         return self._loaded().measure(Policy.model_validate(policy), names, split, **options)

@@ -1,0 +1,1 @@
+"""Measures what a search will take before it starts."""
