@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +25,7 @@ from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
 from .scores.score import Record
 from .scores.table import find_score
+from .trained_weights import trained_swap
 
 # The attribute of a decoder layer that holds the handle of the policy applied to it.
 HANDLE = "_skipsearch_policy"
@@ -36,11 +38,13 @@ class LayerStep(NamedTuple):
         choice: Its choice, in canonical form.
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
+        weights: The SHA-256 of the trained weights that the model runs with; None for its own.
     """
 
     choice: LayerChoice
     selection: TokenSelection | None = None
     record: Record | None = None
+    weights: str | None = None
 
     @property
     def computes(self) -> bool:
@@ -59,6 +63,7 @@ class PolicyHandle:
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         self.model = model
         self.policy = policy.canonical()
+        self._swap = trained_swap(model, policy)
         with torch.no_grad():
             self._layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self._layers)
@@ -135,6 +140,11 @@ class PolicyHandle:
         call = self._calls.current
         return None if call is None else call.tokens
 
+    @property
+    def weights(self) -> str | None:
+        """The SHA-256 of the trained weights that the model runs with now; None for its own."""
+        return self.policy.weights.sha256 if self._installed and self.policy.weights is not None else None
+
     def steps(self) -> list[LayerStep]:
         """What each layer does now.
 
@@ -143,8 +153,9 @@ class PolicyHandle:
         if not self._installed:
             return [LayerStep(KEEP) for _ in self._layers]
         recorded = {wrapped.layer.index: wrapped.record for wrapped in self._wrapped}
+        selection = self.policy.token_selection
         return [
-            LayerStep(choice, None if choice.token_ratio is None else self.policy.token_selection, recorded.get(index))
+            LayerStep(choice, selection if choice.token_ratio is not None else None, recorded.get(index), self.weights)
             for index, choice in enumerate(self.policy.choices(len(self._layers)))
         ]
 
@@ -158,6 +169,8 @@ class PolicyHandle:
 
     def _install(self) -> None:
         self._installed = True
+        if self._swap is not None:
+            self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
         if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
@@ -168,6 +181,8 @@ class PolicyHandle:
 
     def _uninstall(self) -> None:
         self._installed = False
+        if self._swap is not None:
+            self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.uninstall()
         if self._tracks_calls:
@@ -186,7 +201,7 @@ def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
+def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyHandle:
     """Apply a policy to a model, so that the model computes only what the policy leaves of it.
 
     Wraps the decoder layers in place; weights, module names and hooks stay. Use it as a context manager, or keep the
@@ -195,14 +210,16 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
     Args:
         model: Any transformers model with a decoder that skipsearch can wrap, or a wrapper of one, such as the result
             of torch.compile or of PEFT; call it as before.
-        policy: The policy.
+        policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
+            it is applied.
 
     Returns:
         The handle.
 
     Raises:
-        PolicyError: the model, or another one that has its layers, already runs under a policy.
-        PolicyMismatch: the policy was made for another model.
+        PolicyError: the model, or another one that has its layers, already runs under a policy; or the policy cannot be
+            read, or its trained weights.
+        PolicyMismatch: the policy, or its trained weights, were made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
     inner = transformers_model(model)
@@ -213,7 +230,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
             "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
             "`with` block",
         )
-    return PolicyHandle(inner, policy)
+    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy))
 
 
 def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
