@@ -43,7 +43,7 @@ exports: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy policies exports evaluators search testing
+	$(BIN)/mypy policies exports evaluators recovery search testing
 	cd docs/generate && MYPYPATH=. $(abspath $(BIN))/mypy --explicit-package-bases --config-file ../../pyproject.toml .
 	$(BIN)/lint-imports
 

@@ -181,7 +181,7 @@ class ExampleEvaluator(ABC):
 
         self._model.handle = handle
         try:
-            with cached_image_features(handle.model, self._memo), frozen_garbage():
+            with cached_image_features(handle.model, self._memo, lambda: handle.weights), frozen_garbage():
                 yield
         finally:
             self._model.handle = None

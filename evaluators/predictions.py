@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..policies.apply import PolicyHandle
-from .accuracy.model import with_answers
+from ..policies.runtime.answers import with_answers
 from .accuracy.text_model import TextModel
 from .answers import Row, encode
 

@@ -120,7 +120,9 @@ class SpeculativeEvaluator:
             ModelError: there can be no draft of this model.
         """
         from ..policies.apply import apply_policy
+        from ..policies.draft import refuse_trained
 
+        refuse_trained(handle.policy)
         options, model = self._options, handle.model
         draft, found = self._dense_draft(model), Speculation()
         with handle.dense(), apply_policy(draft, handle.policy), stable_timing(None):

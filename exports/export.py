@@ -47,6 +47,10 @@ def export(policy: Policy, source: Source, target: Target, folder: Path) -> Expo
         UsageError: the folder exists and is not empty.
     """
     refuse_used(folder)
+    if policy.weights is not None:
+        reason = "exports take the weights of the base model, and this policy was trained with its own"
+        hint = "`skipsearch serve` and `apply_policy` run it from its folder"
+        raise ExportError("a policy with trained weights cannot be exported yet", [reason], hint)
     policy.check_fits(source.model.config.get_text_config().num_hidden_layers, type(source.model).__name__)
     if reasons := target.can(policy, source):
         hint = "`--to list` shows the targets that can; `skipsearch serve` and `apply_policy` run every policy"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +25,7 @@ from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
 from .scores.score import Record
 from .scores.table import find_score
+from .trained_weights import trained_swap
 
 # The attribute of a decoder layer that holds the handle of the policy applied to it.
 HANDLE = "_skipsearch_policy"
@@ -39,12 +41,14 @@ class LayerStep(NamedTuple):
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
         width: How it ranks channels, where it runs a share of them.
+        weights: The SHA-256 of the trained weights that the model runs with; None for its own.
     """
 
     choice: LayerChoice
     selection: TokenSelection | None = None
     record: Record | None = None
     width: WidthSelection | None = None
+    weights: str | None = None
 
     @property
     def computes(self) -> bool:
@@ -63,6 +67,7 @@ class PolicyHandle:
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         self.model = model
         self.policy = policy.canonical()
+        self._swap = trained_swap(model, policy)
         with torch.no_grad():
             self._layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self._layers)
@@ -146,6 +151,11 @@ class PolicyHandle:
         call = self._calls.current
         return None if call is None else call.tokens
 
+    @property
+    def weights(self) -> str | None:
+        """The SHA-256 of the trained weights that the model runs with now; None for its own."""
+        return self.policy.weights.sha256 if self._installed and self.policy.weights is not None else None
+
     def steps(self) -> list[LayerStep]:
         """What each layer does now.
 
@@ -160,6 +170,7 @@ class PolicyHandle:
                 None if choice.token_ratio is None else self.policy.token_selection,
                 recorded.get(index),
                 None if choice.ffn_ratio is None else self.policy.width_selection,
+                self.weights,
             )
             for index, choice in enumerate(self.policy.choices(len(self._layers)))
         ]
@@ -174,6 +185,8 @@ class PolicyHandle:
 
     def _install(self) -> None:
         self._installed = True
+        if self._swap is not None:
+            self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
         if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
@@ -190,6 +203,8 @@ class PolicyHandle:
         self._installed = False
         for wrapped in self._wrapped:
             wrapped.uninstall()
+        if self._swap is not None:
+            self._swap.exchange()
         if self._tracks_calls:
             self._calls.uninstall()
         for hook in self._hooks:
@@ -206,7 +221,7 @@ def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
+def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyHandle:
     """Apply a policy to a model, so that the model computes only what the policy leaves of it.
 
     Wraps the decoder layers in place; weights, module names and hooks stay. Use it as a context manager, or keep the
@@ -215,15 +230,17 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
     Args:
         model: Any transformers model with a decoder that skipsearch can wrap, or a wrapper of one, such as the result
             of torch.compile or of PEFT; call it as before.
-        policy: The policy.
+        policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
+            it is applied.
 
     Returns:
         The handle.
 
     Raises:
-        PolicyError: the model, or another one that has its layers, already runs under a policy; or the model is a draft
-            whose policy would change the order of the channels that it shares with its model.
-        PolicyMismatch: the policy was made for another model.
+        PolicyError: the model, or another one that has its layers, already runs under a policy; the policy cannot be
+            read, or its trained weights; or the model is a draft whose policy would change the order of the channels
+            that it shares with its model.
+        PolicyMismatch: the policy, or its trained weights, were made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
     inner = transformers_model(model)
@@ -234,7 +251,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
             "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
             "`with` block",
         )
-    return PolicyHandle(inner, policy)
+    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy))
 
 
 def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:

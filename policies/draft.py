@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from .apply import DRAFT, HANDLE, applied_policy, apply_policy
-from .errors import ModelError
+from .errors import ModelError, PolicyMismatch
 from .families.layers import decoder_layers, layer_list
 from .policy import Policy
 from .runtime.compatibility import transformers_model
@@ -42,13 +42,26 @@ def draft(model: Any, policy: Policy) -> PreTrainedModel:
         many tokens it guesses at a time.
 
     Raises:
-        PolicyMismatch: the policy was made for another model.
+        PolicyMismatch: the policy was made for another model, or has trained weights.
         ModelError: transformers cannot cut back what the model remembers, its weights are loaded layer by layer, or its
             layers cannot be wrapped.
     """
+    refuse_trained(policy)
     twin = dense_draft(model)
     apply_policy(twin, policy)
     return twin
+
+
+def refuse_trained(policy: Policy) -> None:
+    """Refuse a policy with trained weights: a draft has the tensors of its target, which would change with it.
+
+    Raises:
+        PolicyMismatch: it has some.
+    """
+    if policy.weights is not None:
+        reason = "a draft shares the tensors of its target, and this policy replaces some of them"
+        hint = "load the model twice, and apply the policy to the one that is the assistant"
+        raise PolicyMismatch("a policy with trained weights is no draft", [reason], hint)
 
 
 def dense_draft(model: Any) -> PreTrainedModel:

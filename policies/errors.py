@@ -14,6 +14,7 @@ SkipsearchError
 ├── ExportError          a policy that a target cannot represent, or an export that another tool does not load
 │   └── ProofError           an export that computes something else than the model under the policy
 ├── RunError             a search that started and cannot go on
+├── TrainingDataError    training data with mistakes, each with its line
 └── UsageError           a command line that names something that does not exist
 """
 
@@ -96,6 +97,10 @@ class LoggerError(SkipsearchError):
 
 class RunError(SkipsearchError):
     """A search started and cannot go on; its measurements are kept."""
+
+
+class TrainingDataError(SkipsearchError):
+    """Training data has mistakes; the details list all of them, by line."""
 
 
 class UsageError(SkipsearchError):

@@ -1,5 +1,6 @@
 """Policies in folders and in repositories of the Hugging Face hub: `policy.yaml` with a card beside it."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +48,8 @@ def policy_file(place: str | Path, revision: str | None) -> Path:
     return file
 
 
-def download(repository: str, revision: str | None) -> Path:
-    """The policy file of a repository, from the cache of huggingface_hub or from the hub.
+def download(repository: str, revision: str | None, name: str = POLICY) -> Path:
+    """A file of a repository, its policy or weights of it, from the cache of huggingface_hub or from the hub.
 
     Raises:
         HubError: see `policy_file`.
@@ -63,13 +64,13 @@ def download(repository: str, revision: str | None) -> Path:
 
     at = "" if revision is None else f" at revision {revision}"
     try:
-        return Path(hf_hub_download(repository, POLICY, revision=revision))
+        return Path(hf_hub_download(repository, name, revision=revision))
     except RevisionNotFoundError:
         hint = "leave the revision out, or take one from the repository's list of commits"
         raise HubError(f"{repository} has no revision {revision}", hint=hint) from None
     except RemoteEntryNotFoundError:
         hint = "name a repository that `policy.push_to_hub` wrote"
-        raise HubError(f"{repository}{at} holds no policy", [f"expected {POLICY}"], hint) from None
+        raise HubError(f"{repository}{at} holds no policy", [f"expected {name}"], hint) from None
     except RepositoryNotFoundError:
         hint = "check its name and, for a private one, `hf auth login`"
         raise HubError(f"there is no folder and no repository {repository}", hint=hint) from None
@@ -97,7 +98,12 @@ def save_folder(policy: "Policy", folder: Path) -> None:
         raise HubError(f"{card} exists and is no card of a policy", hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
     policy.save(folder / POLICY)
-    card.write_text(card_of(policy), encoding="utf-8")
+    if policy.weights is None:
+        card.write_text(card_of(policy), encoding="utf-8")
+    elif (source := policy.weights.check(policy.folder)) != folder.resolve():
+        # Its card says what the weights were trained on.
+        for name in (*policy.weights.files, CARD):
+            shutil.copyfile(source / name, folder / name)
 
 
 def is_own_card(card: Path) -> bool:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel, WidthSelection, has_width
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
-from .hub import policy_file, save_folder, upload
+from .hub import POLICY, download, policy_file, save_folder, upload
 from .schedules import Schedule
 from .scores.table import DESCRIPTION, RELEVANCE, ScoreName
+from .trained import TrainedWeights
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
@@ -136,6 +137,7 @@ class Policy(StrictModel):
         token_selection: How image tokens are selected where a layer has a token ratio; by default as the schedule's
             source does.
         width_selection: How channels are selected where a layer has an `ffn_ratio`.
+        weights: Weights that were trained under the policy, in files beside it; `skipsearch recover` writes them.
         measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
             split.
         provenance: The study and trial it comes from.
@@ -147,8 +149,11 @@ class Policy(StrictModel):
     layers: dict[LayerIndex, LayerChoice] = {}
     token_selection: TokenSelection = TokenSelection()
     width_selection: WidthSelection = WidthSelection()
+    # Left out where there are none, so that fingerprints stay what they were.
+    weights: Annotated[TrainedWeights | None, Field(exclude_if=lambda weights: weights is None)] = None
     measured: dict[str, Measured] = {}
     provenance: Provenance = Provenance()
+    _folder: Path | None = PrivateAttr(default=None)
 
     @field_validator("layers", "measured", mode="before")
     @classmethod
@@ -180,12 +185,16 @@ class Policy(StrictModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a policy file.
+        """Read a policy file, or the one in a folder such as `skipsearch recover` writes.
 
         Raises:
             PolicyError: listing all mistakes in the file, each with its line and column.
         """
-        return cls.read(Document.read(Path(path), PolicyError))
+        file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
+        policy = cls.read(Document.read(file, PolicyError))
+        if policy.weights is not None:
+            policy._folder = file.parent.resolve()
+        return policy
 
     @classmethod
     def from_pretrained(cls, place: str | Path, revision: str | None = None) -> Self:
@@ -199,7 +208,11 @@ class Policy(StrictModel):
             HubError: there is no such folder, repository or revision, or no policy in it.
             PolicyError: see `load`.
         """
-        return cls.load(policy_file(place, revision))
+        policy = cls.load(policy_file(place, revision))
+        if policy.weights is not None and not Path(place).expanduser().is_dir():
+            for name in policy.weights.files:
+                download(str(place), revision, name)
+        return policy
 
     @classmethod
     def read(cls, document: Document) -> Self:
@@ -249,6 +262,11 @@ class Policy(StrictModel):
         return self.model_copy(update={"layers": layers, "token_selection": selection, "width_selection": width})
 
     @property
+    def folder(self) -> Path | None:
+        """The folder that holds the trained weights; None where there are none, or the policy was not read from it."""
+        return self._folder
+
+    @property
     def fingerprint(self) -> str:
         """A hash of 16 hex digits, equal for policies that compute the same."""
         canonical = self.canonical()
@@ -258,12 +276,14 @@ class Policy(StrictModel):
         }
         if has_width(canonical.layers):
             plain["width_selection"] = canonical.width_selection.model_dump()
+        if self.weights is not None:
+            plain["weights"] = self.weights.model_dump()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_dense(self) -> bool:
-        """True where the policy leaves nothing out."""
-        return all(choice.canonical() is KEEP for choice in self.layers.values())
+        """True where the policy leaves nothing out, and runs with the model's own weights."""
+        return self.weights is None and all(choice.canonical() is KEEP for choice in self.layers.values())
 
     def choice(self, layer: int) -> LayerChoice:
         """What a layer does."""
@@ -305,6 +325,8 @@ class Policy(StrictModel):
             data["token_selection"] = canonical.token_selection.model_dump()
         if has_width(canonical.layers):
             data["width_selection"] = canonical.width_selection.model_dump()
+        if canonical.weights is not None:
+            data["weights"] = canonical.weights.model_dump()
         if canonical.measured:
             data["measured"] = {
                 name: {key: readable_number(value) for key, value in entry.model_dump(exclude_none=True).items()}

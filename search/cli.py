@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
@@ -17,9 +16,9 @@ from .cli_compare import compare, study_path
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
 from .cli_plan import plan
+from .cli_recover import recover
 from .options import parse_options, parse_overrides
 
-TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -156,8 +155,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from ..policies.policy import Policy
 
     policy = Policy.load(options.policy)
-    space = evaluation_space(options)
+    from .evaluation_space import evaluation_space
     from .space.trust import refuse_untrusted
+
+    space = evaluation_space(options)
 
     refuse_untrusted(space, options, parse_overrides(options.overrides))
     from ..policies.apply import apply_policy
@@ -175,22 +176,6 @@ def evaluate(options: argparse.Namespace) -> int:
             raise RunError(f"the {what} could not be measured", [outcome.failure])
     print_evaluation(found.measurements, dense.measurements, options.split, options.json)
     return DONE
-
-
-def evaluation_space(options: argparse.Namespace) -> Any:
-    """The space to measure on: the given one, or that of the study whose folder holds the policy file."""
-    from .space.load import load_space
-    from .study.storage import DATABASE, space_of
-
-    if options.space:
-        return load_space(options.space, parse_overrides(options.overrides)).space
-    if {*options.overrides} - TRUSTED:
-        raise UsageError("--set changes a space, and none is given", hint="name the space with --space")
-    database = options.policy.resolve().parent.parent / DATABASE
-    if not database.exists():
-        hint = f"name a space, as in `skipsearch eval {options.policy} --space digits`"
-        raise UsageError("no space to measure on is given", [f"{options.policy} is in no study's folder"], hint)
-    return space_of(database)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -255,4 +240,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "lm-eval": lm_eval,
     "import": import_policy,
     "init": init,
+    "recover": recover,
 }

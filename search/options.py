@@ -54,6 +54,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_serve_options(command("serve", "answer requests over HTTP (OpenAI's API) with a model under a policy"))
     _add_lm_eval(commands)
     _add_import_options(command("import", "read what another tool leaves out, as a policy"))
+    _add_recover_options(command("recover", "train a model to live with a policy, and measure it before and after"))
     return top.parse_args(arguments)
 
 
@@ -140,6 +141,40 @@ def _add_serve_options(serve: argparse.ArgumentParser) -> None:
                        help="answer requests together, in one paged cache")  # fmt: skip
     serve.add_argument("--cache-tokens", type=_positive, metavar="N",
                        help="tokens in that cache (default: what fits on a GPU, 32768 on the CPU)")  # fmt: skip
+
+
+def _add_recover_options(recover: argparse.ArgumentParser) -> None:
+    recover.add_argument("policy", metavar="POLICY", type=Path)
+    recover.add_argument("--space", help="what to train and measure on (default: the space of the policy's study)")
+    recover.add_argument("--model", help="a hub id or folder to train, in place of a space; then nothing is measured")
+    _add_loading(recover)
+    recover.add_argument("--method", required=True, choices=["lora", "full", "connector"],
+                         help="what is trained: an adapter, the decoder, or what maps images to it")  # fmt: skip
+    recover.add_argument("--data", required=True, metavar="DATA",
+                         help="a file (JSON lines of prompt and answer, or LLaVA's conversations), or an lm-eval task "
+                         "with a training split")  # fmt: skip
+    recover.add_argument("--images", type=Path, metavar="FOLDER",
+                         help="where paths of images begin (default: the file's folder)")  # fmt: skip
+    recover.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    recover.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    for name, text in {
+        "steps": "optimiser steps (default: 200)",
+        "batch-size": "examples in a forward, on each device (default: 8)",
+        "accumulate": "forwards in a step (default: 1)",
+        "learning-rate": "the highest (default: 2e-4 for lora, 2e-5 for full, 1e-3 for connector)",
+        "warmup": "share of the steps in which it rises (default: 0.05)",
+        "weight-decay": "of AdamW (default: 0)",
+        "lora-rank": "of the adapter (default: 16)",
+        "seed": "of the order of the examples (default: 0)",
+        "save-every": "steps between checkpoints (default: a tenth of the steps)",
+    }.items():
+        recover.add_argument(f"--{name}", metavar="N", help=text)
+    recover.add_argument("--distil", choices=["kl"], help="train on the dense model's predictions, not on the answers")
+    recover.add_argument("--precision", choices=["auto", "bf16", "fp32"], help="(default: auto, as the weights are)")
+    recover.add_argument("--gradient-checkpointing", action="store_true", default=None,
+                         help="less memory, more time")  # fmt: skip
+    _add_set(recover)
+    _add_trust(recover)
 
 
 def _add_lm_eval(commands: Any) -> None:

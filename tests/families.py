@@ -253,12 +253,12 @@ def batch_of(name: str, layout: str = "ragged", seed: int = 0) -> Batch:
     return Batch.of(family, rows, seed)
 
 
-def run(model: t.PreTrainedModel, inputs: dict[str, Tensor], **kwargs: Any) -> Any:
+def run(model: t.PreTrainedModel, inputs: dict[str, Tensor], *, gradients: bool = False, **kwargs: Any) -> Any:
     """Call a model that remembers nothing of earlier calls, and counts no padding as a position."""
     forget(model)
     if model.config.model_type == "gpt2":
         kwargs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         return model(**inputs, **kwargs)
 
 

@@ -90,6 +90,7 @@ def reference(
     inputs: dict[str, Tensor],
     end: int,
     answer: tuple[int, ...] | None = None,
+    gradients: bool = False,
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
     row = Row(inputs["input_ids"][0].tolist(), end, answer)
@@ -104,7 +105,7 @@ def reference(
     layers = layer_list(model)
     hooks = [layer.register_forward_hook(formula(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        return run(model, inputs, use_cache=False).logits[0]
+        return run(model, inputs, gradients=gradients, use_cache=False).logits[0]
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,6 +45,13 @@ def test_the_cost_of_a_policy_is_measured():
         assert half > 0.1 and quarter == pytest.approx(1.5 * half, abs=3e-4)
 
 
+def test_a_model_is_trained_to_live_with_a_policy():
+    found = figures_of("recovery.py", "--quick", "--policies", "interval 2", "--methods", "connector")
+    rows = found["policies"]["interval 2"]
+    assert rows["skipped"] == 5 and 0 < rows["before"] <= 1 and rows["connector"]["trained"] == 28928
+    assert found["dense"] > 0.9
+
+
 def test_what_is_counted_at_full_size_is_what_papers_report():
     rows = figures_of("flops_papers.py", "--papers", "FastV", "p-MoD")["figures"]
     assert [row["unit"] for row in rows] == ["T", "G of one layer", "% less", "% less", "T", "T", "% of KV"]

@@ -72,29 +72,36 @@ def digest(value: Any) -> Hashable:
 
 
 @contextmanager
-def cached_image_features(model: nn.Module, memo: Memo) -> Iterator[None]:
+def cached_image_features(
+    model: nn.Module, memo: Memo, weights: Callable[[], Hashable] = lambda: None
+) -> Iterator[None]:
     """Cache the image features of a model in this context, then restore the model.
 
     Whole calls are cached, not single images, because the composition of a batch may change the last bits.
+
+    Args:
+        model: The model.
+        memo: The cache.
+        weights: Identifies the weights that the model runs with, which trained ones may replace.
     """
     owners = [module for module in model.modules() if hasattr(type(module), FEATURES)]
     # A wrapper's method calls the method of the model inside, so the innermost owner sees every call.
     innermost = [owner for owner in owners if not any(part in owners for part in owner.modules() if part is not owner)]
     with ExitStack() as stack:
         for owner in innermost:
-            stack.enter_context(_cached_features(owner, memo))
+            stack.enter_context(_cached_features(owner, memo, weights))
         yield
 
 
 @contextmanager
-def _cached_features(owner: nn.Module, memo: Memo) -> Iterator[None]:
+def _cached_features(owner: nn.Module, memo: Memo, weights: Callable[[], Hashable]) -> Iterator[None]:
     original = getattr(owner, FEATURES)
     before = vars(owner).get(FEATURES)
 
     # `generate` reads the signature to decide which arguments to pass; `wraps` keeps it.
     @functools.wraps(original)
     def features(*args: Any, **kwargs: Any) -> Any:
-        key = (FEATURES, digest(args), digest(kwargs))
+        key = (FEATURES, weights(), digest(args), digest(kwargs))
         return shallow_copy(memo.get(key, lambda: without_states(original(*args, **kwargs))))
 
     vars(owner)[FEATURES] = features

@@ -1,6 +1,6 @@
 """lm-eval's model classes around a loaded model that runs under a policy: log-likelihoods of prompts with images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +8,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ...policies.errors import EvaluatorError
+from ...policies.runtime.answers import with_answers
 from ...policies.runtime.prefix import PrefixStates
 from ..prompts import image_placeholder
 from .memo import Memo
@@ -117,28 +117,6 @@ class ImageModel(TextModel, HFMultimodalLM):
                 target = torch.tensor(answer, device=predicted.device)
                 chosen = predicted.gather(1, target[:, None])
                 yield index, (float(chosen.sum()), bool((greedy == target).all()))
-
-
-def with_answers(prompts: Mapping[str, Tensor], fed: Sequence[tuple[int, ...]], pad_id: int) -> dict[str, Tensor]:
-    """Append token ids to each prompt of a batch, and pad on the right.
-
-    Args:
-        prompts: A padded batch; every tensor with the shape of its mask, (batch, tokens), has an entry for each token.
-        fed: Token ids by row.
-        pad_id: The token to pad with.
-    """
-    mask = prompts["attention_mask"].bool()
-    inputs = dict(prompts)
-    for key, value in prompts.items():
-        if value.shape != mask.shape:
-            continue
-        rows = []
-        for row, real, ids in zip(value, mask, fed, strict=True):
-            more = list(ids) if key == "input_ids" else [int(key == "attention_mask")] * len(ids)
-            rows.append(torch.cat([row[real], torch.tensor(more, dtype=row.dtype, device=row.device)]))
-        filler = pad_id if key == "input_ids" else 0
-        inputs[key] = pad_sequence(rows, batch_first=True, padding_value=filler)
-    return inputs
 
 
 def run_separately(

@@ -15,7 +15,7 @@ from . import data
 
 TASKS = Path(__file__).parent / "tasks"
 SCENES = {"search": 100, "report": 200}
-SEEDS = {"search": 101, "report": 202}
+SEEDS = {"search": 101, "report": 202, "train": 303}
 FEATURES = Features(
     {
         "image": Image(),
@@ -27,15 +27,20 @@ FEATURES = Features(
 )
 
 
-def build(split: str) -> Dataset:
+def build(split: str, scenes: int | None = None, strength: float = 1.0) -> Dataset:
     """Draw the scenes of a split and ask one question of each kind about every scene.
+
+    Args:
+        split: The pool of digits: `search`, `report` or `train`.
+        scenes: How many scenes; those of the fixed questions when not given.
+        strength: See `data.render`.
 
     Any five rows in a row hold all five kinds, and a scene comes back only after all others were asked about, so that
     every prefix of the rows is balanced and as varied as it can be.
     """
     rng = np.random.default_rng(SEEDS[split])
-    labels = data.draw_labels(rng, SCENES[split])
-    images = [_png(scene.numpy()) for scene in data.render(data.digit_pools()[split], labels, rng)]
+    labels = data.draw_labels(rng, scenes or SCENES[split])
+    images = [_png(scene.numpy()) for scene in data.render(data.digit_pools()[split], labels, rng, strength)]
     kinds = list(data.KINDS)
     rows = []
     for turn in range(len(kinds)):

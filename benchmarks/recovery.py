@@ -1,0 +1,105 @@
+"""Accuracy of the digits model with half of its layers skipped: before and after recovery, by method, with minutes.
+
+`python benchmarks/recovery.py` trains each method on questions of the training pool, and answers the 1,000 questions of
+the report split. `--quick` trains for 2 steps and answers 50. Prints one JSON document last.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.policies.choice import CHOICES
+from skipsearch.recovery.examples import Example
+from skipsearch.recovery.recover import recover
+from skipsearch.recovery.settings import RATES, RecoverySettings
+from skipsearch.spaces.digits import data
+from skipsearch.spaces.digits.architecture import PROMPT
+from skipsearch.spaces.digits.evaluate import Exam
+
+MODEL = Path(data.__file__).parent / "model"
+LAYERS, BATCH, STRENGTH = 12, 32, 2.0
+# ima-lmms' interval 2 never skips the first and the last layer; the second policy skips each other layer to the end.
+POLICIES = {
+    "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
+    "every second": {"layers": {layer: CHOICES["skip_layer"] for layer in range(1, LAYERS, 2)}},
+}
+# A small model takes larger steps than the defaults, which are for billions of weights.
+LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4}
+
+
+def questions(count: int, seed: int) -> list[Example]:
+    """Questions about scenes of the training pool, one of each kind about every scene."""
+    rng = np.random.default_rng(seed)
+    labels = data.draw_labels(rng, -(-count // len(data.KINDS)))
+    scenes = data.render(data.digit_pools()["train"], labels, rng, STRENGTH).numpy()
+    made = []
+    for pixels, row in zip(scenes, labels, strict=True):
+        asked = [data.ask(kind, row, rng) for kind in data.KINDS]
+        picture = Image.fromarray(pixels)
+        made += [Example(PROMPT.format(question=one.text), f" {one.answer}", (picture,)) for one in asked]
+    return made[:count]
+
+
+def recovered(subject, policy, method, examples, exam, options) -> dict:
+    """Train one method, and answer the questions with what it wrote."""
+    settings = RecoverySettings(
+        method=method, steps=options.steps, batch_size=BATCH, learning_rate=LEARNING_RATES[method], seed=options.seed,
+        distil="kl" if options.distil else None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        done = recover(subject.model, subject.processor, policy, examples, settings, Path(folder), "benchmark")
+        with apply_policy(subject.model, folder):
+            right = exam.right(subject.model)
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    losses = [step.loss for step in done.curve]
+    return {
+        "accuracy": share(right), "minutes": round(done.minutes, 2), "trained": done.count, "bytes": size,
+        "first_loss": round(statistics.fmean(losses[: max(1, len(losses) // 10)]), 4),
+        "last_loss": round(statistics.fmean(losses[-max(1, len(losses) // 10) :]), 4),
+    }  # fmt: skip
+
+
+def share(right: list[bool]) -> float:
+    """The share of right answers."""
+    return round(sum(right) / len(right), 4)
+
+
+def main() -> None:
+    """Measure all policies and methods, and print the document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--distil", action="store_true", help="train on the dense model's predictions")
+    parser.add_argument("--methods", nargs="+", choices=list(RATES), default=["connector", "lora", "full"])
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    options = parser.parse_args()
+    options.steps = 2 if options.quick else options.steps
+    torch.set_num_threads(1)
+    subject = load_subject(ModelSpec(id=str(MODEL), dtype="float32", device="cpu"))
+    exam = Exam(MODEL, "report", 50 if options.quick else None)
+    examples = questions(4000 if not options.quick else 2 * BATCH, options.seed)
+    found = {"questions": len(exam.answers), "steps": options.steps, "batch": BATCH, "distil": options.distil,
+             "dense": share(exam.right(subject.model)), "policies": {}}  # fmt: skip
+    for name in options.policies:
+        policy = Policy.model_validate({"model": {"num_layers": LAYERS}, **POLICIES[name]})
+        with apply_policy(subject.model, policy):
+            before = share(exam.right(subject.model))
+        rows = found["policies"][name] = {"skipped": len(policy.layers), "before": before}
+        print(f"{name}: dense {found['dense']}, before {before}", flush=True)
+        for method in options.methods:
+            rows[method] = recovered(subject, policy, method, examples, exam, options)
+            print(f"{name}, {method}: {rows[method]}", flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training that lets a model live with a policy. Imports of skipsearch nothing but `policies`."""

@@ -1,0 +1,277 @@
+"""One recovery from start to end: a model is trained under a policy, and the weights are written beside the policy."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..policies.apply import apply_policy
+from ..policies.errors import ModelError, RunError, UsageError
+from ..policies.policy import Policy
+from .batches import EncodedExamples
+from .examples import Example
+from .settings import RecoverySettings
+from .trained_parts import TrainedParts, trained_parts
+from .trainer import PolicyTrainer
+
+CHECKPOINTS: Final = "checkpoints"
+RUN_FILE: Final = "run.json"
+LOGS = 100  # entries of the loss curve
+# Families in which a token of an answer would see the tokens after it, by the type of their model.
+TWO_WAY: Final = {"paligemma": "all tokens of its prompt see each other, and an answer in training counts as prompt"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of a loss curve: the mean loss of the steps since the last one.
+
+    Attributes:
+        step: The number of the optimiser step.
+        loss: In nats a token.
+        learning_rate: The learning rate.
+        seconds: The time of training until then.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A finished recovery.
+
+    Attributes:
+        policy: The policy with its trained weights.
+        curve: The loss curve.
+        count: How many numbers were trained.
+        examples: How many examples there were.
+        is_main: True in the process that writes files; False in the others of a distributed run.
+    """
+
+    policy: Policy
+    curve: list[Step]
+    count: int
+    examples: int
+    is_main: bool
+
+    @property
+    def minutes(self) -> float:
+        """The time of training."""
+        return self.curve[-1].seconds / 60
+
+
+def recover(
+    model: PreTrainedModel,
+    processor: Any,
+    policy: Policy,
+    examples: Sequence[Example],
+    settings: RecoverySettings,
+    folder: Path,
+    run: str,
+    resume: bool = False,
+) -> Recovered:
+    """Train a model under a policy, and write the trained weights and the policy into a folder.
+
+    The model is as it was afterwards, bit for bit. What the policy skips is not computed, forward or backward.
+
+    Args:
+        model: The model, in evaluation mode.
+        processor: Its processor, or the tokenizer of a model without images.
+        policy: The policy, without trained weights.
+        examples: The training examples.
+        settings: The settings.
+        folder: The folder to write.
+        run: Says what is trained on what; an interrupted training goes on only with the same text.
+        resume: Whether to go on from the last checkpoint in the folder, where there is one.
+
+    Raises:
+        ModelError: the method finds nothing to train, or the model's weights have a dtype that cannot be trained.
+        TrainingDataError: examples have mistakes.
+        UsageError: the folder has another training, or one that was not to be resumed.
+        RunError: the loss became infinite or NaN.
+    """
+    if policy.weights is not None:
+        hint = "start from the policy that it was trained for"
+        raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
+    encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
+    computes_bf16 = computes_in_bf16(model, settings)
+    checkpoints = folder / CHECKPOINTS
+    start = prepare(checkpoints, run, resume)
+    arguments = training_arguments(settings, checkpoints, computes_bf16, model.device.type == "cpu")
+    torch.manual_seed(settings.seed)
+    with (
+        attributes_restored(model),
+        trained_parts(model, policy, settings) as parts,
+        apply_policy(model, policy) as handle,
+    ):
+        trainer = PolicyTrainer(handle, parts, encoded, settings, arguments)
+        try:
+            trainer.train(resume_from_checkpoint=start)
+            curve = loss_curve(trainer)
+            if arguments.should_save:
+                policy = write(parts, policy, folder)
+            trainer.accelerator.wait_for_everyone()
+        finally:
+            release(trainer, model)
+    if arguments.should_save:
+        shutil.rmtree(checkpoints)
+        policy._folder = folder.resolve()
+    return Recovered(policy, curve, parts.count, len(encoded), arguments.should_save)
+
+
+def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:
+    """Write the trained weights and the policy that names them."""
+    trained = policy.model_copy(update={"weights": parts.write(folder), "measured": {}})
+    trained.save(folder / "policy.yaml")
+    return trained
+
+
+@contextmanager
+def attributes_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Restore what a trainer leaves on a model: `use_cache` in its configuration, and its forward as an attribute."""
+    config, own_forward = dict(vars(model.config)), "forward" in vars(model)
+    try:
+        yield
+    finally:
+        vars(model.config).clear()
+        vars(model.config).update(config)
+        if not own_forward:
+            vars(model).pop("forward", None)
+
+
+def release(trainer: PolicyTrainer, model: PreTrainedModel) -> None:
+    """Free the trainer's memory, and remove from the model what it put there."""
+    # Mixed precision replaces `forward`, which this restores.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = None
+    if trainer.args.activation_checkpointing:
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
+    model.eval()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def loss_curve(trainer: PolicyTrainer) -> list[Step]:
+    """The loss curve of a training.
+
+    Raises:
+        RunError: the last loss is no number.
+    """
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    curve = [Step(int(e["step"]), e["loss"], e["learning_rate"], e["seconds"]) for e in entries]
+    if not torch.tensor([step.loss for step in curve]).isfinite().all():
+        hint = "lower --learning-rate"
+        raise RunError("the training diverged", [f"found a loss of {curve[-1].loss} after step {curve[-1].step}"], hint)
+    return curve
+
+
+def end_ids(model: PreTrainedModel, processor: Any) -> list[int]:
+    """The ids of tokens that end an answer, the tokenizer's own first.
+
+    Raises:
+        ModelError: neither the model nor its tokenizer names one.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    config = getattr(model, "generation_config", None)
+    given = getattr(config, "eos_token_id", None)
+    listed = [given] if isinstance(given, int) else list(given or [])
+    # A chat model ends its answers with the first of these; its tokenizer knows which.
+    found = [*([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []), *listed]
+    if not found:
+        hint = "set `eos_token_id` in the model's generation_config.json"
+        raise ModelError("no token ends an answer", ["neither the model nor its tokenizer names one"], hint)
+    return list(dict.fromkeys(found))
+
+
+def longest(model: PreTrainedModel) -> int:
+    """The longest input of a model, in tokens."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else 2**31
+
+
+def computes_in_bf16(model: PreTrainedModel, settings: RecoverySettings) -> bool:
+    """True where the training computes in bfloat16.
+
+    Raises:
+        ModelError: the weights of the model do not allow what was asked for.
+    """
+    if reason := TWO_WAY.get(model.config.model_type):
+        raise ModelError(f"{type(model).__name__} cannot be trained under a policy", [reason], "take another model")
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        hint = "load the model with dtype bfloat16 or float32, as in --set model.dtype=bfloat16"
+        raise ModelError(f"weights in {model.dtype} are not trained", ["their gradients underflow"], hint)
+    if settings.precision == "fp32" and model.dtype == torch.bfloat16:
+        hint = "load the model with dtype float32, or train with --precision bf16"
+        raise ModelError("weights in bfloat16 do not compute in float32", hint=hint)
+    return settings.precision == "bf16" or model.dtype == torch.bfloat16
+
+
+def prepare(checkpoints: Path, run: str, resume: bool) -> str | None:
+    """Make the folder of checkpoints, and find where to go on.
+
+    Returns:
+        The last checkpoint; None where training starts anew.
+
+    Raises:
+        UsageError: the folder has another training, or one that was not to be resumed.
+    """
+    file = checkpoints / RUN_FILE
+    if int(os.environ.get("RANK", "0")):
+        # The first process of a distributed run makes the folder, and refuses what is to be refused.
+        return get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
+    if file.exists():
+        if not resume:
+            hint = "go on with --resume, or give another folder with --out"
+            raise UsageError(f"{checkpoints.parent} has a training that was interrupted", hint=hint)
+        if file.read_text(encoding="utf-8") != run:
+            hint = "repeat the command that it began with, and add --resume; or give another folder with --out"
+            details = [f"found {file.read_text(encoding='utf-8')}", f"expected {run}"]
+            raise UsageError(f"{checkpoints.parent} has the training of other settings or data", details, hint)
+        return get_last_checkpoint(str(checkpoints))
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    file.write_text(run, encoding="utf-8")
+    return None
+
+
+def training_arguments(
+    settings: RecoverySettings, checkpoints: Path, computes_bf16: bool, on_cpu: bool
+) -> TrainingArguments:
+    """The arguments of transformers' Trainer."""
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=computes_bf16,
+        use_cpu=on_cpu,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        # A batch may have no image, and then the connector gets no gradient.
+        ddp_find_unused_parameters=True,
+        logging_steps=max(1, settings.steps // LOGS),
+        save_steps=settings.save_every or max(1, settings.steps // 10),
+        save_total_limit=1,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        dataloader_num_workers=0,
+    )
+    # One process trains on one device; several are for `accelerate launch`.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

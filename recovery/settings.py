@@ -1,0 +1,56 @@
+"""How a model is trained under a policy."""
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from ..policies.choice import StrictModel
+
+Method = Literal["lora", "full", "connector"]
+Count = Annotated[int, Field(ge=1)]
+
+RATES: Final[Mapping[Method, float]] = {"lora": 2e-4, "full": 2e-5, "connector": 1e-3}
+
+
+class RecoverySettings(StrictModel):
+    """The settings of a recovery.
+
+    Attributes:
+        method: What is trained: `lora`, an adapter beside the linear layers of the decoder; `full`,
+            the decoder, its head, its embeddings and the connector; `connector`, what maps image features to
+            embeddings, with the decoder frozen (ima-lmms). The vision tower is never trained.
+        steps: Number of optimiser steps.
+        batch_size: Examples in a forward, on each device.
+        accumulate: Forwards in a step.
+        learning_rate: The highest learning rate, which a cosine follows to 0; None takes 2e-4 for `lora`, 2e-5 for
+            `full` and 1e-3 for `connector`.
+        warmup: Share of the steps in which the learning rate rises from 0.
+        weight_decay: AdamW's weight decay.
+        lora_rank: Rank of the adapter; its alpha is twice the rank.
+        distil: `kl` trains on KL(dense || policy) at the answers' tokens; None trains on the answers themselves.
+        precision: `bf16` computes in bfloat16 and keeps trained weights in float32; `fp32` computes in float32; `auto`
+            is `bf16` for a model whose weights are bfloat16.
+        gradient_checkpointing: Compute layers again in the backward pass, instead of keeping their activations.
+        seed: Seed of the order of the examples and of an adapter's weights.
+        save_every: Steps between checkpoints, from which a training can go on; None takes a tenth of `steps`.
+    """
+
+    method: Method
+    steps: Count = 200
+    batch_size: Count = 8
+    accumulate: Count = 1
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    lora_rank: Count = 16
+    distil: Literal["kl"] | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    save_every: Count | None = None
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        return RATES[self.method] if self.learning_rate is None else self.learning_rate

@@ -1,0 +1,188 @@
+"""The parts of a model that are trained: an adapter beside it, or copies of its own tensors."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from ..policies.errors import ModelError
+from ..policies.policy import Policy
+from ..policies.trained import FILES, TrainedWeights, WeightsFormat
+from ..policies.trained_weights import WeightSwap
+from .parts import lora_targets, trained_parameters
+from .settings import RecoverySettings
+
+
+class TrainedParts(Protocol):
+    """What is trained of a model, from the first step until the model is as it was.
+
+    Attributes:
+        model: The model to train.
+        form: The form of the files.
+        count: How many numbers are trained.
+    """
+
+    model: nn.Module
+    form: WeightsFormat
+    count: int
+
+    def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The logits of the model as it was before; the caller lifts the policy.
+
+        Args:
+            model: The model, without the wrappers of a trainer.
+            inputs: Its inputs.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights into a folder, in the dtype of training."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        ...
+
+    def write(self, folder: Path) -> TrainedWeights:
+        """Write the weights that belong beside a policy."""
+        ...
+
+    def remove(self) -> None:
+        """Restore the model bit for bit."""
+        ...
+
+
+class OwnTensors:
+    """Trains tensors of the model, in float32; the originals stay in memory.
+
+    Args:
+        model: The model, whose parameters take no gradients.
+        names: The names of the parameters to train.
+    """
+
+    form: WeightsFormat = "safetensors"
+
+    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
+        self.model: nn.Module = model
+        parameters = {name: model.get_parameter(name) for name in names}
+        if quantised := [name for name, one in parameters.items() if not one.is_floating_point() or one.is_meta]:
+            hint = "load the model with dtype bfloat16 or float32, on one device"
+            raise ModelError("a quantised or offloaded model cannot be trained", quantised[:5], hint)
+        self._parameters = parameters
+        self._originals = {name: one.data for name, one in parameters.items()}
+        self._swap = WeightSwap(
+            model, {name: one.data.to(torch.float32, copy=True) for name, one in parameters.items()}
+        )
+        self._swap.exchange()
+        for one in parameters.values():
+            one.requires_grad_(True)
+        self.count = sum(one.numel() for one in parameters.values())
+
+    def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """See `TrainedParts`."""
+        logits: Tensor = functional_call(model, self._originals, (), dict(inputs)).logits
+        return logits
+
+    def save(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        save_file({name: one.data.contiguous() for name, one in self._parameters.items()}, self._file(folder))
+
+    def load(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        for name, tensor in load_file(self._file(folder)).items():
+            self._parameters[name].data.copy_(tensor)
+
+    def write(self, folder: Path) -> TrainedWeights:
+        """See `TrainedParts`; the tensors have the dtype that they have in the model."""
+        tensors = {name: one.data.to(self._originals[name].dtype) for name, one in self._parameters.items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self._file(folder))
+        return TrainedWeights.of(folder, self.form)
+
+    def remove(self) -> None:
+        """See `TrainedParts`."""
+        for one in self._parameters.values():
+            one.grad = None
+            one.requires_grad_(False)
+        self._swap.exchange()
+
+    def _file(self, folder: Path) -> Path:
+        return folder / FILES[self.form][0]
+
+
+class LoraAdapter:
+    """Trains a LoRA adapter of PEFT beside linear layers.
+
+    Args:
+        model: The model, whose parameters take no gradients.
+        targets: The names of the linear modules.
+        rank: The adapter's rank; its alpha is twice the rank.
+
+    Raises:
+        ModelError: PEFT is not installed.
+    """
+
+    form: WeightsFormat = "peft"
+
+    def __init__(self, model: PreTrainedModel, targets: list[str], rank: int) -> None:
+        try:
+            import peft
+        except ImportError as cause:
+            hint = "pip install 'skipsearch[recover]', or train with --method full"
+            raise ModelError("a LoRA adapter needs the package peft", [str(cause)], hint) from cause
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, bias="none")
+        self._adapted: Any = peft.get_peft_model(model, config)
+        self.model: nn.Module = self._adapted
+        self._trained = {name: one for name, one in self._adapted.named_parameters() if one.requires_grad}
+        self.count = sum(one.numel() for one in self._trained.values())
+
+    def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """See `TrainedParts`."""
+        with self._adapted.disable_adapter():
+            logits: Tensor = model(**inputs).logits
+        return logits
+
+    def save(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        self._adapted.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(self._adapted, load_peft_weights(str(folder), device="cpu"))
+
+    def write(self, folder: Path) -> TrainedWeights:
+        """See `TrainedParts`."""
+        self._adapted.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card; ours says more
+        return TrainedWeights.of(folder, self.form)
+
+    def remove(self) -> None:
+        """See `TrainedParts`."""
+        model = self._adapted.unload()
+        for name in ("peft_config", "_hf_peft_config_loaded"):
+            vars(model).pop(name, None)
+
+
+@contextmanager
+def trained_parts(model: PreTrainedModel, policy: Policy, settings: RecoverySettings) -> Iterator[TrainedParts]:
+    """What a method trains of a model; the model is restored at the end.
+
+    Raises:
+        ModelError: the method finds nothing to train.
+    """
+    made: TrainedParts
+    if settings.method == "lora":
+        made = LoraAdapter(model, lora_targets(model, policy), settings.lora_rank)
+    else:
+        made = OwnTensors(model, list(trained_parameters(model, policy, settings.method)))
+    try:
+        yield made
+    finally:
+        made.remove()

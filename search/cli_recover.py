@@ -1,0 +1,268 @@
+"""The command that trains a model under a policy, and measures it before and after."""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..policies.errors import PolicyMismatch, RunError, SpaceError, UsageError
+from ..policies.policy import Measured, Policy
+from ..policies.wording import escape_invisible
+
+if TYPE_CHECKING:
+    from ..evaluators.base import Measurement
+    from ..evaluators.subject import Subject
+    from ..recovery.examples import Example
+    from ..recovery.recover import Recovered
+    from ..recovery.settings import RecoverySettings
+    from .workers.evaluate import PolicyEvaluator
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples that a model is trained on, and where they come from.
+
+    Attributes:
+        examples: The examples.
+        source: The file or the task, as the command line names it.
+        sha256: Of the file, or of the prompts, answers and pixels of a task's examples.
+    """
+
+    examples: "list[Example]"
+    source: str
+    sha256: str
+
+
+def recover(options: argparse.Namespace) -> int:
+    """`skipsearch recover`."""
+    from ..recovery.settings import RecoverySettings
+    from .signals import interruptible
+
+    policy, settings = Policy.load(options.policy), settings_of(options, RecoverySettings)
+    refuse_used(options)
+    subject, evaluator = loaded(options)
+    data = training_data(options, subject, settings)
+    run = describe_run(policy, settings, data, subject)
+    try:
+        with interruptible():
+            done = train(options, policy, settings, data, subject, run)
+    except KeyboardInterrupt:
+        again = options.command_line if options.resume else [*options.command_line, "--resume"]
+        print(f"\ninterrupted; checkpoints are kept in {options.out}\nhint: go on with `{shlex.join(again)}`",
+              file=sys.stderr)  # fmt: skip
+        return 130
+    if done.is_main:
+        figures = measured(evaluator, policy, done.policy) if evaluator is not None else {}
+        write_and_print(options, done, settings, data, run, figures)
+    return 0
+
+
+def settings_of(options: argparse.Namespace, kind: "type[RecoverySettings]") -> "RecoverySettings":
+    """The settings that the command line gives.
+
+    Raises:
+        UsageError: a value is wrong; all are listed.
+    """
+    from pydantic import ValidationError
+
+    given = {name: getattr(options, name) for name in kind.model_fields if getattr(options, name) is not None}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as cause:
+        lines = [f"--{str(e['loc'][0]).replace('_', '-')}: found {e['input']!r}; {e['msg']}" for e in cause.errors()]
+        raise UsageError("options of the training are wrong", lines, "`skipsearch recover --help` lists them") from None
+
+
+def refuse_used(options: argparse.Namespace) -> None:
+    """Refuse an output folder that has other files than an interrupted training.
+
+    Raises:
+        UsageError: it has, or it is a file.
+    """
+    from ..recovery.recover import CHECKPOINTS
+
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(entry.name != CHECKPOINTS for entry in out.iterdir())):
+        raise UsageError(f"{out} is not empty", hint="name another folder with --out")
+
+
+def loaded(options: argparse.Namespace) -> "tuple[Subject, PolicyEvaluator | None]":
+    """The model to train, and what measures it; None where no space is given.
+
+    Raises:
+        UsageError: both a model and a space are given, or neither.
+    """
+    import torch
+
+    from ..evaluators.subject import ModelSpec, load_subject
+    from .evaluation_space import evaluation_space
+    from .options import parse_overrides
+    from .space.trust import refuse_untrusted
+    from .workers.evaluate import PolicyEvaluator
+
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # of a run with several GPUs
+    if options.model is None:
+        space = evaluation_space(options)
+        refuse_untrusted(space, options, parse_overrides(options.overrides))
+        evaluator = PolicyEvaluator(space)
+        return evaluator.subject, evaluator
+    if options.space is not None or options.overrides:
+        raise UsageError("--model takes the place of --space and --set", hint="give one of them")
+    spec = ModelSpec(id=options.model, revision=options.revision, dtype=options.dtype,
+                     trust_remote_code=options.trust_remote_code)  # fmt: skip
+    return load_subject(spec), None
+
+
+def training_data(options: argparse.Namespace, subject: "Subject", settings: "RecoverySettings") -> TrainingData:
+    """Read the training examples.
+
+    Raises:
+        TrainingDataError: the file has mistakes.
+        EvaluatorError: the task has.
+        SpaceError: the task runs code that the command line does not allow.
+    """
+    from ..evaluators.prompts import image_placeholder
+    from ..recovery.chat import chat_template
+    from ..recovery.examples import Example, read_examples, with_placeholder
+
+    placeholder = image_placeholder(subject) if subject.is_multimodal else None
+    file = Path(options.data)
+    if file.is_file() and file.suffix not in (".yaml", ".yml"):
+        template = chat_template(subject.processor)
+        examples = read_examples(file, options.images or file.parent, placeholder, template)
+        return TrainingData(examples, options.data, hashlib.sha256(file.read_bytes()).hexdigest())
+    from ..evaluators.training_examples import training_examples
+
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    count = settings.steps * settings.batch_size * settings.accumulate * devices
+    found = training_examples([task_name(options)], count, settings.seed)
+    digest = hashlib.sha256()
+    for example in found:
+        digest.update(repr((example.prompt, example.answer)).encode())
+        for image in example.images:
+            digest.update(image.tobytes())
+    examples = [Example(with_placeholder(e.prompt, placeholder), e.answer, e.images) for e in found]
+    return TrainingData(examples, options.data, digest.hexdigest())
+
+
+def task_name(options: argparse.Namespace) -> str:
+    """The task that the command line names: a file, one of a shipped space, or a name that lm-eval knows.
+
+    Raises:
+        UsageError: a file does not exist.
+        SpaceError: it runs code that the command line does not allow.
+    """
+    from .space.load import SPACES
+    from .space.trust import task_functions
+
+    name = str(options.data)
+    if not name.endswith((".yaml", ".yml")):
+        if "/" in name or name.endswith((".json", ".jsonl")):
+            raise UsageError(f"there is no file {name}", hint="name a file, or an lm-eval task, with --data")
+        return name
+    path = next((path for path in (Path(name), SPACES / name) if path.is_file()), None)
+    if path is None:
+        raise UsageError(f"there is no file {name}", [f"looked here and in {SPACES}"], "name a task file with --data")
+    functions = list(task_functions(path, set()))
+    if functions and not options.trust_task_code:
+        hint = "read these functions, then add `--trust-task-code`"
+        raise SpaceError("task files run code that is not from an installed package", functions, hint)
+    return str(path.resolve())
+
+
+def describe_run(policy: Policy, settings: "RecoverySettings", data: TrainingData, subject: "Subject") -> str:
+    """What is trained on what, by which an interrupted training is known."""
+    facts = {
+        "policy": policy.fingerprint,
+        "model": subject.spec.model_dump(exclude={"device"}),
+        "settings": settings.model_dump(exclude={"save_every"}),
+        "data": data.sha256,
+        "devices": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def train(
+    options: argparse.Namespace,
+    policy: Policy,
+    settings: "RecoverySettings",
+    data: TrainingData,
+    subject: "Subject",
+    run: str,
+) -> "Recovered":
+    """Train the model under the policy."""
+    from ..recovery.recover import recover as run_training
+
+    text = f"training by {settings.method} on {len(data.examples)} examples of {data.source}"
+    print(escape_invisible(text), file=sys.stderr)
+    # The policy's own figures are of a model without training.
+    if (made_for := policy.model.id) is not None and options.model not in (None, made_for):
+        hint = "train the model that the policy names, or leave its name out of the policy"
+        raise PolicyMismatch(f"the policy was made for {made_for}", [f"found --model {options.model}"], hint)
+    return run_training(
+        subject.model, subject.processor, policy, data.examples, settings, options.out, run, options.resume
+    )
+
+
+def measured(evaluator: "PolicyEvaluator", policy: Policy, trained: Policy) -> "dict[str, dict[str, Measurement]]":
+    """The measurements on the report split, of the dense model, and of the policy before and after training.
+
+    Raises:
+        RunError: one could not be measured.
+    """
+    found = {}
+    for name, one in {"dense": Policy(), "before": policy, "after": trained}.items():
+        outcome = evaluator.measure(one, list(evaluator.space.evaluate), "report")
+        if outcome.failure:
+            hint = "the trained weights are kept; `skipsearch eval` measures them"
+            raise RunError(f"{name} could not be measured", [outcome.failure], hint)
+        found[name] = dict(outcome.measurements)
+    return found
+
+
+def write_and_print(
+    options: argparse.Namespace,
+    done: "Recovered",
+    settings: "RecoverySettings",
+    data: TrainingData,
+    run: str,
+    figures: "Mapping[str, Mapping[str, Measurement]]",
+) -> None:
+    """Write the record and the card of a recovery into its folder, and print its figures."""
+    from ..recovery.card import Facts, write_record
+    from .report.recovered import figure_rows, print_recovery
+
+    entries = {name: of_report(entry, figures["dense"].get(name)) for name, entry in figures.get("after", {}).items()}
+    policy = done.policy.model_copy(update={"measured": entries})
+    policy.save(options.out / "policy.yaml")
+    facts = Facts(
+        settings=settings, source=data.source, sha256=data.sha256, examples=done.examples, minutes=done.minutes,
+        count=done.count, curve=done.curve, run=json.loads(run), figures=plain(figures), rows=figure_rows(figures),
+    )  # fmt: skip
+    write_record(options.out, policy, facts)
+    print_recovery(options.out, facts, options.json)
+
+
+def plain(figures: "Mapping[str, Mapping[str, Measurement]]") -> dict[str, Any]:
+    """The figures by metric, and in it by state, as plain data."""
+    return {
+        name: {
+            state: {"value": entries[name].value, "stderr": entries[name].stderr, "n": entries[name].n}
+            for state, entries in figures.items()
+            if name in entries
+        }
+        for name in figures.get("after", {})
+    }
+
+
+def of_report(entry: "Measurement", dense: "Measurement | None") -> Measured:
+    """A measurement on the report split beside the dense model's, as the policy file has it."""
+    beside = dense.value if entry.dense is None and dense is not None else entry.dense
+    return Measured(value=entry.value, dense=beside, stderr=entry.stderr, iqr=entry.iqr, n=entry.n, split="report")
