@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import PolicyMismatch
+from .choice import has_width
+from .errors import PolicyError, PolicyMismatch
 from .policy import Policy
 
 MAX_LISTED = 10
@@ -53,11 +54,14 @@ def trained_swap(model: nn.Module, policy: Policy) -> WeightSwap | None:
     A LoRA adapter is merged, W + s B A, so that the model computes no more than without it.
 
     Raises:
-        PolicyError: the weights are not beside the policy, or they are other ones.
+        PolicyError: the weights are not beside the policy, they are other ones, or the policy runs a share of channels.
         PolicyMismatch: they do not fit the model.
     """
     if policy.weights is None:
         return None
+    if has_width(policy.canonical().layers):
+        reason = "channels are ranked by the model's weights, and trained ones would rank others first"
+        raise PolicyError("trained weights and `ffn_ratio` do not go together", [reason], "leave one of them out")
     folder = policy.weights.check(policy.folder)
     # What is made in inference mode cannot take part in training later.
     with torch.inference_mode(False), torch.no_grad():

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..policies.apply import apply_policy
+from ..policies.choice import has_width
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
 from .batches import EncodedExamples
@@ -96,12 +97,15 @@ def recover(
     Raises:
         ModelError: the method finds nothing to train, or the model's weights have a dtype that cannot be trained.
         TrainingDataError: examples have mistakes.
-        UsageError: the folder has another training, or one that was not to be resumed.
+        UsageError: the policy cannot be trained, or the folder has another training, or one that was not to be resumed.
         RunError: the loss became infinite or NaN.
     """
     if policy.weights is not None:
         hint = "start from the policy that it was trained for"
         raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
+    if has_width(policy.canonical().layers):
+        reason = "training changes which channels are the best"
+        raise UsageError("a policy with `ffn_ratio` cannot be recovered", [reason], "leave `ffn_ratio` out of it")
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
