@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 NAME ?= digits
 
-.PHONY: setup demo check test soak exports lint clean
+.PHONY: setup demo check test docs site soak exports lint clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,13 @@ check: lint
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
+# The documentation in build/site; `site` serves it. Material's notice of its end in 2027 is in docs/README.md.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 # Kills, dead nodes, signals, ten minutes of fuzzing, and the cases of which `make test` takes a sample.
 soak: setup
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/faults tests/fuzz tests/policies
@@ -37,6 +44,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy policies exports evaluators search testing
+	cd docs/generate && MYPYPATH=. $(abspath $(BIN))/mypy --explicit-package-bases --config-file ../../pyproject.toml .
 	$(BIN)/lint-imports
 
 clean:

@@ -71,7 +71,13 @@ class TokenSelection(StrictModel):
 
 
 class ModelRef(StrictModel):
-    """The model that a policy was made for."""
+    """The model that a policy was made for.
+
+    Attributes:
+        id: A hub id, or the path of a folder.
+        revision: A branch, tag or commit on the hub.
+        num_layers: The number of its decoder layers; another number is refused.
+    """
 
     id: str | None = None
     revision: str | None = None

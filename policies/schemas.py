@@ -1,5 +1,6 @@
 """JSON Schemas of pydantic models, with descriptions from their docstrings."""
 
+import inspect
 import re
 from typing import Any
 
@@ -23,7 +24,7 @@ def policy_schema() -> dict[str, Any]:
 
 
 def model_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of a model in a file; the docstring's `Attributes` describe its keys.
+    """The JSON Schema of a model in a file; the `Attributes` of its docstring and of its bases' describe its keys.
 
     A description in the field itself has precedence.
     """
@@ -32,10 +33,17 @@ def model_schema(model: type[BaseModel]) -> dict[str, Any]:
         text, _, attributes = part.pop("description", "").partition("Attributes:\n")
         if text:
             part["description"] = " ".join(text.split())
-        for name, description in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
-            for key in {name, name.rstrip("_")} & set(part.get("properties", {})):
-                part["properties"][key] = {"description": " ".join(description.split()), **part["properties"][key]}
+        _describe_keys(part, attributes)
         for entry in part.get("properties", {}).values():
             entry.pop("title", None)
         part.pop("title", None)
+    for base in model.__mro__[1 : model.__mro__.index(BaseModel)]:
+        _describe_keys(schema, inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2])
     return schema
+
+
+def _describe_keys(part: dict[str, Any], attributes: str) -> None:
+    """Describe the keys of one mapping that have no description yet by the `Attributes` of a docstring."""
+    for name, description in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+        for key in {name, name.rstrip("_")} & set(part.get("properties", {})):
+            part["properties"][key] = {"description": " ".join(description.split()), **part["properties"][key]}

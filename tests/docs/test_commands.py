@@ -1,0 +1,125 @@
+"""Every command and every piece of code on the front page and in docs/, run as it stands there, each once."""
+
+import contextlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pages import LESS, LESS_TIME, ROOT, blocks, clone, is_script, page_names
+from PIL import Image
+from searching import cluster
+from transformers import AutoProcessor
+
+from skipsearch.policies.document import Document
+from skipsearch.policies.errors import PolicyError, SpaceError
+from skipsearch.policies.policy import Policy
+from skipsearch.search.cli import main
+from skipsearch.search.options import parse_options
+from skipsearch.search.space.load import read_space
+
+PATIENCE = 400
+# Programs of others, which a reader installs or has: their commands are not run.
+FOREIGN = {"pip", "python", "git", "curl", "docker", "vllm", "llama-cli", "optuna-dashboard", "tensorboard", "mlflow",
+           "wandb", "jupyter", "source", "eval", "autoload", "export", "cd"}  # fmt: skip
+SHELL = {"printf", "cat", "echo", "ls", "mkdir", "cp"}
+PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|…|\.\.\.")
+HEAVY = {"llava", "llama", "draft"}  # spaces of models that tests cannot load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with cluster():
+        yield clone(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="module")
+def done():
+    """The commands that ran."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def inputs(folder):
+    """What `inputs` stands for in the code: a question about a picture."""
+    processor = AutoProcessor.from_pretrained(ROOT / "spaces/digits/model")
+    prompt = "USER: <image> Which digit is at the top left? ASSISTANT:"
+    return {**processor(text=prompt, images=Image.new("RGB", (56, 56)), return_tensors="pt"), "max_new_tokens": 2}
+
+
+@pytest.mark.parametrize("page", page_names())
+def test_the_code_of_a_page_runs(page, folder, done, inputs, monkeypatch):
+    """From top to bottom: files are written, Python is executed, commands are run."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    names = {"inputs": inputs}
+    for block in blocks(page, "bash", "python", "yaml"):
+        if block.title:
+            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.title).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, page, "exec"), names)
+        elif block.language == "yaml":
+            check_yaml(block.text, page)
+        elif not is_script(block):
+            for command in block.commands:
+                if command not in done:
+                    done.add(command)
+                    run(command, folder)
+
+
+def check_yaml(text, page):
+    """A whole space or policy is valid; anything else is YAML."""
+    schema = yaml.safe_load(text).get("schema")
+    if schema == "skipsearch/policy/v1":
+        Document(text, page, PolicyError).validate(Policy)
+    elif schema:
+        read_space(Document(text, page, SpaceError), ROOT / "spaces" / "page.yaml", {})
+
+
+def run(command, folder):
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "skipsearch":
+        run_skipsearch(arguments)
+    elif program == "make":
+        shell(f"make --dry-run PYTHON={sys.executable} {shlex.join(arguments)}", folder)
+    elif program in SHELL:
+        shell(command, folder)
+    elif command.startswith("python -m "):
+        run_module(*arguments[1:])
+    else:
+        assert program in FOREIGN or program == "ray", f"{command}: how is this one tested?"
+
+
+def run_skipsearch(arguments):
+    """Run the command in this process; parse it where it names a thing that a test does not have."""
+    if any(PLACEHOLDER.search(word) for word in arguments) or HEAVY & {*arguments} or "--address" in arguments:
+        parse_options(arguments)
+        return
+    fewer = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
+    more = [f"--set={key}={value}" for key, value in fewer.items()] if arguments[0] == "run" else []
+    with contextlib.suppress(SystemExit):  # of `--help`, and of lm-eval
+        assert main([*arguments, *more]) == 0, arguments
+
+
+def run_module(name, *arguments):
+    """Run pytest on a file that the page wrote; of other modules, and tests of the repository, see that they exist."""
+    assert importlib.util.find_spec(name), name
+    if name == "pytest" and Path(arguments[0]).exists():
+        assert pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir=.", "-c", "/dev/null", *arguments]) == 0
+    elif name == "pytest":
+        assert (ROOT / arguments[0]).exists()
+
+
+def shell(command, folder):
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout or ">" in command
+
+
+def test_the_first_pages_leave_a_study_behind(folder):
+    assert (folder / "results/first/report.html").exists() and (folder / "results/mine/report.html").exists()
