@@ -1,6 +1,5 @@
 """Every command and every piece of code on the front page and in docs/, run as it stands there, each once."""
 
-import contextlib
 import importlib.util
 import re
 import shlex
@@ -102,8 +101,11 @@ def run_skipsearch(arguments):
         return
     fewer = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
     more = [f"--set={key}={value}" for key, value in fewer.items()] if arguments[0] == "run" else []
-    with contextlib.suppress(SystemExit):  # of `--help`, and of lm-eval
-        assert main([*arguments, *more]) == 0, arguments
+    try:
+        status = main([*arguments, *more])
+    except SystemExit as end:  # of `--help`, and of lm-eval
+        status = end.code or 0
+    assert status == 0, arguments
 
 
 def run_module(name, *arguments):
