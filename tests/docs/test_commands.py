@@ -32,8 +32,12 @@ HEAVY = {"llava", "llama", "draft"}  # spaces of models that tests cannot load
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    with cluster():
-        yield clone(tmp_path_factory.mktemp("clone"))
+    """A clone, with a Ray whose workers start in it: paths of data are relative to there."""
+    folder = clone(tmp_path_factory.mktemp("clone"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with cluster():
+            yield folder
 
 
 @pytest.fixture(scope="module")
