@@ -17,10 +17,10 @@ def command_line() -> str:
 
 
 def help_of(*command: str) -> str:
-    """What `skipsearch COMMAND --help` prints on a terminal of 100 columns, without colours."""
+    """What `skipsearch COMMAND --help` prints on a terminal of 84 columns, without colours."""
     out = io.StringIO()
     before = dict(os.environ)
-    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
+    os.environ |= {"COLUMNS": "84", "NO_COLOR": "1"}
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main([*command, "--help"])

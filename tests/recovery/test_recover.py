@@ -15,6 +15,7 @@ from skipsearch import Policy, apply_policy, draft
 from skipsearch.exports.export import export
 from skipsearch.exports.registry import target_class
 from skipsearch.exports.target import Source
+from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import (
     ExportError,
     ModelError,
