@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from ...evaluators.base import Measurement, evaluator_class
 from ...policies.errors import RunError
 from ...policies.policy import Policy
+from ..baselines.dense_stats import any_needs_statistics
 from ..driver.costs import Costs, EvaluatorCost, JobSeconds, dense_costs
 from ..driver.forecast import Outline
 from ..driver.phases import PROBING, PROPOSING
@@ -26,7 +27,7 @@ from .sample import sample_policies
 
 ENOUGH_SECONDS = 60.0  # of measured policies, after which no further one is measured
 MIN_POLICIES = 3  # measured of each kind whatever they take
-RowBytes = 2048  # of a trial in the database beside its measurements: parameters, policy, times
+ROW_BYTES = 2048  # of a trial in the database beside its measurements: parameters, policy, times
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Measured:
     noise: Mapping[str, Sequence[Measurement]] = field(default_factory=dict)
     statistics: float = 0.0
     policies: int = 0
-    row_bytes: int = RowBytes
+    row_bytes: int = ROW_BYTES
     memory: Sequence[Mapping[str, float]] = ()
 
 
@@ -97,11 +98,9 @@ class Meter:
         note("timing policies of the space")
         costs, policies = self._policies(costs, dense)
         rows = [len(measurements_json(one)) for one in (dense.measurements, dense.estimates)]
-        return Measured(costs, dense, noise, spent, policies, RowBytes + sum(rows), self._pool.memory())
+        return Measured(costs, dense, noise, spent, policies, ROW_BYTES + sum(rows), self._pool.memory())
 
     def _needs_statistics(self) -> bool:
-        from ..baselines.dense_stats import any_needs_statistics
-
         names = self._outline.space.search.baselines
         return "bandit" in names or any_needs_statistics(names)
 
@@ -173,7 +172,7 @@ class Meter:
         if size > 1:  # Each worker answers once what later answers need, such as image features.
             self._run([self._job(Policy(), self._others, FIRST_EXAMPLES) for _ in range(size)], size)
         if not is_guided:
-            names += [name for name in self._outline.of_kind(True)]
+            names += [*self._outline.of_kind(True)]
         jobs = [self._job(policy, names, FIRST_EXAMPLES) for policy in trials]
         single = self._run(jobs[:1])
         started, outcomes = time.monotonic(), dict[str, list[Outcome]]()

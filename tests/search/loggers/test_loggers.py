@@ -114,9 +114,13 @@ def test_wandb_reads_back_offline(tmp_path, monkeypatch):
     for data in stored_records(file.read_bytes()):
         record = Record.FromString(data)
         if record.HasField("history"):
-            rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+            rows.append(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
         if record.HasField("summary"):
-            summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
+            summary |= {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update
+            }
         if record.HasField("run"):
             assert (record.run.project, record.run.display_name) == ("project", "study")
     trials = [row for row in rows if "trial" in row]
@@ -124,7 +128,7 @@ def test_wandb_reads_back_offline(tmp_path, monkeypatch):
         (0, "complete"), (1, "paused"), (2, "failed"), (1, "complete")
     ]  # fmt: skip
     assert trials[1]["trial/accuracy_estimate"] == 0.7 and trials[2]["failure"] == "RuntimeError: broken"
-    assert summary["front_size"] == 2 and any(row.get("front", {}).get("_type") == "table-file" for row in rows)
+    assert summary["front_size"] == 2 and any(row.get("front._type") == "table-file" for row in rows)
 
 
 def stored_records(data):
