@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .choice import KEEP, LayerChoice
+from .choice import KEEP, LayerChoice, WidthSelection, has_width
 from .errors import PolicyError
 from .families.layers import DecoderLayer, decoder_layers, layer_list
 from .policy import Policy, TokenSelection
 from .runtime.calls import CallTracker
-from .runtime.compatibility import check_images, check_kind, transformers_model
+from .runtime.compatibility import check_images, check_kind, check_shared, transformers_model
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.roles import roles
@@ -27,6 +27,8 @@ from .scores.table import find_score
 
 # The attribute of a decoder layer that holds the handle of the policy applied to it.
 HANDLE = "_skipsearch_policy"
+# The attribute of a model that has its weights from another one; see `draft`.
+DRAFT = "_skipsearch_draft"
 
 
 class LayerStep(NamedTuple):
@@ -36,11 +38,13 @@ class LayerStep(NamedTuple):
         choice: Its choice, in canonical form.
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
+        width: How it ranks channels, where it runs a share of them.
     """
 
     choice: LayerChoice
     selection: TokenSelection | None = None
     record: Record | None = None
+    width: WidthSelection | None = None
 
     @property
     def computes(self) -> bool:
@@ -110,9 +114,16 @@ class PolicyHandle:
         self._calls.image_tokens = count
 
     def remove(self) -> None:
-        """Restore the model. Calling this twice does no harm."""
+        """Restore the model. Calling this twice does no harm.
+
+        Raises:
+            ModelError: linear layers whose channels are in another order were replaced since the policy was applied.
+        """
         if self._installed:
             self._uninstall()
+        for wrapped in self._wrapped:
+            if wrapped.narrow is not None:
+                wrapped.narrow.release()
         for layer in self._layers:
             if vars(layer.module).get(HANDLE) is self:
                 del vars(layer.module)[HANDLE]
@@ -144,7 +155,12 @@ class PolicyHandle:
             return [LayerStep(KEEP) for _ in self._layers]
         recorded = {wrapped.layer.index: wrapped.record for wrapped in self._wrapped}
         return [
-            LayerStep(choice, None if choice.token_ratio is None else self.policy.token_selection, recorded.get(index))
+            LayerStep(
+                choice,
+                None if choice.token_ratio is None else self.policy.token_selection,
+                recorded.get(index),
+                None if choice.ffn_ratio is None else self.policy.width_selection,
+            )
             for index, choice in enumerate(self.policy.choices(len(self._layers)))
         ]
 
@@ -167,6 +183,10 @@ class PolicyHandle:
             self._hooks += self._calls.install()
 
     def _uninstall(self) -> None:
+        for wrapped in self._wrapped:
+            if wrapped.narrow is not None:
+                # Before anything is restored, so that an error leaves the policy whole.
+                wrapped.narrow.check_current()
         self._installed = False
         for wrapped in self._wrapped:
             wrapped.uninstall()
@@ -201,7 +221,8 @@ def apply_policy(model: PreTrainedModel, policy: Policy) -> PolicyHandle:
         The handle.
 
     Raises:
-        PolicyError: the model, or another one that has its layers, already runs under a policy.
+        PolicyError: the model, or another one that has its layers, already runs under a policy; or the model is a draft
+            whose policy would change the order of the channels that it shares with its model.
         PolicyMismatch: the policy was made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
@@ -223,14 +244,32 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     check_images(model, layers, choices)
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice)
+    check_order(model, policy)
+    check_shared(model, layers, choices)
     record = find_score(policy.token_selection.score).records
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
     return [
-        WrappedLayer(layer, choice, policy.token_selection, record if layer.index in recorded else None)
+        WrappedLayer(
+            layer, choice, policy.token_selection, record if layer.index in recorded else None, policy.width_selection
+        )
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in recorded or layer.index > removal
     ]
+
+
+def check_order(model: PreTrainedModel, policy: Policy) -> None:
+    """Refuse to change the order of channels under the model that a draft shares its weights with.
+
+    Raises:
+        PolicyError: the model is a draft, and the policy would do that.
+    """
+    if DRAFT in vars(model) and has_width(policy.layers) and policy.width_selection.ranking != "first":
+        raise PolicyError(
+            "a draft cannot change the order of channels, because it shares its weights with its model",
+            [f"found width_selection: {{ranking: {policy.width_selection.ranking}}}, expected ranking: first"],
+            "rank by `first`, or leave `ffn_ratio` out of the policy of a draft",
+        )
 
 
 def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 LAST_LAYER: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
+Ranking: TypeAlias = Literal["weights", "first"]
 # By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
 DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
     "skip": ("skip", "skip"),
@@ -24,6 +25,8 @@ SKIPS: Final = {
     ("run", "skip"): "skip_ffn",
 }
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
+# A width of 0 is a sublayer that is skipped, except for its biases; `skip` says so.
+Width = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 
 
 class StrictModel(BaseModel):
@@ -40,6 +43,7 @@ class LayerChoice(StrictModel):
             with `keys_only` store keys and values and ask for nothing, as if frozen; tokens with `queries_only` attend
             to visible tokens and to themselves, and no other token sees them.
         ffn: Run the feed-forward sublayer, or skip it with its norm.
+        ffn_ratio: Share of the FFN's channels that run, above 0 and up to 1: the trunc(ratio * channels) best ones.
         wiring: `parallel` feeds the layer's input to both sublayers.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
         token_ratio: Share of the image tokens, 0 to 1, that the layer processes. With `phase: decode` the layer
@@ -54,6 +58,7 @@ class LayerChoice(StrictModel):
 
     attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
+    ffn_ratio: Width | None = None
     wiring: Literal["sequential", "parallel"] = "sequential"
     norm: Literal["own", "shared"] = "own"
     token_ratio: Ratio | None = None
@@ -86,6 +91,8 @@ class LayerChoice(StrictModel):
     def label(self) -> str:
         """The choice as search spaces name it, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
         name = self._sublayers_label()
+        if self.ffn_ratio is not None:
+            name = f"{name}, " * bool(name) + f"ffn_ratio {self.ffn_ratio:g}"
         scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
         if name == "freeze" and self.tokens == "image":
             name, scope = "freeze_image", scope[:-1]
@@ -124,13 +131,30 @@ class LayerChoice(StrictModel):
 KEEP = LayerChoice()
 
 
+def has_width(layers: Mapping[int, LayerChoice]) -> bool:
+    """True where some layer runs a share of its channels."""
+    return any(choice.ffn_ratio is not None for choice in layers.values())
+
+
+class WidthSelection(StrictModel):
+    """How layers with an `ffn_ratio` select channels.
+
+    Attributes:
+        ranking: `weights` ranks a channel by the product of the norms of its weights; `first` takes channels in the
+            order of the checkpoint, for models whose checkpoint is ordered.
+    """
+
+    ranking: Ranking = "weights"
+
+
 # Cached, because a search makes the same few choices canonical millions of times.
 @lru_cache(maxsize=4096)
 def canonical(choice: LayerChoice) -> LayerChoice:
     """See `LayerChoice.canonical`."""
-    choice = without_useless_keys(without_useless_ratio(choice))
+    choice = without_useless_keys(without_useless_ratio(without_useless_width(choice)))
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
-    changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip"
+    width = choice.ffn_ratio
+    changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip" or width is not None
     # Image tokens occur in the prompt only; a ratio of 0 leaves none of them to the rest of the choice.
     if choice.tokens == "image" and (choice.phase == "decode" or choice.token_ratio == 0):
         changes_sublayers = False
@@ -143,6 +167,7 @@ def canonical(choice: LayerChoice) -> LayerChoice:
     return LayerChoice(
         attention=choice.attention,
         ffn=choice.ffn,
+        ffn_ratio=width,
         wiring=choice.wiring if parallel else "sequential",
         norm=choice.norm if parallel else "own",
         **of_ratio,
@@ -152,6 +177,12 @@ def canonical(choice: LayerChoice) -> LayerChoice:
     )
 
 
+def without_useless_width(choice: LayerChoice) -> LayerChoice:
+    """The choice without `ffn_ratio` where that changes nothing."""
+    useless = choice.ffn_ratio == 1.0 or choice.ffn == "skip"
+    return choice.model_copy(update={"ffn_ratio": None}) if useless else choice
+
+
 def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
     """The choice without a token ratio, `rest` and `evict` where they change nothing."""
     if choice.token_ratio in (None, 1.0) or choice.tokens == "text":
@@ -159,7 +190,7 @@ def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
     if choice.phase == "decode":
         return choice.model_copy(update={"rest": "skip", "evict": False})
     evict = choice.evict and choice.phase == "both" and DOES[choice.rest][0] != "skip"
-    if not evict and DOES[choice.rest] == (choice.attention, choice.ffn):
+    if not evict and choice.ffn_ratio is None and DOES[choice.rest] == (choice.attention, choice.ffn):
         # The tokens that the ratio keeps do what the others do.
         return choice.model_copy(update={"token_ratio": None, "rest": "skip", "evict": False})
     return choice.model_copy(update={"evict": evict})

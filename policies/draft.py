@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from .apply import HANDLE, applied_policy, apply_policy
+from .apply import DRAFT, HANDLE, applied_policy, apply_policy
 from .errors import ModelError
 from .families.layers import decoder_layers, layer_list
 from .policy import Policy
@@ -60,6 +60,7 @@ def dense_draft(model: Any) -> PreTrainedModel:
     target = transformers_model(model)
     refuse_undraftable(target)
     twin = second_tree(target)
+    vars(twin)[DRAFT] = True
     if image_token_ids(twin):
         give_images(twin)
     return twin

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel
+from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel, WidthSelection, has_width
 from .document import Document
 from .errors import PolicyError, PolicyMismatch
 from .hub import policy_file, save_folder, upload
@@ -135,6 +135,7 @@ class Policy(StrictModel):
         layers: By 0-based layer number, the choices that differ from keep, or from the schedule's choice.
         token_selection: How image tokens are selected where a layer has a token ratio; by default as the schedule's
             source does.
+        width_selection: How channels are selected where a layer has an `ffn_ratio`.
         measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
             split.
         provenance: The study and trial it comes from.
@@ -145,6 +146,7 @@ class Policy(StrictModel):
     schedule: Annotated[Schedule | None, Field(exclude=True, repr=False)] = None
     layers: dict[LayerIndex, LayerChoice] = {}
     token_selection: TokenSelection = TokenSelection()
+    width_selection: WidthSelection = WidthSelection()
     measured: dict[str, Measured] = {}
     provenance: Provenance = Provenance()
 
@@ -216,9 +218,15 @@ class Policy(StrictModel):
         return policy
 
     @classmethod
-    def of(cls, choices: list[LayerChoice], selection: TokenSelection = TokenSelection()) -> Self:
+    def of(
+        cls,
+        choices: list[LayerChoice],
+        selection: TokenSelection = TokenSelection(),
+        width: WidthSelection = WidthSelection(),
+    ) -> Self:
         """Make a policy from one choice for each layer, in canonical form."""
-        return cls(layers=dict(enumerate(choices)), token_selection=selection).canonical()
+        layers = dict(enumerate(choices))
+        return cls(layers=layers, token_selection=selection, width_selection=width).canonical()
 
     def canonical(self) -> Self:
         """The canonical form: equal `layers` for policies that compute the same; measurements and provenance stay."""
@@ -237,16 +245,19 @@ class Policy(StrictModel):
         if not any(ratios):
             # Where every ratio is 0, no score ranks anything.
             selection = TokenSelection(reselect=selection.reselect)
-        return self.model_copy(update={"layers": layers, "token_selection": selection})
+        width = self.width_selection if has_width(layers) else WidthSelection()
+        return self.model_copy(update={"layers": layers, "token_selection": selection, "width_selection": width})
 
     @property
     def fingerprint(self) -> str:
         """A hash of 16 hex digits, equal for policies that compute the same."""
         canonical = self.canonical()
-        plain = {
+        plain: dict[str, Any] = {
             "layers": {str(index): choice.document() for index, choice in canonical.layers.items()},
             "token_selection": canonical.token_selection.model_dump(),
         }
+        if has_width(canonical.layers):
+            plain["width_selection"] = canonical.width_selection.model_dump()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -292,6 +303,8 @@ class Policy(StrictModel):
         data["layers"] = {index: choice.document() for index, choice in canonical.layers.items()}
         if any(choice.token_ratio is not None for choice in canonical.layers.values()):
             data["token_selection"] = canonical.token_selection.model_dump()
+        if has_width(canonical.layers):
+            data["width_selection"] = canonical.width_selection.model_dump()
         if canonical.measured:
             data["measured"] = {
                 name: {key: readable_number(value) for key, value in entry.model_dump(exclude_none=True).items()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from slow_widths import units
 from torch import nn
 
 from families import IMAGE, Family, layer_list
@@ -66,13 +67,18 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
             role: {i for i, (own, _) in does.items() if own == role} for role in ("run", "keys_only", "queries_only")
         }
         fed = [i for i, (_, own) in does.items() if own == "run"]
+        concerned = {i for i in fed if ("image" if i in images else "text") in scope(choice)}
+        narrow = concerned if choice.phase == "decode" else concerned - rest
         # The step after the prompt has one query, which is text.
         step, step_fed = (choice.attention, choice.ffn) if "answer" in scope(choice) else ("run", "run")
         if number not in mixers:
             total += attention_costs(model, layer, taking, evicted, step, family.windows[number], len(ids))
         elif taking["run"]:
             total += mixers[number]
-        total += Costs(len(fed) * ffn_flops(layer), int(step_fed == "run") * ffn_flops(layer))
+        whole, part = ffn_flops(layer), narrow_flops(layer, choice)
+        step_part = part if "answer" in scope(choice) else whole
+        prefill = len(narrow) * part + (len(fed) - len(narrow)) * whole
+        total += Costs(prefill, step_part if step_fed == "run" else 0)
     return total
 
 
@@ -191,6 +197,17 @@ def key_heads(config: Any) -> int:
 def ffn_flops(layer: nn.Module) -> int:
     """FLOPs of one token in the FFN."""
     return 2 * sum(size for _, size in matrices_of(layer, attention=False))
+
+
+def narrow_flops(layer: nn.Module, choice: LayerChoice) -> int:
+    """FLOPs of one token in the FFN with the first channels, of which a choice keeps the same share in each expert."""
+    if choice.ffn_ratio is None:
+        return ffn_flops(layer)
+    saved, ratio = 0, Fraction(str(choice.ffn_ratio))
+    for unit in units(layer):
+        sent = Fraction(experts_of(layer), unit.experts) if unit.experts else 1
+        saved += sent * unit.size * (unit.channels - int(ratio * unit.channels))
+    return int(ffn_flops(layer) - 2 * saved)
 
 
 def matrices_of(layer: nn.Module, attention: bool) -> Iterator[tuple[str, int]]:

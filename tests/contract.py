@@ -64,6 +64,24 @@ ROLE_TOKENS: dict[str, list[Choice]] = {
     ],
     "evict": [{**HALF, "phase": "decode"}, SKIP_VISION, {**HALF, "rest": "keys_only", "evict": True}],
 }
+# An FFN with a share of its channels, for all tokens and for some.
+WIDTHS: list[Choice] = [
+    {"ffn_ratio": 0.5},
+    {"ffn_ratio": 0.3, "phase": "prefill"},
+    {"ffn_ratio": 0.7, "wiring": "parallel", "norm": "shared"},
+    {"ffn_ratio": 0.5, "phase": "decode"},
+    {"ffn_ratio": 0.9, "attention": "skip"},
+    {"ffn_ratio": 0.01},
+]
+WIDTH_TOKENS: list[Choice] = [
+    {"ffn_ratio": 0.5, "tokens": "image"},
+    {"ffn_ratio": 0.3, "tokens": "text", "wiring": "parallel"},
+    {**HALF, "ffn_ratio": 0.5, "rest": "ffn"},
+    {**HALF, "ffn_ratio": 0.7},
+    {"ffn_ratio": 0.5, "tokens": "text", "phase": "prefill"},
+    {**HALF, "ffn_ratio": 0.5, "attention": "skip", "tokens": "image", "rest": "ffn"},
+]
+RANKINGS = ["weights", "first"]
 # Every score, and a mixture of relevance and diversity.
 SCORES = [*table.SCORES, "relevance 0.4"]
 # What becomes of removed tokens, in turn.
@@ -77,6 +95,8 @@ CHOICES: dict[str, list[Choice]] = {
     "reselect: once": [HALF],
     **ROLE_PHASES,
     **ROLE_TOKENS,
+    "ffn_ratio": WIDTHS,
+    "ffn_ratio: tokens": WIDTH_TOKENS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [
@@ -108,11 +128,16 @@ READING: list[dict[int, Choice]] = [
 
 
 def policy_of(
-    layers: dict[int, Choice], score: str = "attention", reselect: str = "each_layer", dropped: str = "discard"
+    layers: dict[int, Choice],
+    score: str = "attention",
+    reselect: str = "each_layer",
+    dropped: str = "discard",
+    ranking: str = "weights",
 ) -> Policy:
     name, _, diversity = score.partition(" ")
     selection = {"score": name, "diversity": float(diversity or 0), "reselect": reselect, "dropped": dropped}
-    return Policy.model_validate({"layers": layers, "token_selection": selection})
+    width = {"ranking": ranking}
+    return Policy.model_validate({"layers": layers, "token_selection": selection, "width_selection": width})
 
 
 def rotated(choices: list[Choice], seed: str) -> list[list[Choice]]:

@@ -5,6 +5,7 @@ Nothing here is fast, and nothing here uses skipsearch beyond the policy's own w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -13,6 +14,7 @@ import slow_scores
 import torch
 import transformers as t
 from layer_formulas import a, f, n1, n2, parallel, recurrence
+from slow_widths import dropped_channels, silenced
 from torch import Tensor, nn
 
 from families import IMAGE, Family, layer_list, run
@@ -135,12 +137,16 @@ def one_layer(
         row.merge(x[0], sorted(rest), sorted(kept))
     middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record)
     y = middle.clone()
+    concerned = scope if only_evicts else scope - rest
+    ratio, ranking = choice.ffn_ratio, policy.width_selection.ranking
+    dropped = [] if ratio is None or choice.ffn == "skip" else dropped_channels(layer, ratio, ranking)
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
-        if choice.wiring == "parallel" and i in scope and (only_evicts or i not in rest):
+        if choice.wiring == "parallel" and i in concerned:
             normed = n1(layer, x[:, [i]]) if choice.norm == "shared" else n2(layer, x[:, [i]])
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
-        y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
+        with silenced(layer, dropped) if dropped and i in concerned else nullcontext():
+            y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
     if record == "change":
         moved = [i for i, what in does.items() if what[0] in ("run", "queries_only") or what[1] == "run"]
         row.note(moved, (y - entering)[0, moved].norm(dim=-1).tolist())

@@ -19,6 +19,8 @@ TEXT = ("skip_ffn", "skip_attention", "skip_layer", "parallel", "norm: shared", 
 IMAGES = ("tokens", "token_ratio", "reselect: once")
 # Choices in which tokens take part in an attention in another way.
 TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
+TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio",), ("ffn_ratio: tokens",)
+TEXT_COLUMNS, IMAGE_COLUMNS = TEXT + TEXT_ROLES + TEXT_WIDTHS, IMAGES + IMAGE_ROLES + IMAGE_WIDTHS
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Verdicts = dict[tuple[str, str], str]
@@ -65,7 +67,26 @@ def with_own_function(family: Family) -> tuple[int, ...]:
     return tuple(range(LAYERS)) if family.name.split("-")[0] in ("falcon", "gptj") else ()
 
 
+def with_experts(family: Family) -> tuple[int, ...]:
+    """The layers whose FFN is a mixture of experts."""
+    if family.name == "deepseek-v3":
+        return tuple(range(1, LAYERS))
+    named = "moe" in family.name or family.name in ("mixtral", "gpt-oss", "qwen3-next")
+    return tuple(range(LAYERS)) if named else ()
+
+
+def with_biased_experts(family: Family) -> tuple[int, ...]:
+    """The layers whose experts have biases, and gates and values in turn."""
+    return tuple(range(LAYERS)) if family.name == "gpt-oss" else ()
+
+
 REFUSALS = (
+    Refusal(
+        with_biased_experts,
+        lambda choice: "ffn_ratio" in choice,
+        "its mixture of experts has a part of another build",
+        "its experts have biases, so `ffn_ratio` is refused",
+    ),
     Refusal(
         lambda family: family.linear + family.cross,
         needs_keys,
@@ -103,7 +124,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda family: family.cross,
-        lambda choice: choice == {"attention": "skip"},
+        lambda choice: choice.get("attention") == "skip" and "ffn" not in choice,
         "a decode step leaves the layer out where nothing of the image is stored",
         "layers that attend to the image refuse to skip the attention alone: transformers leaves such a layer out of a "
         "decode step when it stored nothing",
@@ -119,8 +140,7 @@ def refused(name: str, layer: int, choice: Choice) -> list[Refusal]:
 
 def columns_of(name: str) -> tuple[str, ...]:
     """The columns of a family."""
-    own = TEXT + TEXT_ROLES
-    return own + IMAGES + IMAGE_ROLES if FAMILIES[name].image_tokens else own
+    return TEXT_COLUMNS + IMAGE_COLUMNS if FAMILIES[name].image_tokens else TEXT_COLUMNS
 
 
 def refusals_of(name: str, column: str) -> list[list[Refusal]]:
@@ -136,15 +156,19 @@ def works(name: str, column: str) -> bool:
 def declared() -> Verdicts:
     """The oracles that should hold."""
     return {
-        (name, column): oracles_of(column) if works(name, column) else ""
+        (name, column): oracles_of(name, column) if works(name, column) else ""
         for name in FAMILIES
         for column in columns_of(name)
     }
 
 
-def oracles_of(column: str) -> str:
-    """What the choices of a column are held against: choices about tokens do not compile to one graph."""
-    return "FCPBT" if column in TEXT + TEXT_ROLES else "FCPB"
+def oracles_of(name: str, column: str) -> str:
+    """What the choices of a column are held against.
+
+    Choices about tokens do not compile to one graph, nor do experts of different widths.
+    """
+    of_widths = column in TEXT_WIDTHS and with_experts(FAMILIES[name])
+    return "FCPBT" if column in TEXT_COLUMNS and not of_widths else "FCPB"
 
 
 def notes_of(name: str) -> list[str]:
@@ -202,8 +226,10 @@ def rendered(verdicts: Verdicts) -> str:
     """The tables, and the reasons of what does not work."""
     reasons: list[str] = []
     lines = []
-    own = TEXT + TEXT_ROLES
-    for title, columns in (("Text models", own), ("Models that see images", own + IMAGES + IMAGE_ROLES)):
+    for title, columns in (
+        ("Text models", TEXT_COLUMNS),
+        ("Models that see images", TEXT_COLUMNS + IMAGE_COLUMNS),
+    ):
         names = [name for name in FAMILIES if columns_of(name) == columns]
         lines += [f"### {title}", "", line(["family", "class", *columns])]
         lines += [line(["---"] * 2 + [":-:"] * len(columns))]
@@ -221,7 +247,7 @@ def line(cells: list[str]) -> str:
 def cell(name: str, column: str, holds: str, reasons: list[str]) -> str:
     """A tick or the letters that hold, and the numbers of the reasons."""
     why = [refusals[0].reason for refusals in refusals_of(name, column) if refusals]
-    return numbered("✓" if holds == oracles_of(column) else holds or "no", why, reasons)
+    return numbered("✓" if holds == ("FCPBT" if column in TEXT_COLUMNS else "FCPB") else holds or "no", why, reasons)
 
 
 def numbered(text: str, why: list[str], reasons: list[str]) -> str:

@@ -218,6 +218,23 @@ class Sublayers:
         return tuple(name for name in (*self._anatomy.ffn, self._anatomy.after_ffn) if name is not None)
 
     @property
+    def ffn_parent(self) -> nn.Module:
+        """The module that holds the parts of the FFN: the FFN itself, or the layer where it has no own module."""
+        return self._layer if self.ffn_holder is None else self.ffn_holder
+
+    @property
+    def ffn_holder(self) -> nn.Module | None:
+        """The module of the FFN; None where its parts are attributes of the layer itself."""
+        return getattr(self._layer, self._anatomy.ffn[0]) if len(self._anatomy.ffn) == 1 else None
+
+    @property
+    def ffn_children(self) -> dict[str, nn.Module]:
+        """The modules that the FFN consists of, by their names in `ffn_parent`."""
+        if self.ffn_holder is not None:
+            return dict(self.ffn_holder.named_children())
+        return {name: getattr(self._layer, name) for name in self._anatomy.ffn}
+
+    @property
     def norm_names(self) -> tuple[str | None, str | None]:
         """The attributes of the layer that hold N1 and N2, which may be one; None where a sublayer has no such norm."""
         return self._anatomy.before_attention, self._anatomy.before_ffn
@@ -260,19 +277,30 @@ class Sublayers:
         """N2 x, the input of the FFN."""
         return self._run(self._anatomy.before_ffn, x)
 
-    def run_ffn(self, normed: Tensor, arguments: Mapping[str, Any] | None = None) -> Tensor:
+    def run_ffn(
+        self,
+        normed: Tensor,
+        arguments: Mapping[str, Any] | None = None,
+        parts: Mapping[str, nn.Module] | None = None,
+    ) -> Tensor:
         """F of an input that is already normalised, shape (batch, tokens, width).
 
         Args:
             normed: N2 x, or N1 x where both sublayers share that norm.
             arguments: What else the layer was called with; they tell a `cross` layer which rows see no image.
+            parts: Modules that run in the place of the FFN's own, by their names in the layer.
         """
-        for name in (*self._anatomy.ffn, self._anatomy.after_ffn):
-            normed = first(self._run(name, normed))
+        normed = first(self._run(self._anatomy.after_ffn, self.run_ffn_modules(normed, parts)))
         if self._anatomy.rows is not None:
             rows = (arguments or {})[self._anatomy.rows]
             normed = normed if rows is None else rows[:, 0] * normed
         return self._scaled(1, normed)
+
+    def run_ffn_modules(self, normed: Tensor, parts: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """The FFN without the norm after it, its scale and its rows; see `run_ffn`."""
+        for name in self._anatomy.ffn:
+            normed = first(parts[name](normed) if parts and name in parts else self._run(name, normed))
+        return normed
 
     def as_layer_output(self, y: Tensor) -> Any:
         """Hidden states in the form that the layer returns: alone, or first in a tuple."""

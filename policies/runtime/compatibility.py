@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..choice import LayerChoice
 from ..errors import ModelError, PolicyMismatch
+from ..families.channels import channel_groups, shared_weight, why_not_narrow
 from ..families.layers import DecoderLayer
 from .roles import roles
 from .tokens import ALL_CLASSES, image_token_ids, scope
@@ -52,6 +53,22 @@ def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
         )
 
 
+def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
+    """Refuse to change the order of channels in weights that other parts of the model have too.
+
+    Raises:
+        PolicyMismatch: naming the first such layer.
+    """
+    for layer, choice in zip(layers, choices, strict=True):
+        found = None if choice.ffn_ratio is None else shared_weight(model, channel_groups(layer.sublayers))
+        if found is not None:
+            raise PolicyMismatch(
+                f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
+                [f"another part of the model has its {found} too"],
+                "leave `ffn_ratio` out there",
+            )
+
+
 def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
     """Refuse a choice that a layer cannot compute: a recurrence, attention to an image, or one of another build.
 
@@ -77,6 +94,8 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
     elif layer.kind == "cross" and choice.attention == "skip" and choice.ffn == "run":
         reason = "a decode step leaves the layer out where nothing of the image is stored"
         hint = "use skip_layer there"
+    elif choice.ffn_ratio is not None and (found := why_not_narrow(layer.sublayers)) is not None:
+        reason, hint = found, "leave `ffn_ratio` out there"
     else:
         return
     raise PolicyMismatch(

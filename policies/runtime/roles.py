@@ -20,6 +20,7 @@ class Roles:
         alone: Groups that attend, and that are seen by themselves only.
         fed: Groups that the FFN processes.
         parallel: Groups whose FFN reads the layer's input.
+        narrow: Groups of `fed` that go through a share of the FFN's channels.
         evicts: True where image tokens leave the layer's cache after the prompt.
     """
 
@@ -28,6 +29,7 @@ class Roles:
     alone: TokenGroups
     fed: TokenGroups
     parallel: TokenGroups
+    narrow: TokenGroups
     evicts: bool
 
     @property
@@ -72,12 +74,14 @@ def roles(choice: LayerChoice) -> Roles:
 
     inside = frozenset(group for group in GROUPS if _is_inside(choice, group))
     empty: TokenGroups = frozenset({"image"}) if choice.ranks_images and choice.token_ratio == 0 else frozenset()
+    fed = that(1, "run") - empty
     return Roles(
         asks=that(0, "run") - empty,
         seen_only=that(0, "keys_only") - empty,
         alone=that(0, "queries_only") - empty,
-        fed=that(1, "run") - empty,
+        fed=fed,
         parallel=inside if choice.wiring == "parallel" else frozenset(),
+        narrow=fed & inside if choice.ffn_ratio is not None else frozenset(),
         evicts=choice.evicts,
     )
 

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
         fed: The tokens that the FFN processes.
         parallel: The tokens whose FFN reads the layer's input; a mask of shape (batch, tokens), or one flag for all.
         split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
+        narrow: The tokens of `fed` that go through a share of the FFN's channels.
+        wide: The other tokens of `fed`.
         merged: The layer's input, where removed tokens were merged into others; None where none was.
     """
 
@@ -32,10 +34,12 @@ class Plan(NamedTuple):
     fed: Tokens
     parallel: bool | Tensor
     split: Split | None = None
+    narrow: Tokens = AllOrNone.NONE
+    wide: Tokens = AllOrNone.NONE
     merged: Tensor | None = None
 
 
-DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False)
+DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False, wide=AllOrNone.ALL)
 
 
 def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tensor, Plan, Selection | None]:
@@ -53,13 +57,15 @@ def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tens
     if split is None and attended is fed is AllOrNone.NONE:
         return hidden, plan, None
     chosen = fed if attended is AllOrNone.NONE else attended
-    same = split is None and (fed is chosen or fed is AllOrNone.NONE) and isinstance(parallel, bool)
+    alike = plan.narrow is AllOrNone.NONE or plan.narrow is fed
+    same = split is None and alike and (fed is chosen or fed is AllOrNone.NONE) and isinstance(parallel, bool)
     if same and isinstance(chosen, Selection):
         if tokens.shorter is None or tokens.shorter.selection is not chosen:
             whole = tokens.whole(hidden)
             hidden, tokens.shorter = chosen.cut(whole, -2), ShorterStates(whole, chosen)
         runs = {True: AllOrNone.ALL, False: AllOrNone.NONE}
-        return hidden, plan._replace(attended=runs[attended is chosen], fed=runs[fed is chosen]), chosen
+        parts = zip(("attended", "fed", "narrow", "wide"), (attended, fed, plan.narrow, plan.wide), strict=True)
+        return hidden, plan._replace(**{name: runs[part is chosen] for name, part in parts}), chosen
     whole, tokens.shorter = tokens.whole(hidden), None
     return whole, plan, None
 

@@ -10,10 +10,11 @@ from transformers.cache_utils import Cache, StaticLayer
 from ..caches.cache import cache_layer, find_cache, shorter_layer, skip_all_tokens
 from ..caches.partial import PartialLayer
 from ..caches.static import ShortStaticLayer
-from ..choice import LayerChoice
+from ..choice import LayerChoice, WidthSelection
 from ..errors import ModelError
 from ..families.anatomy import first
 from ..families.layers import DecoderLayer
+from ..families.widths import NarrowFFN
 from ..policy import TokenSelection
 from ..scores.merge import merge_removed
 from ..scores.score import Record
@@ -41,6 +42,7 @@ class WrappedLayer:
         choice: What it does, in canonical form.
         selection: How image tokens are ranked, and whether a token that is left out comes back.
         record: What this layer records for a later layer that ranks image tokens by it; None for nothing.
+        width: How channels are ranked.
 
     Attributes:
         score: The score that ranks image tokens.
@@ -51,6 +53,7 @@ class WrappedLayer:
         slot: The number under which the layer stores in a cache.
         fixed_plan: The plan, where it is the same in every forward; else None.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
+        narrow: The FFN with a share of its channels; None where the choice has no such share.
         watch: What records the layer's attention; None where no later layer ranks image tokens by it.
         hands_to: The next layer, where it may get hidden states that are cut; else None.
     """
@@ -59,7 +62,12 @@ class WrappedLayer:
     hands_to: nn.Module | None = None
 
     def __init__(
-        self, layer: DecoderLayer, choice: LayerChoice, selection: TokenSelection, record: Record | None
+        self,
+        layer: DecoderLayer,
+        choice: LayerChoice,
+        selection: TokenSelection,
+        record: Record | None,
+        width: WidthSelection,
     ) -> None:
         self.layer = layer
         self.choice = choice
@@ -76,6 +84,8 @@ class WrappedLayer:
         varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
         self.slot = layer.slot
+        ratio = choice.ffn_ratio
+        self.narrow = None if ratio is None else NarrowFFN(layer.sublayers, ratio, width.ranking)
         self.patch = Patch(layer.module)
         self.watch = WatchedAttention(layer.sublayers.attention) if record in FROM_ATTENTION else None
 
@@ -84,12 +94,16 @@ class WrappedLayer:
         self.patch.set(self.run_and_record_change if self.record == "change" else self.run)
         if self.watch is not None:
             self.watch.install()
+        if self.narrow is not None:
+            self.narrow.install()
 
     def uninstall(self) -> None:
         """Restore the layer."""
         self.patch.undo()
         if self.watch is not None:
             self.watch.uninstall()
+        if self.narrow is not None:
+            self.narrow.uninstall()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; this replaces its forward."""
@@ -162,7 +176,8 @@ class WrappedLayer:
             self.skip_in_cache(hidden.shape[1] if call is None else call.count(hidden), hidden.device, cache)
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
-        if plan.split is None and plan.attended is plan.fed is AllOrNone.ALL and plan.parallel is False:
+        every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE
+        if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
         if checkpoints:
             compose = partial(self.compose, arguments=arguments, plan=plan, call=call, selection=selection)
@@ -190,13 +205,14 @@ class WrappedLayer:
         selection: Selection | None,
     ) -> Tensor:
         """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
-        attended, fed, parallel, split = plan[:4]
+        attended, fed, parallel, split, narrow, wide = plan[:6]
         # The tokens of the forward that the attention processes.
         asking = attended if selection is None else selection
-        if split is None and attended is fed is not AllOrNone.NONE:
+        alike = narrow is AllOrNone.NONE or narrow is fed
+        if split is None and alike and attended is fed is not AllOrNone.NONE:
             # One gather and one scatter serve both sublayers.
             part, flags = cut(hidden, fed), flags_of(parallel, fed)
-            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, call), fed)
+            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, narrow is fed, call), fed)
         middle = hidden
         if split is not None:
             middle = self.split_attention.add(hidden, arguments, split, partial(self.run_attention, call=call))
@@ -205,14 +221,26 @@ class WrappedLayer:
             normed = self.layer.sublayers.attention_norm(part)
             update = self.run_attention(normed, arguments, asking, asking, call)
             middle = put_back(hidden, part + update, attended)
-        if fed is AllOrNone.NONE:
-            return middle
-        part, layer_input = cut(middle, fed), cut(hidden, fed)
-        normed = self.ffn_input(layer_input, part, flags_of(parallel, fed))
-        return put_back(middle, part + self.layer.sublayers.run_ffn(normed, arguments), fed)
+        for tokens, is_narrow in ((narrow, True), (wide, False)):
+            if tokens is not AllOrNone.NONE:
+                part, layer_input = cut(middle, tokens), cut(hidden, tokens)
+                normed = self.ffn_input(layer_input, part, flags_of(parallel, tokens))
+                middle = put_back(middle, part + self.run_ffn(normed, arguments, is_narrow), tokens)
+        return middle
+
+    def run_ffn(self, normed: Tensor, arguments: dict[str, Any], is_narrow: bool) -> Tensor:
+        """F of a normalised input; `is_narrow` where only a share of the channels runs."""
+        parts = self.narrow.parts() if is_narrow and self.narrow is not None else None
+        return self.layer.sublayers.run_ffn(normed, arguments, parts)
 
     def both_sublayers(
-        self, x: Tensor, arguments: dict[str, Any], tokens: Tokens, parallel: bool | Tensor, call: ForwardCall | None
+        self,
+        x: Tensor,
+        arguments: dict[str, Any],
+        tokens: Tokens,
+        parallel: bool | Tensor,
+        is_narrow: bool,
+        call: ForwardCall | None,
     ) -> Tensor:
         """Run both sublayers for the same tokens, concurrently where neither reads the other's output."""
         parts = self.layer.sublayers
@@ -224,11 +252,11 @@ class WrappedLayer:
             attention, ffn = run_concurrently(
                 x,
                 lambda: self.run_attention(normed, arguments, tokens, tokens, call),
-                lambda: parts.run_ffn(ffn_input, arguments),
+                lambda: self.run_ffn(ffn_input, arguments, is_narrow),
             )
             return x + attention + ffn
         middle = x + self.run_attention(normed, arguments, tokens, tokens, call)
-        return middle + parts.run_ffn(self.ffn_input(x, middle, parallel), arguments)
+        return middle + self.run_ffn(self.ffn_input(x, middle, parallel), arguments, is_narrow)
 
     def run_attention(
         self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall | None
@@ -299,10 +327,11 @@ class WrappedLayer:
         """The plan of a forward whose tokens all belong to one class."""
         does = self.roles
         asks, fed = ALL_OR_NONE[name in does.asks], ALL_OR_NONE[name in does.fed]
+        narrow, wide = ALL_OR_NONE[name in does.narrow], ALL_OR_NONE[name in does.fed - does.narrow]
         if name not in does.seen_only | does.alone:
-            return Plan(asks, fed, name in does.parallel)
+            return Plan(asks, fed, name in does.parallel, None, narrow, wide)
         seen_only, alone = ALL_OR_NONE[name in does.seen_only], ALL_OR_NONE[name in does.alone]
-        return Plan(asks, fed, name in does.parallel, Split(asks, seen_only, alone, seen_only))
+        return Plan(asks, fed, name in does.parallel, Split(asks, seen_only, alone, seen_only), narrow, wide)
 
     def _plan_by_classes(self, hidden: Tensor, call: ForwardCall) -> Plan:
         tokens = call.tokens
@@ -315,7 +344,9 @@ class WrappedLayer:
         images, merged = self._divide_images(hidden, tokens)
         attended, fed = tokens.select(self.roles.asks, images), tokens.select(self.roles.fed, images)
         parallel, split = tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended)
-        return Plan(attended, fed, parallel, split, merged)
+        narrow = tokens.select(self.roles.narrow, images)
+        wide = fed if narrow is AllOrNone.NONE else tokens.select(self.roles.fed - self.roles.narrow, images)
+        return Plan(attended, fed, parallel, split, narrow, wide, merged)
 
     def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> tuple[ImageSplit, Tensor | None]:
         """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed.

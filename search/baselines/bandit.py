@@ -39,7 +39,10 @@ def bandit(
         no layer allows to skip its attention alone.
     """
     skips = matching_choices(
-        domains, lambda choice: (choice.attention, choice.ffn, choice.token_ratio) == ("skip", "run", None)
+        domains,
+        lambda choice: (
+            (choice.attention, choice.ffn, choice.token_ratio, choice.ffn_ratio) == ("skip", "run", None, None)
+        ),
     )
     if not skips:
         return []

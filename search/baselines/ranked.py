@@ -42,7 +42,8 @@ def sublayer_cosine(domains: Domains, statistics: Sequence["LayerStatistics"]) -
         cosines[layer, "attention"], cosines[layer, "ffn"] = statistic.attention_cosine, statistic.ffn_cosine
     order = sorted(cosines, key=lambda sublayer: -cosines[sublayer])
     skips = matching_choices(
-        domains, lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is None
+        domains,
+        lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is choice.ffn_ratio is None,
     )
     scopes = dict.fromkeys(choice.model_copy(update={"attention": "run", "ffn": "run"}) for choice in skips)
     policies: list[Choices] = []

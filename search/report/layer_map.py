@@ -24,6 +24,7 @@ COLOURS = {
     "keys_only": "#56B4E9",
     "queries_only": "#F0E442",
     "token_ratio": "#009E73",
+    "ffn_ratio": "#8C6D31",
 }
 RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
 KEYS, QUERIES = "○", "△"
@@ -62,6 +63,7 @@ class Cell:
         phase: `p` or `d` where the choice holds in prefill or decode only.
         tokens: `i` or `t` where the choice holds for image or text tokens only.
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
+        channels: The share of the FFN's channels that run; None where all do.
     """
 
     attention: str
@@ -71,6 +73,7 @@ class Cell:
     phase: str = ""
     tokens: str = ""
     rest: str = ""
+    channels: float | None = None
 
 
 def cell(choice: LayerChoice) -> Cell:
@@ -85,9 +88,8 @@ def cell(choice: LayerChoice) -> Cell:
     phase = "" if choice.phase == "both" else choice.phase[0]
     tokens = "" if choice.tokens == "all" else choice.tokens[0]
     rest = "" if choice.rest == "skip" else choice.rest[0]
-    return Cell(
-        attention, ffn, choice.token_ratio, phase=phase, tokens=tokens, rest=rest + ("e" if choice.evicts else "")
-    )
+    rest += "e" if choice.evicts else ""
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
@@ -110,7 +112,9 @@ def describe(policy: Policy) -> list[str]:
     for (_, label), run in runs:
         layers = [index for _, (index, _) in run]
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
-    selection = policy.canonical().token_selection.model_dump(exclude_defaults=True)
+    policy = policy.canonical()
+    selection = policy.token_selection.model_dump(exclude_defaults=True)
+    selection |= policy.width_selection.model_dump(exclude_defaults=True)
     return entries + [f"{key} {value}" for key, value in selection.items()]
 
 
@@ -160,6 +164,8 @@ class LayerMap:
             yield Text("layer".ljust(LABEL_WIDTH) + ticks.rstrip(), style="dim")
             yield _row("attention", [_symbol(c.attention) for c in band])
             yield _row("ffn", [_symbol(c.ffn) for c in band])
+            if any(c.channels is not None for c in layers):
+                yield _row("channels", [_channel_symbol(c) for c in band])
             if any(c.phase for c in layers):
                 yield _row("phase", [_letter(c.phase) for c in band])
             if any(c.tokens for c in layers):
@@ -196,9 +202,16 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.label}, reselect {selection.reselect}", "dim"
             )
+        channels = Counter(c.channels for c in layers if c.channels is not None)
+        for share in sorted(channels, reverse=True):
+            symbol = _channel_symbol(Cell("keep", "keep", channels=share))
+            yield Text("  ").append_text(symbol).append(f" ffn_ratio {share:g}: {_layers(channels[share])}")
+        if channels:
+            ranking = self.policy.width_selection.ranking
+            yield Text(f"  {ALL_TOKENS} all channels; ranked by {ranking}", "dim")
         if any(c.left is not None for c in layers):
             yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios:
+        if not used.keys() - {"keep"} and not ratios and not channels:
             yield Text("  every layer runs as in the dense model", style="dim")
 
 
@@ -227,8 +240,17 @@ def _token_symbol(drawn: Cell) -> Text:
         return Text(" ")
     if drawn.ratio is None:
         return Text(ALL_TOKENS if drawn.left is None else LEFT, style="dim")
-    level = max(0, math.floor(drawn.ratio * len(EIGHTHS)) - 1)
-    return Text(EIGHTHS[level] if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+    return Text(_level(drawn.ratio) if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+
+
+def _channel_symbol(drawn: Cell) -> Text:
+    if drawn.channels is None:
+        return Text(" " if drawn.ffn in ("skip_ffn", "skip_layer") else ALL_TOKENS, style="dim")
+    return Text(_level(drawn.channels), style=f"bold {COLOURS['ffn_ratio']}")
+
+
+def _level(share: float) -> str:
+    return EIGHTHS[max(0, math.floor(share * len(EIGHTHS)) - 1)]
 
 
 def _measurement_row(name: str, entry: Measured) -> list[str]:

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
-from ...policies.choice import CHOICES, KEEP, LAST_LAYER, AttentionRole, LayerChoice, Ratio, Rest, StrictModel
+from ...policies.choice import (
+    CHOICES,
+    KEEP,
+    LAST_LAYER,
+    AttentionRole,
+    LayerChoice,
+    Ranking,
+    Ratio,
+    Rest,
+    StrictModel,
+    Width,
+)
 from ...policies.policy import Dropped, TokenSelection
 from ...policies.schedules import Changing
 from ...policies.scores.table import DESCRIPTION, RELEVANCE, ScoreName
@@ -15,7 +26,7 @@ from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -44,7 +55,7 @@ def is_default_rest(value: Any) -> bool:
 def check_choice(value: Any) -> Any:
     """Check a choice before pydantic does, so that the message can name the nearest known choice."""
     if isinstance(value, str) and value not in CHOICES:
-        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio'])}")
+        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio', 'ffn_ratio'])}")
     if not isinstance(value, str | Mapping | Combination):
         names = ", ".join(CHOICES)
         raise ValueError(f"found {short(value)}, expected one of {names}, or a mapping such as {{token_ratio: 0.5}}")
@@ -81,6 +92,7 @@ class Combination(StrictModel):
         tokens: The tokens that the choice applies to: `all`, the `image` tokens, or the others, `text`.
         rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention` or `ffn`.
         evict: True where their keys and values leave the layer's cache after the prompt.
+        ffn_ratio: The share of the FFN's channels, above 0 and up to 1, that run.
     """
 
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
@@ -93,6 +105,7 @@ class Combination(StrictModel):
     tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
+    ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
 
     @model_validator(mode="after")
     def _name_or_keys(self) -> Self:
@@ -105,7 +118,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -150,6 +163,7 @@ class LayerRule(StrictModel):
         rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention`, `ffn`, or a list
             of them.
         evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
+        ffn_ratio: Shares of the FFN's channels that run; 1 is all of them.
     """
 
     range: Annotated[
@@ -166,6 +180,7 @@ class LayerRule(StrictModel):
     tokens: Annotated[Options[Literal["all", "image", "text"]], OMIT_DEFAULT] = "all"
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
+    ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
 
     @model_validator(mode="after")
     def _choices_or_keys(self) -> Self:
@@ -235,3 +250,14 @@ class SelectionOptions(StrictModel):
         if chosen["reselect"] != "once":
             chosen["dropped"] = "discard"
         return TokenSelection(**chosen)
+
+
+class WidthOptions(StrictModel):
+    """How channels are ranked where a layer has an `ffn_ratio`; the search chooses one value of a list.
+
+    Attributes:
+        ranking: `weights` ranks a channel by the product of the norms of its weights; `first` takes channels in the
+            order of the checkpoint.
+    """
+
+    ranking: Options[Ranking] = "weights"

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from ...policies.choice import KEEP, LayerChoice
+from ...policies.choice import KEEP, LayerChoice, WidthSelection
 from ...policies.policy import Policy
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
@@ -47,7 +47,7 @@ class Parameters:
         self.groups = space.groups(num_layers)
         self._forbidden = ForbiddenChoices(space.forbid)
         self._schedules = numbered_schedules(space.schedules)
-        self._selection = space.token_selection
+        self._selection, self._width = space.token_selection, space.width_selection
         rules = space.rules(num_layers)
         self._of_group = {group: LayerParameters(group[0], rules[group[0]]) for group in self.groups}
         # By parameter and label, the value; the database of a study relies on the names and on the order.
@@ -60,7 +60,7 @@ class Parameters:
         for name, schedule in self._schedules.items():
             for key, values in schedule.options().items():
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
-        for key, values in space.token_selection:
+        for key, values in (*space.token_selection, *space.width_selection):
             self._values[key] = {selection_label(key, value): value for value in as_options(values)}
         self._defaults |= {
             name: next(iter(values)) for name, values in self._values.items() if name not in self._defaults
@@ -97,7 +97,7 @@ class Parameters:
             scheduled = pattern.choices(len(choices))
             values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
-        return Policy.of(choices, self._selection.selection(values))
+        return Policy.of(choices, self._selection.selection(values), WidthSelection(ranking=values["ranking"]))
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""
@@ -121,7 +121,8 @@ class Parameters:
 
         Args:
             choices: An allowed choice for each layer.
-            selection: The `token_selection`, by key; a value that the space does not offer is left out.
+            selection: The `token_selection` and the `width_selection`, by key; a value that the space does not offer is
+                left out.
         """
         labels: dict[str, str] = {}
         for group, parameters in self._of_group.items():
@@ -134,7 +135,7 @@ class Parameters:
         choices = policy.canonical().choices(len(self.domains))
         if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
             return None
-        labels = self.encode_choices(choices, dict(policy.token_selection))
+        labels = self.encode_choices(choices, {**dict(policy.token_selection), **dict(policy.width_selection)})
         return labels if self.policy(labels).fingerprint == policy.fingerprint else None
 
     def deletions(self, labels: Mapping[str, str]) -> dict[tuple[int, str], dict[str, str]]:
@@ -233,8 +234,8 @@ def selection_label(key: str, value: Any) -> str:
 
 def key_label(key: str, value: Any) -> str:
     """The label of a key's value, which says what the value does and is the same in all layers."""
-    if key == "token_ratio":
-        return f"token_ratio {value:g}"
+    if key in ("token_ratio", "ffn_ratio"):
+        return f"{key} {value:g}"
     if key == "rest":
         return f"rest {value}"
     if key == "evict":

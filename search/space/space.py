@@ -16,7 +16,7 @@ from .constraint import CONSTRAINT_JSON_SCHEMA, Constraint, as_constraint, with_
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
 from .fingerprint import Digests, with_digests
 from .guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
-from .layer_choices import LayerRule, SelectionOptions, is_default
+from .layer_choices import LayerRule, SelectionOptions, WidthOptions, is_default
 from .schedules import ScheduleOptions
 from .search_settings import Search, Workers, is_policy_file
 from .ties_and_bans import ForbiddenTogether, ForbidRule, Group, TieEvery
@@ -38,6 +38,7 @@ class Space(StrictModel):
         forbid: Choices of several layers that may not occur together, and runs of a choice that are too long.
         token_selection: How image tokens are ranked where a layer has a token ratio; the search chooses one value of a
             list.
+        width_selection: How channels are ranked where a layer has an `ffn_ratio`; the same holds for a list.
         evaluate: What is measured: options by evaluator; an empty entry means the defaults.
         objectives: The metrics to optimise, each with its direction.
         constraints: Bounds on metrics; a trial stops at the first one that it violates.
@@ -52,6 +53,7 @@ class Space(StrictModel):
     tied: Annotated[list[Group] | TieEvery, Field(exclude_if=is_default)] = []
     forbid: Annotated[list[ForbidRule], Field(exclude_if=is_default)] = []
     token_selection: SelectionOptions = SelectionOptions()
+    width_selection: Annotated[WidthOptions, Field(exclude_if=lambda value: value == WidthOptions())] = WidthOptions()
     evaluate: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=MAX_EVALUATORS)]
     objectives: Annotated[dict[str, Direction], Field(min_length=1)]
     constraints: Annotated[

@@ -149,7 +149,8 @@ def skipped_share(choices: Choices) -> float:
 def done_share(choice: LayerChoice) -> float:
     """Roughly the share of a layer's work that a choice does; keys alone count as half of an attention."""
     attention = {"skip": 0.0, "keys_only": 0.5}.get(choice.attention, 1.0)
-    done = (attention + (choice.ffn == "run")) / 2
+    ffn = 0.0 if choice.ffn == "skip" else 1.0 if choice.ffn_ratio is None else choice.ffn_ratio
+    done = (attention + ffn) / 2
     if choice.token_ratio is None or not choice.ranks_images:
         return done
     rest = {"skip": 0.0, "keys_only": 0.25}.get(choice.rest, 0.5)

@@ -8,19 +8,23 @@ from ...policies.policy import Policy
 
 RECENT = 64  # policies that are compared per worker; of older ones it has hardly any hidden states left
 
-LayerKeys: TypeAlias = list[tuple[str, str]]
+LayerKeys: TypeAlias = list[tuple[str, str, str]]
 
 
 def layer_keys(policy: Policy, num_layers: int) -> LayerKeys:
     """One key per layer that is equal where two policies compute the same in it.
 
     Returns:
-        The choice of each layer, with the ranking of image tokens where the layer drops some.
+        The choice of each layer, with the ranking of image tokens where the layer drops some, and of channels where it
+        runs a share of them.
     """
     canonical = policy.canonical()
-    selection = str(canonical.token_selection)
+    selection, width = str(canonical.token_selection), str(canonical.width_selection)
     choices = canonical.choices(num_layers)
-    return [(choice.label, "" if choice.token_ratio is None else selection) for choice in choices]
+    return [
+        (choice.label, "" if choice.token_ratio is None else selection, "" if choice.ffn_ratio is None else width)
+        for choice in choices
+    ]
 
 
 def common_prefix_length(one: LayerKeys, other: LayerKeys) -> int:

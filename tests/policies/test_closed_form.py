@@ -38,6 +38,12 @@ TEXT: dict[str, dict[int, dict[str, Any]]] = {
         3: {"attention": "queries_only"},
     },
 }
+TEXT["widths"] = {
+    0: {"ffn_ratio": 0.5},
+    1: {"ffn_ratio": 0.3, "phase": "decode"},
+    2: {"ffn_ratio": 0.9, "attention": "skip"},
+    3: {"ffn_ratio": 0.01, "phase": "prefill"},
+}
 IMAGES: dict[str, dict[int, dict[str, Any]]] = {
     "ratios": {
         0: {"token_ratio": 0.5},
@@ -69,8 +75,14 @@ IMAGES: dict[str, dict[int, dict[str, Any]]] = {
         2: {"token_ratio": 0.75, "rest": "keys_only", "attention": "queries_only", "tokens": "image"},
         3: {"attention": "keys_only", "tokens": "text"},
     },
+    "widths of images": {
+        0: {"ffn_ratio": 0.5, "tokens": "image"},
+        1: {"ffn_ratio": 0.3, "tokens": "text"},
+        2: {"ffn_ratio": 0.9, "token_ratio": 0.5, "rest": "ffn"},
+        3: {"ffn_ratio": 0.7, "token_ratio": 0.5},
+    },
 }
-ROLES = ("roles", "roles of images", "rests")
+ROLES = ("roles", "roles of images", "rests", "widths", "widths of images")
 ONCE = {"once": {1: {"token_ratio": 0.75}, 2: {"ffn": "skip"}, 3: {"token_ratio": 0.25}}}
 
 
@@ -101,7 +113,8 @@ def policy_of(label: str, family: Family) -> Policy:
 
 def with_selection(layers: dict[int, dict[str, Any]], label: str) -> Policy:
     selection = {"score": "uniform", "reselect": "once" if label in ONCE else "each_layer"}
-    return Policy.model_validate({"layers": layers, "token_selection": selection})
+    width = {"ranking": "first"}
+    return Policy.model_validate({"layers": layers, "token_selection": selection, "width_selection": width})
 
 
 @contextmanager

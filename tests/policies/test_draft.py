@@ -19,6 +19,8 @@ from contract import (
     ROLE_PHASES,
     ROLE_TOKENS,
     TOKENS,
+    WIDTH_TOKENS,
+    WIDTHS,
     Choice,
     policy_of,
     rotated,
@@ -43,7 +45,7 @@ def attention_of(name: str) -> str:
 
 
 IN_PHASES = [choice for choices in ROLE_PHASES.values() for choice in choices]
-ABOUT_IMAGES = [*ROLE_TOKENS["roles: tokens"], *ROLE_TOKENS["rest"]]
+ABOUT_IMAGES = [*TOKENS, *RATIOS, *ROLE_TOKENS["roles: tokens"], *ROLE_TOKENS["rest"], *WIDTH_TOKENS]
 
 
 def row_of(name: str, seed: int = 0) -> Batch:
@@ -54,7 +56,7 @@ def row_of(name: str, seed: int = 0) -> Batch:
 
 def layers_of(name: str) -> list[dict[int, Choice]]:
     """Policies that put each choice into some layer; one of them for most families, drawn by its name."""
-    choices = [*PLAIN, *PHASES, *IN_PHASES, *([*TOKENS, *RATIOS, *ABOUT_IMAGES] if FAMILIES[name].image_tokens else [])]
+    choices = [*PLAIN, *PHASES, *IN_PHASES, *WIDTHS, *(ABOUT_IMAGES if FAMILIES[name].image_tokens else [])]
     every = rotated(choices, name)
     chosen = every[::LAYERS] if name in THOROUGH else every[:1]
     return [taken(name, dict(enumerate(layers))) for layers in chosen]
@@ -126,7 +128,11 @@ def check_guesses(model: Any, batch: Batch, policy: Policy, found: Drafting) -> 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_draft_changes_no_token(name, number):
-    model, batch, policy = built(name, attention_of(name)), row_of(name, number), policy_of(layers_of(name)[number])
+    model, batch, policy = (
+        built(name, attention_of(name)),
+        row_of(name, number),
+        policy_of(layers_of(name)[number], ranking="first"),
+    )
     inputs = batch.padded()
     dense, guesser = answered(model, inputs), draft(model, policy)
     found = drafting(model, guesser, inputs)
@@ -139,7 +145,7 @@ def test_a_draft_changes_no_token(name, number):
 def test_a_draft_changes_no_token_of_a_model_under_a_policy(name, number):
     """The dense model drafts, and is rejected."""
     model, inputs = built(name, attention_of(name)), row_of(name, number).padded()
-    with apply_policy(model, policy_of(layers_of(name)[number])):
+    with apply_policy(model, policy_of(layers_of(name)[number], ranking="first")):
         own = answered(model, inputs)
         found = drafting(model, draft(model, Policy()), inputs)
     assert torch.equal(found.tokens, own)

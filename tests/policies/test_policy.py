@@ -17,7 +17,7 @@ from policy_files import HEAD, complaint, load
 from pydantic import ValidationError
 
 from skipsearch import LayerChoice, Policy
-from skipsearch.policies.choice import CHOICES
+from skipsearch.policies.choice import CHOICES, WidthSelection
 from skipsearch.policies.errors import PolicyMismatch
 from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.schemas import policy_schema
@@ -53,6 +53,8 @@ FULL = {
 }
 
 FREEZE_IMAGE = {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
+IMAGE_WIDTH = {"ffn_ratio": 0.5, "tokens": "image"}
+FIRST = WidthSelection(ranking="first")
 
 
 # The value
@@ -116,6 +118,15 @@ FREEZE_IMAGE = {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
         (policy_of({3: {**SKIP_LAYER, "tokens": "image"}}), policy_of({3: {"token_ratio": 0.0}})),
         (once({2: {"token_ratio": 0.5}, 3: {"token_ratio": 0.75}}), once({2: {"token_ratio": 0.5}})),
         (Policy.model_validate({**FULL, "measured": {}, "provenance": {}, "model": {}}), Policy.model_validate(FULL)),
+        # Shares of channels that change nothing.
+        (policy_of({3: {"ffn_ratio": 1.0}}), Policy()),
+        (policy_of({3: {"ffn_ratio": 0.5, "ffn": "skip"}}), policy_of({3: {"ffn": "skip"}})),
+        (policy_of({3: {"ffn_ratio": 0.5, "tokens": "image", "phase": "decode"}}), Policy()),
+        (policy_of({3: {**IMAGE_WIDTH, "token_ratio": 0.0}}), policy_of({3: {"token_ratio": 0.0}})),
+        (
+            policy_of({3: {"ffn": "skip"}}).model_copy(update={"width_selection": FIRST}),
+            policy_of({3: {"ffn": "skip"}}),
+        ),
     ],
 )
 def test_policies_that_compute_the_same_have_one_canonical_form_and_one_fingerprint(one, other):
@@ -138,9 +149,12 @@ def test_policies_that_compute_differently_have_different_fingerprints():
     choices += [{"token_ratio": 0.5, "rest": rest} for rest in ("keys_only", "attention", "ffn")]
     choices += [{"token_ratio": 0.5, "rest": rest, "evict": True} for rest in ("keys_only", "attention")]
     choices += [{"token_ratio": 0.5, "rest": "attention", "evict": True, "ffn": "skip", "tokens": "image"}]
+    choices += [{"ffn_ratio": 0.5}, {"ffn_ratio": 0.25}, {"ffn_ratio": 0.5, "phase": "decode"}, IMAGE_WIDTH]
+    choices += [{"ffn_ratio": 0.5, "attention": "skip", "token_ratio": 0.5, "rest": "ffn"}]
     labels = [LayerChoice.model_validate(choice).canonical().label for choice in choices]
     assert len({*labels}) == len(labels)
     policies = [policy_of({layer: choice}) for layer in (0, 1) for choice in choices]
+    policies += [policy_of({0: IMAGE_WIDTH}).model_copy(update={"width_selection": FIRST})]
     policies += [Policy(), policy_of({0: {"token_ratio": 0.5}}, "norm"), policy_of(dict.fromkeys((0, 1), SKIP_LAYER))]
     policies += [once({0: {"token_ratio": 0.5}}), once({0: {**SKIP_LAYER, "tokens": "image"}})]
     assert len({policy.fingerprint for policy in policies}) == len(policies)
@@ -156,6 +170,8 @@ def test_a_policy_from_choices_names_only_what_differs():
     assert [choice.label for choice in policy.choices(3)] == ["keep", "skip_ffn", "keep"]
     assert policy_of({0: {"ffn": "skip", "token_ratio": 0.25}}).choice(0).label == "skip_ffn + token_ratio 0.25"
     labels = {
+        "ffn_ratio 0.5 (image)": IMAGE_WIDTH,
+        "skip_attention, ffn_ratio 0.5": {"attention": "skip", "ffn_ratio": 0.5},
         "freeze_image": FREEZE_IMAGE,
         "freeze (prefill)": {"attention": "keys_only", "ffn": "skip", "phase": "prefill"},
         "keys_only (text)": {"attention": "keys_only", "tokens": "text"},

@@ -16,6 +16,7 @@ from contract import (
     NAMED,
     PHASES,
     PLAIN,
+    RANKINGS,
     READING,
     ROLE_PHASES,
     SCORES,
@@ -99,15 +100,16 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_tokens_ask_are_seen_and_are_fed_as_their_roles_say(name, attention, record_property):
+def test_tokens_have_their_roles_and_their_shares_of_channels(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
-    columns = working(name, *support.TEXT_ROLES, *support.IMAGE_ROLES)
+    columns = working(name, *support.TEXT_ROLES, *support.TEXT_WIDTHS, *support.IMAGE_ROLES, *support.IMAGE_WIDTHS)
     policies = rotated(choices_of(name, columns), name)
     # The attention implementations of a family share its choices; each choice is in a layer that the family draws.
     kinds = [kind for other, kind in CASES if other == name]
     for number in range(kinds.index(attention) * LAYERS, len(policies), len(kinds) * LAYERS):
         layers = support.taken(name, dict(enumerate(policies[number])))
-        check(model, batch, policy_of(layers, SCORES[number % len(SCORES)]))
+        ranking = RANKINGS[number // LAYERS % len(RANKINGS)]
+        check(model, batch, policy_of(layers, SCORES[number % len(SCORES)], ranking=ranking))
     record_property("works", [name, attention, columns, "FCPB"])
 
 
@@ -221,12 +223,14 @@ def compiled_equals_uncompiled(model, policy, calls, fullgraph):
 
 @pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 4))
 def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention, record_property):
-    columns = working(name, *support.TEXT, *support.TEXT_ROLES)
+    columns = working(name, *support.TEXT_COLUMNS)
     # Of the choices for one phase, each family compiles some, and the families together all.
     turn = list(FAMILIES).index(name)
     some = [*PHASES, *(choice for choices in ROLE_PHASES.values() for choice in choices)]
     phases = [some[(turn + number) % len(some)] for number in range(LAYERS - 1)]
-    for choices in (PLAIN[:LAYERS], [PLAIN[-1], *phases]):
+    columns = [column for column in columns if "T" in support.oracles_of(name, column)]
+    narrow = {"ffn_ratio": 0.5} if "ffn_ratio" in columns else {}
+    for choices in (PLAIN[:LAYERS], [{**PLAIN[-1], **narrow}, *phases]):
         policy = policy_of(support.taken(name, dict(enumerate(choices))))
         compiled_equals_uncompiled(built(name, attention), policy, [batch_of(name, "text").padded()], fullgraph=True)
         assert counters["stats"]["unique_graphs"] == 1
@@ -261,10 +265,12 @@ def drawn(draw, name):
             choice["token_ratio"] = draw.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
             choice["rest"] = draw.choice(["skip", "keys_only", "attention", "ffn"])
             choice |= draw.choice([{}, {}, {"evict": True}, {"phase": "decode"}])
+        if draw.random() < 0.25 and number not in support.with_biased_experts(FAMILIES[name]):
+            choice["ffn_ratio"] = draw.choice([0.1, 0.5, 0.9, 1.0])
         layers[number] = choice
     once = sees and not FAMILIES[name].linear and draw.random() < 0.5
     reselect = ("once", draw.choice(DROPPED)) if once else ("each_layer",)
-    policy = policy_of(support.taken(name, layers), draw.choice(SCORES), *reselect)
+    policy = policy_of(support.taken(name, layers), draw.choice(SCORES), *reselect, ranking=draw.choice(RANKINGS))
     # A ratio that changes nothing in its layer removes nothing from later ones.
     return policy.canonical() if once else policy
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 from rich.console import Console
 
-from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
+from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice, WidthSelection
 from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance, TokenSelection
 from skipsearch.search.report.layer_map import COLOURS, cell, cells, describe, layer_map
 from skipsearch.search.space.units import amount, phrase, signed_points
@@ -108,6 +108,17 @@ def test_rows_say_who_asks_who_is_seen_and_what_becomes_of_the_rest() -> None:
     ):
         assert line in text
     assert row(drawn(policy, 5, encoding="ascii"), "attention") == list("o^###")
+
+
+def test_a_row_says_which_share_of_the_channels_runs() -> None:
+    choices = [LayerChoice(ffn_ratio=0.5, tokens="image"), KEEP, CHOICES["skip_ffn"], LayerChoice(ffn_ratio=0.05)]
+    policy = Policy.of(choices, width=WidthSelection(ranking="first"))
+    text = drawn(policy, 4)
+    assert row(text, "channels") == ["▄", "·", " ", "▁"]
+    assert row(text, "for")[0] == "i"
+    assert "▄ ffn_ratio 0.5: 1 layer" in text and "· all channels; ranked by first" in text
+    assert describe(policy) == ["0: ffn_ratio 0.5 (image)", "2: skip_ffn", "3: ffn_ratio 0.05", "ranking first"]
+    assert "channels" not in drawn(POLICY, 8)
 
 
 def test_what_is_left_out_once_is_drawn_in_the_later_layers() -> None:

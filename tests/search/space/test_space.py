@@ -16,7 +16,7 @@ from skipsearch.evaluators.subject import ModelSpec
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError
 from skipsearch.search.space.constraint import Constraint
-from skipsearch.search.space.layer_choices import LayerRule, SelectionOptions
+from skipsearch.search.space.layer_choices import LayerRule, SelectionOptions, WidthOptions
 from skipsearch.search.space.load import load_space, shipped_spaces, space_path, validate_file
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.search_settings import Search, Workers
@@ -207,6 +207,8 @@ OTHER = [
     "token_selection.score=norm",
     "token_selection.score=[attention, norm]",
     "token_selection.reselect=once",
+    "width_selection.ranking=first",
+    "width_selection.ranking=[weights, first]",
     "schedules=[{fastv: {layer: 2, token_ratio: 0.5}}]",
     "schedules=[{fastv: {layer: [2, 3], token_ratio: 0.5}}]",
     "schedules=[{fastv: {layer: [2, 3], token_ratio: 0.5}}, {interval: {interval: 2, choice: skip_ffn}}]",
@@ -499,6 +501,25 @@ def readme_examples():
     return found
 
 
+def test_shares_of_channels_and_their_ranking_are_parameters():
+    rule = {"range": 1, "ffn": ["run", "skip"], "ffn_ratio": [1, 0.5], "tokens": ["all", "image"]}
+    space = space_of(rule).model_copy(update={"width_selection": WidthOptions(ranking=["weights", "first"])})
+    made = Parameters(space, 2)
+    assert made.options["layer_01.ffn_ratio"] == ["ffn_ratio 1", "ffn_ratio 0.5"]
+    assert made.options["ranking"] == ["weights", "first"]
+    assert labels(space, 2)[1] == ["keep", "ffn_ratio 0.5", "ffn_ratio 0.5 (image)", "skip_ffn", "skip_ffn (image)"]
+    # The ranking is of no effect without a share.
+    assert made.size == 1 + 2 * 2 + 2
+    draw = random.Random(0)
+    for policy in (made.policy(made.random(draw)) for _ in range(20)):
+        assert made.policy(made.encode(policy)) == policy
+    listed = space_of({"range": 0, "choices": ["keep", {"choice": "skip_attention", "ffn_ratio": [0.5, 0.25]}]})
+    assert labels(listed, 1)[0] == ["keep", "skip_attention, ffn_ratio 0.5", "skip_attention, ffn_ratio 0.25"]
+    for wrong in (0, 1.5, -0.5):
+        with pytest.raises(ValidationError):
+            space_of({"range": 0, "ffn_ratio": wrong})
+
+
 @pytest.mark.parametrize("text", readme_examples())
 def test_the_examples_of_the_readme_are_valid(text, file):
     given = yaml.safe_load(text)
@@ -512,7 +533,8 @@ def test_the_examples_of_the_readme_are_valid(text, file):
 
 def test_the_readme_has_an_example_of_every_key():
     given = [one for one in map(yaml.safe_load, readme_examples()) if one.get("schema") != "skipsearch/policy/v1"]
-    sections = {"model": ModelSpec, "search": Search, "workers": Workers, "token_selection": SelectionOptions}
+    sections = {"model": ModelSpec, "search": Search, "workers": Workers}
+    sections |= {"token_selection": SelectionOptions, "width_selection": WidthOptions}
     for section, keys in sections.items():
         shown = {key for one in given for key in one.get(section) or {}}
         assert shown == set(keys.model_fields), section

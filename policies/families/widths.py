@@ -1,0 +1,191 @@
+"""A share of an FFN's channels: the best ones come first in memory, and a twin of the FFN runs over views of them.
+
+The channels are put into the order of a ranking in place, so that no weight is in memory twice. The whole FFN computes
+the same in every order, up to rounding, so tokens out of the choice's scope still go through the family's own module.
+Removing the policy restores the order, and with it every bit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..choice import Ranking
+from ..errors import ModelError, PolicyError
+from .anatomy import Sublayers
+from .channels import ChannelAxis, Group, channel_groups, narrow_parts
+
+# By weight, the narrow FFNs that run a part of it. One that changes its order would change what the others compute.
+_users: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+class NarrowFFN:
+    """A share of the channels of a layer's FFN.
+
+    Args:
+        sublayers: The sublayers of the layer, whose FFN can be narrow; see `channels.why_not_narrow`.
+        ratio: The share: the trunc(ratio * channels) best channels run, of all experts together in a mixture.
+        ranking: How channels are ranked; see `choice.WidthSelection`.
+
+    Raises:
+        PolicyError: another policy runs a part of the same weights, and one of the two changes their order.
+    """
+
+    def __init__(self, sublayers: Sublayers, ratio: float, ranking: Ranking) -> None:
+        self._sublayers = sublayers
+        self.ranking = ranking
+        # Exact, as the ratio is written.
+        self._ratio = Fraction(str(ratio))
+        self._groups = channel_groups(sublayers)
+        self._modules = {layer.path: layer.module for group in self._groups for layer in group}
+        self._parts: dict[str, nn.Module] = {}
+        self._orders: list[Tensor] = []
+        self._hooks: list[Any] = []
+        users = {user for axis, *_ in self._axes() for user in _users.get(axis.parameter, ())}
+        if any(ranking != "first" or user.ranking != "first" for user in users):
+            raise PolicyError(
+                "another policy runs a share of the channels of the same weights",
+                [f"{self._where()} belongs to a second model over the same tensors, such as a draft"],
+                "remove the other policy first, as in `applied_policy(draft).remove()`, or rank by `first` in both",
+            )
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The modules that run in the place of the FFN's own, by their names in the layer.
+
+        Raises:
+            ModelError: a linear layer was replaced since the policy was applied.
+        """
+        self.check_current()
+        holder = self._sublayers.ffn_holder
+        for part in self._parts.values():
+            if holder is not None and part.training is not holder.training:
+                part.training = holder.training
+        return self._parts
+
+    def check_current(self) -> None:
+        """Refuse to go on where linear layers were replaced since the policy was applied.
+
+        Raises:
+            ModelError: naming them.
+        """
+        parent = self._sublayers.ffn_parent
+        replaced = [path for path, module in self._modules.items() if parent.get_submodule(path) is not module]
+        if replaced:
+            raise ModelError(
+                "linear layers were replaced under a policy that runs a share of their channels",
+                [f"{self._where()}: {', '.join(replaced)} is another module than when the policy was applied"],
+                "put the layers back, remove the policy, replace or quantise them, and apply the policy again",
+            )
+
+    def install(self) -> None:
+        """Put the best channels first."""
+        for axis, *_ in self._axes():
+            _users.setdefault(axis.parameter, WeakSet()).add(self)
+        best = best_channels(self._groups, self._ratio, self.ranking)
+        kept = [len(channels) for channels in best]
+        self._parts = narrow_parts(self._sublayers, self._groups, [(0, count) for count in kept])
+        if self.ranking == "first":
+            return
+        self._orders = [
+            first_of(channels, group[0].channels) for channels, group in zip(best, self._groups, strict=True)
+        ]
+        self._move(self._orders)
+        holder = self._sublayers.ffn_parent
+        self._hooks = [
+            # A partial function, because torch sets an attribute of the hook.
+            holder.register_state_dict_post_hook(partial(self._restore_saved)),
+            holder.register_load_state_dict_pre_hook(partial(self._order_loaded)),
+        ]
+
+    def uninstall(self) -> None:
+        """Put the channels back into their own order."""
+        self._move(self._inverse())
+        self._orders = []
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def release(self) -> None:
+        """Let other policies have the weights."""
+        for axis, *_ in self._axes():
+            _users.get(axis.parameter, WeakSet()).discard(self)
+
+    def _axes(self) -> Iterator[tuple[ChannelAxis, int, int]]:
+        """Every axis of channels, the number of its group, and its blocks."""
+        for number, group in enumerate(self._groups):
+            for layer in group:
+                for axis in layer.axes():
+                    yield axis, number, layer.blocks
+
+    def _where(self) -> str:
+        return f"the {type(self._sublayers.ffn_parent).__name__} with {', '.join(self._modules)}"
+
+    def _inverse(self) -> list[Tensor]:
+        return [order.argsort() for order in self._orders]
+
+    @torch.no_grad()
+    def _move(self, orders: Sequence[Tensor]) -> None:
+        """Put channels into an order, in place, so that other references to the tensors stay valid."""
+        for axis, group, blocks in self._axes() if orders else ():
+            weight = axis.of(axis.parameter.data)
+            weight.copy_(reordered(weight, orders[group], axis.axis, blocks))
+
+    def _restore_saved(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        """Save the weights in their own order: a hook of `state_dict`."""
+        self._reorder(state, prefix, self._inverse())
+
+    def _order_loaded(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Load weights that are in their own order: a hook of `load_state_dict`."""
+        self._reorder(state, prefix, self._orders)
+
+    def _reorder(self, state: dict[str, Any], prefix: str, orders: Sequence[Tensor]) -> None:
+        copied: set[str] = set()
+        for axis, group, blocks in self._axes() if orders else ():
+            key = prefix + axis.key
+            if key in state and key not in copied:
+                state[key] = state[key].detach().clone()
+                copied.add(key)
+            if key in state:
+                part = axis.of(state[key])
+                part.copy_(reordered(part, orders[group], axis.axis, blocks))
+
+
+def reordered(tensor: Tensor, order: Tensor, axis: int, blocks: int) -> Tensor:
+    """A copy of a tensor with its channels in another order; each of its blocks has all channels."""
+    order = order.to(tensor.device)
+    every = torch.cat([order + block * len(order) for block in range(max(blocks, 1))])
+    return tensor.index_select(axis, every)
+
+
+def first_of(channels: Tensor, count: int) -> Tensor:
+    """An order of so many channels that begins with some; both parts keep the order of the checkpoint."""
+    others = torch.ones(count, dtype=torch.bool, device=channels.device)
+    others[channels] = False
+    return torch.cat([channels, others.nonzero()[:, 0]])
+
+
+@torch.no_grad()
+def best_channels(groups: Sequence[Group], ratio: Fraction, ranking: Ranking) -> list[Tensor]:
+    """The channels that run, ascending, for each group; `first` takes the same share of each."""
+    counts = [group[0].channels for group in groups]
+    if ranking == "first":
+        return [torch.arange(int(ratio * count)) for count in counts]
+    norms = [channel_norms(group) for group in groups]
+    joint = torch.cat([one.to(norms[0].device) for one in norms])
+    best = torch.zeros_like(joint, dtype=torch.bool)
+    best[joint.argsort(descending=True, stable=True)[: int(ratio * len(joint))]] = True
+    return [part.nonzero()[:, 0] for part in best.split(counts)]
+
+
+def channel_norms(group: Group) -> Tensor:
+    """For each channel the product of the norms of its weights, float32, shape (channels,)."""
+    product = torch.ones(group[0].channels, device=group[0].weight.device)
+    for layer in group:
+        norms = torch.linalg.vector_norm(layer.weight, dim=1 if layer.blocks else 0, dtype=torch.float32)
+        product *= norms.view(max(layer.blocks, 1), -1).prod(dim=0).to(product.device)
+    return product
