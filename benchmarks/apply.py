@@ -9,8 +9,8 @@ be 1.00, and so must `half the layers`, which runs against a model built with ha
 by hand`, which runs against layers written to run the shorter sequence from there.
 
 `of ideal` is the share of the possible saving: what the policy saves, over what a layer written by hand without the
-sublayer saves, in turns with both. `ops` is the number of torch operations that one more layer with the choice costs in
-prefill beyond the dense layer's own, where it leaves image tokens out.
+sublayer, or with so many channels, saves, in turns with both. `ops` is the number of torch operations that one more
+layer with the choice costs in prefill beyond the dense layer's own, where it leaves image tokens out.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import transformers as t
 from apply_shorter import IMAGE, operations_a_layer, shorter_by_hand
+from apply_widths import FIRST, WIDTHS, narrow_by_hand
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -45,11 +46,13 @@ CHOICES: dict[str, dict[str, Any]] = {
     "skip_ffn (decode)": {"ffn": "skip", "phase": "decode"},
     "skip_attention (prefill)": {"attention": "skip", "phase": "prefill"},
     "skip_attention (decode)": {"attention": "skip", "phase": "decode"},
+    **WIDTHS,
 }
 ABOUT_IMAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "skip_ffn (image)": ({"ffn": "skip", "tokens": "image"}, {}),
     "skip_ffn (text)": ({"ffn": "skip", "tokens": "text"}, {}),
     "skip_attention (image)": ({"attention": "skip", "tokens": "image"}, {}),
+    "ffn_ratio 0.5 (image)": ({"ffn_ratio": 0.5, "tokens": "image"}, {}),
     "token_ratio 0.5, attention": ({"token_ratio": 0.5}, {"score": "attention"}),
     "token_ratio 0.5, norm": ({"token_ratio": 0.5}, {"score": "norm"}),
     "token_ratio 0.5, uniform": ({"token_ratio": 0.5}, {"score": "uniform"}),
@@ -204,12 +207,14 @@ def compare(case: str, phase: str, requests: list[Request], repeats: int) -> dic
         rounds.append([times[id(request)] for request in requests])
     low, middle, high = statistics.quantiles([times[1] / times[0] for times in rounds], n=4, method="inclusive")
     medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
+    # The layers by hand show which weights narrow layers read; views have no modules of their own.
+    counted = requests[2] if phase == "decode" and case in WIDTHS else requests[1]
     saved = [(times[0] - times[1]) / (times[0] - times[2]) for times in rounds if len(times) == 3]
     return {
         "case": case,
         "phase": phase,
         "work": "FLOPs" if phase == "prefill" else "bytes",
-        "work_share": round(requests[1].work(phase) / requests[0].work(phase), 4),
+        "work_share": round(counted.work(phase) / requests[0].work(phase), 4),
         "time_share": round(middle, 4),
         "time_share_iqr": [round(low, 4), round(high, 4)],
         "of_ideal": round(statistics.median(saved), 4) if saved else None,
@@ -262,7 +267,8 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
     for name, layers, selection in cases(size):
         if only not in name:
             continue
-        policy, rows = Policy.model_validate({"layers": layers, "token_selection": selection}), []
+        given = {"layers": layers, "token_selection": selection, "width_selection": FIRST}
+        policy, rows = Policy.model_validate(given), []
         with apply_policy(model, policy) as handle:
             requests = [Request(model, inputs, handle.dense), Request(model, inputs)]
             if name == "half the layers":
@@ -271,6 +277,9 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
             if name == BY_HAND_ONCE:
                 with handle.dense():
                     requests[0] = Request(shorter_by_hand(model, inputs, size.layers // 2), inputs)
+            if name in WIDTHS:
+                with handle.dense():
+                    requests.append(Request(narrow_by_hand(model, WIDTHS[name]["ffn_ratio"]), inputs))
             if name in BY_HAND:
                 with handle.dense():
                     requests.append(Request(by_hand(model, BY_HAND[name]), inputs))

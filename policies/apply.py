@@ -243,9 +243,10 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
     for layer, choice in zip(layers, choices, strict=True):
-        check_kind(layer, choice)
+        check_kind(layer, choice, policy.width_selection.ranking)
     check_order(model, policy)
-    check_shared(model, layers, choices)
+    if policy.width_selection.ranking != "first":
+        check_shared(model, layers, choices)
     record = find_score(policy.token_selection.score).records
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)

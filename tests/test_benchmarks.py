@@ -39,6 +39,10 @@ def test_the_cost_of_a_policy_is_measured():
     assert cases["empty policy", "prefill"]["work_share"] == 1.0
     assert cases["half the layers", "decode"]["work_share"] == 1.0
     assert cases["token_ratio 0.5, norm", "prefill"]["work_share"] < 0.8
+    for phase in ("prefill", "decode"):
+        # What a width saves is linear in the channels that do not run.
+        quarter, half = (1 - cases[f"ffn_ratio {ratio}", phase]["work_share"] for ratio in (0.25, 0.5))
+        assert half > 0.1 and quarter == pytest.approx(1.5 * half, abs=3e-4)
 
 
 def test_what_is_counted_at_full_size_is_what_papers_report():

@@ -168,10 +168,14 @@ def narrow_parts(sublayers: Sublayers, groups: Sequence[Group], ends: Sequence[E
     return narrow if holder is None else {sublayers.ffn_names[0]: twin_of(holder, narrow)}
 
 
-def why_not_narrow(sublayers: Sublayers) -> str | None:
+def why_not_narrow(sublayers: Sublayers, reorders: bool) -> str | None:
     """The reason why an FFN cannot run a share of its channels; None where it can.
 
     It can where its parts are known linear layers, and where on random input the sum of two parts is the whole.
+
+    Args:
+        sublayers: The sublayers of the layer.
+        reorders: True where the channels are put into another order.
     """
     groups, children = channel_groups(sublayers), sublayers.ffn_children
     reason = of_experts(children) if any("expert" in name for name in children) else of_linear_layers(children)
@@ -180,8 +184,9 @@ def why_not_narrow(sublayers: Sublayers) -> str | None:
     for group in groups:
         if sorted(layer.blocks for layer in group) not in ([0, 1], [0, 1, 1], [0, 2]):
             return f"its FFN has other linear layers: {', '.join(layer.path for layer in group)}"
-        if (found := next(filter(None, map(of_weights, group)), None)) is not None:
-            return found
+        found = [reason for layer in group if (reason := of_weights(layer, reorders)) is not None]
+        if found:
+            return found[0]
         if len({layer.channels for layer in group}) > 1:
             return "its FFN is not the sum of its channels"
     return None if groups and is_sum_of_parts(sublayers, groups) else "its FFN is not the sum of its channels"
@@ -207,16 +212,16 @@ def of_experts(children: dict[str, nn.Module]) -> str | None:
     return None
 
 
-def of_weights(layer: ChannelLayer) -> str | None:
-    """The reason why the weights of a layer cannot be put in another order."""
+def of_weights(layer: ChannelLayer, reorders: bool) -> str | None:
+    """The reason why a part of the weights of a layer cannot run, or cannot be put into another order."""
     for weight in (axis.parameter for axis in layer.axes()):
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             return f"{layer.path} is quantised or of another build: its weights are {type(weight).__name__}"
-        if weight.is_inference():
-            return f"{layer.path} was made in inference mode, and its order cannot be changed outside it"
         if weight.is_meta:
             return f"{layer.path} is offloaded: its weights are loaded anew in every forward"
-        if weight.device.type == "cpu" and weight.is_shared():
+        if reorders and weight.is_inference():
+            return f"{layer.path} was made in inference mode, and its order cannot be changed outside it"
+        if reorders and weight.device.type == "cpu" and weight.is_shared():
             return f"{layer.path} is in memory that processes share, where its order cannot be changed"
     return None
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..choice import LayerChoice
+from ..choice import LayerChoice, Ranking
 from ..errors import ModelError, PolicyMismatch
 from ..families.channels import channel_groups, shared_weight, why_not_narrow
 from ..families.layers import DecoderLayer
@@ -69,7 +69,7 @@ def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
             )
 
 
-def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
+def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking) -> None:
     """Refuse a choice that a layer cannot compute: a recurrence, attention to an image, or one of another build.
 
     Raises:
@@ -94,7 +94,7 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice) -> None:
     elif layer.kind == "cross" and choice.attention == "skip" and choice.ffn == "run":
         reason = "a decode step leaves the layer out where nothing of the image is stored"
         hint = "use skip_layer there"
-    elif choice.ffn_ratio is not None and (found := why_not_narrow(layer.sublayers)) is not None:
+    elif choice.ffn_ratio is not None and (found := why_not_narrow(layer.sublayers, ranking != "first")) is not None:
         reason, hint = found, "leave `ffn_ratio` out there"
     else:
         return

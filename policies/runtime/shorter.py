@@ -64,8 +64,9 @@ def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tens
             whole = tokens.whole(hidden)
             hidden, tokens.shorter = chosen.cut(whole, -2), ShorterStates(whole, chosen)
         runs = {True: AllOrNone.ALL, False: AllOrNone.NONE}
-        parts = zip(("attended", "fed", "narrow", "wide"), (attended, fed, plan.narrow, plan.wide), strict=True)
-        return hidden, plan._replace(**{name: runs[part is chosen] for name, part in parts}), chosen
+        narrow, wide = runs[plan.narrow is chosen], runs[plan.wide is chosen]
+        cut = plan._replace(attended=runs[attended is chosen], fed=runs[fed is chosen], narrow=narrow, wide=wide)
+        return hidden, cut, chosen
     whole, tokens.shorter = tokens.whole(hidden), None
     return whole, plan, None
 

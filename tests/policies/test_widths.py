@@ -117,6 +117,13 @@ def test_weights_that_cannot_be_put_in_order_are_refused_by_name():
     tied = fresh()
     layer_list(tied)[3].mlp.up_proj.weight = layer_list(tied)[1].mlp.up_proj.weight
     assert "another part of the model has its up_proj.weight too" in refusal(tied)
+    with torch.inference_mode():
+        frozen = fresh()
+    assert "made in inference mode" in refusal(frozen)
+    # Without another order, all of them can.
+    for model in (tied, frozen):
+        with apply_policy(model, policy_of({1: {"ffn_ratio": 0.5}}, ranking="first")):
+            assert logits(model).isfinite().all()
     shared = fresh().share_memory()
     assert "memory that processes share" in refusal(shared)
     offloaded = fresh()
