@@ -69,7 +69,7 @@ def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
             )
 
 
-def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking) -> None:
+def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "weights") -> None:
     """Refuse a choice that a layer cannot compute: a recurrence, attention to an image, or one of another build.
 
     Raises:
