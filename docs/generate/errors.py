@@ -9,7 +9,7 @@ from links import ROOT
 
 from skipsearch.policies.errors import ProofError, RunError, SkipsearchError
 
-ROOMS = ("policies", "evaluators", "exports", "search")
+ROOMS = ("policies", "evaluators", "exports", "recovery", "search")
 
 
 def errors() -> str:
