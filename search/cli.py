@@ -16,6 +16,7 @@ from ..policies.wording import escape_invisible
 from .cli_compare import compare, study_path
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
+from .cli_ls import ls
 from .options import parse_options, parse_overrides
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
@@ -178,8 +179,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def evaluation_space(options: argparse.Namespace) -> Any:
     """The space to measure on: the given one, or that of the study whose folder holds the policy file."""
+    from .places import DATABASE
     from .space.load import load_space
-    from .study.storage import DATABASE, space_of
+    from .study.storage import space_of
 
     if options.space:
         return load_space(options.space, parse_overrides(options.overrides)).space
@@ -195,6 +197,7 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 def report(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
     from .analysis.selection import select
+    from .places import DATABASE
     from .report.folder import write_folder
     from .report.selected import print_selection
     from .report.terminal import print_summary, summary_data
@@ -216,27 +219,6 @@ def report(options: argparse.Namespace) -> int:
         print(json.dumps(summary_data(record, folder)))
     else:
         print_summary(record, folder)
-    return DONE
-
-
-def ls(options: argparse.Namespace) -> int:
-    """`skipsearch ls`."""
-    from .space.load import load_space, shipped_spaces
-    from .study.storage import DATABASE, progress_of
-
-    spaces = {name: load_space(str(file)).space.model.id for name, file in shipped_spaces().items()}
-    studies = {str(file.parent): progress_of(file) for file in sorted(options.out.glob(f"*/{DATABASE}"))}
-    if options.json:
-        print(json.dumps({"spaces": spaces, "studies": studies}))
-        return DONE
-    print("spaces")
-    for name, model in spaces.items():
-        print(f"  {name:<12} {model}")
-    print("studies")
-    for folder, state in studies.items():
-        print(escape_invisible(f"  {folder:<24} {state}"))
-    if not studies:
-        print(f"  none under {options.out}")
     return DONE
 
 

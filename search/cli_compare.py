@@ -44,7 +44,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def study_path(study: str, out: Path) -> Path:
     """The folder of a study that is given as a folder, or by its name in the folder of all studies."""
-    from .study.storage import DATABASE
+    from .places import DATABASE
 
     given, under_out = Path(study), out / study
     is_given = (given / DATABASE).exists() or (given.is_dir() and not under_out.is_dir())

@@ -143,7 +143,8 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
         UsageError: none of them names a model.
     """
     from ..evaluators.subject import ModelSpec
-    from .study.storage import DATABASE, space_of
+    from .places import DATABASE
+    from .study.storage import space_of
 
     database = options.policy.resolve().parent.parent / DATABASE
     given = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "device": "cpu"}

@@ -11,6 +11,7 @@ from .cli_compare import add_compare_options
 from .cli_init import add_init_options
 
 RESULTS = Path("results")
+from .places import RESULTS
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,10 +16,11 @@ import searching
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
+from skipsearch.search.places import DATABASE
 from skipsearch.search.report.folder import start_folder, write_folder
 from skipsearch.search.run import lock_study, run_study
 from skipsearch.search.study.expected_results import baseline_front
-from skipsearch.search.study.storage import DATABASE, open_study
+from skipsearch.search.study.storage import open_study
 from skipsearch.search.workers.cluster import start_local
 from skipsearch.search.workers.ray_pool import Pool
 from skipsearch.search.workers.worker import Job

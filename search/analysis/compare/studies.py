@@ -8,7 +8,8 @@ from typing import Any
 
 from ....policies.errors import UsageError
 from ...space.space import Space
-from ...study.storage import DATABASE, open_study
+from ...places import DATABASE
+from ...study.storage import open_study
 from ...study.trial_cache import read_trials
 from ...trial.pareto import front_trials
 from ..load_study import record_of
