@@ -13,11 +13,12 @@ from typing import Any
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
-from .cli_compare import compare, study_path
+from .cli_compare import compare
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
 from .cli_ls import ls
 from .options import parse_options, parse_overrides
+from .places import study_folder, study_path
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that `eval` takes without a space
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -99,21 +100,6 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def study_folder(out: Path, name: str) -> Path:
-    """The folder of a study.
-
-    Raises:
-        UsageError: the name is no folder name, or a file has the path of the folder or of one above it.
-    """
-    if Path(name).name != name or name in ("", ".."):
-        raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
-    folder = out / name
-    for above in (folder, *folder.parents):
-        if above.exists() and not above.is_dir():
-            raise UsageError(f"{above} is a file", [f"expected a folder, for {folder}"], "give another one with --out")
-    return folder
-
-
 def validate(options: argparse.Namespace) -> int:
     """`skipsearch validate`."""
     from .space.load import validate_file
@@ -145,7 +131,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(policy.document()))
         return DONE
-    num_layers = options.num_layers or policy.model.num_layers or max(policy.layers, default=0) + 1
+    num_layers = options.num_layers or policy.num_layers
     policy.check_fits(num_layers, f"of {num_layers} layers")
     Output().print(layer_map(policy, num_layers))
     return DONE
@@ -197,7 +183,6 @@ def evaluation_space(options: argparse.Namespace) -> Any:
 def report(options: argparse.Namespace) -> int:
     """`skipsearch report`."""
     from .analysis.selection import select
-    from .places import DATABASE
     from .report.folder import write_folder
     from .report.selected import print_selection
     from .report.terminal import print_summary, summary_data
@@ -222,6 +207,14 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
+def completion(options: argparse.Namespace) -> int:
+    """`skipsearch completion`."""
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["skipsearch"], shell=options.shell))
+    return DONE
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
     "validate": validate,
@@ -235,4 +228,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "lm-eval": lm_eval,
     "import": import_policy,
     "init": init,
+    "completion": completion,
 }

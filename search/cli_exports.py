@@ -177,7 +177,7 @@ def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) 
     table = Table("target", *(f"{label} x{count}" for label, count in count_choices(policy).items()))
     for name, choices in found.items():
         table.add_row(name, *("no" if reasons else "yes" for reasons in choices.values()))
-    Output().print(table)
+    Output().print_table(table)
     for target in targets:
         print(f"{target.name}: {target.text}")
     for name, choices in found.items():
