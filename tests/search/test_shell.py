@@ -202,3 +202,31 @@ def test_no_colour_where_none_is_wanted(more, here):
 def test_a_pipe_gets_plain_text(command, more, here):
     done = subprocess.run(command, cwd=here, env=environment(here, **more), capture_output=True, text=True)
     assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
+
+
+SHOWS_PROGRESS = """
+from skipsearch.search.driver.progress import Progress
+with Progress(3, {"accuracy": "maximize"}) as progress:
+    progress.phase("proposing")
+    progress.note("a note")
+"""
+
+
+@pytest.mark.parametrize("more", [{"FORCE_COLOR": "1", "CI": "true"}, {}], ids=["colours wished", "pipe"])
+def test_the_progress_in_a_log_is_lines(more, here):
+    done = subprocess.run(
+        [sys.executable, "-c", SHOWS_PROGRESS],
+        env=environment(here, **more),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.splitlines() == ["loading the model", "proposing 0/3", "a note"]
+
+
+def test_the_progress_on_a_terminal_is_a_bar(here):
+    command = [sys.executable, "-c", SHOWS_PROGRESS]
+    live, _ = in_terminal(command, here, 40)
+    assert "\x1b[2K" in live and "━" in live
+    dumb, _ = in_terminal(command, here, 40, TERM="dumb")
+    assert dumb.split("\r\n")[:3] == ["loading the model", "proposing 0/3", "a note"]
