@@ -10,7 +10,7 @@ import yaml
 
 from ..policies.document import Document
 from ..policies.errors import SpaceError, UsageError
-from .places import DATABASE, RESULTS, study_path, study_folder
+from .places import DATABASE, RESULTS, study_folder, study_path
 from .report.notebook import Study
 from .space.load import load_space, read_space
 from .space.space import SCHEMA, LoadedSpace, Space

@@ -10,6 +10,10 @@ EXAMPLES = {
         "skipsearch run digits --name first --trials 20",
         "skipsearch run llava --set model.dtype=bfloat16 --set search.stop.minutes=60 --resume",
     ),
+    "init": (
+        "skipsearch init spaces/digits/model -o -",
+        "skipsearch init Qwen/Qwen2.5-VL-3B-Instruct --keep 0.95 --minimize ttft_ms",
+    ),
     "validate": ("skipsearch validate spaces/digits.yaml", f"skipsearch validate {POLICY} --json"),
     "show": (f"skipsearch show {POLICY}", "skipsearch show spaces/baselines/fastv.yaml --num-layers 32"),
     "eval": (
@@ -17,6 +21,10 @@ EXAMPLES = {
         f"skipsearch eval {POLICY} --space digits --split search --set evaluate.accuracy.search.limit=50",
     ),
     "report": ("skipsearch report first", "skipsearch report first --pick 'prefill_flops<=0.6*dense' --json"),
+    "compare": (
+        "skipsearch compare first second -o compared.html",
+        "skipsearch compare first second --axes accuracy,prefill_flops --json",
+    ),
     "ls": ("skipsearch ls", "skipsearch ls --out results --json"),
     "export": (
         f"skipsearch export {POLICY} --to list",

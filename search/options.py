@@ -9,8 +9,6 @@ from ..policies.errors import UsageError
 from ..policies.version import __version__
 from .cli_compare import add_compare_options
 from .cli_init import add_init_options
-
-RESULTS = Path("results")
 from .examples import add_examples
 from .places import RESULTS
 
