@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 NAME ?= digits
 
-.PHONY: setup demo check test docs site soak exports lint clean
+.PHONY: setup demo check test docs site soak exports lint dist clean
 
 setup: $(VENV)/.installed
 
@@ -47,5 +47,12 @@ lint: setup
 	cd docs/generate && MYPYPATH=. $(abspath $(BIN))/mypy --explicit-package-bases --config-file ../../pyproject.toml .
 	$(BIN)/lint-imports
 
+# The source archive, and the wheel from it; both are checked as the package index checks them.
+DIST ?= dist
+dist: setup
+	$(BIN)/python -m build --outdir $(DIST) . >$(DIST).log 2>&1 || { cat $(DIST).log; exit 1; }
+	$(BIN)/python -m twine check --strict $(DIST)/*.tar.gz $(DIST)/*.whl
+	$(BIN)/python .ci/wheel_is_whole.py $(DIST)/*.whl
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist dist.log *.egg-info

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
     from .policies.pretrained import from_pretrained
+    from .search.api import load_study, search
     from .search.run import run_study
     from .search.space.space import Space
 
@@ -29,6 +30,7 @@ _HOME = {
     "apply_policy": ".policies.apply",
     "draft": ".policies.draft",
     "from_pretrained": ".policies.pretrained",
+    "load_study": ".search.api",
     "run_study": ".search.run",
 }
 
@@ -42,11 +44,15 @@ __all__ = [
     "apply_policy",
     "draft",
     "from_pretrained",
+    "load_study",
     "run_study",
+    "search",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "search":  # The package of that name, which can be called.
+        return import_module(".search", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)

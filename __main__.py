@@ -1,5 +1,6 @@
 """The command `skipsearch`, and what it says where only the packages for applying policies are installed."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 the run failed, 2 the input is wrong or a package is missing, 130 interrupted.
     """
     try:
+        if "_ARGCOMPLETE" in os.environ:  # A shell asks what may stand at the cursor.
+            from .search.completion import complete
+
+            complete()
         from .search.cli import main as run
 
         return run(arguments)

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel, WidthSelection, has_width
 from .document import Document
+from .drawing import drawing
 from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
 from .schedules import Schedule
@@ -20,6 +21,7 @@ from .trained import TrainedWeights
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
+Z95: Final = 1.96  # standard errors on each side of a 95 % interval
 Dropped = Literal["discard", "merge"]
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 
@@ -107,6 +109,17 @@ class Measured(StrictModel):
     n: int | None = None
     split: Literal["search", "report", "transfer"] | None = None
     modelled: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, `Z95` standard errors on each side; that of a modelled latency is around `modelled`.
+
+        None without a standard error, and where it is 0: examples that all agree say nothing about the spread.
+        """
+        if not self.stderr:
+            return None
+        middle = self.value if self.modelled is None else self.modelled
+        return middle - Z95 * self.stderr, middle + Z95 * self.stderr
 
 
 class Provenance(StrictModel):
@@ -293,6 +306,11 @@ class Policy(StrictModel):
         """What every layer does, first to last."""
         return [self.choice(index) for index in range(num_layers)]
 
+    @property
+    def num_layers(self) -> int:
+        """The number of layers of the model it was made for; where it does not say, up to the last changed layer."""
+        return self.model.num_layers or max(self.layers, default=0) + 1
+
     def check_fits(self, num_layers: int, model_name: str) -> None:
         """Refuse a model with another number of layers.
 
@@ -342,6 +360,10 @@ class Policy(StrictModel):
         text: str = yaml.safe_dump(self.document(), **options, allow_unicode=True)
         # Invisible characters are escaped.
         return text if escape_invisible(text) == text else yaml.safe_dump(self.document(), **options)
+
+    def _repr_html_(self) -> str | None:
+        """The layer map for a notebook; None, which shows plain text, without the packages that draw it."""
+        return drawing(self)
 
     def save(self, path: str | Path) -> None:
         """Write the policy file."""

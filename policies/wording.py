@@ -5,9 +5,10 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Key = str | int
 
@@ -108,7 +109,7 @@ def is_quoted(entry: dict[str, Any]) -> bool:
         return False
 
 
-def explain(model: type[BaseModel], entry: dict[str, Any]) -> str:
+def explain(model: type["BaseModel"], entry: dict[str, Any]) -> str:
     """The message for a pydantic error about a key or a whole value."""
     if entry["type"] == "missing":
         return "the key is missing"
@@ -140,7 +141,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def fields_at(model: type[BaseModel], path: Iterable[Key]) -> list[str]:
+def fields_at(model: type["BaseModel"], path: Iterable[Key]) -> list[str]:
     """The keys that a mapping at `path` may have; follows the path through the fields of the models."""
     current = [model]
     for part in path:
@@ -150,8 +151,10 @@ def fields_at(model: type[BaseModel], path: Iterable[Key]) -> list[str]:
     return sorted({field.alias or name for one in current for name, field in one.model_fields.items()})
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type["BaseModel"]]:
     """Every pydantic model that an annotation mentions."""
+    from pydantic import BaseModel  # A shell that completes a command needs this file alone, at once.
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
-from .cli_compare import compare, study_path
+from .cli_compare import compare
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
+from .cli_ls import ls
 from .cli_plan import plan
 from .cli_recover import recover
 from .options import parse_options, parse_overrides
+from .places import study_folder, study_path
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -98,21 +100,6 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def study_folder(out: Path, name: str) -> Path:
-    """The folder of a study.
-
-    Raises:
-        UsageError: the name is no folder name, or a file has the path of the folder or of one above it.
-    """
-    if Path(name).name != name or name in ("", ".."):
-        raise UsageError("--name takes one folder's name", [f"found {name!r}"], "use --out for the folder above it")
-    folder = out / name
-    for above in (folder, *folder.parents):
-        if above.exists() and not above.is_dir():
-            raise UsageError(f"{above} is a file", [f"expected a folder, for {folder}"], "give another one with --out")
-    return folder
-
-
 def validate(options: argparse.Namespace) -> int:
     """`skipsearch validate`."""
     from .space.load import validate_file
@@ -144,7 +131,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(policy.document()))
         return DONE
-    num_layers = options.num_layers or policy.model.num_layers or max(policy.layers, default=0) + 1
+    num_layers = options.num_layers or policy.num_layers
     policy.check_fits(num_layers, f"of {num_layers} layers")
     Output().print(layer_map(policy, num_layers))
     return DONE
@@ -205,24 +192,11 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
-def ls(options: argparse.Namespace) -> int:
-    """`skipsearch ls`."""
-    from .space.load import load_space, shipped_spaces
-    from .study.storage import DATABASE, progress_of
+def completion(options: argparse.Namespace) -> int:
+    """`skipsearch completion`."""
+    from argcomplete.shell_integration import shellcode
 
-    spaces = {name: load_space(str(file)).space.model.id for name, file in shipped_spaces().items()}
-    studies = {str(file.parent): progress_of(file) for file in sorted(options.out.glob(f"*/{DATABASE}"))}
-    if options.json:
-        print(json.dumps({"spaces": spaces, "studies": studies}))
-        return DONE
-    print("spaces")
-    for name, model in spaces.items():
-        print(f"  {name:<12} {model}")
-    print("studies")
-    for folder, state in studies.items():
-        print(escape_invisible(f"  {folder:<24} {state}"))
-    if not studies:
-        print(f"  none under {options.out}")
+    print(shellcode(["skipsearch"], shell=options.shell))
     return DONE
 
 
@@ -241,4 +215,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "import": import_policy,
     "init": init,
     "recover": recover,
+    "completion": completion,
 }

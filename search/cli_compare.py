@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..policies.errors import UsageError
+from .places import study_path
 
 
 def add_compare_options(compare: argparse.ArgumentParser) -> None:
@@ -40,12 +41,3 @@ def compare(options: argparse.Namespace) -> int:
     if output is not None:
         print(f"wrote {output}", file=sys.stderr)
     return 0
-
-
-def study_path(study: str, out: Path) -> Path:
-    """The folder of a study that is given as a folder, or by its name in the folder of all studies."""
-    from .study.storage import DATABASE
-
-    given, under_out = Path(study), out / study
-    is_given = (given / DATABASE).exists() or (given.is_dir() and not under_out.is_dir())
-    return given if is_given else under_out

@@ -143,7 +143,8 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
         UsageError: none of them names a model.
     """
     from ..evaluators.subject import ModelSpec
-    from .study.storage import DATABASE, space_of
+    from .places import DATABASE
+    from .study.storage import space_of
 
     database = options.policy.resolve().parent.parent / DATABASE
     given = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "device": "cpu"}
@@ -176,7 +177,7 @@ def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) 
     table = Table("target", *(f"{label} x{count}" for label, count in count_choices(policy).items()))
     for name, choices in found.items():
         table.add_row(name, *("no" if reasons else "yes" for reasons in choices.values()))
-    Output().print(table)
+    Output().print_table(table)
     for target in targets:
         print(f"{target.name}: {target.text}")
     for name, choices in found.items():

@@ -4,9 +4,10 @@ import argparse
 
 from ..policies.errors import UsageError
 from .options import parse_overrides
+from .places import DATABASE
 from .space.load import load_space
 from .space.space import Space
-from .study.storage import DATABASE, space_of
+from .study.storage import space_of
 
 TRUSTED = {"model.trust_remote_code=true", "model.weights=any"}  # overrides that need no `--space`
 

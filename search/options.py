@@ -9,8 +9,8 @@ from ..policies.errors import UsageError
 from ..policies.version import __version__
 from .cli_compare import add_compare_options
 from .cli_init import add_init_options
-
-RESULTS = Path("results")
+from .examples import add_examples
+from .places import RESULTS
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,12 +27,19 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: the command line is wrong.
     """
+    return command_parser().parse_args(arguments)
+
+
+def command_parser() -> Parser:
+    """The parser of the command line, with one parser for each command."""
     top = Parser(prog="skipsearch", description="Search what a language model can leave out.")
+    add_examples(top)
     top.add_argument("--version", action="version", version=f"skipsearch {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
 
     def command(name: str, text: str) -> Any:
         added = commands.add_parser(name, help=text, description=text)
+        add_examples(added, name)
         added.add_argument("--json", action="store_true", help="print JSON, for programs")
         return added
 
@@ -55,7 +62,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_lm_eval(commands)
     _add_import_options(command("import", "read what another tool leaves out, as a policy"))
     _add_recover_options(command("recover", "train a model to live with a policy, and measure it before and after"))
-    return top.parse_args(arguments)
+    _add_completion(commands)
+    return top
 
 
 def _positive(text: str) -> int:
@@ -182,6 +190,13 @@ def _add_lm_eval(commands: Any) -> None:
     # Every argument is lm-eval's, so none begins with a character that makes it an option of this parser.
     added = commands.add_parser("lm-eval", help=text, description=text, prefix_chars="\0", add_help=False)
     added.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def _add_completion(commands: Any) -> None:
+    text = "print the code with which a shell completes commands, and names of spaces, studies and policies"
+    added = commands.add_parser("completion", help=text, description=text)
+    add_examples(added, "completion")
+    added.add_argument("shell", choices=["bash", "zsh", "fish"])
 
 
 def _add_import_options(given: argparse.ArgumentParser) -> None:

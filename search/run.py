@@ -14,11 +14,13 @@ from ..policies.errors import RunError, StudyError
 from .analysis.load_study import ENVIRONMENT, read_environment
 from .analysis.study_record import StudyRecord
 from .loggers.loggers import Loggers, check_loggers
+from .places import DATABASE
 from .report.folder import environment, start_folder, write_folder
 from .report.live import LiveReport
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
-from .study.storage import DATABASE, UNWRITABLE, check_whole, commit_of
+from .study.database import check_whole, commit_of
+from .study.storage import UNWRITABLE
 
 MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own files
 

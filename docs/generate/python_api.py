@@ -2,7 +2,10 @@
 
 import skipsearch
 
+CALLED = {"search": "search.api.search"}  # a package of that name, and the function that a call of it runs
+
 
 def python_api() -> str:
     """An entry for each name that `import skipsearch` offers, in the order of the alphabet."""
-    return "\n".join(f"::: skipsearch.{name}\n" for name in sorted(skipsearch.__all__, key=str.lower))
+    names = sorted(skipsearch.__all__, key=str.lower)
+    return "\n".join(f"::: skipsearch.{CALLED.get(name, name)}\n" for name in names)

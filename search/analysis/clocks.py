@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ...evaluators.base import Measurement
+from ...policies.policy import Z95
 from ..times.noise import time_noise, time_spread
 from ..times.stand_ins import StandIn
-from ..trial.modelled_time import Z95, ModelledTime, is_time
+from ..trial.modelled_time import ModelledTime, is_time
 from ..trial.trial_result import TrialResult
 from .study_record import Clock
 

@@ -11,9 +11,10 @@ from ...policies.errors import StudyError
 from ...policies.wording import escape_invisible
 from ..baselines.dense_stats import DENSE_STATS
 from ..baselines.random_twin import random_twin
+from ..places import DATABASE
 from ..space.objectives import metric_definitions
 from ..space.space import Space
-from ..study.storage import DATABASE, open_study
+from ..study.storage import open_study
 from ..study.study_times import smoothed_times, stand_ins_of
 from ..study.trial_attributes import parse_measurements
 from ..study.trial_cache import read_trials

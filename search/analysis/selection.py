@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...policies.policy import Policy
+from ..places import DATABASE
 from ..space.constraint import Constraint
-from ..study.storage import DATABASE, space_of
+from ..study.storage import space_of
 from ..trial.trial_result import TrialResult
 from .load_study import read_record
 from .reselect import best_trial, combined_bounds, parse_bounds, under_bounds

@@ -4,6 +4,8 @@ A search has phases: loading the model, probing, proposing, promoting, confirmin
 its own count; its total covers all phases, as far as they can be predicted.
 """
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +51,7 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, force_terminal=_moves_the_cursor())
         self.console.quiet = not shown
         self._objectives = objectives
         self._phases, self._clock, self._began = Phases(clock), clock, clock()
@@ -178,6 +180,11 @@ class Progress:
         numbers = {*front_trials(finished, self._objectives)}
         front = [result for result in finished if result.number in numbers]
         return f"front {len(front)}  {best_saving([finished[0], *front], self._objectives)}"
+
+
+def _moves_the_cursor() -> bool:
+    """True where a bar can be drawn: the log of a CI or of a notebook takes lines, whatever colours it wishes."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def duration(seconds: float) -> str:

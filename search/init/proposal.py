@@ -10,7 +10,7 @@ from pathlib import Path
 from ...evaluators.base import Metric, declared_metrics
 from ...policies.errors import UsageError
 from ...policies.wording import nearest
-from ..space.load import SPACES
+from ..places import SPACES
 from .allowed import Allowed
 
 IMAGE_TASKS = ("tasks/pope.yaml", "tasks/gqa.yaml", "tasks/textvqa.yaml")

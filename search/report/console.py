@@ -1,6 +1,8 @@
 """Console for drawing results on standard output."""
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 
 class Output(Console):
@@ -9,3 +11,17 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Let the command line end normally, as it does for output that rich did not draw."""
         raise BrokenPipeError
+
+    def print_table(self, table: Table) -> None:
+        """Print a table; where the terminal is too narrow for it, the cells of each row one below the other."""
+        needed = Measurement.get(self, self.options.update(max_width=10_000), table).maximum
+        if needed <= self.width:
+            self.print(table)
+            return
+        others = table.columns[1:]
+        cells = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+        for name, *values in cells:
+            self.print(name, style="bold", markup=False, highlight=False)
+            for column, value in zip(others, values, strict=True):
+                if value:
+                    self.print(f"  {column.header}: {value}", markup=False, highlight=False)

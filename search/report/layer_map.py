@@ -133,7 +133,13 @@ class LayerMap:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw header, measurements, rows of layers, and legend."""
         room = max(5, (options.max_width - LABEL_WIDTH) // 2)
-        for line in [*self._header(), *self._measurements(), Text(), *self._bands(room), *self._legend()]:
+        for line in [
+            *self._header(),
+            *self._measurements(options.max_width),
+            Text(),
+            *self._bands(room),
+            *self._legend(),
+        ]:
             if options.ascii_only:
                 line.plain = line.plain.translate(ASCII)
             yield line
@@ -146,10 +152,13 @@ class LayerMap:
         facts += [f"trial {origin.trial}"] if origin.trial is not None else []
         yield Text("  " + " · ".join(facts), style="dim")
 
-    def _measurements(self) -> Iterator[Text]:
-        """One line per measurement, in aligned columns."""
+    def _measurements(self, max_width: int) -> Iterator[Text]:
+        """One line per measurement, in aligned columns; where they are too wide, the parts below the name."""
         rows = [_measurement_row(name, entry) for name, entry in self.policy.measured.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        if sum(widths) + 2 * len(widths) - 2 > max_width:
+            rows = [["\n      ".join(filter(None, row))] for row in rows]
+            widths = [0]
         for row in rows:
             yield Text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 

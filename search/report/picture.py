@@ -1,5 +1,6 @@
 """The picture of the front for pasting elsewhere, `front.png`, drawn with matplotlib."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,19 @@ NAMES = {"dominated": "dominated", "infeasible": "breaks a constraint", "front":
 
 
 def save_front(record: StudyRecord, path: Path) -> None:
-    """Write the picture: quality against the first cost, the front with its confirmation and standard errors."""
+    """Write the picture of the front."""
+    path.write_bytes(draw_front(record))
+
+
+def draw_front(record: StudyRecord, dpi: int = 200) -> bytes:
+    """Draw quality against the first cost, the front with its confirmation and standard errors, as a PNG.
+
+    Args:
+        record: The study.
+        dpi: Dots an inch; the picture is 8 by 5 inches.
+    """
     plane = planes(record)[0]
-    figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     found = dots(record, plane)
     _draw_trials(axes, found)
@@ -43,7 +54,9 @@ def save_front(record: StudyRecord, path: Path) -> None:
         axes.legend(frameon=False, fontsize=8)
     else:
         axes.text(0.5, 0.5, "no trial measured both metrics", ha="center", transform=axes.transAxes)
-    FigureCanvasAgg(figure).print_png(path)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    return stream.getvalue()
 
 
 def _draw_trials(axes: Axes, found: Sequence[Dot]) -> None:

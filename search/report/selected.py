@@ -3,12 +3,11 @@
 import json
 from typing import Any
 
-from rich.console import Console
-
 from ...policies.errors import StudyError
 from ..analysis.reselect import no_feasible_policy, undecided_lines
 from ..analysis.selection import Selection
 from ..trial.trial_result import TrialResult
+from .console import Output
 from .folder import exported
 from .terminal import front_table, row
 
@@ -35,9 +34,9 @@ def print_selection(selection: Selection, as_json: bool, unmeasured: bool) -> No
     if as_json:
         print(json.dumps(selection_data(selection)))
         return
-    console = Console(stderr=True, highlight=False)
+    console = Output(stderr=True, highlight=False)
     rows = {f"trial {trial.number}": row(record, trial, None) for trial in selection.trials}
-    console.print(front_table(record, rows))
+    console.print_table(front_table(record, rows))
     bounds = ", ".join(bound.label for bound in selection.bounds)
     for line in (f"under {bounds}", *undecided_lines(record, selection.bounds)):
         console.print(line, markup=False)

@@ -100,12 +100,18 @@ def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Tabl
     return table
 
 
-def print_summary(record: StudyRecord, folder: Path) -> None:
-    """Print the front as a table, the assessment, what the search cost, and where its files are."""
-    console = Output()
+def print_summary(record: StudyRecord, folder: Path, console: Output | None = None) -> None:
+    """Print the front as a table, the assessment, what the search cost, and where its files are.
+
+    Args:
+        record: The study.
+        folder: Its folder.
+        console: Where to print; None for standard output.
+    """
+    console = console or Output()
     data = summary_data(record, folder)
     rows = {Path(entry["policy"]).stem: entry for entry in data["front"] if entry["policy"]}
-    console.print(front_table(record, rows))
+    console.print_table(front_table(record, rows))
     if not rows:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())
@@ -116,7 +122,7 @@ def print_summary(record: StudyRecord, folder: Path) -> None:
         if line:
             console.print(line, highlight=False, markup=False)
     if record.assessment.transfer is not None:
-        console.print(transfer_table(record))
+        console.print_table(transfer_table(record))
         console.print(transfer_line(record), highlight=False, markup=False)
     console.print(cost_line(record), highlight=False)
     if reuse_line(record):
@@ -232,7 +238,7 @@ def print_evaluation(
         share = f"{entry.value / value:.1%}" if value else ""
         table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(value, unit), share)
     console = Output()
-    console.print(table)
+    console.print_table(table)
     on_examples = [name for name in found if unit_of(name) in EXAMPLE_UNITS]
     if on_examples:
         console.print(f"{' and '.join(on_examples)} on the {split} split", highlight=False)

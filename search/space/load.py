@@ -9,6 +9,7 @@ from ...policies.errors import PolicyError, SpaceError
 from ...policies.policy import SCHEMA as POLICY_SCHEMA
 from ...policies.policy import Policy
 from ...policies.wording import Key, dotted, nearest, short
+from ..places import SPACES, shipped_spaces
 from .checks import (
     evaluator_problems,
     exists,
@@ -24,13 +25,7 @@ from .checks import (
 from .search_settings import is_policy_file
 from .space import SCHEMA, LoadedSpace, Space
 
-SPACES = Path(__file__).resolve().parents[2] / "spaces"
 SHIPPED_TASKS = "tasks/"  # the folder of task files among the shipped spaces
-
-
-def shipped_spaces() -> dict[str, Path]:
-    """The spaces that come with skipsearch, by name."""
-    return {file.stem: file for file in sorted(SPACES.glob("*.yaml"))}
 
 
 def space_path(given: str) -> Path:

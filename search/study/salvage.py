@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...policies.errors import StudyError
+from ..places import DATABASE
 from .damage import REQUIRED_STUDY_ATTRS, STUDY_ATTR_TABLES, TABLES, faults
-from .storage import DATABASE, connect_for_reading, open_storage
+from .database import connect_for_reading
+from .storage import open_storage
 
 Rows = dict[int, tuple[Any, ...]]  # by SQLite's rowid
 TRIAL_TABLES = ("trial_user_attributes", "trial_system_attributes", "trial_params", "trial_values")

@@ -1,10 +1,7 @@
-"""Opens the SQLite database that Optuna keeps a study in, to write to it or to read it at one instant."""
+"""Opens Optuna's study in its SQLite database, to write to it or to read it at one instant."""
 
-import json
-import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +10,9 @@ import sqlalchemy
 
 from ...policies.errors import StudyError
 from ..space.space import Space
-from .damage import refuse_damage, repair_hint, table_names
+from .damage import refuse_damage, table_names
+from .database import LOCK_SECONDS, snapshot
 
-DATABASE = "study.db"
-LOCK_SECONDS = 60.0  # how long to wait for another process that has locked the database; a busy machine is slow
 # What SQLite, SQLAlchemy and Optuna raise when a database cannot be written, or cannot be read.
 UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 UNREADABLE = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError, optuna.exceptions.OptunaError, RuntimeError)
@@ -44,48 +40,6 @@ def connect_for_writing(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     return connection
-
-
-def connect_for_reading(path: Path) -> sqlite3.Connection:
-    """Connect to a database that exists, also in a folder that cannot be written to."""
-    # A reader creates its lock file beside the database. Where the folder is read-only and there is no write-ahead
-    # log, `immutable` reads without a lock.
-    mode = "rw" if os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists() else "ro&immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_SECONDS)
-
-
-def check_whole(path: Path) -> None:
-    """Check a database for damage; one without tables passes, because no search has written to it yet.
-
-    Raises:
-        StudyError: it is damaged, Optuna did not write it, or another program has locked it.
-    """
-    with closing(snapshot(path)) as copy:
-        if table_names(copy):
-            refuse_damage(copy, path)
-
-
-def snapshot(path: Path) -> sqlite3.Connection:
-    """Copy a database as it is now into memory.
-
-    Raises:
-        StudyError: it cannot be read, or another program has locked it.
-    """
-    copy = sqlite3.connect(":memory:", check_same_thread=False)
-    try:
-        with closing(connect_for_reading(path)) as file:
-            # `backup` would wait for a lock without limit; this transaction waits for `LOCK_SECONDS`.
-            file.execute("BEGIN")
-            file.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            file.backup(copy)
-    except sqlite3.Error as cause:
-        if "locked" in str(cause) or "busy" in str(cause):
-            hint = "close the program that holds it: a viewer, a copy or backup that runs, or one that hangs"
-            found = f"{cause}, for {LOCK_SECONDS:g} s"
-            raise StudyError(f"another program holds {path}", [found], hint) from None
-        what = "is not a study's database" if "not a database" in str(cause) else "is damaged"
-        raise StudyError(f"{path} {what}", [str(cause)], repair_hint(path)) from None
-    return copy
 
 
 def open_snapshot(path: Path) -> optuna.storages.RDBStorage:
@@ -126,27 +80,6 @@ def open_study(path: Path) -> optuna.Study:
 def space_of(path: Path) -> Space:
     """The space of a study, with absolute paths."""
     return Space.model_validate(open_study(path).user_attrs["space"])
-
-
-def commit_of(path: Path) -> str | None:
-    """The commit of the model on the hub that a study began with; None for a local model or a study not yet begun."""
-    with closing(snapshot(path)) as copy:
-        if "study_user_attributes" not in table_names(copy):
-            return None
-        found = copy.execute("SELECT value_json FROM study_user_attributes WHERE key = 'facts'").fetchone()
-    commit: str | None = json.loads(found[0]).get("commit") if found else None
-    return commit
-
-
-def progress_of(path: Path) -> str:
-    """How many of its trials a study has finished, or why it cannot be read, in a few words."""
-    try:
-        study = open_study(path)
-    except StudyError as cause:
-        return cause.what
-    finished = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
-    own = sum("shared_from" not in attrs and "continues" not in attrs for attrs in finished)
-    return f"{own} of {study.user_attrs['space']['search']['trials']} trials"
 
 
 def quiet_optuna() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ...evaluators.base import Measurement
+from ...policies.policy import Z95
 from ..space.constraint import Constraint
 from ..space.units import unit_of
 from ..trial.arrays import Floats
 from .time_model import TimeEstimate
 
-Z95 = 1.96  # standard errors on each side of a 95 % interval
 UNKNOWN_VARIANCE = 0.01**2  # relative variance of a ratio where no measurement has repeats
 PRIOR_REPEATS = 4  # weight, in repeats, of the pooled variance beside a measurement's own
 MIN_VARIANCE = 1e-8  # relative variance of a ratio: no clock is more precise

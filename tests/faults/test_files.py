@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 import searching
+import sqlalchemy
 from asking import open_study, spend
 
 from skipsearch import Policy
@@ -19,9 +20,9 @@ from skipsearch.search.report.folder import write_folder, write_policies
 from skipsearch.search.run import check_folder, database_errors, lock_study
 from skipsearch.search.space.fingerprint import Digests
 from skipsearch.search.space.trust import refuse_untrusted
-from skipsearch.search.study import storage as database
+from skipsearch.search.study import database
+from skipsearch.search.study.database import check_whole, progress_of
 from skipsearch.search.study.salvage import salvage
-from skipsearch.search.study.storage import check_whole, progress_of
 from skipsearch.search.study.storage import open_study as read_study
 
 LAST = "WHERE rowid = (SELECT max(rowid) FROM trial_user_attributes WHERE key = 'measurements')"
@@ -185,7 +186,7 @@ def test_a_disk_that_fills_up_is_one_line(path, tmp_path):
     study = open_study(path, tmp_path, search__trials=60)
     spend(study, stop_after=4)
 
-    @database.sqlalchemy.event.listens_for(study._storage._database.engine, "checkout")
+    @sqlalchemy.event.listens_for(study._storage._database.engine, "checkout")
     def no_growth(connection, *_):
         connection.execute("PRAGMA max_page_count = 1")
 

@@ -13,7 +13,8 @@ from skipsearch.evaluators.base import KIND_OF_UNIT, Measurement, Metric
 from skipsearch.policies.errors import ModelError, PolicyError
 from skipsearch.policies.policy import ModelRef, Policy, Provenance
 from skipsearch.policies.wording import escape_invisible
-from skipsearch.search.cli import main, study_folder
+from skipsearch.search.cli import main
+from skipsearch.search.places import study_folder
 from skipsearch.search.space.search_settings import Workers
 from skipsearch.search.space.space import Space
 from skipsearch.search.space.units import amount, unit_of

@@ -12,7 +12,7 @@ import failing
 import pytest
 
 from skipsearch.search.signals import Stopped, interruptible
-from skipsearch.search.study.storage import progress_of
+from skipsearch.search.study.database import progress_of
 
 PATIENCE = 300.0
 

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 import searching
 
+import skipsearch
 from skipsearch import Policy
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
+from skipsearch.search.places import DATABASE
 from skipsearch.search.report.folder import start_folder, write_folder
 from skipsearch.search.run import lock_study, run_study
 from skipsearch.search.study.expected_results import baseline_front
-from skipsearch.search.study.storage import DATABASE, open_study
+from skipsearch.search.study.storage import open_study
 from skipsearch.search.workers.cluster import start_local
 from skipsearch.search.workers.ray_pool import Pool
 from skipsearch.search.workers.worker import Job
@@ -326,3 +329,28 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     for record in (ours, theirs):
         assert {result.name for result in record.assessment.baseline_results} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60
+
+
+def test_python_searches_goes_on_and_reads(path, tmp_path):
+    """A cell of a notebook that is interrupted, and then run again; each time with the same arguments."""
+    options = {"name": "mine", "out": tmp_path, "trials": 6, "quiet": True, "search__seed": 1}
+    database = tmp_path / "mine" / DATABASE
+
+    def interrupt():
+        while trials_in(database) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = threading.Thread(target=interrupt, daemon=True)
+    stopping.start()
+    with pytest.raises(KeyboardInterrupt):
+        skipsearch.search(path, **options)
+    stopping.join(PATIENCE)
+    before = trials_in(database)
+    assert 2 <= before < 6
+    study = skipsearch.search(path, **options)
+    assert len([trial for trial in study.trials if trial.duplicate_of is None]) == 6
+    assert study.trials[0].seconds == skipsearch.load_study("mine", out=tmp_path).trials[0].seconds
+    files = sorted((study.folder / "policies").glob("pareto-*.yaml"))
+    assert [Policy.load(file).fingerprint for file in files] == [policy.fingerprint for policy in study.front]
+    assert (study.folder / "report.html").exists() and len(study.to_dataframe()) == len(study.trials)

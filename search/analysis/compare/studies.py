@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ....policies.errors import UsageError
+from ...places import DATABASE
 from ...space.space import Space
-from ...study.storage import DATABASE, open_study
+from ...study.storage import open_study
 from ...study.trial_cache import read_trials
 from ...trial.pareto import front_trials
 from ..load_study import record_of

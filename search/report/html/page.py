@@ -68,12 +68,17 @@ def write_at_once(path: Path, text: str) -> None:
 
 def write_trials_csv(record: StudyRecord, path: Path) -> None:
     """Write one row per trial, numbers in full precision; an empty field was not measured."""
-    rows = [_row(record, trial) for trial in record.trials]
+    rows = trial_rows(record)
     columns = dict.fromkeys(key for row in rows for key in row)
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(columns), restval="")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def trial_rows(record: StudyRecord) -> list[dict[str, Any]]:
+    """One row per trial by column; None, or a missing column, was not measured."""
+    return [_row(record, trial) for trial in record.trials]
 
 
 def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = None) -> str:
@@ -131,9 +136,9 @@ def _row(record: StudyRecord, trial: TrialResult) -> dict[str, Any]:
         "front": trial.number in record.front,
         "fingerprint": trial.policy.fingerprint,
         "policy": ", ".join(describe(trial.policy)),
-        "worker": trial.worker or "",
-        "failure": trial.failure or "",
-        "seconds": trial.seconds.get("total", ""),
+        "worker": trial.worker,
+        "failure": trial.failure,
+        "seconds": trial.seconds.get("total"),
     }
     for name in record.metrics:
         row |= _fields(name, trial.search.get(name)) | _fields(f"report_{name}", trial.report.get(name))

@@ -12,8 +12,8 @@ import yaml
 
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.policy import Policy
+from skipsearch.search.places import shipped_spaces
 from skipsearch.search.space.json_schema import FILES, text_of
-from skipsearch.search.space.load import shipped_spaces
 
 POLICY, SPACE = (json.loads(path.read_text(encoding="utf-8")) for path in FILES)
 

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from skipsearch.evaluators.subject import ModelSpec
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import SpaceError
+from skipsearch.search.places import shipped_spaces
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.layer_choices import LayerRule, SelectionOptions, WidthOptions
-from skipsearch.search.space.load import load_space, shipped_spaces, space_path, validate_file
+from skipsearch.search.space.load import load_space, space_path, validate_file
 from skipsearch.search.space.parameters import Parameters
 from skipsearch.search.space.search_settings import Search, Workers
 from skipsearch.search.space.space import Space

@@ -1,15 +1,20 @@
 """A study's database is read without a trace: whoever writes to it meanwhile, or begins to, does not notice."""
 
 import os
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
+import asking
 import pytest
 import searching
 
 from skipsearch.policies.errors import StudyError
-from skipsearch.search.study.storage import DATABASE, open_storage, open_study, progress_of
+from skipsearch.search.places import DATABASE
+from skipsearch.search.study.database import progress_of
+from skipsearch.search.study.storage import open_storage, open_study
 from skipsearch.search.study.study import SearchStudy
 
 LAYERS = 4
@@ -87,3 +92,39 @@ def test_a_study_in_a_folder_of_somebody_else_is_read(path, tmp_path, monkeypatc
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
     assert progress_of(tmp_path / DATABASE) == "0 of 12 trials"
+
+
+def by_optuna(database):
+    """What `progress_of` says, from Optuna's own reading of the study."""
+    study = open_study(database)
+    ended = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
+    own = sum("shared_from" not in attrs and "continues" not in attrs for attrs in ended)
+    return own, f"{own} of {study.user_attrs['space']['search']['trials']} trials", len(study.trials)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "random"])
+def test_progress_is_what_optuna_counts(sampler, path, tmp_path):
+    """At every stage of a search; the random sampler draws policies again, whose measurements are shared."""
+    changes = {"search__trials": 30, "search__sampler": sampler, "layers": "[{range: 0-1, choices: [keep, skip_ffn]}]"}
+    study = asking.open_study(path, tmp_path, **changes)
+    counts = []
+    for _ in range(3):
+        own, text, every = by_optuna(tmp_path / DATABASE)
+        assert progress_of(tmp_path / DATABASE) == text
+        counts.append((own, every))
+        asking.spend(study, stop_after=3)
+    assert counts[0][0] < counts[1][0] <= counts[2][0]
+    if sampler == "random":
+        assert counts[2][0] < counts[2][1]  # Shared trials are there, and are not counted.
+
+
+def test_progress_of_what_cannot_be_read(path, tmp_path):
+    begun(path, tmp_path / DATABASE).study._storage.remove_session()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as file, file:
+        file.execute("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'space'")
+    assert "is damaged" in progress_of(tmp_path / DATABASE)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as file, file:
+        file.execute("CREATE TABLE mine (x)")
+    assert "is not a study's database" in progress_of(tmp_path / "other.db")
+    (tmp_path / "text.db").write_text("no database at all, but long enough to have a header of its own" * 9)
+    assert "is not a study's database" in progress_of(tmp_path / "text.db")

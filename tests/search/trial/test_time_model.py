@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
-from skipsearch.policies.policy import Policy, TokenSelection
-from skipsearch.search.trial.modelled_time import Z95
+from skipsearch.policies.policy import Z95, Policy, TokenSelection
 from skipsearch.search.trial.time_model import TimedPolicy, TimeEstimate, TimeModel, features
 
 LAYERS = 12
