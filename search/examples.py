@@ -16,8 +16,8 @@ EXAMPLES = {
     ),
     "plan": ("skipsearch plan digits", "skipsearch plan spaces/digits.yaml --hours 4 --json"),
     "recover": (
-        f"skipsearch recover {POLICY} --space digits --method lora --out recovered",
-        f"skipsearch recover {POLICY} --space digits --method full --data answers.jsonl --distil kl",
+        f"skipsearch recover {POLICY} --space digits --method lora --data answers.jsonl --out recovered",
+        f"skipsearch recover {POLICY} --space digits --method full --data answers.jsonl --distil kl --out again",
     ),
     "validate": ("skipsearch validate spaces/digits.yaml", f"skipsearch validate {POLICY} --json"),
     "show": (f"skipsearch show {POLICY}", "skipsearch show spaces/baselines/fastv.yaml --num-layers 32"),
