@@ -39,7 +39,7 @@ def browser():
 def files(tmp_path_factory):
     """By name, a finished report, one of a search that runs, and a comparison."""
     folder = tmp_path_factory.mktemp("results")
-    study = made_databases.made_study(folder / "all")
+    study = made_databases.made_study(folder / "all", {"search.start": "rules"})
     other = made_databases.made_study(folder / "few", {"search.trials": "8"})
     write_page(read_record(study), study)
     write_live(study, folder, 3)
