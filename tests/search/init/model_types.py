@@ -60,7 +60,8 @@ def outcome_of(kind: str, folder: Path) -> Row:
             config = CONFIG_MAPPING[kind]()
             config.save_pretrained(folder / kind)
         except Exception as cause:
-            return Row(kind, "no configuration", reason=f"{type(cause).__name__}: {cause}".splitlines()[0])
+            reason = f"it has no default configuration: {type(cause).__name__}: {cause}".splitlines()[0]
+            return Row(kind, "no configuration", reason=reason)
         try:
             new = new_space(ModelSpec(id=str(folder / kind)), Wishes(), folder / f"{kind}.yaml")
         except SkipsearchError as cause:
@@ -76,7 +77,7 @@ def outcome_of(kind: str, folder: Path) -> Row:
 
 
 def with_keys(row: Row, config: transformers.PreTrainedConfig) -> Row:
-    """The row of a type that needs a package only for its pictures: its layers can be tried without."""
+    """The row of a type that needs a package for its processor: its layers can be tried without."""
     try:
         return found_in(row, allowed(small_model(config, row.type), row.type))
     except SkipsearchError:
