@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...evaluators.base import evaluator_class
+from ...evaluators.example_options import ExampleOptions
 from ..guide.guide import GUIDE_EXAMPLES
 from ..space.guide_metrics import QUALITY
 from ..space.objectives import greedy_cost
@@ -119,7 +120,8 @@ class Outline:
     def rungs(self) -> list[int]:
         """How many examples a promoted policy has answered after each of its promotions."""
         racing, first = self.space.search.racing, FIRST_EXAMPLES if self.guide is not None else 2 * FIRST_EXAMPLES
-        batch = self.space.evaluate.get(QUALITY, {}).get("batch_size", 1)
+        default = ExampleOptions.model_fields["batch_size"].default
+        batch = self.space.evaluate.get(QUALITY, {}).get("batch_size", default)
         size = max(batch, 1 if racing == "none" else math.ceil(racing.step * self.total))
         done, sizes = 0 if self.guide is not None else FIRST_EXAMPLES, list[int]()
         while done < self.total:
