@@ -24,10 +24,11 @@ from skipsearch.search.space.load import read_space
 PATIENCE = 400
 # Programs of others, which a reader installs or has: their commands are not run.
 FOREIGN = {"pip", "python", "git", "curl", "docker", "vllm", "llama-cli", "optuna-dashboard", "tensorboard", "mlflow",
-           "wandb", "jupyter", "source", "eval", "autoload", "export", "cd"}  # fmt: skip
+           "wandb", "jupyter", "source", "eval", "autoload", "export", "cd", "xdg-open", "open", "twine"}  # fmt: skip
 SHELL = {"printf", "cat", "echo", "ls", "mkdir", "cp"}
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|…|\.\.\.")
 HEAVY = {"llava", "llama", "draft"}  # spaces of models that tests cannot load
+FILE = re.compile(r"(\./)?[\w.-]+(/[\w.-]+)+|[\w.-]+\.(yaml|txt|json)")  # also an id of the hub
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def test_the_code_of_a_page_runs(page, folder, done, inputs, monkeypatch):
 
 def check_yaml(text, page):
     """A whole space or policy is valid; anything else is YAML."""
-    schema = yaml.safe_load(text).get("schema")
+    given = yaml.safe_load(text)
+    schema = given.get("schema") if isinstance(given, dict) else None
     if schema == "skipsearch/policy/v1":
         Document(text, page, PolicyError).validate(Policy)
     elif schema:
@@ -100,16 +102,30 @@ def run(command, folder):
 
 def run_skipsearch(arguments):
     """Run the command in this process; parse it where it names a thing that a test does not have."""
-    if any(PLACEHOLDER.search(word) for word in arguments) or HEAVY & {*arguments} or "--address" in arguments:
+    if any(PLACEHOLDER.search(word) for word in arguments) or HEAVY & {*arguments} or is_elsewhere(arguments):
         parse_options(arguments)
         return
-    fewer = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
-    more = [f"--set={key}={value}" for key, value in fewer.items()] if arguments[0] == "run" else []
     try:
-        status = main([*arguments, *more])
+        status = main([*arguments, *(fewer(arguments) if arguments[0] == "run" else [])])
     except SystemExit as end:  # of `--help`, and of lm-eval
         status = end.code or 0
     assert status == 0, arguments
+
+
+def is_elsewhere(arguments):
+    """True for a command on a cluster, and for one that reads a file of the reader's, or a model of the hub."""
+    written = {word for before, word in zip(arguments, arguments[1:], strict=False) if before in ("--out", "-o")}
+    named = [word for word in arguments if FILE.fullmatch(word) and word not in written]
+    return "--address" in arguments or not all(Path(word).exists() for word in named)
+
+
+def fewer(arguments):
+    """Options of a search that measures less, and goes on where an earlier page began the same study."""
+    less = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
+    less |= {} if "--trials" in arguments else {"search.trials": 3}
+    name = arguments[arguments.index("--name") + 1] if "--name" in arguments else Path(arguments[1]).stem
+    again = ["--resume"] if Path("results", name).exists() and "--resume" not in arguments else []
+    return [*(f"--set={key}={value}" for key, value in less.items()), *again]
 
 
 def run_module(name, *arguments):
@@ -128,4 +144,11 @@ def shell(command, folder):
 
 
 def test_the_first_pages_leave_a_study_behind(folder):
-    assert (folder / "results/first/report.html").exists() and (folder / "results/mine/report.html").exists()
+    """So their commands were run, and not only parsed."""
+    for path in (
+        "results/first/report.html",
+        "results/mine/report.html",
+        "results/exported/policy.yaml",
+        "dropped.yaml",
+    ):
+        assert (folder / path).exists(), path
