@@ -27,7 +27,7 @@ test: setup
 
 # The documentation in build/site; `site` serves it. Material's notice of its end in 2027 is in docs/README.md.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 site: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve

@@ -1,6 +1,7 @@
 """Every command and every piece of code on the front page and in docs/, run as it stands there, each once."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -24,10 +25,11 @@ from skipsearch.search.space.load import read_space
 PATIENCE = 400
 # Programs of others, which a reader installs or has: their commands are not run.
 FOREIGN = {"pip", "python", "git", "curl", "docker", "vllm", "llama-cli", "optuna-dashboard", "tensorboard", "mlflow",
-           "wandb", "jupyter", "source", "eval", "autoload", "export", "cd"}  # fmt: skip
+           "wandb", "jupyter", "source", "eval", "autoload", "export", "cd", "xdg-open", "open", "twine"}  # fmt: skip
 SHELL = {"printf", "cat", "echo", "ls", "mkdir", "cp"}
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|…|\.\.\.")
 HEAVY = {"llava", "llama", "draft"}  # spaces of models that tests cannot load
+FILE = re.compile(r"(\./)?[\w.-]+(/[\w.-]+)+|[\w.-]+\.(yaml|txt|json)")  # also an id of the hub
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def test_the_code_of_a_page_runs(page, folder, done, inputs, monkeypatch):
 
 def check_yaml(text, page):
     """A whole space or policy is valid; anything else is YAML."""
-    schema = yaml.safe_load(text).get("schema")
+    given = yaml.safe_load(text)
+    schema = given.get("schema") if isinstance(given, dict) else None
     if schema == "skipsearch/policy/v1":
         Document(text, page, PolicyError).validate(Policy)
     elif schema:
@@ -86,7 +89,9 @@ def check_yaml(text, page):
 
 def run(command, folder):
     program, *arguments = shlex.split(command, comments=True)
-    if program == "skipsearch":
+    if {">", ">>", "|"} & {*arguments}:
+        shell(command, folder)
+    elif program == "skipsearch":
         run_skipsearch(arguments)
     elif program == "make":
         shell(f"make --dry-run PYTHON={sys.executable} {shlex.join(arguments)}", folder)
@@ -100,16 +105,30 @@ def run(command, folder):
 
 def run_skipsearch(arguments):
     """Run the command in this process; parse it where it names a thing that a test does not have."""
-    if any(PLACEHOLDER.search(word) for word in arguments) or HEAVY & {*arguments} or "--address" in arguments:
+    if any(PLACEHOLDER.search(word) for word in arguments) or HEAVY & {*arguments} or is_elsewhere(arguments):
         parse_options(arguments)
         return
-    fewer = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
-    more = [f"--set={key}={value}" for key, value in fewer.items()] if arguments[0] == "run" else []
     try:
-        status = main([*arguments, *more])
+        status = main([*arguments, *(fewer(arguments) if arguments[0] == "run" else [])])
     except SystemExit as end:  # of `--help`, and of lm-eval
         status = end.code or 0
     assert status == 0, arguments
+
+
+def is_elsewhere(arguments):
+    """True for a command on a cluster, and for one that reads a file of the reader's, or a model of the hub."""
+    written = {word for before, word in zip(arguments, arguments[1:], strict=False) if before in ("--out", "-o")}
+    named = [word for word in arguments if FILE.fullmatch(word) and word not in written]
+    return "--address" in arguments or not all(Path(word).exists() for word in named)
+
+
+def fewer(arguments):
+    """Options of a search that measures less, and goes on where an earlier page began the same study."""
+    less = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
+    less |= {} if "--trials" in arguments else {"search.trials": 3}
+    name = arguments[arguments.index("--name") + 1] if "--name" in arguments else Path(arguments[1]).stem
+    again = ["--resume"] if Path("results", name).exists() and "--resume" not in arguments else []
+    return [*(f"--set={key}={value}" for key, value in less.items()), *again]
 
 
 def run_module(name, *arguments):
@@ -122,10 +141,21 @@ def run_module(name, *arguments):
 
 
 def shell(command, folder):
-    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    """Run a command in a shell of its own, whose home is the folder: no page touches the files of its reader."""
+    environment = {**os.environ, "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert done.stdout or ">" in command
+    assert done.stdout or ">" in command or command.startswith(("mkdir", "cp"))
 
 
 def test_the_first_pages_leave_a_study_behind(folder):
-    assert (folder / "results/first/report.html").exists() and (folder / "results/mine/report.html").exists()
+    """So their commands were run, and not only parsed."""
+    for path in (
+        "results/first/report.html",
+        "results/mine/report.html",
+        "results/exported/policy.yaml",
+        "dropped.yaml",
+    ):
+        assert (folder / path).exists(), path
