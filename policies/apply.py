@@ -25,7 +25,7 @@ from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
 from .scores.score import Record
 from .scores.table import find_score
-from .trained_weights import trained_swap
+from .trained.swap import trained_swap
 
 # The attribute of a decoder layer that holds the handle of the policy applied to it.
 HANDLE = "_skipsearch_policy"

@@ -17,7 +17,7 @@ from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
 from .schedules import Schedule
 from .scores.table import DESCRIPTION, RELEVANCE, ScoreName
-from .trained import TrainedWeights
+from .trained.files import TrainedWeights
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"

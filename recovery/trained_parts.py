@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from ..policies.errors import ModelError
 from ..policies.policy import Policy
-from ..policies.trained import FILES, TrainedWeights, WeightsFormat
-from ..policies.trained_weights import WeightSwap
+from ..policies.trained.files import FILES, TrainedWeights, WeightsFormat
+from ..policies.trained.swap import WeightSwap
 from .parts import lora_targets, trained_parameters
 from .settings import RecoverySettings
 

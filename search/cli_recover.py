@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..policies.errors import PolicyMismatch, RunError, SpaceError, UsageError
+from ..policies.errors import RunError, SpaceError, UsageError
 from ..policies.policy import Measured, Policy
 from ..policies.wording import escape_invisible
 
@@ -202,10 +202,6 @@ def train(
 
     text = f"training by {settings.method} on {len(data.examples)} examples of {data.source}"
     print(escape_invisible(text), file=sys.stderr)
-    # The policy's own figures are of a model without training.
-    if (made_for := policy.model.id) is not None and options.model not in (None, made_for):
-        hint = "train the model that the policy names, or leave its name out of the policy"
-        raise PolicyMismatch(f"the policy was made for {made_for}", [f"found --model {options.model}"], hint)
     return run_training(
         subject.model, subject.processor, policy, data.examples, settings, options.out, run, options.resume
     )

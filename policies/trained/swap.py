@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .choice import has_width
-from .errors import PolicyError, PolicyMismatch
-from .policy import Policy
+from ..choice import has_width
+from ..errors import PolicyError, PolicyMismatch
+from ..policy import Policy
 
 MAX_LISTED = 10
 PEFT_PREFIX = "base_model.model."

@@ -7,8 +7,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from .choice import StrictModel
-from .errors import PolicyError
+from ..choice import StrictModel
+from ..errors import PolicyError
 
 WeightsFormat = Literal["peft", "safetensors"]
 # `peft` is the folder of a LoRA adapter; `safetensors` holds whole tensors under the model's own names.
