@@ -27,7 +27,8 @@ SLOW = (
     "test_fuzzed_files", "test_study", "test_closed_form", "test_guided", "test_divergence_search", "test_space",
     "test_apply", "test_cache", "test_files", "test_ties_and_bans", "test_times", "test_draft", "test_site",
     "test_targets", "test_implementations", "test_scores", "test_shorter", "test_transfer", "test_image_tasks",
-    "test_shared_prompts", "test_states", "test_gradients", "test_recover", "test_recover_command", "test_init", "test_examples",
+    "test_shared_prompts", "test_states", "test_gradients", "test_recover", "test_recover_command", "test_init",
+    "test_examples",
 )  # fmt: skip
 
 
