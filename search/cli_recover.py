@@ -159,7 +159,7 @@ def task_name(options: argparse.Namespace) -> str:
         UsageError: a file does not exist.
         SpaceError: it runs code that the command line does not allow.
     """
-    from .space.load import SPACES
+    from .places import SPACES
     from .space.trust import task_functions
 
     name = str(options.data)
