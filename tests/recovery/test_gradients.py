@@ -32,7 +32,9 @@ def trained(name):
 def policies(name):
     """Every choice of every column in one policy, and the policies that remove tokens for good, with all scores."""
     columns = [column for column in CHOICES if support.works(name, column)]
-    drawn = rotated([choice for column in columns for choice in CHOICES[column]], name)[::LAYERS]
+    # Channels and heads are ranked in float32, which takes no weights in float64.
+    choices = [one for column in columns for one in CHOICES[column] if not {"ffn_ratio", "head_ratio"} & {*one}]
+    drawn = rotated(choices, name)[::LAYERS]
     removing = FALLING if name != "llama" else []
     found = [policy_of(support.taken(name, dict(enumerate(choices))), score)
              for choices, score in zip(drawn, SCORES * len(drawn), strict=False)]  # fmt: skip
