@@ -22,13 +22,13 @@ def pytest_configure(config):
 
 # Files of more than some ten seconds, the longest first; `make check` leaves them out.
 SLOW = (
-    "test_policy_contract", "test_commands", "test_cluster", "test_run", "test_benchmarks", "test_shipped_spaces",
-    "test_early_stopping", "test_ways_of_calling", "test_skip_sampler", "test_machine", "test_accuracy",
-    "test_fuzzed_files", "test_study", "test_closed_form", "test_guided", "test_divergence_search", "test_space",
-    "test_apply", "test_cache", "test_files", "test_ties_and_bans", "test_times", "test_draft", "test_site",
-    "test_targets", "test_implementations", "test_scores", "test_shorter", "test_transfer", "test_image_tasks",
-    "test_shared_prompts", "test_states", "test_gradients", "test_recover", "test_recover_command", "test_init",
-    "test_examples",
+    "test_policy_contract", "test_commands", "test_cluster_commands", "test_run", "test_benchmarks",
+    "test_shipped_spaces", "test_early_stopping", "test_ways_of_calling", "test_skip_sampler", "test_machine",
+    "test_accuracy", "test_fuzzed_files", "test_study", "test_closed_form", "test_guided", "test_divergence_search",
+    "test_space", "test_apply", "test_cache", "test_files", "test_ties_and_bans", "test_times", "test_draft",
+    "test_site", "test_targets", "test_implementations", "test_scores", "test_shorter", "test_transfer",
+    "test_image_tasks", "test_shared_prompts", "test_states", "test_gradients", "test_recover",
+    "test_recover_command", "test_init", "test_examples",
 )  # fmt: skip
 
 

@@ -1,12 +1,26 @@
 """Console for drawing results on standard output."""
 
+import os
+from typing import Any
+
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+PIPE_WIDTH = 160  # A pipe and a file have no edge; rich takes 80 columns for them.
+
 
 class Output(Console):
-    """A rich console that raises `BrokenPipeError` where rich would exit with code 1."""
+    """A rich console that raises `BrokenPipeError` where rich would exit with code 1.
+
+    Args:
+        options: Those of rich's console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+            self.width = PIPE_WIDTH
 
     def on_broken_pipe(self) -> None:
         """Let the command line end normally, as it does for output that rich did not draw."""

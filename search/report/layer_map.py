@@ -153,11 +153,13 @@ class LayerMap:
         yield Text("  " + " · ".join(facts), style="dim")
 
     def _measurements(self, max_width: int) -> Iterator[Text]:
-        """One line per measurement, in aligned columns; where they are too wide, the parts below the name."""
+        """One line per measurement, in columns; where these are too wide, not aligned, or one part below the other."""
         rows = [_measurement_row(name, entry) for name, entry in self.policy.measured.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         if sum(widths) + 2 * len(widths) - 2 > max_width:
-            rows = [["\n      ".join(filter(None, row))] for row in rows]
+            lines = ["  ".join(filter(None, row)) for row in rows]
+            fits = max(map(len, lines)) <= max_width
+            rows = [[line] for line in lines] if fits else [["\n      ".join(filter(None, row))] for row in rows]
             widths = [0]
         for row in rows:
             yield Text("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
