@@ -174,7 +174,7 @@ def test_two_models_over_the_same_weights_cannot_both_order_them():
 
 
 def test_an_expert_may_end_up_without_channels():
-    model, batch = built("qwen3-moe", "sdpa"), batch_of("qwen3-moe")
+    model, batch = fresh("qwen3-moe"), batch_of("qwen3-moe")
     dropped = dropped_channels(layer_list(model)[2], 0.1, "weights")
     assert any(len(channels) == 16 for channels in dropped) and not all(len(channels) == 16 for channels in dropped)
     check(model, batch, policy_of({2: {"ffn_ratio": 0.1}}))
