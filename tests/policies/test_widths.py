@@ -13,7 +13,7 @@ from contract import check, close, policy_of
 from slow_widths import dropped_channels
 from torch import nn
 
-from families import FAMILIES, batch_of, built, layer_list, run
+from families import FAMILIES, batch_of, layer_list, run
 from skipsearch import Policy, applied_policy, apply_policy, draft
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
 
