@@ -35,6 +35,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
+from skipsearch.evaluators.accuracy.shared_prompts import can_share
 from skipsearch.evaluators.subject import Subject, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
@@ -123,8 +124,10 @@ def ours(side: str) -> Callable[[Problem, Policy], tuple[dict[str, float], float
 
     def run(problem: Problem, policy: Policy) -> tuple[dict[str, float], float]:
         evaluator = problem.evaluators[side]
-        if side == "per answer":
-            evaluator._model._can_share = False
+        # Both evaluators have the same questions, and so one model.
+        evaluator._model._can_share = (
+            side == "trial" and not problem.subject.is_multimodal and can_share(problem.subject.model)
+        )
         with apply_policy(problem.subject.model, policy) as handle:
             begun = time.perf_counter()
             found = evaluator.measure(handle, "search")["accuracy"]
