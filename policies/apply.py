@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .choice import KEEP, LayerChoice, WidthSelection, has_width
 from .errors import PolicyError
-from .families.layers import DecoderLayer, decoder_layers, layer_list
+from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy, TokenSelection
 from .runtime.calls import CallTracker
 from .runtime.compatibility import check_images, check_kind, check_shared, transformers_model
@@ -27,8 +27,6 @@ from .scores.score import Record
 from .scores.table import find_score
 from .trained.swap import trained_swap
 
-# The attribute of a decoder layer that holds the handle of the policy applied to it.
-HANDLE = "_skipsearch_policy"
 # The attribute of a model that has its weights from another one; see `draft`.
 DRAFT = "_skipsearch_draft"
 
@@ -62,6 +60,7 @@ class PolicyHandle:
     Attributes:
         model: The transformers model, which runs under the policy.
         policy: The policy, in canonical form.
+        layers: The model's decoder layers.
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
@@ -69,8 +68,8 @@ class PolicyHandle:
         self.policy = policy.canonical()
         self._swap = trained_swap(model, policy)
         with torch.no_grad():
-            self._layers = decoder_layers(model)
-        self._wrapped = wrapped_layers(model, self.policy, self._layers)
+            self.layers = decoder_layers(model)
+        self._wrapped = wrapped_layers(model, self.policy, self.layers)
         needs = Needs(
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
@@ -80,13 +79,14 @@ class PolicyHandle:
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
-        hand_on(model, self._layers, self._wrapped)
-        self._attentions = Attentions(self._layers, self._wrapped, self._calls)
+        hand_on(model, self.layers, self._wrapped)
+        self._attentions = Attentions(self.layers, self._wrapped, self._calls)
         self._tracks_calls = any(wrapped.fixed_plan is None for wrapped in self._wrapped)
         self._hooks: list[Any] = []
         self._installed = False
-        for layer in self._layers:
+        for layer in self.layers:
             vars(layer.module)[HANDLE] = self
+        leave_to_handle(model)
         self._install()
 
     @property
@@ -129,9 +129,11 @@ class PolicyHandle:
         for wrapped in self._wrapped:
             if wrapped.narrow is not None:
                 wrapped.narrow.release()
-        for layer in self._layers:
-            if vars(layer.module).get(HANDLE) is self:
-                del vars(layer.module)[HANDLE]
+        marked = [layer for layer in self.layers if vars(layer.module).get(HANDLE) is self]
+        for layer in marked:
+            del vars(layer.module)[HANDLE]
+        if marked:
+            take_back(self.model, self.layers)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -162,7 +164,7 @@ class PolicyHandle:
         The output of a layer depends on nothing but the steps up to it, the input and its prompt ends.
         """
         if not self._installed:
-            return [LayerStep(KEEP) for _ in self._layers]
+            return [LayerStep(KEEP) for _ in self.layers]
         recorded = {wrapped.layer.index: wrapped.record for wrapped in self._wrapped}
         return [
             LayerStep(
@@ -172,7 +174,7 @@ class PolicyHandle:
                 None if choice.ffn_ratio is None else self.policy.width_selection,
                 self.weights,
             )
-            for index, choice in enumerate(self.policy.choices(len(self._layers)))
+            for index, choice in enumerate(self.policy.choices(len(self.layers)))
         ]
 
     def __enter__(self) -> Self:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from .apply import DRAFT, HANDLE, applied_policy, apply_policy
+from .apply import DRAFT, applied_policy, apply_policy
 from .errors import ModelError, PolicyMismatch
-from .families.layers import decoder_layers, layer_list
+from .families.layers import HANDLE, decoder_layers, layer_list
 from .policy import Policy
 from .runtime.compatibility import transformers_model
 from .runtime.requests import PROMPT_END

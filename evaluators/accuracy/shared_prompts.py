@@ -51,12 +51,13 @@ def can_share(model: PreTrainedModel) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def prompts_to_share(requests: Sequence["TokenRequest"], max_length: int) -> list[Prompt]:
+def prompts_to_share(requests: Sequence["TokenRequest"], max_length: int, most_answers: int) -> list[Prompt]:
     """The prompts with several answers that are worth sharing, the longest first.
 
     Args:
         requests: Log-likelihoods that are asked for.
         max_length: Tokens of a row that the model can take; longer rows are left to lm-eval, which cuts them.
+        most_answers: Answers that may run together; a prompt with more of them runs several times.
     """
     found: dict[tuple[int, ...], Prompt] = {}
     for place, (_, context, answer) in enumerate(requests):
@@ -67,7 +68,15 @@ def prompts_to_share(requests: Sequence["TokenRequest"], max_length: int) -> lis
         for prompt in found.values()
         if prompt.gain >= LEAST_GAIN and len(prompt.ids) + max(map(len, prompt.answers)) <= max_length
     ]
-    return sorted(usable, key=lambda prompt: -len(prompt.ids))
+    parts = [part for prompt in usable for part in divided(prompt, most_answers)]
+    return sorted(parts, key=lambda prompt: -len(prompt.ids))
+
+
+def divided(prompt: Prompt, most_answers: int) -> list[Prompt]:
+    """A prompt as several, each with at most so many answers."""
+    answers = [*prompt.answers.items()]
+    starts = range(0, len(answers), most_answers)
+    return [Prompt(prompt.ids, dict(answers[start : start + most_answers])) for start in starts]
 
 
 def score(model: "TextModel", prompts: Sequence[Prompt]) -> Iterator[tuple[int, "LogLikelihood"]]:

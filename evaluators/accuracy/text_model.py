@@ -103,7 +103,7 @@ class TextModel(HFLM):
 
     def _loglikelihood_tokens(self, requests: list[TokenRequest], *args: Any, **kwargs: Any) -> list[LogLikelihood]:
         shares = self.shares_prompts and self._can_share and not self.rolling
-        scored = dict(score(self, prompts_to_share(requests, self.max_length))) if shares else {}
+        scored = dict(score(self, prompts_to_share(requests, self.max_length, self.batch_size))) if shares else {}
         others = [index for index in range(len(requests)) if index not in scored]
         for ends, indices in self._passes(requests, others) if others else ():
             self.ends = ends

@@ -67,6 +67,10 @@ UNSUPPORTED = "this model family is not supported; add its anatomy to skipsearch
 # The names that decoders give to the list of their layers.
 LAYER_LISTS = ("layers", "h")
 
+# The attribute of a decoder layer that holds the handle of the policy that its model runs under.
+HANDLE = "_skipsearch_policy"
+
+# By decoder, its layers while no policy is applied: a patched layer leads to its model, and would keep it alive here.
 _verified: "WeakKeyDictionary[nn.Module, tuple[DecoderLayer, ...]]" = WeakKeyDictionary()
 
 
@@ -77,11 +81,22 @@ def decoder_layers(model: PreTrainedModel) -> tuple[DecoderLayer, ...]:
         ModelError: no decoder layers are found, or no known anatomy reproduces them.
     """
     decoder, modules = model.get_decoder(), list(layer_list(model))
-    layers = _verified.get(decoder)
+    handle = vars(modules[0]).get(HANDLE) if modules else None
+    layers = _verified.get(decoder) if handle is None else handle.layers
     if layers is None or [layer.module for layer in layers] != modules:
         layers = _verified[decoder] = verify_layers(model, modules)
     check_slots(type(model).__name__, layers)
     return layers
+
+
+def leave_to_handle(model: PreTrainedModel) -> None:
+    """Forget the layers of a model that has a handle, which holds them as long as the policy is applied."""
+    _verified.pop(model.get_decoder(), None)
+
+
+def take_back(model: PreTrainedModel, layers: tuple[DecoderLayer, ...]) -> None:
+    """Remember the layers of a model whose policy was removed, so that the next one need not verify them again."""
+    _verified[model.get_decoder()] = layers
 
 
 def check_slots(name: str, layers: Sequence[DecoderLayer]) -> None:

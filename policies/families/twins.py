@@ -128,6 +128,8 @@ class Twins:
         pair[sublayers.cache_name] = AddedKeys(tuple(part[..., :place, :] for part in keys))
         try:
             found = sublayers.run_attention(normed[:, place:], pair, alone_twin(sublayers.attention))
+        except torch.OutOfMemoryError:
+            raise
         except Exception:
             # The attention does not take its function from the table, and cannot do with such a mask.
             return False

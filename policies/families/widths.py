@@ -5,6 +5,7 @@ the same in every order, up to rounding, so tokens out of the choice's scope sti
 Removing the policy restores the order, and with it every bit.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
@@ -46,13 +47,20 @@ class NarrowFFN:
         self._parts: dict[str, nn.Module] = {}
         self._orders: list[Tensor] = []
         self._hooks: list[Any] = []
-        users = {user for axis, *_ in self._axes() for user in _users.get(axis.parameter, ())}
-        if any(ranking != "first" or user.ranking != "first" for user in users):
+        if self._is_in_the_way():
+            # A model that was dropped with its policy is only gone once its cycles are collected.
+            gc.collect()
+        if self._is_in_the_way():
             raise PolicyError(
                 "another policy runs a share of the channels of the same weights",
                 [f"{self._where()} belongs to a second model over the same tensors, such as a draft"],
                 "remove the other policy first, as in `applied_policy(draft).remove()`, or rank by `first` in both",
             )
+
+    def _is_in_the_way(self) -> bool:
+        """True where another policy runs a part of the same weights, and one of the two changes their order."""
+        users = {user for axis, *_ in self._axes() for user in _users.get(axis.parameter, ())}
+        return any(self.ranking != "first" or user.ranking != "first" for user in users)
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The modules that run in the place of the FFN's own, by their names in the layer.

@@ -9,6 +9,7 @@ import tiny
 from families import FAMILIES, built
 from skipsearch.evaluators.accuracy.memo import Memo
 from skipsearch.evaluators.accuracy.model import lm_eval_model
+from skipsearch.evaluators.accuracy.shared_prompts import prompts_to_share
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
@@ -78,3 +79,11 @@ def test_short_prompts_and_rows_that_are_too_long_are_left_to_lm_eval():
     (alone, dear), (shared, cheap) = (scores("llama", Policy(), mixed, shares) for shares in (False, True))
     assert [value for value, _ in shared] == pytest.approx([value for value, _ in alone], abs=3e-5)
     assert cheap < dear
+
+
+def test_no_more_answers_run_together_than_a_batch_has():
+    asked = requests(3, questions=2, choices=20, prompt=(40, 50))
+    (alone, _), (shared, _) = (scores("llama", Policy(), asked, shares) for shares in (False, True))
+    assert [value for value, _ in shared] == pytest.approx([value for value, _ in alone], abs=3e-5)
+    rows = {prompt.ids: len(prompt.answers) for prompt in prompts_to_share(asked, 256, 1000)}
+    assert all(len(prompt.answers) <= 6 for prompt in prompts_to_share(asked, 256, 6)) and max(rows.values()) > 6

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -171,6 +173,19 @@ def test_two_models_over_the_same_weights_cannot_both_order_them():
     with apply_policy(model, HALVES), pytest.raises(PolicyError, match="another policy runs a share"):
         draft(model, first)
     assert equal(before, weights(model))
+
+
+def test_a_draft_that_was_dropped_with_its_policy_stands_in_no_way():
+    model = fresh()
+    dropped = weakref.ref(draft(model, policy_of({1: {"ffn_ratio": 0.5}}, ranking="first")))
+    gc.collect()
+    assert dropped() is None
+    kept = draft(model, policy_of({1: {"ffn_ratio": 0.5}}, ranking="first"))
+    with pytest.raises(PolicyError, match="the same weights"):
+        apply_policy(model, policy_of({1: {"ffn_ratio": 0.5}}))
+    del kept
+    with apply_policy(model, policy_of({1: {"ffn_ratio": 0.5}})):
+        pass
 
 
 def test_an_expert_may_end_up_without_channels():
