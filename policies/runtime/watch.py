@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -187,11 +187,25 @@ def with_other_globals(method: Callable[..., Any], replace: Callable[[Any], Any]
     function = getattr(method, "__func__", None)
     if not isinstance(function, FunctionType):
         return method
+    return MethodType(copied(function, replace), method.__self__)  # type: ignore[attr-defined]
+
+
+def copied(function: FunctionType, replace: Callable[[Any], Any]) -> FunctionType:
+    """A copy of a function with a global namespace of its own, and where it is decorated, of what the decorator wraps.
+
+    Args:
+        function: The function.
+        replace: See `with_other_globals`.
+    """
     # Without a name of a module in it, torch.compile looks names up here and not in that module.
     names = {name: replace(value) for name, value in function.__globals__.items() if name != "__name__"}
-    copied = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return MethodType(copied, method.__self__)  # type: ignore[attr-defined]
+    wrapped, closure = getattr(function, "__wrapped__", None), function.__closure__
+    if isinstance(wrapped, FunctionType) and closure is not None:
+        inner = CellType(copied(wrapped, replace))
+        closure = tuple(inner if cell.cell_contents is wrapped else cell for cell in closure)
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def last_recorded(calls: list[AttentionCall], layer: int) -> AttentionCall:
