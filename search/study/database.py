@@ -98,8 +98,9 @@ def budget_of(connection: sqlite3.Connection) -> int | None:
 
 
 def finished_trials(connection: sqlite3.Connection) -> int:
-    """How many trials of a study have ended; one that shares or continues another trial's is not counted again."""
+    """How many trials of its budget a study has spent: no probes, and none that share or continue another trial's."""
     having = f"SELECT 1 FROM {USER_ATTRS} WHERE trial_id = trials.trial_id AND key"
     query = f"SELECT count(*) FROM trials WHERE study_id = ({STUDY}) AND EXISTS ({having} = 'seconds')"
-    count: int = connection.execute(f"{query} AND NOT EXISTS ({having} IN ('shared_from', 'continues'))").fetchone()[0]
+    apart = f"{having} IN ('shared_from', 'continues', 'probe')"
+    count: int = connection.execute(f"{query} AND NOT EXISTS ({apart})").fetchone()[0]
     return count

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 
 import torch
 from contract import HALF, policy_of
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from families import batch_of, built, run
 from skipsearch import apply_policy
@@ -50,6 +52,22 @@ def test_while_one_thread_records_nothing_of_transformers_is_replaced_for_anothe
             thread.join()
             stop.remove()
     assert torch.equal(found[0], expected)
+
+
+def test_the_attention_of_a_decorated_forward_is_read(monkeypatch):
+    inputs = batch_of("llava").padded()
+    with apply_policy(built("llava", "sdpa"), RANKING):
+        expected = run(built("llava", "sdpa"), inputs).logits
+    forward = LlamaAttention.forward
+
+    @functools.wraps(forward)
+    def decorated(self, *args, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "forward", decorated)
+    model = copy.deepcopy(built("llava", "sdpa"))
+    with apply_policy(model, RANKING):
+        assert torch.equal(run(model, inputs).logits, expected)
 
 
 def test_a_layer_that_records_takes_the_attention_that_the_model_is_set_to_later():

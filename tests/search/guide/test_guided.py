@@ -19,6 +19,7 @@ from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
+from skipsearch.search.study.database import progress_of
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import TrialResult
@@ -66,7 +67,7 @@ def search(path, bench, folder, jobs=math.inf, size=1, resume=False, **overrides
     pool.jobs = jobs
     driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
     driver.search()
-    return SimpleNamespace(study=study, records=study.results(), order=pool.submitted)
+    return SimpleNamespace(study=study, records=study.results(), order=pool.submitted, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,7 @@ def test_probes_come_first_and_are_no_trials_of_the_budget(guided):
     assert dense.policy.is_dense and dense.full_fidelity and dense.search["answer_loss"].n >= 48
     assert probes == others[: len(probes)] and 8 <= len(probes) <= 4 * 14
     assert guided.study.budget_used() == 14 == 1 + len(others) - len(probes)
+    assert progress_of(guided.folder / "study.db") == "14 of 14 trials"
     assert all("answer_loss" in record.search and "prefill_flops" in record.search for record in others)
 
 

@@ -98,7 +98,7 @@ def by_optuna(database):
     """What `progress_of` says, from Optuna's own reading of the study."""
     study = open_study(database)
     ended = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if "seconds" in trial.user_attrs]
-    own = sum("shared_from" not in attrs and "continues" not in attrs for attrs in ended)
+    own = sum(not {"shared_from", "continues", "probe"} & {*attrs} for attrs in ended)
     return own, f"{own} of {study.user_attrs['space']['search']['trials']} trials", len(study.trials)
 
 
