@@ -176,7 +176,7 @@ def attention(
         prompt = [i for i in asking if i < row.end]
         # Where no token of the prompt asks, the layer gives no score.
         if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
-            given["past_key_values"] = cache
+            given["cache" if "cache" in given else "past_key_values"] = cache
         delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
             update[:, i] = delta[:, tokens.index(i)]

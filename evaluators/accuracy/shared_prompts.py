@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Prompts are shared where that spares so much: rows that are fed whole can reuse the states of earlier policies, which
 # spares about as much.
 LEAST_GAIN = 1.5
-NEEDED = {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"}
+NEEDED = {"position_ids", "attention_mask", "logits_to_keep"}
+CACHE = {"past_key_values", "cache"}  # what releases of transformers call it
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Prompt:
 
 def can_share(model: PreTrainedModel) -> bool:
     """True where the rows of the model's cache can be repeated, and its positions can be told."""
-    if not inspect.signature(model.forward).parameters.keys() >= NEEDED:
+    names = inspect.signature(model.forward).parameters.keys()
+    if not names >= NEEDED or not names & CACHE:
         return False
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
