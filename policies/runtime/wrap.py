@@ -138,7 +138,7 @@ class WrappedLayer:
         """True where the layer's own forward takes a step with the arguments as they are."""
         if call.tokens is not None or call.single_class != "answer" or self.plans["answer"] != DENSE:
             return False
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         if not args or cache is None or len(cache.layers) <= self.slot or kwargs.get("attention_mask") is not None:
             return False
         stored = cache.layers[self.slot]
