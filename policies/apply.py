@@ -23,8 +23,11 @@ from .runtime.roles import roles
 from .runtime.shorter import first_handed_on
 from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
+from .scores.router import RouterOptions
 from .scores.score import Record
 from .scores.table import find_score
+from .trained.routed_layer import RoutedLayer
+from .trained.routers import Routers, trained_routers
 from .trained.swap import trained_swap
 
 # The attribute of a model that has its weights from another one; see `draft`.
@@ -63,13 +66,14 @@ class PolicyHandle:
         layers: The model's decoder layers.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
+    def __init__(self, model: PreTrainedModel, policy: Policy, routers: Routers | None = None) -> None:
         self.model = model
         self.policy = policy.canonical()
         self._swap = trained_swap(model, policy)
+        routers = trained_routers(model, self.policy) if routers is None else routers
         with torch.no_grad():
             self.layers = decoder_layers(model)
-        self._wrapped = wrapped_layers(model, self.policy, self.layers)
+        self._wrapped = wrapped_layers(model, self.policy, self.layers, routers)
         needs = Needs(
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
@@ -223,7 +227,7 @@ def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyHandle:
+def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: Routers | None = None) -> PolicyHandle:
     """Apply a policy to a model, so that the model computes only what the policy leaves of it.
 
     Wraps the decoder layers in place; weights, module names and hooks stay. Use it as a context manager, or keep the
@@ -234,6 +238,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
             of torch.compile or of PEFT; call it as before.
         policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
             it is applied.
+        routers: Routers in training, where the policy ranks image tokens by them; None reads those beside the policy.
 
     Returns:
         The handle.
@@ -253,10 +258,12 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
             "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
             "`with` block",
         )
-    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy))
+    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy), routers)
 
 
-def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
+def wrapped_layers(
+    model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer], routers: Routers | None
+) -> list[WrappedLayer]:
     """Wrap the layers that differ from keep, that record something, or that follow a removal of image tokens."""
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
@@ -270,12 +277,22 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
     return [
-        WrappedLayer(
-            layer, choice, policy.token_selection, record if layer.index in recorded else None, policy.width_selection
-        )
+        wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in recorded or layer.index > removal
     ]
+
+
+def wrapped_layer(
+    layer: DecoderLayer, choice: LayerChoice, policy: Policy, record: Record | None, routers: Routers | None
+) -> WrappedLayer:
+    """Wrap a layer, with its router where the policy ranks image tokens by one."""
+    selection, width = policy.token_selection, policy.width_selection
+    if routers is None or choice.token_ratio is None:
+        return WrappedLayer(layer, choice, selection, record, width)
+    router = routers[str(layer.index)]
+    options = selection.router or RouterOptions()
+    return RoutedLayer(layer, choice, selection, record, width, router=router, options=options)
 
 
 def check_order(model: PreTrainedModel, policy: Policy) -> None:

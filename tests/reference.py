@@ -34,6 +34,7 @@ class Row:
         gone: The image tokens that were removed for good.
         size: How many tokens each token stands for, where it is more than one.
         answer: The places of answer tokens; all from `end` on where it is None.
+        routers: By the number of a layer, its router, where image tokens are ranked by routers.
     """
 
     ids: list[int]
@@ -42,6 +43,7 @@ class Row:
     score: dict[int, float] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     size: dict[int, int] = field(default_factory=dict)
+    routers: dict[int, nn.Linear] = field(default_factory=dict)
 
     def kind(self, i: int) -> str:
         """The class of a token."""
@@ -53,14 +55,25 @@ class Row:
         """The tokens that the choice concerns."""
         return {i for i in range(len(self.ids)) if self.kind(i) in PHASES[choice.phase] & TOKENS[choice.tokens]}
 
-    def divided(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> tuple[set[int], set[int]]:
+    def logits(self, number: int, x: Tensor) -> dict[int, Tensor]:
+        """What the layer's router says of each image token; nothing without a router."""
+        router = self.routers.get(number)
+        images = [] if router is None else [i for i in range(len(self.ids)) if self.kind(i) == "image"]
+        return {i: (router.weight[0].to(x.dtype) * x[i]).sum() + router.bias[0].to(x.dtype) for i in images}
+
+    def divided(
+        self, x: Tensor, choice: LayerChoice, selection: TokenSelection, logits: dict[int, Tensor]
+    ) -> tuple[set[int], set[int]]:
         """The image tokens that the layer's ratio keeps and those it leaves out, of all that were not removed."""
         images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
         candidates = [i for i in images if i not in self.gone]
         if choice.token_ratio is None or choice.tokens == "text":
             return set(candidates), set()
         wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
-        kept = self.chosen(x, candidates, wanted, selection)
+        if logits:
+            kept = set(sorted(candidates, key=lambda i: -logits[i].item())[:wanted])
+        else:
+            kept = self.chosen(x, candidates, wanted, selection)
         return kept, set(candidates) - kept
 
     def merge(self, x: Tensor, removed: list[int], kept: list[int]) -> None:
@@ -91,9 +104,11 @@ def reference(
     end: int,
     answer: tuple[int, ...] | None = None,
     gradients: bool = False,
+    routers: nn.ModuleDict | None = None,
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
-    row = Row(inputs["input_ids"][0].tolist(), end, answer)
+    routed = {int(number): router for number, router in (routers or {}).items()}
+    row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed)
 
     def formula(number: int) -> Any:
         def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Any) -> Any:
@@ -126,7 +141,8 @@ def one_layer(
     """What a layer gives for its input under the policy."""
     choice, entering, record = policy.choice(number), x, policy.token_selection.score
     scope, x = row.scope(choice), x.clone()
-    kept, rest = row.divided(x[0], choice, policy.token_selection)
+    logits = row.logits(number, x[0])
+    kept, rest = row.divided(x[0], choice, policy.token_selection, logits)
     only_evicts = choice.phase == "decode"
     does = {i: (choice.attention, choice.ffn) if i in scope else ("run", "run") for i in range(len(row.ids))}
     does |= {} if only_evicts else dict.fromkeys(rest, REST[choice.rest])
@@ -147,11 +163,24 @@ def one_layer(
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
         with silenced(layer, dropped) if dropped and i in concerned else nullcontext():
-            y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
+            y[:, [i]] += weight(i, logits, policy) * f(layer, normed, narrow(arguments, [i]))
+    if logits and (policy.token_selection.router is None or policy.token_selection.router.reweights_rest):
+        for i in rest:
+            y[:, i] = weight(i, logits, policy) * x[:, i]
     if record == "change":
         moved = [i for i, what in does.items() if what[0] in ("run", "queries_only") or what[1] == "run"]
         row.note(moved, (y - entering)[0, moved].norm(dim=-1).tolist())
     return y
+
+
+def weight(i: int, logits: dict[int, Tensor], policy: Policy) -> Tensor | float:
+    """What a router multiplies a token's update by; p-MoD's 0.2 tanh(r) + 1 by default."""
+    options = policy.token_selection.router
+    if i not in logits:
+        return 1.0
+    if options is None:
+        return 0.2 * logits[i].tanh() + 1.0
+    return options.alpha * (logits[i].tanh() if options.gate == "tanh" else logits[i]) + options.beta
 
 
 def attention(

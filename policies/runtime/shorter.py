@@ -28,6 +28,7 @@ class Plan(NamedTuple):
         narrow: The tokens of `fed` that go through a share of the FFN's channels.
         wide: The other tokens of `fed`.
         merged: The layer's input, where removed tokens were merged into others; None where none was.
+        gates: What the FFN's update is multiplied by, shape (batch, fed tokens, 1); None where nothing is.
     """
 
     attended: Tokens
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     narrow: Tokens = AllOrNone.NONE
     wide: Tokens = AllOrNone.NONE
     merged: Tensor | None = None
+    gates: Tensor | None = None
 
 
 DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False, wide=AllOrNone.ALL)

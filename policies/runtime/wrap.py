@@ -176,7 +176,7 @@ class WrappedLayer:
             self.skip_in_cache(hidden.shape[1] if call is None else call.count(hidden), hidden.device, cache)
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
-        every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE
+        every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE and plan.gates is None
         if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
         if checkpoints:

@@ -21,7 +21,7 @@ from ...policies.choice import (
 )
 from ...policies.policy import Dropped, TokenSelection
 from ...policies.schedules import Changing
-from ...policies.scores.table import DESCRIPTION, RELEVANCE, ScoreName
+from ...policies.scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
@@ -236,6 +236,9 @@ class SelectionOptions(StrictModel):
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
+        if ROUTER in as_options(self.score):
+            hint = f"search with another score, and train a found policy with `skipsearch recover --method {ROUTER}`"
+            raise ValueError(f"found score {ROUTER}, whose routers are trained for one policy; {hint}")
         if any(as_options(self.diversity)) and RELEVANCE not in as_options(self.score):
             raise ValueError(f"found diversity without the score {RELEVANCE}, which it is a part of; add that score")
         if "merge" in as_options(self.dropped) and "once" not in as_options(self.reselect):
