@@ -17,7 +17,7 @@ objectives: {accuracy: maximize, prefill_flops: minimize}
 EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
 BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
 GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, pyramid_drop, vtw, divprune, skip_vision, interval"
-SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance' or 'uniform'"
+SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance', 'router' or 'uniform'"
 CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
 DEPTH = "model: {num_layers: 8}\n"
 NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel, freeze_image"
@@ -321,6 +321,7 @@ MORE = {
                      "10  search.sampler: found 'nsga', expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'"),
     "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),
     "no workers": ("workers: {count: 0}", "11  workers.count: found 0, expected 1 or more, or 'auto'"),
+    "a model on two GPUs": ("workers: {gpus: 2}", "11  workers.gpus: found 2, expected 1 or less, or 'auto'"),
     "endless GPUs": ("workers: {gpus: .inf}", "11  workers.gpus: found .inf, expected a finite number, or 'auto'"),
 }  # fmt: skip
 
