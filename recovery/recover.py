@@ -104,8 +104,9 @@ def recover(
         hint = "start from the policy that it was trained for"
         raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
     if has_width(policy.canonical().layers):
-        reason = "training changes which channels are the best"
-        raise UsageError("a policy with `ffn_ratio` cannot be recovered", [reason], "leave `ffn_ratio` out of it")
+        reason = "training changes which channels and heads are the best"
+        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
+        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
