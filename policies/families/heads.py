@@ -284,6 +284,8 @@ def why_not_fewer_heads(layer: DecoderLayer, ratio: float, divides: bool, reorde
         return found[0]
     if int(Fraction(str(ratio)) * heads.groups) == 0:
         return f"{ratio:g} of its {heads.groups} groups of heads is less than one; write `attention: skip` for none"
+    if layer.call is not None and layer.call.arguments.get("alibi") is not None:
+        return "each of its heads has biases of its own (ALiBi)"
     if divides and heads.shares_keys:
         return "all its heads have the same keys, which would be stored twice for the tokens that have all heads"
     return None if is_sum_of_heads(layer, heads) else "its attention is not the sum of its heads"

@@ -148,7 +148,8 @@ class WrappedLayer:
 
     def is_dense_step(self, call: ForwardCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True where the layer's own forward takes a step with the arguments as they are."""
-        if call.tokens is not None or call.single_class != "answer" or self.plans["answer"] != DENSE:
+        is_dense = self.heads is None and self.plans["answer"] == DENSE
+        if call.tokens is not None or call.single_class != "answer" or not is_dense:
             return False
         cache = kwargs.get("past_key_values")
         if not args or cache is None or len(cache.layers) <= self.slot or kwargs.get("attention_mask") is not None:
