@@ -23,7 +23,7 @@ from ..scores.score import Record
 from ..scores.table import find_score
 from .attend import Attend, Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
-from .heads import HeadAttention
+from .heads.attention import HeadAttention
 from .narrow import narrow
 from .patch import Patch
 from .roles import roles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers as t
 from contract import check, close, policy_of, told
 from slow_heads import kept_groups
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from families import FAMILIES, GROUPED, Batch, Family, batch_of, built, forget, layer_list, run
 from skipsearch import apply_policy
@@ -21,6 +23,15 @@ from skipsearch.policies.families.layers import decoder_layers
 HALF = policy_of({1: {"head_ratio": 0.5}})
 BY_PHASE = policy_of({0: {"head_ratio": 0.5, "phase": "prefill"}, 2: {"head_ratio": 0.5, "phase": "decode"}})
 MANY_TEXT = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 100}
+
+
+class Bounded(LlamaAttention):
+    """An attention whose output is no sum over its heads."""
+
+    @wraps(LlamaAttention.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out, weights = super().forward(*args, **kwargs)
+        return out.tanh(), weights
 
 
 def refusal(model: Any, **choice: Any) -> str:
@@ -132,6 +143,9 @@ def test_what_is_no_sum_over_heads_is_refused_by_name():
     assert "0.5 of its 1 groups of heads is less than one" in refusal(alone)
     biased = t.FalconForCausalLM(t.FalconConfig(**MANY_TEXT, alibi=True, multi_query=False)).eval()
     assert "each of its heads has biases of its own (ALiBi)" in refusal(biased)
+    strange = FAMILIES["llama"].build("sdpa")
+    layer_list(strange)[1].self_attn.__class__ = Bounded
+    assert "its attention is not the sum of its heads" in refusal(strange)
     norms = t.StableLmForCausalLM(t.StableLmConfig(**GROUPED, qk_layernorm=True)).eval()
     assert "its q_layernorm is not one norm that each head has alone" in refusal(norms)
     evicting = refusal(built("llava", "sdpa"), token_ratio=0.5, rest="attention", evict=True)

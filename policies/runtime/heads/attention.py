@@ -5,27 +5,22 @@ of their own over the tokens that all heads serve: these see each other alone th
 a further layer of the model's cache, so a cache has what each head serves, and nothing else.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from ..caches.cache import cache_layer, find_cache, shorter_layer
-from ..errors import ModelError
-from ..families.anatomy import first
-from ..families.heads import NarrowHeads
-from ..families.layers import DecoderLayer
-from .attend import Tokens, cut, put_back
-from .calls import ForwardCall
-from .narrow import narrow
-from .roles import Roles
-from .selection import AllOrNone
-
-# The attribute of a cache that says in which of its layers the other heads of a layer store, by the layer's own number.
-PLACES = "_skipsearch_heads"
+from ...caches.cache import find_cache, shorter_layer
+from ...families.anatomy import first
+from ...families.heads import NarrowHeads
+from ...families.layers import DecoderLayer
+from ..attend import Tokens, cut, put_back
+from ..calls import ForwardCall
+from ..narrow import narrow
+from ..roles import Roles
+from ..selection import AllOrNone
+from .places import OtherPlace, check_heads, place_of_others
 
 
 class HeadAttention:
@@ -108,26 +103,6 @@ class HeadAttention:
         return cut(put_back(whole, cut(whole, all_heads) + others, all_heads), attended)
 
 
-class OtherPlace:
-    """Stands in the place of a cache, and stores what a layer gives it in another place.
-
-    Args:
-        cache: The cache.
-        place: The number of the place.
-    """
-
-    def __init__(self, cache: Cache, place: int) -> None:
-        self._cache, self._place = cache, place
-
-    def update(self, keys: Tensor, values: Tensor, slot: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values.
-
-        Returns:
-            All that are stored there, shape (batch, heads, tokens, width).
-        """
-        return self._cache.update(keys, values, self._place, *args, **kwargs)
-
-
 def in_all(part: Tensor, tokens: Tokens, count: int) -> Tensor:
     """The states of some tokens among those of all tokens of a forward, where the others are zeros.
 
@@ -140,51 +115,3 @@ def in_all(part: Tensor, tokens: Tokens, count: int) -> Tensor:
         Shape (batch, count, width).
     """
     return part if tokens is AllOrNone.ALL else put_back(part.new_zeros(len(part), count, part.shape[-1]), part, tokens)
-
-
-def place_of_others(cache: Cache, slot: int, slots: int) -> int:
-    """The number of the cache's layer in which the other heads of a layer store; made on first use.
-
-    Args:
-        cache: The cache.
-        slot: The number of the layer's own.
-        slots: The number of layers that the model's own cache has.
-
-    Raises:
-        ModelError: the cache was filled without the policy.
-    """
-    places: dict[int, int] = getattr(cache, PLACES, {})
-    if slot not in places:
-        own: Any = cache_layer(cache, slot)
-        if int(own.get_seq_length()):
-            raise filled_otherwise(slot, "no keys of the other heads")
-        if cache.layer_class_to_replicate is not None:
-            cache_layer(cache, slots - 1)
-        cache.layers.append(copy.deepcopy(own))
-        setattr(cache, PLACES, {**places, slot: len(cache.layers) - 1})
-    return int(getattr(cache, PLACES)[slot])
-
-
-def check_heads(cache: Cache, slot: int, expected: int) -> None:
-    """Refuse a cache that holds keys of other heads than those that are to be stored.
-
-    Args:
-        cache: The cache.
-        slot: The number of the layer in it.
-        expected: The number of heads.
-
-    Raises:
-        ModelError: with both numbers.
-    """
-    keys = getattr(cache_layer(cache, slot), "keys", None)
-    if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[1] != expected:
-        raise filled_otherwise(slot, f"keys of {keys.shape[1]} heads")
-
-
-def filled_otherwise(slot: int, found: str) -> ModelError:
-    """The error for a cache that was filled or allocated without the policy."""
-    return ModelError(
-        "a cache that was made without this policy cannot be used under a `head_ratio`",
-        [f"layer {slot} has {found}, expected what the policy stores"],
-        "start from an empty cache, and leave out `prefill_chunk_size` with a static one",
-    )
