@@ -41,7 +41,7 @@ class LayerStep(NamedTuple):
         choice: Its choice, in canonical form.
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
-        width: How it ranks channels, where it runs a share of them.
+        width: How it ranks channels and heads, where it runs a share of them.
         weights: The SHA-256 of the trained weights that the model runs with; None for its own.
     """
 
@@ -83,6 +83,8 @@ class PolicyHandle:
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
+            if wrapped.head_attention is not None:
+                wrapped.head_attention.slots = 1 + max(layer.slot for layer in self.layers)
         hand_on(model, self.layers, self._wrapped)
         self._attentions = Attentions(self.layers, self._wrapped, self._calls)
         self._tracks_calls = any(wrapped.fixed_plan is None for wrapped in self._wrapped)
@@ -126,13 +128,13 @@ class PolicyHandle:
         """Restore the model. Calling this twice does no harm.
 
         Raises:
-            ModelError: linear layers whose channels are in another order were replaced since the policy was applied.
+            ModelError: linear layers of which a share runs were replaced since the policy was applied.
         """
         if self._installed:
             self._uninstall()
         for wrapped in self._wrapped:
-            if wrapped.narrow is not None:
-                wrapped.narrow.release()
+            for part in wrapped.narrowed:
+                part.release()
         marked = [layer for layer in self.layers if vars(layer.module).get(HANDLE) is self]
         for layer in marked:
             del vars(layer.module)[HANDLE]
@@ -175,7 +177,7 @@ class PolicyHandle:
                 choice,
                 None if choice.token_ratio is None else self.policy.token_selection,
                 recorded.get(index),
-                None if choice.ffn_ratio is None else self.policy.width_selection,
+                self.policy.width_selection if choice.has_width else None,
                 self.weights,
             )
             for index, choice in enumerate(self.policy.choices(len(self.layers)))
@@ -195,7 +197,8 @@ class PolicyHandle:
             self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
-        if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
+        alters = any(wrapped.choice.attention == "skip" or wrapped.heads is not None for wrapped in self._wrapped)
+        if alters or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
             self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
         if self._tracks_calls:
@@ -203,9 +206,9 @@ class PolicyHandle:
 
     def _uninstall(self) -> None:
         for wrapped in self._wrapped:
-            if wrapped.narrow is not None:
+            for part in wrapped.narrowed:
                 # Before anything is restored, so that an error leaves the policy whole.
-                wrapped.narrow.check_current()
+                part.check_current()
         self._installed = False
         for wrapped in self._wrapped:
             wrapped.uninstall()
@@ -246,7 +249,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: R
     Raises:
         PolicyError: the model, or another one that has its layers, already runs under a policy; the policy cannot be
             read, or its trained weights; or the model is a draft whose policy would change the order of the channels
-            that it shares with its model.
+            or heads that it shares with its model.
         PolicyMismatch: the policy, or its trained weights, were made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
@@ -296,16 +299,16 @@ def wrapped_layer(
 
 
 def check_order(model: PreTrainedModel, policy: Policy) -> None:
-    """Refuse to change the order of channels under the model that a draft shares its weights with.
+    """Refuse to change the order of channels or heads under the model that a draft shares its weights with.
 
     Raises:
         PolicyError: the model is a draft, and the policy would do that.
     """
     if DRAFT in vars(model) and has_width(policy.layers) and policy.width_selection.ranking != "first":
         raise PolicyError(
-            "a draft cannot change the order of channels, because it shares its weights with its model",
+            "a draft cannot change the order of channels or heads, because it shares its weights with its model",
             [f"found width_selection: {{ranking: {policy.width_selection.ranking}}}, expected ranking: first"],
-            "rank by `first`, or leave `ffn_ratio` out of the policy of a draft",
+            "rank by `first`, or leave `ffn_ratio` and `head_ratio` out of the policy of a draft",
         )
 
 

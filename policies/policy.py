@@ -159,7 +159,7 @@ class Policy(StrictModel):
         layers: By 0-based layer number, the choices that differ from keep, or from the schedule's choice.
         token_selection: How image tokens are selected where a layer has a token ratio; by default as the schedule's
             source does.
-        width_selection: How channels are selected where a layer has an `ffn_ratio`.
+        width_selection: How channels and heads are selected where a layer has an `ffn_ratio` or a `head_ratio`.
         weights: Weights that were trained under the policy, in files beside it; `skipsearch recover` writes them.
         measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
             split.

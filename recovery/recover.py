@@ -108,8 +108,9 @@ def recover(
         hint = "start from the policy that it was trained for"
         raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
     if has_width(policy.canonical().layers):
-        reason = "training changes which channels are the best"
-        raise UsageError("a policy with `ffn_ratio` cannot be recovered", [reason], "leave `ffn_ratio` out of it")
+        reason = "training changes which channels and heads are the best"
+        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
+        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
     if settings.method == "router":
         policy = with_routers(policy)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))

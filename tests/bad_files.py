@@ -93,8 +93,8 @@ POLICIES = {
     "near key": ("layers: {1: {atention: skip}}",
                  ["2:14  layers[1].atention: unknown key; the nearest known one is 'attention'"]),
     "far key": ("layers: {1: {zzz: skip}}",
-                ["2:14  layers[1].zzz: unknown key; known: attention, evict, ffn, ffn_ratio, norm, phase, rest, "
-                 "token_ratio, tokens, wiring"]),
+                ["2:14  layers[1].zzz: unknown key; known: attention, evict, ffn, ffn_ratio, head_ratio, norm, "
+                 "phase, rest, token_ratio, tokens, wiring"]),
     "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
     "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
     "unknown score": ("token_selection: {score: luck}",
@@ -170,8 +170,8 @@ SPACES = {
     "near choice": ("skip_ffn", "skip_fnn",
                     ["3:39  layers[0].choices[1]: unknown choice 'skip_fnn'; the nearest known one is 'skip_ffn'"]),
     "far choice": ("skip_ffn", "dance", ["3:39  layers[0].choices[1]: unknown choice 'dance'; known: ffn_ratio, "
-                                         "freeze_image, keep, parallel, skip_attention, skip_ffn, skip_layer, "
-                                         "token_ratio"]),
+                                         "freeze_image, head_ratio, keep, parallel, skip_attention, skip_ffn, "
+                                         "skip_layer, token_ratio"]),
     "choice of another kind": ("skip_ffn", "5", [
         f"3:39  layers[0].choices[1]: found 5, expected one of {NAMES}, or a mapping such as {{token_ratio: 0.5}}"]),
     "near key of a choice": ("skip_ffn", "{token_ration: 0.5}", [

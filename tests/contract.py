@@ -81,6 +81,21 @@ WIDTH_TOKENS: list[Choice] = [
     {"ffn_ratio": 0.5, "tokens": "text", "phase": "prefill"},
     {**HALF, "ffn_ratio": 0.5, "attention": "skip", "tokens": "image", "rest": "ffn"},
 ]
+# An attention with a share of its heads, for all tokens and for some.
+HEADS: list[Choice] = [
+    {"head_ratio": 0.5},
+    {"head_ratio": 0.5, "phase": "prefill"},
+    {"head_ratio": 0.75, "ffn": "skip"},
+    {"head_ratio": 0.5, "phase": "decode", "wiring": "parallel"},
+]
+HEAD_TOKENS: list[Choice] = [
+    {"head_ratio": 0.5, "tokens": "image"},
+    {"head_ratio": 0.5, "tokens": "text", "wiring": "parallel"},
+    {**HALF, "head_ratio": 0.5},
+    {**HALF, "head_ratio": 0.75, "rest": "attention"},
+    {**HALF, "head_ratio": 0.5, "tokens": "image", "rest": "ffn"},
+    {"head_ratio": 0.5, "tokens": "text", "phase": "prefill"},
+]
 RANKINGS = ["weights", "first"]
 # Every score, and a mixture of relevance and diversity.
 SCORES = [*table.SCORES, "relevance 0.4"]
@@ -97,6 +112,8 @@ CHOICES: dict[str, list[Choice]] = {
     **ROLE_TOKENS,
     "ffn_ratio": WIDTHS,
     "ffn_ratio: tokens": WIDTH_TOKENS,
+    "head_ratio": HEADS,
+    "head_ratio: tokens": HEAD_TOKENS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [

@@ -5,15 +5,26 @@ Nothing here is fast, and nothing here uses skipsearch beyond the policy's own w
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import slow_scores
 import torch
 import transformers as t
 from layer_formulas import a, f, n1, n2, parallel, recurrence
+from slow_heads import (
+    attention_of,
+    columns_of,
+    given_columns,
+    heads_of,
+    kept_groups,
+    read_by_heads,
+    shape_of,
+    stored_heads,
+)
 from slow_widths import dropped_channels, silenced
 from torch import Tensor, nn
 
@@ -126,6 +137,13 @@ def reference(
             hook.remove()
 
 
+class Few(NamedTuple):
+    """The tokens that a share of the heads serves alone, and the groups of these heads."""
+
+    tokens: set[int]
+    groups: list[int]
+
+
 # What `rest` says of the attention and the FFN.
 REST = {
     "skip": ("skip", "skip"),
@@ -152,10 +170,12 @@ def one_layer(
         row.gone |= rest
     if policy.token_selection.dropped == "merge" and not only_evicts:
         row.merge(x[0], sorted(rest), sorted(kept))
-    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record)
-    y = middle.clone()
     concerned = scope if only_evicts else scope - rest
     ratio, ranking = choice.ffn_ratio, policy.width_selection.ranking
+    has_heads = choice.head_ratio is not None and choice.attention == "run"
+    few = Few(concerned, kept_groups(layer, choice.head_ratio, ranking)) if has_heads else None
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, few)
+    y = middle.clone()
     dropped = [] if ratio is None or choice.ffn == "skip" else dropped_channels(layer, ratio, ranking)
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
         if choice.wiring == "parallel" and i in concerned:
@@ -191,6 +211,7 @@ def attention(
     evicted: set[int],
     at: tuple[Family, int, Row],
     record: str,
+    few: Few | None,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
     # A layer that attends to the image has keys of the image, and says nothing of tokens.
@@ -206,16 +227,36 @@ def attention(
         # Where no token of the prompt asks, the layer gives no score.
         if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
             given["cache" if "cache" in given else "past_key_values"] = cache
-        delta, weights = a(layer, x[:, tokens], given)
+        with nullcontext() if few is None else fewer_heads(layer, x, arguments, tokens, at, few):
+            delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
             update[:, i] = delta[:, tokens.index(i)]
         reads = weights is not None and any(row.kind(i) == "text" for i in prompt)
         if not lone and record == "attention" and of_tokens and reads:
-            row.note(seen, weights[0].mean(0)[seen.index(prompt[-1])].tolist())
+            shown = weights[0] if few is None else weights[0, heads_of(few.groups, shape_of(attention_of(layer)))]
+            row.note(seen, shown.mean(0)[seen.index(prompt[-1])].tolist())
     if cache.layers:
-        norms = cache.layers[-1].keys[0].norm(dim=-1).mean(0).tolist()
+        keys, own = cache.layers[-1].keys[0], None if few is None else attention_of(layer)
+        keys = keys if few is None else keys[stored_heads(few.groups, own, shape_of(own))]
+        norms = keys.norm(dim=-1).mean(0).tolist()
         row.note(seen, [slow_scores.sixteen_bits(1 / max(norm, 1e-6)) for norm in norms])
     return update
+
+
+@contextmanager
+def fewer_heads(
+    layer: nn.Module, x: Tensor, arguments: dict[str, Any], tokens: list[int], at: tuple[Family, int, Row], few: Few
+) -> Iterator[None]:
+    """Let the heads out of the share read nothing for some tokens, and for the others those others alone."""
+    shape = shape_of(attention_of(layer))
+    gone = columns_of([group for group in range(shape.groups) if group not in few.groups], shape)
+    outside = [i for i in tokens if i not in few.tokens]
+    given = torch.zeros(len(tokens), len(gone), dtype=x.dtype)
+    if outside:
+        read = read_by_heads(layer, x[:, outside], arguments_for(outside, arguments, set(), x.dtype, at))
+        given[[tokens.index(i) for i in outside]] = read[:, gone]
+    with given_columns(layer, gone, given):
+        yield
 
 
 def arguments_for(

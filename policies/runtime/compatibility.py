@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ..choice import LayerChoice, Ranking
 from ..errors import ModelError, PolicyMismatch
-from ..families.channels import channel_groups, shared_weight, why_not_narrow
+from ..families.channels import Group, channel_groups, shared_weight, why_not_narrow
+from ..families.heads import find_heads, why_not_fewer_heads
 from ..families.layers import DecoderLayer
 from .roles import roles
 from .tokens import ALL_CLASSES, image_token_ids, scope
@@ -54,19 +55,25 @@ def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
 
 
 def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
-    """Refuse to change the order of channels in weights that other parts of the model have too.
+    """Refuse to change the order of channels or heads in weights that other parts of the model have too.
 
     Raises:
         PolicyMismatch: naming the first such layer.
     """
     for layer, choice in zip(layers, choices, strict=True):
-        found = None if choice.ffn_ratio is None else shared_weight(model, channel_groups(layer.sublayers))
-        if found is not None:
-            raise PolicyMismatch(
-                f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
-                [f"another part of the model has its {found} too"],
-                "leave `ffn_ratio` out there",
-            )
+        groups: dict[str, Sequence[Group]] = {}
+        if choice.ffn_ratio is not None:
+            groups["ffn_ratio"] = channel_groups(layer.sublayers)
+        if choice.head_ratio is not None:
+            groups["head_ratio"] = [[*find_heads(layer.sublayers.attention).layers]]
+        for key, own in groups.items():
+            found = shared_weight(model, own)
+            if found is not None:
+                raise PolicyMismatch(
+                    f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
+                    [f"another part of the model has its {found} too"],
+                    f"leave `{key}` out there",
+                )
 
 
 def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "weights") -> None:
@@ -96,8 +103,18 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "wei
         hint = "use skip_layer there"
     elif choice.ffn_ratio is not None and (found := why_not_narrow(layer.sublayers, ranking != "first")) is not None:
         reason, hint = found, "leave `ffn_ratio` out there"
+    elif choice.head_ratio is not None and (found := why_not_heads(layer, choice, ranking)) is not None:
+        reason, hint = found, "leave `head_ratio` out there"
     else:
         return
     raise PolicyMismatch(
         f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}", [reason], hint
     )
+
+
+def why_not_heads(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking) -> str | None:
+    """The reason why a layer cannot do the `head_ratio` of its choice; None where it can."""
+    does = roles(choice)
+    if does.seen_only or does.alone or does.evicts:
+        return "tokens that are only seen, that attend alone, or that leave the cache take part with all heads"
+    return why_not_fewer_heads(layer, choice.head_ratio or 1.0, bool(does.all_heads), ranking != "first")

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.anatomy import first
-from ..runtime.attend import cut, put_back
-from ..runtime.calls import ForwardCall
+from ..runtime.attend import Attend, cut, put_back
 from ..runtime.selection import AllOrNone, Selection
 from ..runtime.shorter import Plan
 from ..runtime.tokens import ForwardTokens
@@ -68,17 +67,17 @@ class RoutedLayer(WrappedLayer):
         hidden: Tensor,
         arguments: dict[str, Any],
         plan: Plan,
-        call: ForwardCall | None,
+        attend: Attend,
         selection: Selection | None,
     ) -> Tensor:
         """Compose the layer from its sublayers, the FFN's update times the weights; see `WrappedLayer.compose`."""
         if plan.gates is None:
-            return super().compose(hidden, arguments, plan, call, selection)
+            return super().compose(hidden, arguments, plan, attend, selection)
         chosen = plan.fed if plan.attended is AllOrNone.NONE else plan.attended
         x, parts = cut(hidden, chosen), self.layer.sublayers
         middle, flags = x, flags_of(plan.parallel, chosen)
         if plan.attended is not AllOrNone.NONE:
-            middle = x + self.run_attention(parts.attention_norm(x), arguments, chosen, chosen, call)
+            middle = x + attend(parts.attention_norm(x), arguments, chosen, chosen)
         if plan.fed is not AllOrNone.NONE:
             update = self.run_ffn(self.ffn_input(x, middle, flags), arguments, plan.narrow is plan.fed)
             middle = middle + plan.gates.to(update.dtype) * update

@@ -25,6 +25,7 @@ COLOURS = {
     "queries_only": "#F0E442",
     "token_ratio": "#009E73",
     "ffn_ratio": "#8C6D31",
+    "head_ratio": "#882255",
 }
 RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
 KEYS, QUERIES = "○", "△"
@@ -64,6 +65,7 @@ class Cell:
         tokens: `i` or `t` where the choice holds for image or text tokens only.
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
         channels: The share of the FFN's channels that run; None where all do.
+        heads: The share of the attention's heads that run; None where all do.
     """
 
     attention: str
@@ -74,6 +76,7 @@ class Cell:
     tokens: str = ""
     rest: str = ""
     channels: float | None = None
+    heads: float | None = None
 
 
 def cell(choice: LayerChoice) -> Cell:
@@ -89,7 +92,7 @@ def cell(choice: LayerChoice) -> Cell:
     tokens = "" if choice.tokens == "all" else choice.tokens[0]
     rest = "" if choice.rest == "skip" else choice.rest[0]
     rest += "e" if choice.evicts else ""
-    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio)
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, choice.head_ratio)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
@@ -177,6 +180,8 @@ class LayerMap:
             yield _row("ffn", [_symbol(c.ffn) for c in band])
             if any(c.channels is not None for c in layers):
                 yield _row("channels", [_channel_symbol(c) for c in band])
+            if any(c.heads is not None for c in layers):
+                yield _row("heads", [_head_symbol(c) for c in band])
             if any(c.phase for c in layers):
                 yield _row("phase", [_letter(c.phase) for c in band])
             if any(c.tokens for c in layers):
@@ -213,17 +218,27 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.label}, reselect {selection.reselect}", "dim"
             )
+        widths = list(self._widths(layers))
+        yield from widths
+        if any(c.left is not None for c in layers):
+            yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
+        if not used.keys() - {"keep"} and not ratios and not widths:
+            yield Text("  every layer runs as in the dense model", style="dim")
+
+    def _widths(self, layers: list[Cell]) -> Iterator[Text]:
+        """The shares of channels and of heads that occur."""
         channels = Counter(c.channels for c in layers if c.channels is not None)
         for share in sorted(channels, reverse=True):
             symbol = _channel_symbol(Cell("keep", "keep", channels=share))
             yield Text("  ").append_text(symbol).append(f" ffn_ratio {share:g}: {_layers(channels[share])}")
-        if channels:
+        heads = Counter(c.heads for c in layers if c.heads is not None)
+        for share in sorted(heads, reverse=True):
+            symbol = _head_symbol(Cell("keep", "keep", heads=share))
+            yield Text("  ").append_text(symbol).append(f" head_ratio {share:g}: {_layers(heads[share])}")
+        named = [name for name, counted in (("channels", channels), ("heads", heads)) if counted]
+        if named:
             ranking = self.policy.width_selection.ranking
-            yield Text(f"  {ALL_TOKENS} all channels; ranked by {ranking}", "dim")
-        if any(c.left is not None for c in layers):
-            yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios and not channels:
-            yield Text("  every layer runs as in the dense model", style="dim")
+            yield Text(f"  {ALL_TOKENS} all {' and '.join(named)}; ranked by {ranking}", "dim")
 
 
 def _layers(count: int) -> str:
@@ -258,6 +273,12 @@ def _channel_symbol(drawn: Cell) -> Text:
     if drawn.channels is None:
         return Text(" " if drawn.ffn in ("skip_ffn", "skip_layer") else ALL_TOKENS, style="dim")
     return Text(_level(drawn.channels), style=f"bold {COLOURS['ffn_ratio']}")
+
+
+def _head_symbol(drawn: Cell) -> Text:
+    if drawn.heads is None:
+        return Text(" " if drawn.attention in ("skip_attention", "skip_layer") else ALL_TOKENS, style="dim")
+    return Text(_level(drawn.heads), style=f"bold {COLOURS['head_ratio']}")
 
 
 def _level(share: float) -> str:

@@ -26,7 +26,7 @@ from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "head_ratio")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -55,7 +55,8 @@ def is_default_rest(value: Any) -> bool:
 def check_choice(value: Any) -> Any:
     """Check a choice before pydantic does, so that the message can name the nearest known choice."""
     if isinstance(value, str) and value not in CHOICES:
-        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio', 'ffn_ratio'])}")
+        known = [*CHOICES, "token_ratio", "ffn_ratio", "head_ratio"]
+        raise ValueError(f"unknown choice {short(value)}; {nearest(value, known)}")
     if not isinstance(value, str | Mapping | Combination):
         names = ", ".join(CHOICES)
         raise ValueError(f"found {short(value)}, expected one of {names}, or a mapping such as {{token_ratio: 0.5}}")
@@ -93,6 +94,7 @@ class Combination(StrictModel):
         rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention` or `ffn`.
         evict: True where their keys and values leave the layer's cache after the prompt.
         ffn_ratio: The share of the FFN's channels, above 0 and up to 1, that run.
+        head_ratio: The share of the attention's heads, above 0 and up to 1, that its tokens are served by.
     """
 
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
@@ -106,6 +108,7 @@ class Combination(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
 
     @model_validator(mode="after")
     def _name_or_keys(self) -> Self:
@@ -118,7 +121,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "head_ratio")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -164,6 +167,7 @@ class LayerRule(StrictModel):
             of them.
         evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
         ffn_ratio: Shares of the FFN's channels that run; 1 is all of them.
+        head_ratio: Shares of the attention's heads that its tokens are served by; 1 is all of them.
     """
 
     range: Annotated[
@@ -181,6 +185,7 @@ class LayerRule(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
 
     @model_validator(mode="after")
     def _choices_or_keys(self) -> Self:
@@ -256,11 +261,11 @@ class SelectionOptions(StrictModel):
 
 
 class WidthOptions(StrictModel):
-    """How channels are ranked where a layer has an `ffn_ratio`; the search chooses one value of a list.
+    """How channels and heads are ranked where a layer has a share of them; the search chooses one value of a list.
 
     Attributes:
-        ranking: `weights` ranks a channel by the product of the norms of its weights; `first` takes channels in the
-            order of the checkpoint.
+        ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
+            its value and its output projection; `first` takes channels and heads in the order of the checkpoint.
     """
 
     ranking: Options[Ranking] = "weights"

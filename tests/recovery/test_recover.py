@@ -264,8 +264,9 @@ def test_trained_weights_are_part_of_the_policy(recovered, tmp_path):
     narrow = {**SKIPS.layers, 3: LayerChoice(ffn_ratio=0.5)}
     with pytest.raises(PolicyError, match="do not go together"):
         apply_policy(subject.model, policy.model_copy(update={"layers": narrow}))
-    with pytest.raises(UsageError, match="`ffn_ratio` cannot be recovered"):
-        trained(subject, Policy(layers=narrow), [Example("w1", " w2")], tmp_path / "narrow", method="lora")
+    for layers in (narrow, {3: LayerChoice(head_ratio=0.5)}):
+        with pytest.raises(UsageError, match="`ffn_ratio` or `head_ratio` cannot be recovered"):
+            trained(subject, Policy(layers=layers), [Example("w1", " w2")], tmp_path / "narrow", method="lora")
     with pytest.raises(PolicyMismatch, match="no draft"):
         draft(subject.model, policy)
     with pytest.raises(ExportError, match="cannot be exported yet"):
