@@ -86,6 +86,10 @@ class ExampleEvaluator(ABC):
         with self._naming_document(self._tasks("search"), None):
             return self._prompts(count)
 
+    def calibration_prompts(self, count: int) -> "Iterator[dict[str, Tensor]]":
+        """Prompts of examples of the search split; see `LoadedExamples.calibration_prompts`."""
+        return self._shared.calibration_prompts(count)
+
     def with_one_picture(self, count: int) -> "list[tuple[str, str, Request]]":
         """Some examples of the search split with one picture each, evenly spaced: task, question and request."""
         found = {

@@ -4,12 +4,15 @@ They share prompts, tokens, image features and hidden states, and one evaluator'
 others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
 
 from ..policies.runtime.prefix import PrefixStates
 from .accuracy.memo import Memo
 from .accuracy.model import lm_eval_model
 from .accuracy.splits import Tasks, check_range, refuse_common_examples, split_documents
+from .accuracy.task_mistakes import naming_document
 from .accuracy.tasks import load_tasks, quiet, refuse_unusable, with_requests
 from .base import Split
 from .example_options import ExampleOptions
@@ -91,6 +94,25 @@ class LoadedExamples:
                 for name, task in self.loaded[split].items()
             }
         return self._with_requests[split]
+
+    def calibration_prompts(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """The prompts of some examples of the search split, evenly spaced: inputs of batch 1, without padding.
+
+        Answers are no part of them, except of texts that are scored as a whole. A text that is longer than the model's
+        longest input loses its beginning.
+
+        Args:
+            count: The largest number of prompts.
+        """
+        tasks = self.tasks("search")
+        first = {(name, r.doc_id): r for name, task in tasks.items() for r in reversed(task.instances)}
+        usable = [request for request in reversed(first.values()) if self.model.tok_encode(request.args[0])]
+        for place in range(min(count, len(usable))):
+            arguments = usable[place * len(usable) // min(count, len(usable))].args
+            with naming_document(tasks, self.model, None):
+                prompt = self.model.encode_prompt(arguments)
+            is_text = len(arguments) < 3
+            yield {name: value[:, -self.model.max_length :] if is_text else value for name, value in prompt.items()}
 
     def begin(self, split: Split) -> None:
         """Drop the hidden states of the other split when a measurement begins: its batches do not come again."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..policies.card import figures_section, front_matter, load_section, policy_section
-from ..policies.hub import CARD, POLICY
+from ..policies.hub import CARD, POLICY, copy_ranking
 from ..policies.policy import Policy
 from ..policies.version import __version__
 from .target import Source, Target, with_model
@@ -19,6 +19,7 @@ def write_card(policy: Policy, source: Source, target: Target, done: "Export", f
 
     named = with_model(policy, source)
     named.save(folder / POLICY)
+    copy_ranking(named, folder)
     lines = [
         f"# {named.model.id or type(source.model).__name__} under a skipsearch policy",
         "",

@@ -15,6 +15,7 @@ from .choice import KEEP, LayerChoice, WidthSelection, has_width
 from .errors import PolicyError
 from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy, TokenSelection
+from .rankings.scores import check_scores, ranking_scores
 from .runtime.calls import CallTracker
 from .runtime.compatibility import check_images, check_kind, check_shared, transformers_model
 from .runtime.outputs import Attentions
@@ -248,9 +249,9 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: R
 
     Raises:
         PolicyError: the model, or another one that has its layers, already runs under a policy; the policy cannot be
-            read, or its trained weights; or the model is a draft whose policy would change the order of the channels
-            or heads that it shares with its model.
-        PolicyMismatch: the policy, or its trained weights, were made for another model.
+            read, or its trained weights, or its ranking of channels; or the model is a draft whose policy would change
+            the order of the channels or heads that it shares with its model.
+        PolicyMismatch: the policy, its trained weights or its ranking were made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
     inner = transformers_model(model)
@@ -279,11 +280,28 @@ def wrapped_layers(
     record = find_score(policy.token_selection.score).records
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
-    return [
+    made = [
         wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep or layer.index in recorded or layer.index > removal
     ]
+    if policy.width_selection.ranking == "energy":
+        give_scores(policy, made)
+    return made
+
+
+def give_scores(policy: Policy, wrapped: Sequence[WrappedLayer]) -> None:
+    """Give layers that run a share of their channels the scores by which they are ranked.
+
+    Raises:
+        PolicyError: see `ranking_scores`.
+        PolicyMismatch: the ranking is of another model.
+    """
+    scores, narrow = ranking_scores(policy), [one for one in wrapped if one.narrow is not None]
+    check_scores(scores, [one.layer for one in narrow])
+    for one in narrow:
+        if one.narrow is not None:
+            one.narrow.scores = scores[one.layer.index]
 
 
 def wrapped_layer(

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from pathlib import PurePath
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 LAST_LAYER: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
-Ranking: TypeAlias = Literal["weights", "first"]
+Ranking: TypeAlias = Literal["weights", "first", "energy"]
 # By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
 DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
     "skip": ("skip", "skip"),
@@ -145,16 +146,42 @@ def has_width(layers: Mapping[int, LayerChoice]) -> bool:
     return any(choice.has_width for choice in layers.values())
 
 
+def file_name(value: str) -> str:
+    """A plain name of a file, without folders, which could lead out of the policy's own."""
+    if PurePath(value).name != value or "\\" in value:
+        raise ValueError(f"found {value!r}, expected the name of a file beside the policy, without folders")
+    return value
+
+
+FileName = Annotated[str, AfterValidator(file_name)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class WidthSelection(StrictModel):
     """How layers with an `ffn_ratio` select channels, and those with a `head_ratio` heads.
 
     Attributes:
         ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
             its value and its output projection; `first` takes channels and heads in the order of the checkpoint, for
-            models whose checkpoint is ordered.
+            models whose checkpoint is ordered; `energy` ranks a channel by what it adds to the FFN's output on
+            calibration examples, and no heads.
+        file: With `energy`, the safetensors file of the ranking, which lies beside the policy; `skipsearch rank` and a
+            search write it.
+        sha256: With `energy`, the SHA-256 of that file.
     """
 
     ranking: Ranking = "weights"
+    # Left out where there are none, so that fingerprints stay what they were.
+    file: Annotated[FileName | None, Field(exclude_if=lambda name: name is None)] = None
+    sha256: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
+
+    @model_validator(mode="after")
+    def _names_its_file(self) -> Self:
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("found one of file and sha256, expected both or neither")
+        if self.file is not None and self.ranking != "energy":
+            raise ValueError(f"found file beside ranking {self.ranking}, expected ranking: energy")
+        return self
 
 
 # Cached, because a search makes the same few choices canonical millions of times.

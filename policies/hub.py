@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from .card import LIBRARY, card_of, is_hub_id
-from .errors import HubError
+from .errors import HubError, PolicyError
+from .rankings.files import checked_content
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -85,10 +86,11 @@ def download(repository: str, revision: str | None, name: str = POLICY) -> Path:
 
 
 def save_folder(policy: "Policy", folder: Path) -> None:
-    """Write a policy and its card into a folder, which is created; an earlier policy and its card are replaced.
+    """Write a policy, its files and its card into a folder, which is created; an earlier policy is replaced.
 
     Raises:
         HubError: the folder is a file, or has another README.md.
+        PolicyError: a file of the policy is not beside it, or has another content.
     """
     if folder.exists() and not folder.is_dir():
         raise HubError(f"{folder} is a file", ["expected a folder"], "name another one")
@@ -98,12 +100,28 @@ def save_folder(policy: "Policy", folder: Path) -> None:
         raise HubError(f"{card} exists and is no card of a policy", hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
     policy.save(folder / POLICY)
+    copy_ranking(policy, folder)
     if policy.weights is None:
         card.write_text(card_of(policy), encoding="utf-8")
     elif (source := policy.weights.check(policy.folder)) != folder.resolve():
         # Its card says what the weights were trained on.
         for name in (*policy.weights.files, CARD):
             shutil.copyfile(source / name, folder / name)
+
+
+def copy_ranking(policy: "Policy", folder: Path) -> None:
+    """Copy the ranking of a policy's channels into another folder; does nothing where it has none.
+
+    Raises:
+        PolicyError: the file is not beside the policy, or has another content.
+    """
+    file, sha256 = policy.canonical().width_selection.file, policy.width_selection.sha256
+    if file is None or sha256 is None or policy.folder == folder.resolve():
+        return
+    if policy.folder is None:
+        hint = "load the policy from its file, or say where its files lie: `policy.beside(FOLDER)`"
+        raise PolicyError("the ranking of the policy's channels is not beside it", [f"expected {file}"], hint)
+    (folder / file).write_bytes(checked_content(policy.folder / file, sha256))
 
 
 def is_own_card(card: Path) -> bool:

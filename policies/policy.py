@@ -224,9 +224,7 @@ class Policy(StrictModel):
         """
         file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
         policy = cls.read(Document.read(file, PolicyError))
-        if policy.weights is not None:
-            policy._folder = file.parent.resolve()
-        return policy
+        return policy.beside(file.parent) if policy.files else policy
 
     @classmethod
     def from_pretrained(cls, place: str | Path, revision: str | None = None) -> Self:
@@ -241,8 +239,8 @@ class Policy(StrictModel):
             PolicyError: see `load`.
         """
         policy = cls.load(policy_file(place, revision))
-        if policy.weights is not None and not Path(place).expanduser().is_dir():
-            for name in policy.weights.files:
+        if not Path(place).expanduser().is_dir():
+            for name in policy.files:
                 download(str(place), revision, name)
         return policy
 
@@ -260,6 +258,9 @@ class Policy(StrictModel):
         if count is not None and beyond:
             reasons = {index: f"found layer {index}, expected 0 to {count - 1}" for index in beyond}
             raise document.failure([document.problem(("layers", index), text) for index, text in reasons.items()])
+        if policy.width_selection.ranking == "energy" and policy.width_selection.file is None:
+            text = "found no file and sha256, expected those that `skipsearch rank` prints"
+            raise document.failure([document.problem(("width_selection", "ranking"), text)])
         return policy
 
     @classmethod
@@ -295,8 +296,20 @@ class Policy(StrictModel):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that holds the trained weights; None where there are none, or the policy was not read from it."""
+        """The folder that holds the files of the policy; None where it names none, or was not read from there."""
         return self._folder
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files beside the policy: trained weights, and the ranking of channels."""
+        ranking = self.width_selection.file
+        return (*(self.weights.files if self.weights is not None else ()), *([] if ranking is None else [ranking]))
+
+    def beside(self, folder: str | Path) -> Self:
+        """The same policy, whose files lie in a folder."""
+        policy = self.model_copy()
+        policy._folder = Path(folder).resolve()
+        return policy
 
     @property
     def fingerprint(self) -> str:
@@ -307,7 +320,8 @@ class Policy(StrictModel):
             "token_selection": canonical.token_selection.model_dump(),
         }
         if has_width(canonical.layers):
-            plain["width_selection"] = canonical.width_selection.model_dump()
+            # The content of a ranking decides, and not the name of its file.
+            plain["width_selection"] = canonical.width_selection.model_dump(exclude={"file"})
         if self.weights is not None:
             plain["weights"] = self.weights.model_dump()
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
 from .cli_ls import ls
 from .cli_plan import plan
+from .cli_rank import rank
 from .cli_recover import recover
 from .options import parse_options, parse_overrides
 from .places import study_folder, study_path
@@ -215,5 +216,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "import": import_policy,
     "init": init,
     "recover": recover,
+    "rank": rank,
     "completion": completion,
 }

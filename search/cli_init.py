@@ -81,16 +81,23 @@ def parts(given: list[str]) -> list[str]:
     return [name.strip() for names in given for name in names.split(",") if name.strip()]
 
 
-def refuse_existing(file: Path) -> None:
+def refuse_existing(file: Path, option: str = "-o") -> None:
     """Refuse a file that exists, or whose folder does not.
+
+    Args:
+        file: The file.
+        option: Which names it.
 
     Raises:
         UsageError: naming it.
     """
     if file != PRINTED and (file.exists() or file.is_symlink()):
-        raise UsageError(f"{file} exists", hint="name another file with -o, or print it with -o -")
+        printed = ", or print it with -o -" if option == "-o" else ""
+        raise UsageError(f"{file} exists", hint=f"name another file with {option}{printed}")
     if not file.parent.is_dir():
-        raise UsageError(f"the folder {file.parent} does not exist", hint="make it, or name another file with -o")
+        raise UsageError(
+            f"the folder {file.parent} does not exist", hint=f"make it, or name another file with {option}"
+        )
 
 
 def write(file: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..policies.errors import RunError, SpaceError, UsageError
+from ..policies.errors import RunError, UsageError
 from ..policies.policy import Measured, Policy
 from ..policies.wording import escape_invisible
 
@@ -139,10 +139,12 @@ def training_data(options: argparse.Namespace, subject: "Subject", settings: "Re
         examples = read_examples(file, options.images or file.parent, placeholder, template)
         return TrainingData(examples, options.data, hashlib.sha256(file.read_bytes()).hexdigest())
     from ..evaluators.training_examples import training_examples
+    from .space.trust import trusted_task
 
+    task = trusted_task(options.data, "--data", options.trust_task_code)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     count = settings.steps * settings.batch_size * settings.accumulate * devices
-    found = training_examples([task_name(options)], count, settings.seed)
+    found = training_examples([task], count, settings.seed)
     digest = hashlib.sha256()
     for example in found:
         digest.update(repr((example.prompt, example.answer)).encode())
@@ -150,31 +152,6 @@ def training_data(options: argparse.Namespace, subject: "Subject", settings: "Re
             digest.update(image.tobytes())
     examples = [Example(with_placeholder(e.prompt, placeholder), e.answer, e.images) for e in found]
     return TrainingData(examples, options.data, digest.hexdigest())
-
-
-def task_name(options: argparse.Namespace) -> str:
-    """The task that the command line names: a file, one of a shipped space, or a name that lm-eval knows.
-
-    Raises:
-        UsageError: a file does not exist.
-        SpaceError: it runs code that the command line does not allow.
-    """
-    from .places import SPACES
-    from .space.trust import task_functions
-
-    name = str(options.data)
-    if not name.endswith((".yaml", ".yml")):
-        if "/" in name or name.endswith((".json", ".jsonl")):
-            raise UsageError(f"there is no file {name}", hint="name a file, or an lm-eval task, with --data")
-        return name
-    path = next((path for path in (Path(name), SPACES / name) if path.is_file()), None)
-    if path is None:
-        raise UsageError(f"there is no file {name}", [f"looked here and in {SPACES}"], "name a task file with --data")
-    functions = list(task_functions(path, set()))
-    if functions and not options.trust_task_code:
-        hint = "read these functions, then add `--trust-task-code`"
-        raise SpaceError("task files run code that is not from an installed package", functions, hint)
-    return str(path.resolve())
 
 
 def describe_run(policy: Policy, settings: "RecoverySettings", data: TrainingData, subject: "Subject") -> str:

@@ -43,6 +43,10 @@ EXAMPLES = {
         "skipsearch import mergekit.yaml --num-layers 32",
         "skipsearch import layers.json --format evopress --num-layers 32 --out policy.yaml",
     ),
+    "rank": (
+        "skipsearch rank spaces/digits/model --tasks digits/tasks/digits_search.yaml --out digits.safetensors",
+        "skipsearch rank Qwen/Qwen3-30B-A3B --tasks arc_easy,boolq --alpha 0.95 --json",
+    ),
     "completion": (
         'eval "$(skipsearch completion bash)"',
         "skipsearch completion fish > ~/.config/fish/completions/skipsearch.fish",

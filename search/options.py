@@ -9,6 +9,7 @@ from ..policies.errors import UsageError
 from ..policies.version import __version__
 from .cli_compare import add_compare_options
 from .cli_init import add_init_options
+from .cli_rank import add_rank_options
 from .examples import add_examples
 from .places import RESULTS
 
@@ -62,6 +63,12 @@ def command_parser() -> Parser:
     _add_lm_eval(commands)
     _add_import_options(command("import", "read what another tool leaves out, as a policy"))
     _add_recover_options(command("recover", "train a model to live with a policy, and measure it before and after"))
+    ranking = command(
+        "rank", "rank the channels of a model by what they add on examples, for policies with `ffn_ratio`"
+    )
+    add_rank_options(ranking)
+    _add_loading(ranking)
+    _add_trust(ranking)
     _add_completion(commands)
     return top
 

@@ -9,6 +9,7 @@ from ..policies.errors import UsageError
 SPACES = Path(__file__).resolve().parents[1] / "spaces"
 RESULTS = Path("results")
 DATABASE = "study.db"
+RANKING = "energy.safetensors"  # in the folder of a study, and beside its policies
 
 
 def shipped_spaces() -> dict[str, Path]:

@@ -14,12 +14,12 @@ from ..policies.errors import RunError, StudyError
 from .analysis.load_study import ENVIRONMENT, read_environment
 from .analysis.study_record import StudyRecord
 from .loggers.loggers import Loggers, check_loggers
-from .places import DATABASE
+from .places import DATABASE, RANKING
 from .report.folder import environment, start_folder, write_folder
 from .report.live import LiveReport
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
-from .study.database import check_whole, commit_of
+from .study.database import check_whole, commit_of, ranking_of
 from .study.storage import UNWRITABLE
 
 MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own files
@@ -50,10 +50,14 @@ def run_study(
     from .driver.phases import PREPARING
     from .driver.progress import Progress
     from .study.study import SearchStudy
+    from .workers.ranking import ranking_of_study, with_ranking
 
     space = loaded.space
     check_loggers(space.log)
     check_folder(folder, resume)
+    begun_with = ranking_of(folder / DATABASE) if resume else None
+    if begun_with is not None:
+        ranking_of_study(space, folder / RANKING, begun_with)  # Before the model is loaded.
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as set_handlers:
         pool = start_pool(pin_revision(space, folder / DATABASE) if resume else space, set_handlers)
         try:
@@ -63,6 +67,7 @@ def run_study(
             commit = common_commit(described)
             space.domains(num_layers)  # Refuses a space that does not fit the model before a folder is created.
             with lock_study(folder):
+                space = with_ranking(space, num_layers, pool, folder / RANKING, begun_with, progress.note)
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, num_layers, resume, loaded.model_id,
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from layer_formulas import FFN, family
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -85,6 +86,37 @@ def dropped_channels(layer: nn.Module, ratio: float, ranking: str) -> list[list[
     order.sort(key=lambda place: -found[place[0]].norm(place[1]))
     gone = order[int(share * len(order)) :]
     return [sorted(channel for number, channel in gone if number == one) for one in range(len(found))]
+
+
+def lowest(layer: nn.Module, scores: Tensor, ratio: float) -> list[list[int]]:
+    """The channels that a ranking leaves out, of each unit; its scores are those of all units one after the other."""
+    counts = [unit.channels for unit in units(layer)]
+    gone = scores.argsort(descending=True)[int(Fraction(str(ratio)) * len(scores)) :].tolist()
+    starts = [sum(counts[:one]) for one in range(len(counts))]
+    return [sorted(c - start for c in gone if start <= c < start + n) for start, n in zip(starts, counts, strict=True)]
+
+
+def energies(model: nn.Module, layer: nn.Module, run: Callable[[], object], alpha: float) -> Tensor:
+    """By channel of all units, (1 - alpha) sum + alpha max over tokens of |FFN(x) - FFN(x) without the channel|^2."""
+    opt = family(layer) == "OPT"
+    ffn = layer.fc1 if opt else getattr(layer, FFN.get(family(layer), "mlp"))
+    entered: list[Tensor] = []
+    hook = ffn.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    run()
+    hook.remove()
+
+    def outputs() -> Tensor:
+        found = [layer.fc2(layer.activation_fn(layer.fc1(x))) if opt else ffn(x) for x in entered]
+        found = [one[0] if isinstance(one, tuple) else one for one in found]
+        return torch.cat([one.flatten(0, -2) for one in found])
+
+    whole, result = outputs(), []
+    for number, unit in enumerate(units(layer)):
+        for channel in range(unit.channels):
+            with silenced(layer, [[channel] if one == number else [] for one in range(len(units(layer)))]):
+                added = (whole - outputs()).square().sum(dim=-1)
+            result.append((1 - alpha) * added.sum() + alpha * added.max())
+    return torch.stack(result)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...policies.card import is_hub_id
-from ...policies.hub import POLICY
+from ...policies.hub import POLICY, copy_ranking
 from ...policies.policy import Policy
 from ..reference import Reference
 from ..target import Source, Target, with_model
@@ -32,6 +32,7 @@ class HubFolder(Target):
         """See `Target.write`."""
         named = with_model(policy, source)
         named.save(folder / POLICY)
+        copy_ranking(named, folder)
         notes = ["there are no weights: the base model is loaded, and the policy applied to it"]
         if not is_hub_id(named.model.id):
             notes.append(f"its base model is {named.model.id}: name one of the hub in {POLICY} before you upload it")

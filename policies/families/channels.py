@@ -241,9 +241,7 @@ def of_weights(layer: ChannelLayer, reorders: bool) -> str | None:
 @torch.no_grad()
 def is_sum_of_parts(sublayers: Sublayers, groups: Sequence[Group]) -> bool:
     """True where two parts of the channels of an FFN add up to what the FFN computes, on random input."""
-    weight = next(layer.weight for layer in groups[0] if layer.blocks)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 8, weight.shape[1], generator=generator).to(device=weight.device, dtype=weight.dtype)
+    x = random_tokens(groups)
     channels = [group[0].channels for group in groups]
     halves = [[(0, count // 2) for count in channels], [(count // 2, count) for count in channels]]
     try:
@@ -255,6 +253,13 @@ def is_sum_of_parts(sublayers: Sublayers, groups: Sequence[Group]) -> bool:
     except Exception:
         # The forward of an FFN of another build can raise anything; such an FFN has no narrow twin.
         return False
+
+
+def random_tokens(groups: Sequence[Group]) -> Tensor:
+    """Random input of an FFN: eight tokens, shape (1, 8, width); leaves the global random state alone."""
+    weight = next(layer.weight for layer in groups[0] if layer.blocks)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 8, weight.shape[1], generator=generator).to(device=weight.device, dtype=weight.dtype)
 
 
 def shared_weight(model: PreTrainedModel, groups: Sequence[Group]) -> str | None:

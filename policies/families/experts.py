@@ -70,14 +70,25 @@ class NarrowExperts(nn.Module):
             if start == stop:
                 continue
             token, place = torch.where(top_k_index == expert)
-            update = self._run(expert, start, stop, hidden_states[token]) * top_k_weights[token, place, None]
+            channels = expert_channels(self.experts, expert, hidden_states[token], start, stop)
+            update = functional.linear(channels, self.experts.down_proj[expert][:, start:stop])
+            update = update * top_k_weights[token, place, None]
             out.index_add_(0, token, update.to(out.dtype))
         return out
 
-    def _run(self, expert: int, start: int, stop: int, x: Tensor) -> Tensor:
-        """What some channels of an expert compute, shape (tokens, width)."""
-        made, read = self.experts.gate_up_proj[expert], self.experts.down_proj[expert]
-        count = read.shape[1]
-        gate = functional.linear(x, made[start:stop])
-        values = functional.linear(x, made[count + start : count + stop])
-        return functional.linear(self.experts.act_fn(gate) * values, read[:, start:stop])
+
+def expert_channels(experts: Any, expert: int, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Some channels of one expert, shape (tokens, channels).
+
+    Args:
+        experts: The module that has the matrices of all experts.
+        expert: The number of the expert.
+        x: What it reads, shape (tokens, width).
+        start: The first channel.
+        stop: One past the last; None for all.
+    """
+    made, count = experts.gate_up_proj[expert], experts.down_proj.shape[-1]
+    stop = count if stop is None else stop
+    gate = functional.linear(x, made[start:stop])
+    values = functional.linear(x, made[count + start : count + stop])
+    return experts.act_fn(gate) * values

@@ -34,11 +34,16 @@ class NarrowSublayer(ABC):
         ratio: The share: the trunc(ratio * channels) best channels run, of all groups together.
         ranking: How channels are ranked; see `choice.WidthSelection`.
 
+    Attributes:
+        scores: By which `energy` ranks the channels of all groups, one after the other, shape (channels,); set before
+            it is installed. No heads are ranked so.
+
     Raises:
         PolicyError: another policy runs a part of the same weights, and one of the two changes their order.
     """
 
     noun = "channels"
+    scores: Tensor | None = None
 
     def __init__(self, groups: Sequence[Group], ratio: float, ranking: Ranking) -> None:
         self.ranking = ranking
@@ -183,7 +188,7 @@ class NarrowFFN(NarrowSublayer):
 
     def best(self) -> list[Tensor]:
         """See `NarrowSublayer`."""
-        return best_channels(self._groups, self._ratio, self.ranking)
+        return best_channels(self._groups, self._ratio, self.ranking, self.scores)
 
     def install(self) -> None:
         """Put the best channels first, and make the narrow FFN."""
@@ -229,13 +234,17 @@ def first_of(channels: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def best_channels(groups: Sequence[Group], ratio: Fraction, ranking: Ranking) -> list[Tensor]:
+def best_channels(
+    groups: Sequence[Group], ratio: Fraction, ranking: Ranking, scores: Tensor | None = None
+) -> list[Tensor]:
     """The channels that run, ascending, for each group; `first` takes the same share of each."""
     counts = [group[0].channels for group in groups]
     if ranking == "first":
         return [torch.arange(int(ratio * count)) for count in counts]
-    norms = [channel_norms(group) for group in groups]
-    joint = torch.cat([one.to(norms[0].device) for one in norms])
+    if scores is None:
+        norms = [channel_norms(group) for group in groups]
+        scores = torch.cat([one.to(norms[0].device) for one in norms])
+    joint = scores.to(groups[0][0].weight.device)
     best = torch.zeros_like(joint, dtype=torch.bool)
     best[joint.argsort(descending=True, stable=True)[: int(ratio * len(joint))]] = True
     return [part.nonzero()[:, 0] for part in best.split(counts)]
@@ -245,6 +254,7 @@ def channel_norms(group: Group) -> Tensor:
     """For each channel the product of the norms of its weights, float32, shape (channels,)."""
     product = torch.ones(group[0].channels, device=group[0].weight.device)
     for layer in group:
-        norms = torch.linalg.vector_norm(layer.weight, dim=1 if layer.blocks else 0, dtype=torch.float32)
+        precise = torch.promote_types(layer.weight.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(layer.weight, dim=1 if layer.blocks else 0, dtype=precise)
         product *= norms.view(max(layer.blocks, 1), -1).prod(dim=0).to(product.device)
     return product

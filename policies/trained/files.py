@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from ..choice import StrictModel
+from ..choice import Sha256, StrictModel
 from ..errors import PolicyError
 
 WeightsFormat = Literal["peft", "safetensors"]
@@ -31,7 +31,7 @@ class TrainedWeights(StrictModel):
     format: WeightsFormat
     # Left out where there are none, so that fingerprints stay what they were.
     routers: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
 
     @property
     def files(self) -> tuple[str, ...]:

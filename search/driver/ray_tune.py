@@ -28,12 +28,14 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ...evaluators.base import Measurement, evaluator_class
 from ...policies.errors import RunError, SkipsearchError
 from ...policies.policy import Policy
+from ..places import RANKING
 from ..space.space import Space
 from ..study.asking import Proposal
 from ..study.study import SearchStudy
 from ..study.trial_attributes import parse_measurements
 from ..trial.outcome import Outcome
 from ..workers.evaluate import PolicyEvaluator
+from ..workers.ranking import take_ranking
 from ..workers.ray_pool import Pool
 from ..workers.worker_slots import MAX_FAULTS
 from .phases import PROPOSING
@@ -127,12 +129,14 @@ class PolicyTrainable(tune.Trainable):
     """Measures one policy per step, and keeps its model for the next."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters passes the others
-        self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None
+        self, config: dict[str, Any], space: dict[str, Any], threads: int | None = None, ranking: bytes | None = None
     ) -> None:
         """Load the model; an error becomes the failure of the trial."""
         self.evaluator: PolicyEvaluator | None = None
         try:
             self.evaluator = PolicyEvaluator(Space.model_validate(space), threads)
+            if ranking is not None:
+                take_ranking(self.evaluator, ranking)
         except SkipsearchError as cause:
             self.failure = "; ".join([cause.what, *cause.details])
 
@@ -189,7 +193,10 @@ def tune_search(
         progress.phase(PROPOSING)
     one_at_a_time = pool.shares_device and any(evaluator_class(name).exclusive for name in space.evaluate)
     gpus = {"gpu": pool.gpus} if pool.gpus else {}
-    trainable = tune.with_parameters(PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads)
+    ranking = (folder / RANKING).read_bytes() if (folder / RANKING).is_file() else None
+    trainable = tune.with_parameters(
+        PolicyTrainable, space=space.model_dump(by_alias=True), threads=pool.threads, ranking=ranking
+    )
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
         tune_config=tune.TuneConfig(

@@ -29,6 +29,7 @@ OFFERED: Mapping[str, LayerChoice] = {
 }
 FURTHER: Mapping[str, LayerChoice] = {
     "norm: shared": LayerChoice(wiring="parallel", norm="shared"),
+    "ffn_ratio: 0.5": LayerChoice(ffn_ratio=0.5),
     "phase: decode": LayerChoice(attention="skip", phase="decode"),
     "phase: prefill": LayerChoice(ffn="skip", phase="prefill"),
     "attention: keys_only": LayerChoice(attention="keys_only", phase="prefill"),

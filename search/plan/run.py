@@ -9,6 +9,7 @@ from ..driver.forecast import Outline
 from ..loggers.loggers import check_loggers
 from ..run import common_commit, start_pool
 from ..space.space import Space
+from ..workers.ranking import with_ranking
 from .measure import Measured, Meter, small_rungs
 
 
@@ -63,6 +64,7 @@ def measure_space(
         load = time.monotonic() - started
         common_commit(described)
         device = described[0]
+        space = with_ranking(space, device["num_layers"], pool, note=note)
         outline = Outline.of(space, device["num_layers"], device["guide"], device["examples"])
         measured = Meter(pool, outline, device["num_layers"], note).measure()
         return MeasuredSpace(outline, measured, device, load, pool.size, pool.gpus, pool.capacity)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from ...evaluators.base import TRANSFER_PREFIX, Measurement, Split
 from ...policies.errors import PolicyError
+from ...policies.hub import copy_ranking
 from ...policies.policy import Measured, ModelRef, Policy, Provenance
 from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
@@ -94,7 +96,12 @@ def write_policies(record: StudyRecord, folder: Path) -> None:
             old.rename(free_name(old))
     digests = {}
     for number, file in policy_files(record).items():
-        exported(record, record.trial(number)).save(folder / file)
+        policy = exported(record, record.trial(number)).beside(folder.parent)
+        policy.save(folder / file)
+        with suppress(
+            PolicyError
+        ):  # Without its ranking a study can be reported, and its policies name what is missing.
+            copy_ranking(policy, folder)
         digests[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
     (folder / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 

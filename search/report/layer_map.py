@@ -117,7 +117,7 @@ def describe(policy: Policy) -> list[str]:
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
     policy = policy.canonical()
     selection = policy.token_selection.model_dump(exclude_defaults=True)
-    selection |= policy.width_selection.model_dump(exclude_defaults=True)
+    selection |= policy.width_selection.model_dump(include={"ranking"}, exclude_defaults=True)
     return entries + [f"{key} {value}" for key, value in selection.items()]
 
 

@@ -12,7 +12,7 @@ from ...policies.policy import Policy
 from ..analysis.study_record import StudyRecord, policy_files
 from ..trial.trial_result import TrialResult
 from .console import Output
-from .folder import exported
+from .folder import POLICIES, exported
 from .layer_map import layer_map
 from .picture import draw_front
 from .terminal import front_table, print_summary, row
@@ -31,9 +31,14 @@ class Front(Sequence[Policy]):
 
     Each policy has its measurements as `policy.measured`: by metric the value, that of the dense model, the interval
     and the split of the examples.
+
+    Attributes:
+        record: The study.
+        folder: Where its policies and their files are.
     """
 
     record: StudyRecord
+    folder: Path
 
     def __len__(self) -> int:
         return len(policy_files(self.record))
@@ -46,9 +51,11 @@ class Front(Sequence[Policy]):
 
     def __getitem__(self, place: int | slice) -> Policy | list[Policy]:
         numbers = [*policy_files(self.record)][place]
-        if isinstance(numbers, list):
-            return [exported(self.record, self.record.trial(number)) for number in numbers]
-        return exported(self.record, self.record.trial(numbers))
+        return [self._policy(number) for number in numbers] if isinstance(numbers, list) else self._policy(numbers)
+
+    def _policy(self, number: int) -> Policy:
+        policy = exported(self.record, self.record.trial(number))
+        return policy.beside(self.folder) if policy.files else policy
 
     def __repr__(self) -> str:
         return f"Front({len(self)} policies of {self.record.name!r})"
@@ -79,7 +86,7 @@ class Study:
     @property
     def front(self) -> Front:
         """The Pareto-optimal policies, most expensive first, without dense."""
-        return Front(self.record)
+        return Front(self.record, self.folder / POLICIES)
 
     @property
     def dense(self) -> Policy:

@@ -15,7 +15,7 @@ from ...policies.errors import EvaluatorError, PolicyError
 from ...policies.policy import Policy
 from ...policies.wording import nearest
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
-from .layer_choices import expanded
+from .layer_choices import as_options, expanded
 from .search_settings import is_policy_file
 from .space import Space
 from .ties_and_bans import ForbiddenRun, forbids_dense
@@ -223,6 +223,32 @@ def start_problems(document: Document, space: Space, folder: Path) -> list[Probl
             found = "; ".join([cause.what, *cause.details])
             problems.append(document.problem(("search", "start", place), found))
     return problems
+
+
+def ranking_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
+    """A ranking of channels that is not there, or that no examples can be found for.
+
+    Args:
+        document: The file of the space.
+        space: The space.
+        folder: The folder of the file.
+    """
+    width = space.width_selection
+    if width.file is not None and not (folder / width.file).is_file():
+        found = f"there is no file {(folder / width.file).absolute()}; `skipsearch rank` writes one"
+        return [document.problem(("width_selection", "file"), found)]
+    if "energy" not in as_options(width.ranking):
+        return []
+    if any(choice.head_ratio is not None for rule in space.layers for choice in rule.expanded()):
+        found = "energy ranks no heads, and layers have a head_ratio; take weights or first, or leave head_ratio out"
+        return [document.problem(("width_selection", "ranking"), found)]
+    if width.file is not None:
+        return []
+    # An evaluator that does not exist is a problem of its own.
+    if not {*space.evaluate} <= {*available()} or any(evaluator_class(name).splits for name in space.evaluate):
+        return []
+    found = "energy is found on examples, and no evaluator has any; add accuracy to evaluate, or give a file"
+    return [document.problem(("width_selection", "ranking"), found)]
 
 
 def is_explicit_path(value: str) -> bool:

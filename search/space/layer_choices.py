@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
@@ -16,10 +17,13 @@ from ...policies.choice import (
     Ranking,
     Ratio,
     Rest,
+    Sha256,
     StrictModel,
     Width,
+    WidthSelection,
 )
 from ...policies.policy import Dropped, TokenSelection
+from ...policies.rankings.files import ALPHA
 from ...policies.schedules import Changing
 from ...policies.scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
 from ...policies.wording import nearest, short
@@ -265,7 +269,33 @@ class WidthOptions(StrictModel):
 
     Attributes:
         ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
-            its value and its output projection; `first` takes channels and heads in the order of the checkpoint.
+            its value and its output projection; `first` takes channels and heads in the order of the checkpoint;
+            `energy` ranks a channel by what it adds to the FFN's output on examples of the search split, once a study,
+            and no heads.
+        alpha: With `energy`, the weight of a channel's highest energy against the sum over all tokens, 0 to 1.
+        file: With `energy`, a ranking that `skipsearch rank` made, relative to the space file; None makes one.
+        sha256: Of that file; another one is refused.
     """
 
     ranking: Options[Ranking] = "weights"
+    # Left out at their defaults, so that fingerprints stay what they were.
+    alpha: Annotated[Ratio, Field(exclude_if=lambda value: value == ALPHA)] = ALPHA
+    file: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
+    sha256: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        given = [key for key in ("alpha", "file", "sha256") if key in self.model_fields_set]
+        if given and "energy" not in as_options(self.ranking):
+            raise ValueError(f"found {given[0]} without the ranking energy, which it is a part of; add that ranking")
+        if self.sha256 is not None and self.file is None:
+            raise ValueError("found sha256 without file, expected the file that it belongs to")
+        if self.file is not None and "alpha" in self.model_fields_set and self.sha256 is None:
+            raise ValueError("found alpha beside file, expected one of them: a ranking that exists has its own alpha")
+        return self
+
+    def selection(self, ranking: Ranking) -> WidthSelection:
+        """The selection with one ranking; `energy` names its file once that exists."""
+        if ranking != "energy" or self.file is None or self.sha256 is None:
+            return WidthSelection(ranking=ranking)
+        return WidthSelection(ranking=ranking, file=PurePath(self.file).name, sha256=self.sha256)

@@ -17,6 +17,7 @@ from .checks import (
     is_explicit_path,
     metric_problems,
     model_problems,
+    ranking_problems,
     rule_problems,
     size_problems,
     start_problems,
@@ -85,6 +86,7 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         problems += [*rule_problems(document, space), *tied_problems(document, space)]
         problems += [*forbid_problems(document, space), *model_problems(document, space, path.parent)]
         problems += start_problems(document, space, path.parent)
+        problems += ranking_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
     return LoadedSpace(
@@ -124,7 +126,7 @@ def override(document: Document, key: str, value: str) -> None:
 
 
 def with_absolute_paths(space: Space, folder: Path) -> Space:
-    """The space with the paths of its model, tasks and policy files made absolute.
+    """The space with the paths of its model, tasks, policy files and ranking made absolute.
 
     A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval; a task file
     that is not there may be one of those that come with skipsearch.
@@ -150,9 +152,13 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
     start = space.search.start
     if isinstance(start, list):
         start = [str((folder / entry).resolve()) if is_policy_file(entry) else entry for entry in start]
+    ranking = space.width_selection.file
+    if ranking is not None:
+        ranking = str((folder / ranking).resolve())
     return space.model_copy(
         update={
             "model": space.model.model_copy(update={"id": model_id}),
+            "width_selection": space.width_selection.model_copy(update={"file": ranking}),
             "evaluate": resolved(space.evaluate),
             "search": space.search.model_copy(update={"start": start}),
         }

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from ...policies.choice import KEEP, LayerChoice, WidthSelection
+from ...policies.choice import KEEP, LayerChoice
 from ...policies.policy import Policy
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
@@ -60,7 +60,7 @@ class Parameters:
         for name, schedule in self._schedules.items():
             for key, values in schedule.options().items():
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
-        for key, values in (*space.token_selection, *space.width_selection):
+        for key, values in (*space.token_selection, ("ranking", space.width_selection.ranking)):
             self._values[key] = {selection_label(key, value): value for value in as_options(values)}
         self._defaults |= {
             name: next(iter(values)) for name, values in self._values.items() if name not in self._defaults
@@ -97,7 +97,7 @@ class Parameters:
             scheduled = pattern.choices(len(choices))
             values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
-        return Policy.of(choices, self._selection.selection(values), WidthSelection(ranking=values["ranking"]))
+        return Policy.of(choices, self._selection.selection(values), self._width.selection(values["ranking"]))
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""
@@ -121,21 +121,22 @@ class Parameters:
 
         Args:
             choices: An allowed choice for each layer.
-            selection: The `token_selection` and the `width_selection`, by key; a value that the space does not offer is
-                left out.
+            selection: The `token_selection`, and the `ranking` of channels, by key; a value that the space does not
+                offer is left out.
         """
         labels: dict[str, str] = {}
         for group, parameters in self._of_group.items():
             labels |= parameters.labels(choices[group[0]])
         given = {key: selection_label(key, value) for key, value in selection.items()}
-        return labels | {key: label for key, label in given.items() if label in self._values[key]}
+        return labels | {key: label for key, label in given.items() if label in self._values.get(key, {})}
 
     def encode(self, policy: Policy) -> dict[str, str] | None:
         """Labels that decode to a policy without a schedule; None where there are none."""
         choices = policy.canonical().choices(len(self.domains))
         if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
             return None
-        labels = self.encode_choices(choices, {**dict(policy.token_selection), **dict(policy.width_selection)})
+        selection = {**dict(policy.token_selection), "ranking": policy.width_selection.ranking}
+        labels = self.encode_choices(choices, selection)
         return labels if self.policy(labels).fingerprint == policy.fingerprint else None
 
     def deletions(self, labels: Mapping[str, str]) -> dict[tuple[int, str], dict[str, str]]:

@@ -167,7 +167,9 @@ class Space(StrictModel):
         and policy files enter by their content, wherever they lie.
         """
         may_change = {"trials", "max_failures", "stop", "racing"}
-        data = self.model_dump(mode="json", exclude={"workers": True, "log": True, "search": may_change})
+        # The content of a ranking decides, by its SHA-256, and not where it lies.
+        left_out: dict[str, Any] = {"workers": True, "log": True, "search": may_change, "width_selection": {"file"}}
+        data = self.model_dump(mode="json", exclude=left_out)
         if isinstance(self.search.start, list):
             names = self.search.start
             data["search"]["start"] = [

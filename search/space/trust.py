@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...policies.errors import SpaceError
+from ...policies.errors import SpaceError, UsageError
+from ..places import SPACES
 from .space import Space
 
 FUNCTION = re.compile(r"!function\s+([\w.]+)")
@@ -67,8 +68,36 @@ def task_functions(task: Path, seen: set[Path]) -> Iterator[str]:
             yield from task_functions(path.parent / name, seen)
 
 
+def trusted_task(name: str, option: str, trusted: bool) -> str:
+    """The task that a command line names: a file, one of a shipped space, or a name that lm-eval knows.
+
+    Args:
+        name: What the command line gives.
+        option: The option that gives it.
+        trusted: True where the command line allows functions of the user's own task files.
+
+    Raises:
+        UsageError: a file does not exist.
+        SpaceError: it runs code that the command line does not allow.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        if "/" in name or name.endswith((".json", ".jsonl")):
+            raise UsageError(f"there is no file {name}", hint=f"name a file, or an lm-eval task, with {option}")
+        return name
+    path = next((path for path in (Path(name), SPACES / name) if path.is_file()), None)
+    if path is None:
+        raise UsageError(
+            f"there is no file {name}", [f"looked here and in {SPACES}"], f"name a task file with {option}"
+        )
+    functions = list(task_functions(path, set()))
+    if functions and not trusted:
+        hint = "read these functions, then add `--trust-task-code`"
+        raise SpaceError("task files run code that is not from an installed package", functions, hint)
+    return str(path.resolve())
+
+
 def is_installed(path: Path) -> bool:
     """True for a file of skipsearch or of another installed package."""
-    folders = [Path(__file__).parents[2] / "spaces", *map(Path, site.getsitepackages())]
+    folders = [SPACES, *map(Path, site.getsitepackages())]
     folders += [Path(sysconfig.get_paths()[key]) for key in ("purelib", "platlib")]
     return any(path.is_relative_to(folder.resolve()) for folder in folders)

@@ -69,6 +69,16 @@ def commit_of(path: Path) -> str | None:
     return commit
 
 
+def ranking_of(path: Path) -> str | None:
+    """The SHA-256 of the ranking of channels that a study began with; None without one, or for one not yet begun."""
+    with closing(snapshot(path)) as copy:
+        if "study_user_attributes" not in table_names(copy):
+            return None
+        found = copy.execute("SELECT value_json FROM study_user_attributes WHERE key = 'space'").fetchone()
+    ranking: str | None = json.loads(found[0]).get("width_selection", {}).get("sha256") if found else None
+    return ranking
+
+
 def progress_of(path: Path) -> str:
     """How many of its trials a study has finished, or why it cannot be read, in a few words.
 

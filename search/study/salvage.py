@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...policies.errors import StudyError
-from ..places import DATABASE
+from ..places import DATABASE, RANKING
 from .damage import REQUIRED_STUDY_ATTRS, STUDY_ATTR_TABLES, TABLES, faults
 from .database import connect_for_reading
 from .storage import open_storage
@@ -42,7 +42,7 @@ def salvage(folder: Path) -> tuple[Path, int, int]:
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    for name in ("space.yaml", "environment.json"):
+    for name in ("space.yaml", "environment.json", RANKING):
         with suppress(OSError):
             shutil.copyfile(folder / name, target / name)
     return target, intact, total

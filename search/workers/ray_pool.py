@@ -89,19 +89,56 @@ class Pool:
             SkipsearchError: they cannot be measured.
             RunError: no worker is left.
         """
+        stats: DenseStats = self._ask_one("probe_dense")
+        return stats
+
+    def rank_channels(self) -> bytes:
+        """Rank the channels of the model by energy, on one worker; see `ranking.make_ranking`.
+
+        Raises:
+            SkipsearchError: they cannot be ranked.
+            RunError: no worker is left.
+        """
+        content: bytes = self._ask_one("rank_channels")
+        return content
+
+    def share_ranking(self, content: bytes) -> None:
+        """Give a ranking of channels to every worker, and to each that starts later.
+
+        Raises:
+            PolicyMismatch: it does not fit the model.
+        """
+        self._slots.ranking = ray.put(content)
+        given = [slot.actor.take_ranking.remote(self._slots.ranking) for slot in self._slots.others(None)]
+        try:
+            # One that is loading its model takes the ranking once it has; it is not awaited here.
+            ray.wait(given, num_returns=len(self._slots.idle), timeout=DENSE_SECONDS)
+            ray.get(ray.wait(given, num_returns=len(given), timeout=0)[0])
+        except RayTaskError as cause:
+            raise worker_error(cause) from None
+        except RayError:
+            pass  # The process has died, which its next job finds out; the one in its place has the ranking.
+
+    def _ask_one(self, method: str) -> Any:
+        """What a method of one idle worker returns; of another one, where a process dies.
+
+        Raises:
+            SkipsearchError: the method raised it.
+            RunError: no worker is left.
+        """
         while True:
             while not self._slots.idle:
                 self._poll()
             slot = self._slots.idle.popleft()
             try:
-                stats: DenseStats = ray.get(slot.actor.probe_dense.remote(), timeout=DENSE_SECONDS)
+                found = ray.get(getattr(slot.actor, method).remote(), timeout=DENSE_SECONDS)
             except RayTaskError as cause:
                 raise worker_error(cause) from None
             except RayError as cause:
                 self._slots.handle_fault(slot, f"looked at the dense model: {first_line(cause)}")
                 continue
             self._slots.idle.appendleft(slot)
-            return stats
+            return found
 
     def memory(self) -> list[dict[str, float]]:
         """The memory of each idle worker, in bytes; see `PolicyEvaluator.memory`."""

@@ -17,6 +17,7 @@ from ..trial.outcome import Outcome
 from .dense_probe import probe_dense
 from .early_stopping import Rival
 from .evaluate import PolicyEvaluator
+from .ranking import make_ranking, take_ranking
 
 NAMESPACE = b"skipsearch"  # of the keys in Ray's key-value store
 
@@ -27,17 +28,20 @@ class Worker:
     Args:
         space: The search space as plain data.
         threads: The threads that torch may use; None leaves that to torch.
+        ranking: The content of the search's ranking of channels; None where it has none yet.
     """
 
-    def __init__(self, space: dict[str, Any], threads: int | None) -> None:
+    def __init__(self, space: dict[str, Any], threads: int | None, ranking: bytes | None = None) -> None:
         self._space = Space.model_validate(space)
-        self._threads = threads
+        self._threads, self._ranking = threads, ranking
         self._evaluator: PolicyEvaluator | None = None
         self._key = ray.get_runtime_context().get_actor_id() or ""
 
     def _loaded(self) -> PolicyEvaluator:
         if self._evaluator is None:
             self._evaluator = PolicyEvaluator(self._space, self._threads, self._store_running)
+            if self._ranking is not None:
+                take_ranking(self._evaluator, self._ranking)
         return self._evaluator
 
     def _store_running(self, evaluator: str) -> None:
@@ -51,6 +55,14 @@ class Worker:
     def probe_dense(self) -> DenseStats:
         """Measure the statistics of the dense model that the space's baselines need; see `probe_dense`."""
         return probe_dense(self._loaded(), self._space.search.baselines)
+
+    def rank_channels(self) -> bytes:
+        """Rank the channels of the model by energy; see `make_ranking`."""
+        return make_ranking(self._loaded())
+
+    def take_ranking(self, content: bytes) -> None:
+        """Let policies have a ranking here; see `ranking.take_ranking`."""
+        take_ranking(self._loaded(), content)
 
     def memory(self) -> dict[str, float]:
         """The memory of this process, in bytes; see `PolicyEvaluator.memory`."""

@@ -69,7 +69,10 @@ class WorkerSlots:
     Attributes:
         loading: The workers that load their model, by Ray's reference to the result.
         idle: The workers without a job, longest idle first.
+        ranking: Ray's reference to the search's ranking of channels, which every new process gets; None for none.
     """
+
+    ranking: Any = None
 
     def __init__(self, space: Space, count: int, gpus: float, threads: int | None, load_seconds: float) -> None:
         self._space, self._gpus, self._threads, self._load_seconds = space, gpus, threads, load_seconds
@@ -86,7 +89,8 @@ class WorkerSlots:
     def _start(self, slot: WorkerSlot) -> None:
         # Ray's own restarts would wait without limit where no node has room for the process.
         options = {"num_cpus": self._space.workers.cpus, "num_gpus": self._gpus, "max_restarts": 0}
-        slot.actor = ray.remote(Worker).options(**options).remote(self._space.model_dump(by_alias=True), self._threads)
+        worker = ray.remote(Worker).options(**options)
+        slot.actor = worker.remote(self._space.model_dump(by_alias=True), self._threads, self.ranking)
         slot.since, slot.measured = time.monotonic(), deque(maxlen=RECENT)
         self.loading[slot.actor.describe.remote()] = slot
 

@@ -1,5 +1,6 @@
 """Whole searches with real Ray workers: their results, and what they survive."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,12 +16,14 @@ import pytest
 import searching
 
 import skipsearch
-from skipsearch import Policy
+from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.subject import load_subject
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.places import DATABASE
 from skipsearch.search.report.folder import start_folder, write_folder
 from skipsearch.search.run import lock_study, run_study
+from skipsearch.search.study.database import ranking_of
 from skipsearch.search.study.expected_results import baseline_front
 from skipsearch.search.study.storage import open_study
 from skipsearch.search.workers.cluster import start_local
@@ -354,3 +357,32 @@ def test_python_searches_goes_on_and_reads(path, tmp_path):
     files = sorted((study.folder / "policies").glob("pareto-*.yaml"))
     assert [Policy.load(file).fingerprint for file in files] == [policy.fingerprint for policy in study.front]
     assert (study.folder / "report.html").exists() and len(study.to_dataframe()) == len(study.trials)
+
+
+def test_channels_are_ranked_once_and_found_policies_have_the_ranking_beside_them(path, tmp_path):
+    folder = tmp_path / "narrow"
+    loaded = searching.loaded(
+        path, layers="[{range: all, ffn_ratio: [1, 0.5, 0.25]}]", width_selection="{ranking: energy}", search__trials=3
+    )
+    record = run_study(loaded, folder, shown=False)
+    ranking = (folder / "energy.safetensors").read_bytes()
+    assert (folder / "policies" / "energy.safetensors").read_bytes() == ranking
+    narrow = [trial for trial in record.trials if trial.policy.layers]
+    assert narrow and not any(trial.failure for trial in record.trials)
+    assert {trial.policy.width_selection.sha256 for trial in narrow} == {hashlib.sha256(ranking).hexdigest()}
+    model = load_subject(loaded.space.model).model
+    files = sorted((folder / "policies").glob("*.yaml"))
+    found = [Policy.load(file) for file in files] + [*skipsearch.load_study(folder).front]
+    assert len(found) == 2 * len(files) > 0
+    for policy in found:
+        with apply_policy(model, policy):
+            pass
+    assert ranking_of(folder / DATABASE) == hashlib.sha256(ranking).hexdigest()
+    (folder / "energy.safetensors").unlink()
+    assert write_folder(folder).front == record.front
+    with pytest.raises(StudyError, match="lacks the ranking that it was begun with"):
+        run_study(loaded, folder, resume=True, shown=False)
+    (folder / "energy.safetensors").write_bytes(ranking)
+    space = loaded.space.model_copy(update={"search": loaded.space.search.model_copy(update={"trials": 4})})
+    again = run_study(loaded.model_copy(update={"space": space}), folder, resume=True, shown=False)
+    assert len(again.trials) == 4 and (folder / "energy.safetensors").read_bytes() == ranking
