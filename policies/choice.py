@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAST_LAYER: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
@@ -146,14 +145,8 @@ def has_width(layers: Mapping[int, LayerChoice]) -> bool:
     return any(choice.has_width for choice in layers.values())
 
 
-def file_name(value: str) -> str:
-    """A plain name of a file, without folders, which could lead out of the policy's own."""
-    if PurePath(value).name != value or "\\" in value:
-        raise ValueError(f"found {value!r}, expected the name of a file beside the policy, without folders")
-    return value
-
-
-FileName = Annotated[str, AfterValidator(file_name)]
+# A plain name of a file, without folders, which could lead out of the policy's own.
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=255)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

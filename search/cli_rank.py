@@ -48,6 +48,10 @@ def rank(options: argparse.Namespace) -> int:
     from .space.trust import trusted_task
 
     refuse_existing(options.out, "--out")
+    if options.out.name.startswith("."):
+        raise UsageError(
+            f"{options.out} is a hidden file", hint="give a name that a policy can have: --out energy.safetensors"
+        )
     tasks = [trusted_task(name, "--tasks", options.trust_task_code) for name in parts(options.tasks)]
     if not tasks:
         raise UsageError("--tasks names no task", hint="name one, as in `--tasks arc_easy`")

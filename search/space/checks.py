@@ -234,7 +234,7 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
         folder: The folder of the file.
     """
     width = space.width_selection
-    if width.file is not None and not (folder / width.file).is_file():
+    if width.file is not None and not (exists(folder / width.file) and (folder / width.file).is_file()):
         found = f"there is no file {(folder / width.file).absolute()}; `skipsearch rank` writes one"
         return [document.problem(("width_selection", "file"), found)]
     if "energy" not in as_options(width.ranking):
