@@ -136,7 +136,7 @@ def refuse_packed(given: Mapping[str, Any], cache: Cache | None, needs: Needs) -
     Raises:
         ModelError: continuous batching, sequence lengths or position ids pack the row, or the attention is two-way.
     """
-    if type(given.get("cache")).__name__ == "PagedAttentionCache":
+    if is_paged(given):
         reason = "continuous batching packs prompts and answers into one row, and does not say which token is which"
         raise refusal("continuous batching", reason, "use `generate`, or skip and parallel without phase and tokens")
     if given.get("is_causal") is False:
@@ -150,6 +150,11 @@ def refuse_packed(given: Mapping[str, Any], cache: Cache | None, needs: Needs) -
     if packed:
         reason = "several sequences are packed into one row, and nothing says where each prompt ends"
         raise refusal("packed sequences", reason, "pass them as rows of a padded batch")
+
+
+def is_paged(given: Mapping[str, Any]) -> bool:
+    """True for the arguments of a forward of continuous batching."""
+    return type(given.get("cache")).__name__ == "PagedAttentionCache"
 
 
 def refusal(feature: str, reason: str, hint: str) -> ModelError:

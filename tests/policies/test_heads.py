@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from families import FAMILIES, GROUPED, Batch, Family, batch_of, built, forget, layer_list, run
 from skipsearch import apply_policy
+from skipsearch.exports.batching import batching_errors
 from skipsearch.policies.caches.cache import kv_cache_bytes
 from skipsearch.policies.errors import ModelError, PolicyMismatch
 from skipsearch.policies.families.heads import NarrowHeads
@@ -123,6 +124,12 @@ def test_a_cache_that_was_made_without_the_policy_is_refused():
         cache = model(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(RuntimeError):
         model(input_ids=ids[:, :1], past_key_values=cache)
+
+
+def test_continuous_batching_is_refused():
+    model = FAMILIES["llama"].build("sdpa")
+    with apply_policy(model, HALF):
+        assert "continuous batching cannot be used under this policy" in batching_errors(model)[0]
 
 
 def test_attentions_of_single_heads_are_refused():

@@ -18,6 +18,7 @@ from ...families.layers import DecoderLayer
 from ..attend import Tokens, cut, put_back
 from ..calls import ForwardCall
 from ..narrow import narrow
+from ..requests import is_paged, refusal
 from ..roles import Roles
 from ..selection import AllOrNone
 from .places import OtherPlace, check_heads, place_of_others
@@ -54,8 +55,12 @@ class HeadAttention:
             call: The running forward.
 
         Raises:
-            ModelError: a projection was replaced since the policy was applied, or the cache was filled without it.
+            ModelError: a projection was replaced since the policy was applied, the cache was filled without it, or its
+                pages are shared by all layers (continuous batching).
         """
+        if is_paged(arguments):
+            reason = "its pages have room for all heads in every layer"
+            raise refusal("continuous batching", reason, "use `generate`, or leave `head_ratio` out")
         self._heads.check_current()
         cache = find_cache(arguments)
         if cache is not None:
