@@ -16,7 +16,7 @@ from .errors import PolicyError
 from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy, TokenSelection
 from .runtime.calls import CallTracker
-from .runtime.compatibility import check_images, check_kind, check_shared, transformers_model
+from .runtime.compatibility import check_images, check_kind, check_pairs, check_shared, transformers_model
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.roles import roles
@@ -26,6 +26,7 @@ from .runtime.wrap import WrappedLayer
 from .scores.score import Record
 from .scores.table import find_score
 from .trained.swap import trained_swap
+from .wiring.paired import pairs_of
 
 # The attribute of a model that has its weights from another one; see `draft`.
 DRAFT = "_skipsearch_draft"
@@ -70,6 +71,7 @@ class PolicyHandle:
         with torch.no_grad():
             self.layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self.layers)
+        self._pairs = pairs_of(self._wrapped)
         needs = Needs(
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
@@ -191,6 +193,8 @@ class PolicyHandle:
             self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
+        for pair in self._pairs:
+            pair.install()
         if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
             self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
@@ -257,12 +261,13 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
 
 
 def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
-    """Wrap the layers that differ from keep, that record something, or that follow a removal of image tokens."""
+    """Wrap the layers that differ from keep, record something, follow a removal of image tokens, or end a pair."""
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice, policy.width_selection.ranking)
+    check_pairs(model, layers, choices)
     check_order(model, policy)
     if policy.width_selection.ranking != "first":
         check_shared(model, layers, choices)
@@ -274,7 +279,10 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
             layer, choice, policy.token_selection, record if layer.index in recorded else None, policy.width_selection
         )
         for layer, choice in zip(layers, choices, strict=True)
-        if not choice.is_keep or layer.index in recorded or layer.index > removal
+        if not choice.is_keep
+        or layer.index in recorded
+        or layer.index > removal
+        or (layer.index > 0 and choices[layer.index - 1].wiring == "pair")
     ]
 
 
@@ -293,9 +301,17 @@ def check_order(model: PreTrainedModel, policy: Policy) -> None:
 
 
 def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:
-    """Let layers hand hidden states that are cut to the next layer, where that one expects them."""
+    """Let layers hand hidden states that are cut to the next layer, where that one expects them.
+
+    What enters a pair, passes between its layers and leaves it has all tokens.
+    """
     first = first_handed_on(model, layers)
+    paired = {
+        index for one in wrapped if one.choice.wiring == "pair" for index in (one.layer.index, one.layer.index + 1)
+    }
     for one, following in pairwise(wrapped):
+        if paired & {one.layer.index, following.layer.index}:
+            continue
         if one.layer.index >= first and following.layer.index == one.layer.index + 1 and following.fixed_plan is None:
             one.hands_to = following.layer.module
 

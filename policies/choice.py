@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 LAST_LAYER: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
+Wiring: TypeAlias = Literal["sequential", "parallel", "pair"]
 Ranking: TypeAlias = Literal["weights", "first"]
 # By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
 DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
@@ -44,7 +45,8 @@ class LayerChoice(StrictModel):
             to visible tokens and to themselves, and no other token sees them.
         ffn: Run the feed-forward sublayer, or skip it with its norm.
         ffn_ratio: Share of the FFN's channels that run, above 0 and up to 1: the trunc(ratio * channels) best ones.
-        wiring: `parallel` feeds the layer's input to both sublayers.
+        wiring: `parallel` feeds the layer's input to both sublayers. `pair` feeds it to the next layer too, and half of
+            what each of the two layers adds is added; the other keys of each layer hold for what it adds itself.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
         token_ratio: Share of the image tokens, 0 to 1, that the layer processes. With `phase: decode` the layer
             processes all of them, and after the prompt the keys and values of the others leave its cache.
@@ -59,7 +61,7 @@ class LayerChoice(StrictModel):
     attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
     ffn_ratio: Width | None = None
-    wiring: Literal["sequential", "parallel"] = "sequential"
+    wiring: Wiring = "sequential"
     norm: Literal["own", "shared"] = "own"
     token_ratio: Ratio | None = None
     rest: Rest = "skip"
@@ -93,6 +95,8 @@ class LayerChoice(StrictModel):
         name = self._sublayers_label()
         if self.ffn_ratio is not None:
             name = f"{name}, " * bool(name) + f"ffn_ratio {self.ffn_ratio:g}"
+        if self.wiring == "pair":
+            name = f"{name}, " * bool(name) + "pair"
         scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
         if name == "freeze" and self.tokens == "image":
             name, scope = "freeze_image", scope[:-1]
@@ -155,20 +159,22 @@ def canonical(choice: LayerChoice) -> LayerChoice:
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
     width = choice.ffn_ratio
     changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip" or width is not None
+    paired = choice.wiring == "pair"
     # Image tokens occur in the prompt only; a ratio of 0 leaves none of them to the rest of the choice.
     if choice.tokens == "image" and (choice.phase == "decode" or choice.token_ratio == 0):
-        changes_sublayers = False
+        changes_sublayers, paired = False, paired and choice.phase != "decode"
     of_ratio: dict[str, Any] = {}
     if choice.token_ratio is not None:
         # `abs` turns -0.0 into 0.0.
         of_ratio = {"token_ratio": abs(choice.token_ratio), "rest": choice.rest, "evict": choice.evict}
-    if not changes_sublayers:
+    if not changes_sublayers and not paired:
         return LayerChoice(**of_ratio, phase="decode" if choice.phase == "decode" else "both") if of_ratio else KEEP
+    sublayers: dict[str, Any] = (
+        {"attention": choice.attention, "ffn": choice.ffn, "ffn_ratio": width} if changes_sublayers else {}
+    )
     return LayerChoice(
-        attention=choice.attention,
-        ffn=choice.ffn,
-        ffn_ratio=width,
-        wiring=choice.wiring if parallel else "sequential",
+        **sublayers,
+        wiring="pair" if paired else "parallel" if parallel else "sequential",
         norm=choice.norm if parallel else "own",
         **of_ratio,
         phase="both" if choice.tokens == "image" else choice.phase,

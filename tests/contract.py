@@ -81,6 +81,19 @@ WIDTH_TOKENS: list[Choice] = [
     {"ffn_ratio": 0.5, "tokens": "text", "phase": "prefill"},
     {**HALF, "ffn_ratio": 0.5, "attention": "skip", "tokens": "image", "rest": "ffn"},
 ]
+# Layers that read what enters the layer before them.
+PAIR = {"wiring": "pair"}
+PAIRS: list[Choice] = [PAIR, {**PAIR, "ffn": "skip"}, {**PAIR, "phase": "prefill"}, {**PAIR, "phase": "decode"}]
+PAIRED: list[dict[int, Choice]] = [
+    {0: PAIR, 2: {**PAIR, "attention": "skip"}, 3: {"wiring": "parallel"}},
+    {0: {**PAIR, "phase": "prefill"}, 1: {"ffn": "skip", "phase": "decode"}, 2: {**PAIR, "phase": "decode"}},
+    {1: {**PAIR, "ffn": "skip"}, 2: {"attention": "skip", "phase": "decode"}},
+]
+PAIRED_IMAGES: list[dict[int, Choice]] = [
+    {0: {**PAIR, **HALF}, 1: {"token_ratio": 0.3, "rest": "keys_only"}, 2: {**PAIR, "tokens": "image"}, 3: HALF},
+    {0: HALF, 1: {**PAIR, "tokens": "text", "attention": "queries_only"}, 2: {**HALF, "phase": "decode"}},
+    {0: {"token_ratio": 0.8}, 1: {**PAIR, "token_ratio": 0.6}, 2: {"token_ratio": 0.3, "rest": "attention"}},
+]
 RANKINGS = ["weights", "first"]
 # Every score, and a mixture of relevance and diversity.
 SCORES = [*table.SCORES, "relevance 0.4"]
@@ -97,6 +110,7 @@ CHOICES: dict[str, list[Choice]] = {
     **ROLE_TOKENS,
     "ffn_ratio": WIDTHS,
     "ffn_ratio: tokens": WIDTH_TOKENS,
+    "pair": PAIRS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [

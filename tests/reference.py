@@ -53,6 +53,11 @@ class Row:
         """The tokens that the choice concerns."""
         return {i for i in range(len(self.ids)) if self.kind(i) in PHASES[choice.phase] & TOKENS[choice.tokens]}
 
+    def paired(self, policy: Policy, number: int) -> set[int]:
+        """The tokens for which a layer and the one after it read the same."""
+        choice = policy.choice(number)
+        return self.scope(choice) if choice.wiring == "pair" else set()
+
     def divided(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> tuple[set[int], set[int]]:
         """The image tokens that the layer's ratio keeps and those it leaves out, of all that were not removed."""
         images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
@@ -94,10 +99,16 @@ def reference(
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
     row = Row(inputs["input_ids"][0].tolist(), end, answer)
+    first_of_pair: dict[int, Tensor] = {}
 
     def formula(number: int) -> Any:
         def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Any) -> Any:
             y = one_layer(layer, number, args[0], kwargs, family, policy, row)
+            for i in row.paired(policy, number - 1):
+                y[:, i] = (first_of_pair[number - 1][:, i] + y[:, i]) / 2
+            first_of_pair[number] = y.clone()
+            for i in row.paired(policy, number):
+                y[:, i] = args[0][:, i]
             return (y, *dense[1:]) if isinstance(dense, tuple) else y
 
         return replace

@@ -20,7 +20,8 @@ IMAGES = ("tokens", "token_ratio", "reselect: once")
 # Choices in which tokens take part in an attention in another way.
 TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
 TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio",), ("ffn_ratio: tokens",)
-TEXT_COLUMNS, IMAGE_COLUMNS = TEXT + TEXT_ROLES + TEXT_WIDTHS, IMAGES + IMAGE_ROLES + IMAGE_WIDTHS
+TEXT_COLUMNS = (*TEXT, *TEXT_ROLES, *TEXT_WIDTHS, "pair")
+IMAGE_COLUMNS = IMAGES + IMAGE_ROLES + IMAGE_WIDTHS
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Verdicts = dict[tuple[str, str], str]
@@ -67,6 +68,11 @@ def with_own_function(family: Family) -> tuple[int, ...]:
     return tuple(range(LAYERS)) if family.name.split("-")[0] in ("falcon", "gptj") else ()
 
 
+def without_pairs(family: Family) -> tuple[int, ...]:
+    """The layers that the decoder does not hand on to the next one as they are."""
+    return (0, 1) if family.name == "qwen3-vl" else ()
+
+
 def with_experts(family: Family) -> tuple[int, ...]:
     """The layers whose FFN is a mixture of experts."""
     if family.name == "deepseek-v3":
@@ -81,6 +87,18 @@ def with_biased_experts(family: Family) -> tuple[int, ...]:
 
 
 REFUSALS = (
+    Refusal(
+        without_pairs,
+        lambda choice: choice.get("wiring") == "pair",
+        "the decoder changes the hidden states between them",
+        "what the vision tower saw is added after its first layers, so these begin no pair",
+    ),
+    Refusal(
+        lambda family: tuple(layer - 1 for layer in family.cross),
+        lambda choice: choice.get("wiring") == "pair",
+        "one of them attends to an image",
+        "layers that attend to the image are in no pair: the decoder leaves them out where there is none",
+    ),
     Refusal(
         with_biased_experts,
         lambda choice: "ffn_ratio" in choice,
@@ -271,5 +289,10 @@ def committed(page: str) -> str:
 
 
 def taken(name, layers):
-    """The choices, without those that the layers of the family refuse."""
-    return {number: choice for number, choice in layers.items() if not refused(name, number, choice)}
+    """The choices, without those that the layers of the family refuse, and without pairs that cannot be."""
+    taken = {number: choice for number, choice in layers.items() if not refused(name, number, choice)}
+    for number in sorted(taken):
+        paired = taken[number].get("wiring") == "pair"
+        if paired and (number == LAYERS - 1 or taken.get(number - 1, {}).get("wiring") == "pair"):
+            taken[number] = {key: value for key, value in taken[number].items() if key != "wiring"}
+    return taken

@@ -11,6 +11,7 @@ from ..errors import ModelError, PolicyMismatch
 from ..families.channels import channel_groups, shared_weight, why_not_narrow
 from ..families.layers import DecoderLayer
 from .roles import roles
+from .shorter import first_handed_on
 from .tokens import ALL_CLASSES, image_token_ids, scope
 
 
@@ -67,6 +68,28 @@ def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
                 [f"another part of the model has its {found} too"],
                 "leave `ffn_ratio` out there",
             )
+
+
+def check_pairs(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
+    """Refuse pairs of layers of which the second one does not get what the first one returns.
+
+    Raises:
+        PolicyMismatch: naming the first such pair.
+    """
+    begins = [index for index, choice in enumerate(choices) if choice.wiring == "pair"]
+    first = first_handed_on(model, layers) if begins else 0
+    for index in begins:
+        if "cross" in (layers[index].kind, layers[index + 1].kind):
+            reason = "one of them attends to an image, and the decoder leaves it out where there is none"
+        elif index < first:
+            reason = "the decoder changes the hidden states between them"
+        else:
+            continue
+        raise PolicyMismatch(
+            f"layers {index} and {index + 1} of {type(model).__name__} cannot form a pair",
+            [reason],
+            f"leave `wiring: pair` out of layer {index}",
+        )
 
 
 def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "weights") -> None:

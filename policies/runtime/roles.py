@@ -21,6 +21,7 @@ class Roles:
         fed: Groups that the FFN processes.
         parallel: Groups whose FFN reads the layer's input.
         narrow: Groups of `fed` that go through a share of the FFN's channels.
+        paired: Groups that the next layer reads as they enter this one, see `wiring`.
         evicts: True where image tokens leave the layer's cache after the prompt.
     """
 
@@ -30,6 +31,7 @@ class Roles:
     fed: TokenGroups
     parallel: TokenGroups
     narrow: TokenGroups
+    paired: TokenGroups
     evicts: bool
 
     @property
@@ -82,6 +84,7 @@ def roles(choice: LayerChoice) -> Roles:
         fed=fed,
         parallel=inside if choice.wiring == "parallel" else frozenset(),
         narrow=fed & inside if choice.ffn_ratio is not None else frozenset(),
+        paired=scope(choice) if choice.wiring == "pair" else frozenset(),
         evicts=choice.evicts,
     )
 

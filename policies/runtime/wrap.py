@@ -1,5 +1,6 @@
 """One decoder layer under a policy: its sublayers composed anew, in place of its forward."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,6 +81,9 @@ class WrappedLayer:
         images_differ = self.plans["image"] != self.plans["text"]
         self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
         self.needs_ids = choice.token_ratio is not None or images_differ
+        pairs_text = "text" in self.roles.paired
+        self.treats_answers_apart |= ("answer" in self.roles.paired) != pairs_text
+        self.needs_ids |= ("image" in self.roles.paired) != pairs_text
         varies = self.needs_ids or self.treats_answers_apart or record is not None or selection.reselect == "once"
         varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
@@ -91,7 +95,7 @@ class WrappedLayer:
 
     def install(self) -> None:
         """Let the layer run as the choice says."""
-        self.patch.set(self.run_and_record_change if self.record == "change" else self.run)
+        self.patch.set(self.entry)
         if self.watch is not None:
             self.watch.install()
         if self.narrow is not None:
@@ -104,6 +108,11 @@ class WrappedLayer:
             self.watch.uninstall()
         if self.narrow is not None:
             self.narrow.uninstall()
+
+    @property
+    def entry(self) -> Callable[..., Any]:
+        """What stands in the place of the layer's forward."""
+        return self.run_and_record_change if self.record == "change" else self.run
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; this replaces its forward."""

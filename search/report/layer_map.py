@@ -47,7 +47,9 @@ RESTS = {
     "f": "image tokens beyond the ratio have the FFN without the attention",
     "e": "image tokens beyond the ratio leave the cache after the prompt",
 }
-ASCII = str.maketrans("■×║╫○△·→±−▁▂▃▄▅▆▇█", "#x=%o^->~-12345678")
+# Signs for the two layers of a pair.
+PAIRS = {"┌": "reads the same as the layer after it (pair)", "┐": "reads what enters the layer before it (pair)"}
+ASCII = str.maketrans("■×║╫○△·→┌┐±−▁▂▃▄▅▆▇█", "#x=%o^->()~-12345678")
 LABEL_WIDTH = 11
 
 
@@ -64,6 +66,7 @@ class Cell:
         tokens: `i` or `t` where the choice holds for image or text tokens only.
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
         channels: The share of the FFN's channels that run; None where all do.
+        pair: `┌` in the first layer of a pair, `┐` in the second.
     """
 
     attention: str
@@ -74,6 +77,7 @@ class Cell:
     tokens: str = ""
     rest: str = ""
     channels: float | None = None
+    pair: str = ""
 
 
 def cell(choice: LayerChoice) -> Cell:
@@ -89,15 +93,19 @@ def cell(choice: LayerChoice) -> Cell:
     tokens = "" if choice.tokens == "all" else choice.tokens[0]
     rest = "" if choice.rest == "skip" else choice.rest[0]
     rest += "e" if choice.evicts else ""
-    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio)
+    pair = "┌" if choice.wiring == "pair" else ""
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, pair)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
     """All layers of a policy, first to last."""
     policy = policy.canonical()
-    drawn, left = [], None
+    drawn: list[Cell] = []
+    left = None
     for choice in policy.choices(num_layers):
         own = cell(choice)
+        if drawn and drawn[-1].pair == "┌":
+            own = replace(own, pair="┐")
         drawn.append(replace(own, left=left) if own.ratio is None else own)
         if policy.token_selection.reselect == "once" and choice.ranks_images:
             left = own.ratio
@@ -177,6 +185,8 @@ class LayerMap:
             yield _row("ffn", [_symbol(c.ffn) for c in band])
             if any(c.channels is not None for c in layers):
                 yield _row("channels", [_channel_symbol(c) for c in band])
+            if any(c.pair for c in layers):
+                yield _row("pair", [_letter(c.pair) for c in band])
             if any(c.phase for c in layers):
                 yield _row("phase", [_letter(c.phase) for c in band])
             if any(c.tokens for c in layers):
@@ -196,6 +206,10 @@ class LayerMap:
         for kind, (_, meaning) in MEANING.items():
             if used[kind] and kind != "keep":
                 yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
+        pairs = Counter(c.pair for c in layers)
+        for sign, meaning in PAIRS.items():
+            if pairs[sign]:
+                yield Text("  ").append_text(_letter(sign)).append(f" {meaning}: {_layers(pairs[sign])}")
         scopes = Counter(letter for c in layers for letter in (c.phase, c.tokens))
         for letter, meaning in SCOPES.items():
             if scopes[letter]:
@@ -222,7 +236,7 @@ class LayerMap:
             yield Text(f"  {ALL_TOKENS} all channels; ranked by {ranking}", "dim")
         if any(c.left is not None for c in layers):
             yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios and not channels:
+        if not used.keys() - {"keep"} and not ratios and not channels and not pairs.keys() - {""}:
             yield Text("  every layer runs as in the dense model", style="dim")
 
 

@@ -18,6 +18,7 @@ from ...policies.choice import (
     Rest,
     StrictModel,
     Width,
+    Wiring,
 )
 from ...policies.policy import Dropped, TokenSelection
 from ...policies.schedules import Changing
@@ -85,7 +86,7 @@ class Combination(StrictModel):
         attention: Run the attention sublayer, skip it, or let tokens be seen without asking (`keys_only`), or ask
             without being seen (`queries_only`).
         ffn: Run the feed-forward sublayer or skip it.
-        wiring: `parallel` feeds both sublayers the layer's input.
+        wiring: `parallel` feeds both sublayers the layer's input, `pair` feeds it to the next layer too.
         norm: The norm that feeds the FFN of a parallel wiring: its `own`, or the attention's, `shared`.
         token_ratio: The share of the image tokens, 0 to 1, that the layer processes.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
@@ -98,7 +99,7 @@ class Combination(StrictModel):
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
     attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
-    wiring: Literal["sequential", "parallel"] = "sequential"
+    wiring: Wiring = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
@@ -155,7 +156,7 @@ class LayerRule(StrictModel):
         attention: `run`, `skip`, `keys_only` (tokens are seen without asking), `queries_only` (they ask without being
             seen), or a list of them.
         ffn: `run`, `skip`, or the list of both.
-        wiring: `sequential`, `parallel`, or the list of both.
+        wiring: `sequential`, `parallel`, `pair`, or a list of them. A layer that an earlier pair contains begins none.
         norm: `own`, `shared`, or the list of both.
         token_ratio: Shares of the image tokens that the layer processes; 1 is all of them.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
@@ -173,7 +174,7 @@ class LayerRule(StrictModel):
     choices: Annotated[list[ChoiceEntry], Field(min_length=1)] = ["keep"]
     attention: Annotated[Options[AttentionRole], OMIT_DEFAULT] = "run"
     ffn: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
-    wiring: Annotated[Options[Literal["sequential", "parallel"]], OMIT_DEFAULT] = "sequential"
+    wiring: Annotated[Options[Wiring], OMIT_DEFAULT] = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...policies.choice import KEEP, LayerChoice, WidthSelection
 from ...policies.policy import Policy
+from ...policies.wiring.pairs import without_overlaps
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
 from .space import Space
@@ -97,7 +98,8 @@ class Parameters:
             scheduled = pattern.choices(len(choices))
             values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
-        return Policy.of(choices, self._selection.selection(values), WidthSelection(ranking=values["ranking"]))
+        selection, width = self._selection.selection(values), WidthSelection(ranking=values["ranking"])
+        return Policy.of(without_overlaps(choices), selection, width)
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""

@@ -14,6 +14,9 @@ from contract import (
     FALLING,
     HALF,
     NAMED,
+    PAIR,
+    PAIRED,
+    PAIRED_IMAGES,
     PHASES,
     PLAIN,
     RANKINGS,
@@ -111,6 +114,17 @@ def test_tokens_have_their_roles_and_their_shares_of_channels(name, attention, r
         ranking = RANKINGS[number // LAYERS % len(RANKINGS)]
         check(model, batch, policy_of(layers, SCORES[number % len(SCORES)], ranking=ranking))
     record_property("works", [name, attention, columns, "FCPB"])
+
+
+@pytest.mark.parametrize(("name", "attention"), sample(CASES, 7, 2))
+def test_the_layers_of_a_pair_read_the_same_and_add_half_of_what_they_add(name, attention, record_property):
+    model, batch = built(name, attention), batch_of(name)
+    for layers in PAIRED:
+        check(model, batch, policy_of(support.taken(name, layers)))
+    for layers in PAIRED_IMAGES if name in WITH_IMAGES else []:
+        once = ("once", "merge") if layers is PAIRED_IMAGES[-1] else ("each_layer",)
+        check(model, batch, policy_of(support.taken(name, layers), "attention", *once))
+    record_property("works", [name, attention, ["pair"], "FCPB"])
 
 
 @pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2))
@@ -227,7 +241,7 @@ def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention,
     # Of the choices for one phase, each family compiles some, and the families together all.
     turn = list(FAMILIES).index(name)
     some = [*PHASES, *(choice for choices in ROLE_PHASES.values() for choice in choices)]
-    phases = [some[(turn + number) % len(some)] for number in range(LAYERS - 1)]
+    phases = [PAIR, *(some[(turn + number) % len(some)] for number in range(LAYERS - 2))]
     columns = [column for column in columns if "T" in support.oracles_of(name, column)]
     narrow = {"ffn_ratio": 0.5} if "ffn_ratio" in columns else {}
     for choices in (PLAIN[:LAYERS], [{**PLAIN[-1], **narrow}, *phases]):
@@ -267,6 +281,8 @@ def drawn(draw, name):
             choice |= draw.choice([{}, {}, {"evict": True}, {"phase": "decode"}])
         if draw.random() < 0.25 and number not in support.with_biased_experts(FAMILIES[name]):
             choice["ffn_ratio"] = draw.choice([0.1, 0.5, 0.9, 1.0])
+        if draw.random() < 0.2:
+            choice["wiring"] = "pair"
         layers[number] = choice
     once = sees and not FAMILIES[name].linear and draw.random() < 0.5
     reselect = ("once", draw.choice(DROPPED)) if once else ("each_layer",)

@@ -399,6 +399,19 @@ def test_combinations_that_compute_the_same_are_one(keys, count):
     assert len(Parameters(space, 6).domains) == 6
 
 
+def test_a_layer_that_a_pair_contains_begins_none_and_the_last_layer_never_does():
+    made = Parameters(space_of({"range": "0-2", "wiring": ["sequential", "pair"]}), 4)
+    assert [*made.options] == ["layer_00.wiring", "layer_01.wiring", "layer_02.wiring"]
+    pair = LayerChoice(wiring="pair")
+    for labels, begins in (("110", {0}), ("111", {0, 2}), ("011", {1})):
+        drawn = {f"layer_{n:02d}.wiring": "pair" if label == "1" else "sequential" for n, label in enumerate(labels)}
+        policy = made.policy(drawn)
+        assert policy.layers == dict.fromkeys(begins, pair) and made.policy(made.encode(policy)) == policy
+    assert made.size == 5
+    with pytest.raises(SpaceError, match="layer 3 is the last one"):
+        Parameters(space_of({"range": "all", "wiring": ["sequential", "pair"]}), 4)
+
+
 def test_each_key_is_a_parameter_and_a_list_of_choices_stays_one():
     keys = Parameters(space_of({"range": 1, **KEYS}), 2)
     assert keys.options == {
