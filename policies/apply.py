@@ -16,7 +16,14 @@ from .errors import PolicyError
 from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy, TokenSelection
 from .runtime.calls import CallTracker
-from .runtime.compatibility import check_images, check_kind, check_pairs, check_shared, transformers_model
+from .runtime.compatibility import (
+    check_images,
+    check_kind,
+    check_pairs,
+    check_shared,
+    check_windows,
+    transformers_model,
+)
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.roles import roles
@@ -77,6 +84,7 @@ class PolicyHandle:
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
             evicts=any(wrapped.roles.evicts for wrapped in self._wrapped),
+            grids=any(wrapped.choice.window is not None for wrapped in self._wrapped),
         )
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
@@ -268,6 +276,7 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice, policy.width_selection.ranking)
     check_pairs(model, layers, choices)
+    check_windows(model, choices, first_removal(policy, choices))
     check_order(model, policy)
     if policy.width_selection.ranking != "first":
         check_shared(model, layers, choices)

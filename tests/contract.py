@@ -81,6 +81,17 @@ WIDTH_TOKENS: list[Choice] = [
     {"ffn_ratio": 0.5, "tokens": "text", "phase": "prefill"},
     {**HALF, "ffn_ratio": 0.5, "attention": "skip", "tokens": "image", "rest": "ffn"},
 ]
+# Image tokens that see their neighbours in the picture.
+WINDOWS: list[Choice] = [
+    {"window": 1},
+    {"window": 0, "ffn": "skip", "tokens": "image"},
+    {"window": 1, "wiring": "parallel", "phase": "prefill"},
+    {"window": 2, "ffn_ratio": 0.5, "norm": "shared"},
+]
+WINDOWED: list[dict[int, Choice]] = [
+    {0: {"window": 1}, 1: {"window": 0, "ffn": "skip", "tokens": "image"}, 2: HALF, 3: {"window": 1, "ffn_ratio": 0.5}},
+    {0: {"window": 0}, 1: {"window": 1, "wiring": "pair"}, 3: {"window": 1, "wiring": "parallel", "phase": "prefill"}},
+]
 # Layers that read what enters the layer before them.
 PAIR = {"wiring": "pair"}
 PAIRS: list[Choice] = [PAIR, {**PAIR, "ffn": "skip"}, {**PAIR, "phase": "prefill"}, {**PAIR, "phase": "decode"}]
@@ -111,6 +122,7 @@ CHOICES: dict[str, list[Choice]] = {
     "ffn_ratio": WIDTHS,
     "ffn_ratio: tokens": WIDTH_TOKENS,
     "pair": PAIRS,
+    "window": WINDOWS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [

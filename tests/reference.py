@@ -58,6 +58,16 @@ class Row:
         choice = policy.choice(number)
         return self.scope(choice) if choice.wiring == "pair" else set()
 
+    def corners(self, grids: tuple[tuple[int, int], ...]) -> dict[int, tuple[int, int, int]]:
+        """The grid of each image token, counted over all images of the row, its row and its column."""
+        images = iter([i for i in range(len(self.ids)) if self.kind(i) == "image"])
+        found: dict[int, tuple[int, int, int]] = {}
+        while any(self.kind(i) == "image" and i not in found for i in range(len(self.ids))):
+            for rows, columns in grids:
+                number = len({grid for grid, _, _ in found.values()})
+                found |= {next(images): (number, r, c) for r in range(rows) for c in range(columns)}
+        return found
+
     def divided(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> tuple[set[int], set[int]]:
         """The image tokens that the layer's ratio keeps and those it leaves out, of all that were not removed."""
         images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
@@ -147,7 +157,7 @@ def one_layer(
         row.gone |= rest
     if policy.token_selection.dropped == "merge" and not only_evicts:
         row.merge(x[0], sorted(rest), sorted(kept))
-    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record)
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, choice.window)
     y = middle.clone()
     concerned = scope if only_evicts else scope - rest
     ratio, ranking = choice.ffn_ratio, policy.width_selection.ranking
@@ -173,6 +183,7 @@ def attention(
     evicted: set[int],
     at: tuple[Family, int, Row],
     record: str,
+    window: int | None = None,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
     # A layer that attends to the image has keys of the image, and says nothing of tokens.
@@ -183,7 +194,7 @@ def attention(
     update = torch.zeros_like(x)
     for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
         tokens = sorted(seen + lone)
-        given = arguments_for(tokens, arguments, evicted, x.dtype, at)
+        given = arguments_for(tokens, arguments, evicted, x.dtype, at, window)
         prompt = [i for i in asking if i < row.end]
         # Where no token of the prompt asks, the layer gives no score.
         if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
@@ -201,16 +212,31 @@ def attention(
 
 
 def arguments_for(
-    tokens: list[int], arguments: dict[str, Any], evicted: set[int], dtype: torch.dtype, at: tuple[Family, int, Row]
+    tokens: list[int],
+    arguments: dict[str, Any],
+    evicted: set[int],
+    dtype: torch.dtype,
+    at: tuple[Family, int, Row],
+    window: int | None,
 ) -> dict[str, Any]:
     """The attention's arguments for these tokens; from the first answer on, they do not see those that were evicted."""
     family, number, row = at
     mask = masked(tokens, family.windows[number], family.blocks(row.ids, row.end), dtype)
+    corners = {} if window is None else row.corners(family.grids)
     for place, query in enumerate(tokens):
         for other, key in enumerate(tokens):
+            if query in corners:
+                near = key in corners and neighbours(corners[query], corners[key], window)
+                sees = near or (row.kind(key) == "text" and key < query)
+                mask[0, 0, place, other] = 0.0 if sees else torch.finfo(dtype).min
             if key in evicted and "answer" in map(row.kind, range(query + 1)):
                 mask[0, 0, place, other] = torch.finfo(dtype).min
     return {**narrow(arguments, tokens), "attention_mask": mask}
+
+
+def neighbours(one: tuple[int, int, int], other: tuple[int, int, int], window: int | None) -> bool:
+    """True for tokens of the same grid at most so many rows and columns apart."""
+    return one[0] == other[0] and max(abs(one[1] - other[1]), abs(one[2] - other[2])) <= (window or 0)
 
 
 def narrow(arguments: dict[str, Any], tokens: list[int]) -> dict[str, Any]:

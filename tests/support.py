@@ -21,7 +21,7 @@ IMAGES = ("tokens", "token_ratio", "reselect: once")
 TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
 TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio",), ("ffn_ratio: tokens",)
 TEXT_COLUMNS = (*TEXT, *TEXT_ROLES, *TEXT_WIDTHS, "pair")
-IMAGE_COLUMNS = IMAGES + IMAGE_ROLES + IMAGE_WIDTHS
+IMAGE_COLUMNS = (*IMAGES, *IMAGE_ROLES, *IMAGE_WIDTHS, "window")
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Verdicts = dict[tuple[str, str], str]
@@ -73,6 +73,11 @@ def without_pairs(family: Family) -> tuple[int, ...]:
     return (0, 1) if family.name == "qwen3-vl" else ()
 
 
+def without_grids(family: Family) -> tuple[int, ...]:
+    """The layers of families whose grid of image tokens is not known."""
+    return tuple(range(LAYERS)) if family.image_tokens and not family.grids and family.name != "llava-mistral" else ()
+
+
 def with_experts(family: Family) -> tuple[int, ...]:
     """The layers whose FFN is a mixture of experts."""
     if family.name == "deepseek-v3":
@@ -87,6 +92,24 @@ def with_biased_experts(family: Family) -> tuple[int, ...]:
 
 
 REFUSALS = (
+    Refusal(
+        lambda family: family.linear,
+        lambda choice: "window" in choice,
+        "its attention does not take its attention function from transformers' table",
+        "layers without attention refuse a window",
+    ),
+    Refusal(
+        lambda family: tuple(range(LAYERS)) if family.name == "llava-mistral" else (),
+        lambda choice: "window" in choice,
+        "its attention is not causal over the whole sequence",
+        "layers with a sliding window refuse another window",
+    ),
+    Refusal(
+        without_grids,
+        lambda choice: "window" in choice,
+        "is not known",
+        "the rows and columns of its image tokens are not known, so `window` is refused",
+    ),
     Refusal(
         without_pairs,
         lambda choice: choice.get("wiring") == "pair",
@@ -119,7 +142,7 @@ REFUSALS = (
     ),
     Refusal(
         without_image_tokens,
-        lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
+        lambda choice: bool({"token_ratio", "window"} & {*choice}) or choice.get("tokens") == "image",
         "so no choice can be about them",
         "the image is not among the tokens, so choices about image tokens are refused",
     ),

@@ -20,6 +20,8 @@ from ..policy import TokenSelection
 from ..scores.merge import merge_removed
 from ..scores.score import Record
 from ..scores.table import find_score
+from ..windows.attend import WindowedAttention
+from ..windows.neighbours import Neighbours
 from .attend import Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
 from .narrow import narrow
@@ -55,6 +57,7 @@ class WrappedLayer:
         fixed_plan: The plan, where it is the same in every forward; else None.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
         narrow: The FFN with a share of its channels; None where the choice has no such share.
+        windowed: The attention of image tokens that see through a window; None where the choice has none.
         watch: What records the layer's attention; None where no later layer ranks image tokens by it.
         hands_to: The next layer, where it may get hidden states that are cut; else None.
     """
@@ -80,7 +83,7 @@ class WrappedLayer:
         self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
         images_differ = self.plans["image"] != self.plans["text"]
         self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
-        self.needs_ids = choice.token_ratio is not None or images_differ
+        self.needs_ids = choice.token_ratio is not None or choice.window is not None or images_differ
         pairs_text = "text" in self.roles.paired
         self.treats_answers_apart |= ("answer" in self.roles.paired) != pairs_text
         self.needs_ids |= ("image" in self.roles.paired) != pairs_text
@@ -90,6 +93,7 @@ class WrappedLayer:
         self.slot = layer.slot
         ratio = choice.ffn_ratio
         self.narrow = None if ratio is None else NarrowFFN(layer.sublayers, ratio, width.ranking)
+        self.windowed = None if choice.window is None else WindowedAttention(layer)
         self.patch = Patch(layer.module)
         self.watch = WatchedAttention(layer.sublayers.attention) if record in FROM_ATTENTION else None
 
@@ -186,6 +190,7 @@ class WrappedLayer:
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
         every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE
+        every = every and not self.looks_around(call)
         if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
         if checkpoints:
@@ -272,6 +277,8 @@ class WrappedLayer:
     ) -> Tensor:
         """Run the attention on a normalised input, and record it where a later layer ranks by it."""
         parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
+        if self.windowed is not None and call is not None and self.looks_around(call):
+            return self.run_windowed(normed, arguments, queries, keys, call)
         if self.watch is None or self.record is None or forward_tokens is None:
             return parts.run_attention(normed, arguments)
         with self.watch.recorded() as attention_calls:
@@ -279,6 +286,24 @@ class WrappedLayer:
         static = self.has_static_cache(arguments)
         recorded = last_recorded(attention_calls, self.layer.index)
         forward_tokens.record_attention(recorded, self.record, queries, keys, static)
+        return out
+
+    def looks_around(self, call: ForwardCall | None) -> bool:
+        """True where image tokens of a forward see through a window in this layer."""
+        return self.windowed is not None and call is not None and call.grids is not None
+
+    def run_windowed(
+        self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall
+    ) -> Tensor:
+        """Run the attention of all tokens of a prompt, of which image tokens see through a window."""
+        window, tokens, grids = self.choice.window, call.tokens, call.grids
+        assert self.windowed is not None and window is not None and tokens is not None and grids is not None
+        if window not in call.neighbours:
+            call.neighbours[window] = Neighbours.of(tokens, grids, window)
+        out, attention_call = self.windowed.run(normed, arguments, call.neighbours[window])
+        if self.record in FROM_ATTENTION and self.record is not None and attention_call is not None:
+            static = self.has_static_cache(arguments)
+            tokens.record_attention(attention_call, self.record, queries, keys, static)
         return out
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
@@ -326,7 +351,9 @@ class WrappedLayer:
         if call is None:
             raise self.unknown_tokens(hidden)
         plan = self._plan_by_classes(hidden, call)
-        if plan.split is None:
+        if self.looks_around(call):
+            call.shortened.add(self.layer.index)
+        elif plan.split is None:
             call.record_attended(self.layer.index, plan.attended)
         else:
             call.record_split(self.layer.index, plan.split)

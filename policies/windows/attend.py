@@ -1,0 +1,233 @@
+"""The attention of a layer in which image tokens see their neighbours in the picture and the text before them.
+
+The layer's own attention makes queries, keys and values, and stores them. Its attention function is another one: image
+tokens attend to gathered neighbours and to the text before them, all other tokens to all that the dense layer lets them
+see. Nothing is computed for what a token does not see, except to fill the neighbours of tokens at an edge.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..families.layers import DecoderLayer
+from ..families.twins import function_twin, is_current
+from ..runtime.narrow import KeyPlaces, check_implementation, fit_mask
+from ..runtime.watch import AttentionCall
+from .neighbours import Neighbours
+
+# The name of `attend_to_neighbours` in transformers' table of attention functions.
+NEIGHBOURS: Final = "skipsearch_neighbours"
+GATHERED: Final = 1 << 22  # numbers of gathered keys that are held at a time
+
+
+@dataclass
+class Running:
+    """What the attention function needs beside its arguments.
+
+    Attributes:
+        neighbours: What each token sees.
+        mask: The model's mask for all tokens; None where it is causal.
+        implementation: `sdpa` or `eager`.
+        call: The inputs of the attention, once it ran.
+    """
+
+    neighbours: Neighbours
+    mask: Tensor | None
+    implementation: str
+    call: AttentionCall | None = None
+
+
+_thread = threading.local()
+
+
+class WindowedAttention:
+    """The attention of one layer whose image tokens see through a window.
+
+    Args:
+        layer: The layer.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        self._layer = layer
+        self._twin = function_twin(layer.sublayers.attention, NEIGHBOURS)
+
+    def run(
+        self, normed: Tensor, arguments: dict[str, Any], neighbours: Neighbours
+    ) -> tuple[Tensor, AttentionCall | None]:
+        """Run the attention for all tokens of a prompt.
+
+        Args:
+            normed: Its normalised input, shape (batch, tokens, width).
+            arguments: What else the layer was called with; its cache holds no tokens yet.
+            neighbours: What each token sees.
+
+        Returns:
+            What the attention adds, of the same shape as `normed`; and the inputs of its attention function.
+        """
+        attention = self._layer.sublayers.attention
+        if not is_current(self._twin, attention):
+            self._twin = function_twin(attention, NEIGHBOURS)
+        running = Running(neighbours, arguments.get("attention_mask"), check_implementation(self._layer))
+        before = getattr(_thread, "running", None)
+        _thread.running = running
+        try:
+            return self._layer.sublayers.run_attention(normed, arguments, self._twin), running.call
+        finally:
+            _thread.running = before
+
+
+def attend_to_neighbours(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Let image tokens attend to their neighbours and all others to what the model lets them see.
+
+    Args:
+        module: The attention.
+        query: Shape (batch, heads, tokens, width).
+        key: Shape (batch, key heads, tokens or more, width); a static cache has empty columns after the tokens.
+        value: Shape (batch, key heads, tokens or more, width of a value).
+        attention_mask: The model's mask, which `Running` has too.
+        scaling: What the logits are multiplied by; None for one over the root of the width.
+        dropout: Share of the weights that is dropped in training.
+        softcap: Bound of the logits.
+        s_aux: A logit that takes part in the softmax and has no value, shape (heads,).
+
+    Returns:
+        Shape (batch, tokens, heads, width of a value), and no weights.
+    """
+    running: Running = _thread.running
+    scale, count = query.shape[-1] ** -0.5 if scaling is None else scaling, query.shape[2]
+    running.call = AttentionCall(query, key, attention_mask, scale, softcap)
+    key, value, around = key[:, :, :count], value[:, :, :count], running.neighbours
+    weigh = Weights(scale, softcap, s_aux, dropout if module.training else 0.0)
+    by_token = query.transpose(1, 2).flatten(2)
+
+    def queries(tokens: Any) -> Tensor:
+        part: Tensor = tokens.cut(by_token, -2)
+        return part.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+
+    out = query.new_zeros(*by_token.shape[:2], query.shape[1] * value.shape[-1])
+    if around.others.index.shape[1]:
+        update = of_others(queries(around.others), key, value, running, weigh)
+        out = around.others.put_back(out, update.transpose(1, 2).flatten(2))
+    update = of_images(queries(around.images), key, value, around, weigh)
+    out = around.images.put_back(out, update.transpose(1, 2).flatten(2))
+    return out.unflatten(2, (query.shape[1], -1)), None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How logits become weights; see `attend_to_neighbours`."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+    dropout: float
+
+    @property
+    def plain(self) -> bool:
+        """True where torch's own attention computes the same."""
+        return self.softcap is None and self.sinks is None
+
+    def of(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """The weights of keys, of the logits' shape and dtype.
+
+        Args:
+            logits: Shape (batch, heads, queries, keys), not scaled.
+            seen: Which keys count, or what is added to the logits, shape (batch, 1, queries, keys).
+        """
+        found = (logits * self.scale).float()
+        if self.softcap is not None:
+            found = torch.tanh(found / self.softcap) * self.softcap
+        found = found.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else found + seen.float()
+        if self.sinks is not None:
+            sinks = self.sinks.float().view(1, -1, 1, 1).expand(*found.shape[:3], 1)
+            found = torch.cat([found, sinks], dim=-1)
+        weights = functional.dropout(found.softmax(-1), self.dropout)
+        return weights[..., : logits.shape[-1]].to(logits.dtype)
+
+
+def of_others(query: Tensor, key: Tensor, value: Tensor, running: Running, weigh: Weights) -> Tensor:
+    """The attention of the tokens that are not of an image, shape (batch, heads, tokens, width of a value)."""
+    batch, _, count, _ = key.shape
+    others = running.neighbours.others
+    places = KeyPlaces(torch.arange(count, device=key.device).expand(batch, -1), None, 0, 0)
+    mask = fit_mask(running.implementation, running.mask, query.dtype, others.index, places)
+    if weigh.plain and running.implementation == "sdpa":
+        grouped = {"enable_gqa": query.shape[1] != key.shape[1]}
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=weigh.dropout, scale=weigh.scale, **grouped
+        )
+    rows = by_group(query, key)
+    logits = (rows @ key.transpose(-1, -2)).view(*query.shape[:3], -1)
+    return (by_group(weigh.of(logits, mask), key) @ value).view(*query.shape[:3], -1)
+
+
+def of_images(query: Tensor, key: Tensor, value: Tensor, around: Neighbours, weigh: Weights) -> Tensor:
+    """The attention of the image tokens, shape (batch, heads, tokens, width of a value).
+
+    Neighbours are gathered for some tokens at a time, so that they stay in a processor's cache.
+    """
+    neighbours = around.places.shape[2]
+    step = max(1, GATHERED // (key.shape[0] * key.shape[1] * neighbours * key.shape[3]))
+    parts = [
+        of_some_images(query[:, :, start : start + step], key, value, around, slice(start, start + step), weigh)
+        for start in range(0, query.shape[2], step)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def of_some_images(
+    query: Tensor, key: Tensor, value: Tensor, around: Neighbours, tokens: slice, weigh: Weights
+) -> Tensor:
+    """See `of_images`; `tokens` are the numbers of the queries among the image tokens."""
+    places, (batch, heads, count, _), groups = around.places[:, tokens], query.shape, key.shape[1]
+    near, text = gathered(key, places), gathered(key, around.text[:, None])[:, :, 0]
+    # Heads that share their keys are rows of one product; (batch, groups, tokens, sharing, keys).
+    single = query.view(batch, groups, -1, count, query.shape[-1]).transpose(2, 3) @ near.transpose(-1, -2)
+    shared = (by_group(query, key) @ text.transpose(-1, -2)).view(batch, heads, count, -1)
+    logits = torch.cat([single.transpose(2, 3).reshape(batch, heads, count, -1), shared], dim=-1)
+    seen = torch.cat([around.seen[:, tokens], around.text_seen[:, tokens]], dim=-1)[:, None]
+    weights = weigh.of(logits, seen)
+    of_near, of_text = weights[..., : places.shape[2]], weights[..., places.shape[2] :]
+    near, text = gathered(value, places), gathered(value, around.text[:, None])[:, :, 0]
+    out = of_near.reshape(batch, groups, -1, count, places.shape[2]).transpose(2, 3) @ near
+    out = out.transpose(2, 3).reshape(batch, heads, count, -1)
+    return out + (by_group(of_text, key) @ text).view(batch, heads, count, -1)
+
+
+def by_group(rows: Tensor, key: Tensor) -> Tensor:
+    """Rows of the heads that share their keys below each other, shape (batch, key heads, sharing * queries, width)."""
+    batch, heads, count, width = rows.shape
+    return rows.reshape(batch, key.shape[1], heads // key.shape[1] * count, width)
+
+
+def gathered(keys: Tensor, places: Tensor) -> Tensor:
+    """The keys at some places, shape (batch, key heads, tokens, neighbours, width).
+
+    Args:
+        keys: Shape (batch, key heads, all, width).
+        places: Shape (batch, tokens, neighbours).
+    """
+    if len(keys) == 1:
+        return keys.index_select(2, places.flatten()).unflatten(2, places.shape[1:])
+    rows = torch.arange(len(keys), device=keys.device).view(-1, 1, 1, 1)
+    heads = torch.arange(keys.shape[1], device=keys.device).view(1, -1, 1, 1)
+    return keys[rows, heads, places[:, None]]
+
+
+ALL_ATTENTION_FUNCTIONS.register(NEIGHBOURS, attend_to_neighbours)
