@@ -73,6 +73,9 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
         step, step_fed = (choice.attention, choice.ffn) if "answer" in scope(choice) else ("run", "run")
         if number not in mixers:
             total += attention_costs(model, layer, taking, evicted, step, family.windows[number], len(ids))
+            if choice.window is not None and images:
+                pairs = window_pairs(len(ids), sorted(images), family, choice.window) - len(taking["run"]) ** 2
+                total += Costs(pairs * AttentionShape.of(model, layer).pair)
         elif taking["run"]:
             total += mixers[number]
         whole, part = ffn_flops(layer), narrow_flops(layer, choice)
@@ -80,6 +83,17 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
         prefill = len(narrow) * part + (len(fed) - len(narrow)) * whole
         total += Costs(prefill, step_part if step_fed == "run" else 0)
     return total
+
+
+def window_pairs(length: int, images: list[int], family: Family, window: int) -> int:
+    """Pairs of a query and a key: text sees all, an image token the text before the last one and its neighbours.
+
+    Every image token has as many neighbours as one in the middle of the largest grid.
+    """
+    reach = 2 * window + 1
+    neighbours = max(min(reach, rows) * min(reach, columns) for rows, columns in family.grids)
+    text = images[-1] + 1 - len(images)
+    return (length - len(images)) * length + len(images) * (neighbours + text)
 
 
 def doing(choice: LayerChoice, tokens: set[int], images: set[int], rest: set[int]) -> dict[int, tuple[str, str]]:

@@ -199,7 +199,7 @@ def of_some_images(
     near, text = gathered(key, places), gathered(key, around.text[:, None])[:, :, 0]
     # Heads that share their keys are rows of one product; (batch, groups, tokens, sharing, keys).
     single = query.view(batch, groups, -1, count, query.shape[-1]).transpose(2, 3) @ near.transpose(-1, -2)
-    shared = (by_group(query, key) @ text.transpose(-1, -2)).view(batch, heads, count, -1)
+    shared = (by_group(query, key) @ text.transpose(-1, -2)).view(batch, heads, count, text.shape[2])
     logits = torch.cat([single.transpose(2, 3).reshape(batch, heads, count, -1), shared], dim=-1)
     seen = torch.cat([around.seen[:, tokens], around.text_seen[:, tokens]], dim=-1)[:, None]
     weights = weigh.of(logits, seen)

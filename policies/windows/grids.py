@@ -1,7 +1,7 @@
 """The rows and columns in which a model's processor lays out the tokens of an image."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 from ..errors import ModelError
@@ -129,7 +129,10 @@ def grids_by_row(config: Any, inputs: Mapping[str, Any], counts: list[int]) -> l
     for count in counts:
         grids: list[Grid] = []
         while sum(grid.tokens for grid in grids) < count:
-            grids += islice(images, 1) or [Grid(1, count + 1)]
+            found = next(images, None)
+            if found is None or not found.tokens:
+                raise misfit(counts, len(rows), grids)
+            grids.append(found)
         if sum(grid.tokens for grid in grids) != count:
             raise misfit(counts, len(rows), grids)
         rows.append(tuple(grids))

@@ -66,6 +66,7 @@ class Cell:
         tokens: `i` or `t` where the choice holds for image or text tokens only.
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
         channels: The share of the FFN's channels that run; None where all do.
+        window: How many rows and columns away image tokens see others; None where there is no such window.
         pair: `┌` in the first layer of a pair, `┐` in the second.
     """
 
@@ -78,6 +79,7 @@ class Cell:
     rest: str = ""
     channels: float | None = None
     pair: str = ""
+    window: int | None = None
 
 
 def cell(choice: LayerChoice) -> Cell:
@@ -94,7 +96,7 @@ def cell(choice: LayerChoice) -> Cell:
     rest = "" if choice.rest == "skip" else choice.rest[0]
     rest += "e" if choice.evicts else ""
     pair = "┌" if choice.wiring == "pair" else ""
-    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, pair)
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, pair, choice.window)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
@@ -193,6 +195,8 @@ class LayerMap:
                 yield _row("for", [_letter(c.tokens) for c in band])
             if any(c.ratio is not None for c in layers):
                 yield _row("tokens", [_token_symbol(c) for c in band])
+            if any(c.window is not None for c in layers):
+                yield _row("window", [_window_symbol(c) for c in band])
             for letter in RESTS:
                 if any(letter in c.rest for c in layers):
                     label = "evict" if letter == "e" else "rest"
@@ -227,6 +231,10 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.label}, reselect {selection.reselect}", "dim"
             )
+        windows = Counter(c.window for c in layers if c.window is not None)
+        for window in sorted(windows):
+            symbol = _window_symbol(Cell("keep", "keep", window=window))
+            yield Text("  ").append_text(symbol).append(f" window {window}: {_layers(windows[window])}")
         channels = Counter(c.channels for c in layers if c.channels is not None)
         for share in sorted(channels, reverse=True):
             symbol = _channel_symbol(Cell("keep", "keep", channels=share))
@@ -236,7 +244,7 @@ class LayerMap:
             yield Text(f"  {ALL_TOKENS} all channels; ranked by {ranking}", "dim")
         if any(c.left is not None for c in layers):
             yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios and not channels and not pairs.keys() - {""}:
+        if not used.keys() - {"keep"} and not ratios and not channels and not windows and not pairs.keys() - {""}:
             yield Text("  every layer runs as in the dense model", style="dim")
 
 
@@ -266,6 +274,13 @@ def _token_symbol(drawn: Cell) -> Text:
     if drawn.ratio is None:
         return Text(ALL_TOKENS if drawn.left is None else LEFT, style="dim")
     return Text(_level(drawn.ratio) if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+
+
+def _window_symbol(drawn: Cell) -> Text:
+    """The rows and columns as a digit; `+` for ten and more."""
+    if drawn.window is None:
+        return Text(ALL_TOKENS, style="dim")
+    return Text(str(drawn.window) if drawn.window < 10 else "+", style=f"bold {COLOURS['token_ratio']}")
 
 
 def _channel_symbol(drawn: Cell) -> Text:

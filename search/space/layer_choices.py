@@ -18,6 +18,7 @@ from ...policies.choice import (
     Rest,
     StrictModel,
     Width,
+    Window,
     Wiring,
 )
 from ...policies.policy import Dropped, TokenSelection
@@ -27,7 +28,7 @@ from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "window")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -75,6 +76,9 @@ def check_range(value: Any) -> Any:
 
 Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
 OMIT_DEFAULT, OMIT_REST = Field(exclude_if=is_default), Field(exclude_if=is_default_rest)
+# Null stands for none.
+Windows: TypeAlias = Window | Annotated[list[Window | None], Field(min_length=1)] | None
+OMIT_NONE = Field(exclude_if=lambda value: value is None)
 OMIT_ZERO = Field(exclude_if=lambda value: value == 0)
 
 
@@ -94,6 +98,7 @@ class Combination(StrictModel):
         rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention` or `ffn`.
         evict: True where their keys and values leave the layer's cache after the prompt.
         ffn_ratio: The share of the FFN's channels, above 0 and up to 1, that run.
+        window: How many rows and columns away an image token sees others; null for no window.
     """
 
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
@@ -107,6 +112,7 @@ class Combination(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
     def _name_or_keys(self) -> Self:
@@ -119,7 +125,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "window")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -165,6 +171,7 @@ class LayerRule(StrictModel):
             of them.
         evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
         ffn_ratio: Shares of the FFN's channels that run; 1 is all of them.
+        window: How many rows and columns away an image token sees others, such as `[null, 2]`; null for no window.
     """
 
     range: Annotated[
@@ -182,6 +189,7 @@ class LayerRule(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
     def _choices_or_keys(self) -> Self:

@@ -69,6 +69,19 @@ FIRST = WidthSelection(ranking="first")
         (policy_of({3: {"ffn": "skip", "wiring": "parallel"}}), policy_of({3: {"ffn": "skip"}})),
         (policy_of({3: {**SKIP_LAYER, "wiring": "pair"}, 4: SKIP_LAYER}), policy_of({3: SKIP_LAYER, 4: SKIP_LAYER})),
         (policy_of({3: {"wiring": "pair", "tokens": "image", "phase": "decode"}}), Policy()),
+        (policy_of({3: {"window": 2, "tokens": "image", "phase": "prefill"}}), policy_of({3: {"window": 2}})),
+        (
+            policy_of({3: {"window": 2, "attention": "keys_only", "tokens": "image", "ffn": "skip"}}),
+            policy_of({3: FREEZE_IMAGE}),
+        ),
+        (
+            policy_of({3: {"window": 2, "ffn": "skip", "phase": "decode"}}),
+            policy_of({3: {"ffn": "skip", "phase": "decode"}}),
+        ),
+        (
+            policy_of({3: {"window": 2, "ffn": "skip", "tokens": "text"}}),
+            policy_of({3: {"ffn": "skip", "tokens": "text"}}),
+        ),
         (policy_of({3: {"wiring": "pair", "norm": "shared", "ffn_ratio": 1.0}}), policy_of({3: {"wiring": "pair"}})),
         (
             policy_of({3: {"wiring": "pair", "tokens": "image", "token_ratio": 0, "ffn": "skip"}}),

@@ -130,7 +130,7 @@ def test_the_layers_of_a_pair_read_the_same_and_add_half_of_what_they_add(name, 
 
 @pytest.mark.parametrize(("name", "attention"), [case for case in IMAGE_CASES if FAMILIES[case[0]].grids])
 def test_image_tokens_see_their_neighbours_and_the_text_before_them(name, attention, record_property):
-    for layers, layout in zip(WINDOWED, ("ragged", "two images"), strict=True):
+    for layers, layout in zip(WINDOWED, ("ragged", "first"), strict=True):
         check(built(name, attention), batch_of(name, layout), policy_of(support.taken(name, layers)))
     record_property("works", [name, attention, ["window"], "FCPB"])
 

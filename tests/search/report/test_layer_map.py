@@ -78,6 +78,13 @@ def test_a_row_says_which_layers_form_a_pair() -> None:
     assert row(drawn(policy, 5, encoding="ascii"), "pair") == [" ", "(", ")", "(", ")"]
 
 
+def test_a_row_says_how_far_image_tokens_see() -> None:
+    policy = Policy.of([KEEP, LayerChoice(window=2, ffn="skip", tokens="image"), LayerChoice(window=12)])
+    text = drawn(policy, 3)
+    assert row(text, "window") == ["·", "2", "+"] and "2 window 2: 1 layer" in text and "+ window 12: 1 layer" in text
+    assert describe(policy) == ["1: skip_ffn (image) + window 2", "2: window 12"]
+
+
 def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
     text = drawn(SCOPED, 7)
     assert row(text, "attention") == ["■", "■", "×", "╫", "║", "×", "■"]

@@ -383,6 +383,8 @@ def test_a_rule_of_keys_stands_for_their_product():
     ("keys", "count"),
     [
         ({"ffn": ["run", "skip"], "phase": ["both", "decode"]}, 3),
+        ({"ffn": ["run", "skip"], "window": [2, None, 0]}, 6),
+        ({"attention": ["run", "skip"], "window": [None, 1]}, 3),
         ({"wiring": ["sequential", "parallel"], "norm": ["own", "shared"]}, 3),
         ({"wiring": ["sequential", "parallel"], "ffn": ["run", "skip"]}, 3),
         ({"attention": ["run", "skip"], "tokens": ["all", "image", "text"]}, 4),
