@@ -190,7 +190,7 @@ class WrappedLayer:
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
         every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE
-        every = every and not self.looks_around(call)
+        every = every and self.neighbours(call) is None
         if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
         if checkpoints:
@@ -276,35 +276,27 @@ class WrappedLayer:
         self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall | None
     ) -> Tensor:
         """Run the attention on a normalised input, and record it where a later layer ranks by it."""
-        parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
-        if self.windowed is not None and call is not None and self.looks_around(call):
-            return self.run_windowed(normed, arguments, queries, keys, call)
-        if self.watch is None or self.record is None or forward_tokens is None:
+        parts, tokens, neighbours = self.layer.sublayers, None if call is None else call.tokens, self.neighbours(call)
+        if self.windowed is not None and neighbours is not None:
+            out, recorded = self.windowed.run(normed, arguments, neighbours)
+        elif self.watch is None or tokens is None:
             return parts.run_attention(normed, arguments)
-        with self.watch.recorded() as attention_calls:
-            out = parts.run_attention(normed, arguments)
-        static = self.has_static_cache(arguments)
-        recorded = last_recorded(attention_calls, self.layer.index)
-        forward_tokens.record_attention(recorded, self.record, queries, keys, static)
+        else:
+            with self.watch.recorded() as attention_calls:
+                out = parts.run_attention(normed, arguments)
+            recorded = last_recorded(attention_calls, self.layer.index)
+        if self.watch is not None and self.record is not None and tokens is not None:
+            tokens.record_attention(recorded, self.record, queries, keys, self.has_static_cache(arguments))
         return out
 
-    def looks_around(self, call: ForwardCall | None) -> bool:
-        """True where image tokens of a forward see through a window in this layer."""
-        return self.windowed is not None and call is not None and call.grids is not None
-
-    def run_windowed(
-        self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall
-    ) -> Tensor:
-        """Run the attention of all tokens of a prompt, of which image tokens see through a window."""
-        window, tokens, grids = self.choice.window, call.tokens, call.grids
-        assert self.windowed is not None and window is not None and tokens is not None and grids is not None
+    def neighbours(self, call: ForwardCall | None) -> Neighbours | None:
+        """What the tokens of a forward see in this layer; None where no image token sees through a window."""
+        window = self.choice.window
+        if window is None or call is None or call.tokens is None or call.grids is None:
+            return None
         if window not in call.neighbours:
-            call.neighbours[window] = Neighbours.of(tokens, grids, window)
-        out, attention_call = self.windowed.run(normed, arguments, call.neighbours[window])
-        if self.record in FROM_ATTENTION and self.record is not None and attention_call is not None:
-            static = self.has_static_cache(arguments)
-            tokens.record_attention(attention_call, self.record, queries, keys, static)
-        return out
+            call.neighbours[window] = Neighbours.of(call.tokens, call.grids, window)
+        return call.neighbours[window]
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
         """The normalised input of the FFN: N2 x', or for parallel tokens the norm of the layer's input x."""
@@ -351,7 +343,7 @@ class WrappedLayer:
         if call is None:
             raise self.unknown_tokens(hidden)
         plan = self._plan_by_classes(hidden, call)
-        if self.looks_around(call):
+        if self.neighbours(call) is not None:
             call.shortened.add(self.layer.index)
         elif plan.split is None:
             call.record_attended(self.layer.index, plan.attended)

@@ -6,7 +6,7 @@ see. Nothing is computed for what a token does not see, except to fill the neigh
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..families.layers import DecoderLayer
 from ..families.twins import function_twin, is_current
 from ..runtime.narrow import KeyPlaces, check_implementation, fit_mask
-from ..runtime.watch import AttentionCall
+from ..runtime.watch import AttentionCall, last_recorded
 from .neighbours import Neighbours
 
 # The name of `attend_to_neighbours` in transformers' table of attention functions.
@@ -33,13 +33,13 @@ class Running:
         neighbours: What each token sees.
         mask: The model's mask for all tokens; None where it is causal.
         implementation: `sdpa` or `eager`.
-        call: The inputs of the attention, once it ran.
+        calls: The inputs of the attention function, once it ran.
     """
 
     neighbours: Neighbours
     mask: Tensor | None
     implementation: str
-    call: AttentionCall | None = None
+    calls: list[AttentionCall] = field(default_factory=list)
 
 
 _thread = threading.local()
@@ -56,9 +56,7 @@ class WindowedAttention:
         self._layer = layer
         self._twin = function_twin(layer.sublayers.attention, NEIGHBOURS)
 
-    def run(
-        self, normed: Tensor, arguments: dict[str, Any], neighbours: Neighbours
-    ) -> tuple[Tensor, AttentionCall | None]:
+    def run(self, normed: Tensor, arguments: dict[str, Any], neighbours: Neighbours) -> tuple[Tensor, AttentionCall]:
         """Run the attention for all tokens of a prompt.
 
         Args:
@@ -68,6 +66,9 @@ class WindowedAttention:
 
         Returns:
             What the attention adds, of the same shape as `normed`; and the inputs of its attention function.
+
+        Raises:
+            ModelError: the attention implementation takes other masks, or the attention another function.
         """
         attention = self._layer.sublayers.attention
         if not is_current(self._twin, attention):
@@ -76,9 +77,10 @@ class WindowedAttention:
         before = getattr(_thread, "running", None)
         _thread.running = running
         try:
-            return self._layer.sublayers.run_attention(normed, arguments, self._twin), running.call
+            out = self._layer.sublayers.run_attention(normed, arguments, self._twin)
         finally:
             _thread.running = before
+        return out, last_recorded(running.calls, self._layer.index)
 
 
 def attend_to_neighbours(
@@ -111,7 +113,7 @@ def attend_to_neighbours(
     """
     running: Running = _thread.running
     scale, count = query.shape[-1] ** -0.5 if scaling is None else scaling, query.shape[2]
-    running.call = AttentionCall(query, key, attention_mask, scale, softcap)
+    running.calls.append(AttentionCall(query, key, attention_mask, scale, softcap))
     key, value, around = key[:, :, :count], value[:, :, :count], running.neighbours
     weigh = Weights(scale, softcap, s_aux, dropout if module.training else 0.0)
     by_token = query.transpose(1, 2).flatten(2)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as t
-from contract import policy_of
+from contract import close, policy_of
 
 from families import batch_of, built, run
 from skipsearch import apply_policy
@@ -145,6 +145,14 @@ def test_images_after_cached_tokens_and_attentions_are_refused():
     eager = built("llava", "eager")
     with apply_policy(eager, policy_of({1: {"window": 1}})), pytest.raises(ModelError, match="output_attentions"):
         run(eager, inputs, output_attentions=True)
+
+
+def test_a_window_runs_under_a_compiler():
+    model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
+    with apply_policy(model, policy_of({0: {"window": 1}, 2: {"window": 1, "ffn": "skip"}})):
+        expected = run(model, inputs, use_cache=False).logits
+        torch._dynamo.reset()
+        close(run(torch.compile(model, backend="eager"), inputs, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize("layers", [{0: {"window": 1}}, {0: {"wiring": "pair", "tokens": "image"}}])
