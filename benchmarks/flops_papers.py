@@ -175,6 +175,8 @@ class Counted:
 
     def figure(self, case: Case) -> float:
         """The count in a paper's convention, in FLOPs or multiply-adds."""
+        if case.looking:
+            return self.prefill
         attention = self.prefill - self.ffn if case.frozen else self.attention
         return (attention + self.ffn * case.matrices / 3) / (2 if case.macs else 1)
 

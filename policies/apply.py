@@ -273,10 +273,10 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
+    check_windows(model, choices, first_removal(policy, choices))
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice, policy.width_selection.ranking)
     check_pairs(model, layers, choices)
-    check_windows(model, choices, first_removal(policy, choices))
     check_order(model, policy)
     if policy.width_selection.ranking != "first":
         check_shared(model, layers, choices)

@@ -159,7 +159,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda family: family.cross,
-        lambda choice: limited(choice) and not skips_images(choice),
+        lambda choice: limited(choice) and not skips_images(choice) and choice.get("wiring") != "pair",
         "attention to the image is for all tokens and both phases",
         "layers that attend to the image refuse choices for one phase",
     ),

@@ -169,6 +169,7 @@ def why_no_window(layer: DecoderLayer, choice: LayerChoice) -> str | None:
         return "no token sees its neighbours where they are seen by themselves only"
     if layer.kind != "attention" or not layer.twins.attends_alone:
         return "its attention does not take its attention function from transformers' table"
-    if getattr(attention, "sliding_window", None) or not getattr(attention, "is_causal", True):
+    config = getattr(attention, "config", None)
+    if getattr(attention, "sliding_window", getattr(config, "sliding_window", None)):
         return "its attention is not causal over the whole sequence"
     return None

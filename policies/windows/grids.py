@@ -125,7 +125,8 @@ def grids_by_row(config: Any, inputs: Mapping[str, Any], counts: list[int]) -> l
     if reader is None or inputs.get("pixel_values_videos") is not None:
         kind = "videos" if reader is not None else f"a {config.model_type}"
         raise ModelError("a window needs the grid of the image tokens", [f"none is known for {kind}"])
-    images, rows = reader(config, inputs), []
+    images = reader(config, inputs)
+    rows: list[tuple[Grid, ...]] = []
     for count in counts:
         grids: list[Grid] = []
         while sum(grid.tokens for grid in grids) < count:
