@@ -151,14 +151,14 @@ class Case:
         """FLOPs by layer: 8nd^2 for the projections, 4n^2d for scores and values, 6ndm for the FFN.
 
         Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm. Where it sees a
-        window of w x w tokens and no text before it, each of its tokens has w^2 pairs in place of n.
+        window and no text before it, each of its tokens has the keys of a block of 4 x 4 tokens in place of n.
         """
         d, _, _, m = SIZES[self.size]
         asking, total = {layer: self.others for layer in self.frozen}, 0
         for layer, n in enumerate(self.tokens()):
             q = asking.get(layer, n)
             looking = n - self.others if layer in self.looking else 0
-            pairs = (q - looking) * n + looking * (2 * WINDOW + 1) ** 2
+            pairs = (q - looking) * n + looking * (4 + 2 * WINDOW) ** 2
             channels = (q - looking) * m + looking * math.floor(self.columns * m + 1e-6)
             total += 4 * (n + q) * d * d + 4 * pairs * d + 6 * channels * d
         return total

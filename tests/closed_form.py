@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 from slow_widths import units
@@ -86,14 +87,19 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
 
 
 def window_pairs(length: int, images: list[int], family: Family, window: int) -> int:
-    """Pairs of a query and a key: text sees all, an image token the text before the last one and its neighbours.
+    """Pairs of a query and a key: text sees all, a block of image tokens the text before the last one and its own keys.
 
-    Every image token has as many neighbours as one in the middle of the largest grid.
+    A grid is cut into blocks of at most 4 x 4 tokens; all have the size and the keys of the largest.
     """
-    reach = 2 * window + 1
-    neighbours = max(min(reach, rows) * min(reach, columns) for rows, columns in family.grids)
-    text = images[-1] + 1 - len(images)
-    return (length - len(images)) * length + len(images) * (neighbours + text)
+    text, count, size, keys = images[-1] + 1 - len(images), 0, 0, 0
+    for grid in family.grids:
+        parts = [-(-side // 4) for side in grid]
+        sides = [-(-side // part) for side, part in zip(grid, parts, strict=True)]
+        reach = [min(own + 2 * window, side) for own, side in zip(sides, grid, strict=True)]
+        count += prod(parts)
+        size, keys = max(size, prod(sides)), max(keys, prod(reach))
+    count *= len(images) // sum(map(prod, family.grids))
+    return (length - len(images)) * length + count * size * (keys + text)
 
 
 def doing(choice: LayerChoice, tokens: set[int], images: set[int], rest: set[int]) -> dict[int, tuple[str, str]]:

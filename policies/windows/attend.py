@@ -2,7 +2,7 @@
 
 The layer's own attention makes queries, keys and values, and stores them. Its attention function is another one: image
 tokens attend to gathered neighbours and to the text before them, all other tokens to all that the dense layer lets them
-see. Nothing is computed for what a token does not see, except to fill the neighbours of tokens at an edge.
+see. For an image token, logits are computed for the neighbours of the tokens of its block, see `neighbours`.
 """
 
 import threading
@@ -182,34 +182,34 @@ def of_others(query: Tensor, key: Tensor, value: Tensor, running: Running, weigh
 def of_images(query: Tensor, key: Tensor, value: Tensor, around: Neighbours, weigh: Weights) -> Tensor:
     """The attention of the image tokens, shape (batch, heads, tokens, width of a value).
 
-    Neighbours are gathered for some tokens at a time, so that they stay in a processor's cache.
+    Keys are gathered for some blocks at a time, so that they stay in a processor's cache.
     """
-    neighbours = around.places.shape[2]
-    step = max(1, GATHERED // (key.shape[0] * key.shape[1] * neighbours * key.shape[3]))
-    parts = [
-        of_some_images(query[:, :, start : start + step], key, value, around, slice(start, start + step), weigh)
-        for start in range(0, query.shape[2], step)
-    ]
-    return torch.cat(parts, dim=2)
+    (batch, groups, _, width), (_, blocks, keys) = key.shape, around.places.shape
+    step = max(1, GATHERED // (batch * groups * keys * width))
+    cuts = [slice(start, start + step) for start in range(0, blocks, step)]
+    out = torch.cat([of_blocks(query, key, value, around, cut, weigh) for cut in cuts], dim=2)
+    return gathered(out, around.slots[:, None])[:, :, 0]
 
 
-def of_some_images(
-    query: Tensor, key: Tensor, value: Tensor, around: Neighbours, tokens: slice, weigh: Weights
-) -> Tensor:
-    """See `of_images`; `tokens` are the numbers of the queries among the image tokens."""
-    places, (batch, heads, count, _), groups = around.places[:, tokens], query.shape, key.shape[1]
+def of_blocks(query: Tensor, key: Tensor, value: Tensor, around: Neighbours, cut: slice, weigh: Weights) -> Tensor:
+    """The attention of some blocks of image tokens, shape (batch, heads, blocks * queries, width of a value)."""
+    places, asking = around.places[:, cut], around.queries[:, cut]
+    (batch, heads), groups, (_, blocks, size) = query.shape[:2], key.shape[1], asking.shape
+    texts = around.text.shape[1]
+    # Heads that share their keys are rows of one product; (batch, groups, blocks, sharing * queries, width).
+    rows = gathered(query, asking).unflatten(1, (groups, -1)).transpose(2, 3).flatten(3, 4)
     near, text = gathered(key, places), gathered(key, around.text[:, None])[:, :, 0]
-    # Heads that share their keys are rows of one product; (batch, groups, tokens, sharing, keys).
-    single = query.view(batch, groups, -1, count, query.shape[-1]).transpose(2, 3) @ near.transpose(-1, -2)
-    shared = (by_group(query, key) @ text.transpose(-1, -2)).view(batch, heads, count, text.shape[2])
-    logits = torch.cat([single.transpose(2, 3).reshape(batch, heads, count, -1), shared], dim=-1)
-    seen = torch.cat([around.seen[:, tokens], around.text_seen[:, tokens]], dim=-1)[:, None]
-    weights = weigh.of(logits, seen)
-    of_near, of_text = weights[..., : places.shape[2]], weights[..., places.shape[2] :]
+    of_text = (rows.flatten(2, 3) @ text.transpose(-1, -2)).view(*rows.shape[:4], texts)
+    logits = torch.cat([rows @ near.transpose(-1, -2), of_text], dim=-1)
+    # From (batch, groups, blocks, sharing * queries, keys) to (batch, heads, blocks * queries, keys), and back.
+    split = logits.unflatten(3, (heads // groups, size)).transpose(2, 3)
+    seen = torch.cat([around.seen[:, cut], around.text_seen[:, cut]], dim=-1).flatten(1, 2)[:, None]
+    weights = weigh.of(split.reshape(batch, heads, blocks * size, -1), seen)
+    weights = weights.view(split.shape).transpose(2, 3).flatten(3, 4)
     near, text = gathered(value, places), gathered(value, around.text[:, None])[:, :, 0]
-    out = of_near.reshape(batch, groups, -1, count, places.shape[2]).transpose(2, 3) @ near
-    out = out.transpose(2, 3).reshape(batch, heads, count, -1)
-    return out + (by_group(of_text, key) @ text).view(batch, heads, count, -1)
+    out = weights[..., : places.shape[2]] @ near
+    out = out + (weights[..., places.shape[2] :].flatten(2, 3) @ text).view(out.shape)
+    return out.unflatten(3, (heads // groups, size)).transpose(2, 3).reshape(batch, heads, blocks * size, -1)
 
 
 def by_group(rows: Tensor, key: Tensor) -> Tensor:
@@ -219,11 +219,11 @@ def by_group(rows: Tensor, key: Tensor) -> Tensor:
 
 
 def gathered(keys: Tensor, places: Tensor) -> Tensor:
-    """The keys at some places, shape (batch, key heads, tokens, neighbours, width).
+    """The keys at some places, shape (batch, heads, blocks, keys, width).
 
     Args:
-        keys: Shape (batch, key heads, all, width).
-        places: Shape (batch, tokens, neighbours).
+        keys: Shape (batch, heads, all, width).
+        places: Shape (batch, blocks, keys).
     """
     if len(keys) == 1:
         return keys.index_select(2, places.flatten()).unflatten(2, places.shape[1:])

@@ -16,7 +16,7 @@ from skipsearch.policies.errors import ModelError, PolicyMismatch
 from skipsearch.policies.runtime.tokens import ForwardTokens
 from skipsearch.policies.windows import attend
 from skipsearch.policies.windows.grids import Grid, grid_reader, grids_by_row
-from skipsearch.policies.windows.neighbours import Neighbours, in_grid
+from skipsearch.policies.windows.neighbours import Neighbours, blocks_of
 
 ROWS = [[Grid(5, 4)], [Grid(2, 3), Grid(3, 3)], []]
 
@@ -78,12 +78,14 @@ def test_the_attention_is_that_of_a_dense_mask(window, kind, monkeypatch):
     torch.testing.assert_close(out[real], expected[real])
 
 
-def test_a_token_in_the_middle_has_all_neighbours_and_one_in_a_corner_few():
-    found = in_grid(Grid(5, 4), 1)
-    assert found.shape == (20, 9)
-    assert sorted(found[0].tolist()) == [-1] * 5 + [0, 1, 4, 5]
-    assert sorted(found[5].tolist()) == [0, 1, 2, 4, 5, 6, 8, 9, 10]
-    assert in_grid(Grid(2, 3), 9).tolist() == [[0, 1, 2, 3, 4, 5]] * 6
+def test_blocks_hold_every_token_once_and_the_keys_of_all_its_neighbours():
+    for grid in (Grid(5, 4), Grid(2, 3), Grid(24, 24), Grid(1, 9)):
+        found = blocks_of(grid, 2)
+        assert sorted(found.queries[found.queries >= 0].tolist()) == list(range(grid.tokens))
+        reach = [min(-(-side // -(-side // 4)) + 4, side) for side in grid]
+        assert found.keys.shape[1] == reach[0] * reach[1] and int(found.keys.max()) < grid.tokens
+        seen = found.seen.sum(dim=-1)[found.queries >= 0]
+        assert int(seen.max()) == min(5, grid.rows) * min(5, grid.columns)
 
 
 def test_grids_are_those_that_the_model_lays_its_tokens_out_in():
