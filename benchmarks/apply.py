@@ -53,6 +53,7 @@ ABOUT_IMAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "skip_ffn (text)": ({"ffn": "skip", "tokens": "text"}, {}),
     "skip_attention (image)": ({"attention": "skip", "tokens": "image"}, {}),
     "ffn_ratio 0.5 (image)": ({"ffn_ratio": 0.5, "tokens": "image"}, {}),
+    "head_ratio 0.5 (image)": ({"head_ratio": 0.5, "tokens": "image"}, {}),
     "token_ratio 0.5, attention": ({"token_ratio": 0.5}, {"score": "attention"}),
     "token_ratio 0.5, norm": ({"token_ratio": 0.5}, {"score": "norm"}),
     "token_ratio 0.5, uniform": ({"token_ratio": 0.5}, {"score": "uniform"}),
@@ -279,7 +280,7 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
                     requests[0] = Request(shorter_by_hand(model, inputs, size.layers // 2), inputs)
             if name in WIDTHS:
                 with handle.dense():
-                    requests.append(Request(narrow_by_hand(model, WIDTHS[name]["ffn_ratio"]), inputs))
+                    requests.append(Request(narrow_by_hand(model, WIDTHS[name]), inputs))
             if name in BY_HAND:
                 with handle.dense():
                     requests.append(Request(by_hand(model, BY_HAND[name]), inputs))

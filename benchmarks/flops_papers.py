@@ -33,7 +33,6 @@ from skipsearch.policies.caches.cache import kv_cache_bytes
 from skipsearch.policies.choice import CHOICES
 
 IMAGE, IMAGE_TOKENS = 32000, 576
-WINDOW = 2  # rows and columns on each side: YOPO's window of 5 x 5
 # Width, layers, heads, FFN width: what LLaVA-1.5 takes over from LLaMA.
 SIZES = {"7B": (4096, 32, 32, 11008), "13B": (5120, 40, 40, 13824)}
 # The layers of LLaVA-1.5-7B in which ShortV freezes the image, from its repository.
@@ -95,8 +94,9 @@ class Case:
         ratios: Share of the image tokens that each layer which differs from dense processes.
         once: True where a token that is left out never comes back; `ratios` then names the first layer of each step.
         score: The score that ranks image tokens.
-        looking: The layers in which image tokens see a window of 5 x 5 tokens, and have a share of the FFN's channels.
-        columns: That share.
+        narrow: The layers in which image tokens have a share of the heads and of the FFN's channels.
+        share: That share of the heads.
+        columns: That share of the channels.
         frozen: The layers in which image tokens are seen and neither ask nor are fed.
         others: Prompt tokens beside the image's.
         size: The model.
@@ -113,7 +113,8 @@ class Case:
     once: bool = False
     score: str = "attention"
     frozen: tuple[int, ...] = ()
-    looking: tuple[int, ...] = ()
+    narrow: tuple[int, ...] = ()
+    share: float = 1.0
     columns: float = 1.0
     others: int = 0
     size: str = "7B"
@@ -134,7 +135,8 @@ class Case:
         """The method as a policy."""
         layers: dict[int, dict[str, Any]] = {layer: {"token_ratio": ratio} for layer, ratio in self.ratios.items()}
         layers |= dict.fromkeys(self.frozen, CHOICES["freeze_image"].document())
-        layers |= dict.fromkeys(self.looking, {"window": WINDOW, "ffn_ratio": self.columns, "tokens": "image"})
+        widths = {"head_ratio": self.share, "ffn_ratio": self.columns, "tokens": "image"}
+        layers |= dict.fromkeys(self.narrow, widths)
         selection = {"score": self.score, "reselect": "once" if self.once else "each_layer"}
         width = {"ranking": "first"}
         return Policy.model_validate({"layers": layers, "token_selection": selection, "width_selection": width})
@@ -150,18 +152,16 @@ class Case:
     def closed_form(self) -> int:
         """FLOPs by layer: 8nd^2 for the projections, 4n^2d for scores and values, 6ndm for the FFN.
 
-        Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm. Where it sees a
-        window and no text before it, each of its tokens has the keys of a block of 4 x 4 tokens in place of n.
+        Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm. Where all are
+        image tokens with shares of the heads and of the channels, each part is multiplied by its share.
         """
         d, _, _, m = SIZES[self.size]
-        asking, total = {layer: self.others for layer in self.frozen}, 0
+        asking, total = {layer: self.others for layer in self.frozen}, 0.0
         for layer, n in enumerate(self.tokens()):
             q = asking.get(layer, n)
-            looking = n - self.others if layer in self.looking else 0
-            pairs = (q - looking) * n + looking * (4 + 2 * WINDOW) ** 2
-            channels = (q - looking) * m + looking * math.floor(self.columns * m + 1e-6)
-            total += 4 * (n + q) * d * d + 4 * pairs * d + 6 * channels * d
-        return total
+            share, columns = (self.share, self.columns) if layer in self.narrow else (1.0, 1.0)
+            total += share * (4 * (n + q) * d * d + 4 * n * q * d) + 6 * q * d * math.floor(columns * m + 1e-6)
+        return int(total)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Counted:
 
     def figure(self, case: Case) -> float:
         """The count in a paper's convention, in FLOPs or multiply-adds."""
-        if case.looking:
+        if case.narrow:
             return self.prefill
         attention = self.prefill - self.ffn if case.frozen else self.attention
         return (attention + self.ffn * case.matrices / 3) / (2 if case.macs else 1)
@@ -212,11 +212,11 @@ def pyramid(stages: int, reported: float) -> Case:
     return Case("PyramidDrop", f"{stages} stages, halved", reported, ratios, True, macs=True)
 
 
-def yopo(columns: float, reported: float, heads: int) -> Case:
-    """YOPO sees no image from layer 16 on, and before it a window of 5 x 5 tokens with a share of the FFN's columns."""
-    what, note = f"5 x 5, {columns:g} of the FFN, all heads", f"its image tokens have {heads} of 32 heads, here all"
-    looking = tuple(range(16))
-    return Case("YOPO", what, reported, {16: 0.0}, True, "uniform", looking=looking, columns=columns, note=note)
+def yopo(share: float, columns: float, reported: float) -> Case:
+    """YOPO sees no image from layer 16 on, and before it with a share of the heads and of the FFN's columns."""
+    what, note = f"{share:g} of the heads, {columns:g} of the FFN", "without its window of 5 x 5 tokens"
+    widths = {"narrow": tuple(range(16)), "share": share, "columns": columns}
+    return Case("YOPO", what, reported, {16: 0.0}, True, "uniform", note=note, **widths)
 
 
 def gamma(what: str, reported: float, skipped: float) -> Case:
@@ -244,8 +244,8 @@ CASES = [
     pyramid(4, 1.78),
     pyramid(5, 1.38),
     Case("YOPO", "dense, image tokens alone", 7.63),
-    yopo(0.5, 1.91, 16),
-    yopo(0.25, 0.92, 8),
+    yopo(0.5, 0.5, 1.91),
+    yopo(0.25, 0.25, 0.92),
     Case("p-MoD", "dense", 8.38, others=55, note="55 tokens beside the image's make its figure"),
     Case(
         "p-MoD",
@@ -278,7 +278,7 @@ CASES = [
 
 
 def yopo_formulas() -> list[dict[str, Any]]:
-    """YOPO cuts heads too, for image tokens alone, which the counted figures do not: its formula with them.
+    """YOPO has windows too, which the counted figures do not: its formula with them.
 
     The formula is N[(H/h) 8nd^2 + (H/h) 4nw^2d + 6ndm/f] over image tokens; its N, H and f are fitted.
     """
@@ -351,7 +351,7 @@ def main() -> None:
             print(line(row), flush=True)
     formulas = yopo_formulas() if "YOPO" in wanted else []
     for row in formulas:
-        alone = "its formula alone: with its heads"
+        alone = "its formula alone: with its window"
         print(f"{row['paper']:12}{row['what']:37}{alone:55}{row['formula']:9.3f}{row['reported']:8.6g} T")
     versions = {"torch": torch.__version__, "transformers": t.__version__}
     print(json.dumps({"benchmark": "flops_papers", **versions, "figures": rows, "formulas_only": formulas}))

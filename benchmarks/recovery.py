@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.flops import FlopsEvaluator
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.choice import CHOICES
+from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.recover import recover
 from skipsearch.recovery.settings import RATES, RecoverySettings
@@ -26,13 +28,25 @@ from skipsearch.spaces.digits.evaluate import Exam
 
 MODEL = Path(data.__file__).parent / "model"
 LAYERS, BATCH, STRENGTH = 12, 32, 2.0
+DECAY = {"schedule": {"shifted_cosine": {"ratio": 0.5, "max": 0.85, "min": 0.15}}}
+
+
+def routed(**options) -> dict:
+    """p-MoD's decay with routers; the options change what they do beside ranking."""
+    return {**DECAY, "token_selection": {"score": "router", "router": options}}
+
+
 # ima-lmms' interval 2 never skips the first and the last layer; the second policy skips each other layer to the end.
 POLICIES = {
     "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
     "every second": {"layers": {layer: CHOICES["skip_layer"] for layer in range(1, LAYERS, 2)}},
+    "p-MoD by attention": DECAY,
+    "p-MoD": routed(),
+    "p-MoD without TanhNorm": routed(gate="linear"),
+    "p-MoD without STRing": routed(reweights_rest=False),
 }
 # A small model takes larger steps than the defaults, which are for billions of weights.
-LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4}
+LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4, "router": 1e-2}
 
 
 def questions(count: int, seed: int) -> list[Example]:
@@ -67,6 +81,14 @@ def recovered(subject, policy, method, examples, exam, options) -> dict:
     }  # fmt: skip
 
 
+def share_of_flops(subject, handle) -> float:
+    """The prefill FLOPs under a policy, as a share of the dense model's."""
+    counted = FlopsEvaluator(FlopsEvaluator.options(), subject)
+    own = counted.measure(handle, "search")["prefill_flops"].value
+    with handle.dense():
+        return round(own / counted.measure(handle, "search")["prefill_flops"].value, 4)
+
+
 def share(right: list[bool]) -> float:
     """The share of right answers."""
     return round(sum(right) / len(right), 4)
@@ -91,9 +113,10 @@ def main() -> None:
              "dense": share(exam.right(subject.model)), "policies": {}}  # fmt: skip
     for name in options.policies:
         policy = Policy.model_validate({"model": {"num_layers": LAYERS}, **POLICIES[name]})
-        with apply_policy(subject.model, policy):
-            before = share(exam.right(subject.model))
-        rows = found["policies"][name] = {"skipped": len(policy.layers), "before": before}
+        routers = Routers.of(subject.model, policy) if routed_layers(policy) else None
+        with apply_policy(subject.model, policy, routers) as handle:
+            before, flops = share(exam.right(subject.model)), share_of_flops(subject, handle)
+        rows = found["policies"][name] = {"skipped": len(policy.layers), "flops": flops, "before": before}
         print(f"{name}: dense {found['dense']}, before {before}", flush=True)
         for method in options.methods:
             rows[method] = recovered(subject, policy, method, examples, exam, options)

@@ -30,8 +30,11 @@ from .runtime.roles import roles
 from .runtime.shorter import first_handed_on
 from .runtime.tokens import ForwardTokens, image_token_ids
 from .runtime.wrap import WrappedLayer
+from .scores.router import RouterOptions
 from .scores.score import Record
 from .scores.table import find_score
+from .trained.routed_layer import RoutedLayer
+from .trained.routers import Routers, trained_routers
 from .trained.swap import trained_swap
 from .wiring.paired import pairs_of
 
@@ -46,7 +49,7 @@ class LayerStep(NamedTuple):
         choice: Its choice, in canonical form.
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
-        width: How it ranks channels, where it runs a share of them.
+        width: How it ranks channels and heads, where it runs a share of them.
         weights: The SHA-256 of the trained weights that the model runs with; None for its own.
     """
 
@@ -71,13 +74,14 @@ class PolicyHandle:
         layers: The model's decoder layers.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
+    def __init__(self, model: PreTrainedModel, policy: Policy, routers: Routers | None = None) -> None:
         self.model = model
         self.policy = policy.canonical()
         self._swap = trained_swap(model, policy)
+        routers = trained_routers(model, self.policy) if routers is None else routers
         with torch.no_grad():
             self.layers = decoder_layers(model)
-        self._wrapped = wrapped_layers(model, self.policy, self.layers)
+        self._wrapped = wrapped_layers(model, self.policy, self.layers, routers)
         self._pairs = pairs_of(self._wrapped)
         needs = Needs(
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
@@ -89,6 +93,8 @@ class PolicyHandle:
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
+            if wrapped.head_attention is not None:
+                wrapped.head_attention.slots = 1 + max(layer.slot for layer in self.layers)
         hand_on(model, self.layers, self._wrapped)
         self._attentions = Attentions(self.layers, self._wrapped, self._calls)
         self._tracks_calls = any(wrapped.fixed_plan is None for wrapped in self._wrapped)
@@ -132,13 +138,13 @@ class PolicyHandle:
         """Restore the model. Calling this twice does no harm.
 
         Raises:
-            ModelError: linear layers whose channels are in another order were replaced since the policy was applied.
+            ModelError: linear layers of which a share runs were replaced since the policy was applied.
         """
         if self._installed:
             self._uninstall()
         for wrapped in self._wrapped:
-            if wrapped.narrow is not None:
-                wrapped.narrow.release()
+            for part in wrapped.narrowed:
+                part.release()
         marked = [layer for layer in self.layers if vars(layer.module).get(HANDLE) is self]
         for layer in marked:
             del vars(layer.module)[HANDLE]
@@ -181,7 +187,7 @@ class PolicyHandle:
                 choice,
                 None if choice.token_ratio is None else self.policy.token_selection,
                 recorded.get(index),
-                None if choice.ffn_ratio is None else self.policy.width_selection,
+                self.policy.width_selection if choice.has_width else None,
                 self.weights,
             )
             for index, choice in enumerate(self.policy.choices(len(self.layers)))
@@ -203,7 +209,8 @@ class PolicyHandle:
             wrapped.install()
         for pair in self._pairs:
             pair.install()
-        if any(wrapped.choice.attention == "skip" for wrapped in self._wrapped) or self._tracks_calls:
+        alters = any(wrapped.choice.attention == "skip" or wrapped.heads is not None for wrapped in self._wrapped)
+        if alters or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
             self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
         if self._tracks_calls:
@@ -211,9 +218,9 @@ class PolicyHandle:
 
     def _uninstall(self) -> None:
         for wrapped in self._wrapped:
-            if wrapped.narrow is not None:
+            for part in wrapped.narrowed:
                 # Before anything is restored, so that an error leaves the policy whole.
-                wrapped.narrow.check_current()
+                part.check_current()
         self._installed = False
         for wrapped in self._wrapped:
             wrapped.uninstall()
@@ -235,7 +242,7 @@ def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyHandle:
+def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: Routers | None = None) -> PolicyHandle:
     """Apply a policy to a model, so that the model computes only what the policy leaves of it.
 
     Wraps the decoder layers in place; weights, module names and hooks stay. Use it as a context manager, or keep the
@@ -246,6 +253,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
             of torch.compile or of PEFT; call it as before.
         policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
             it is applied.
+        routers: Routers in training, where the policy ranks image tokens by them; None reads those beside the policy.
 
     Returns:
         The handle.
@@ -253,7 +261,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
     Raises:
         PolicyError: the model, or another one that has its layers, already runs under a policy; the policy cannot be
             read, or its trained weights; or the model is a draft whose policy would change the order of the channels
-            that it shares with its model.
+            or heads that it shares with its model.
         PolicyMismatch: the policy, or its trained weights, were made for another model.
         ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
     """
@@ -265,10 +273,12 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path) -> PolicyH
             "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
             "`with` block",
         )
-    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy))
+    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy), routers)
 
 
-def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer]) -> list[WrappedLayer]:
+def wrapped_layers(
+    model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer], routers: Routers | None
+) -> list[WrappedLayer]:
     """Wrap the layers that differ from keep, record something, follow a removal of image tokens, or end a pair."""
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
@@ -284,9 +294,7 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
     return [
-        WrappedLayer(
-            layer, choice, policy.token_selection, record if layer.index in recorded else None, policy.width_selection
-        )
+        wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep
         or layer.index in recorded
@@ -295,17 +303,29 @@ def wrapped_layers(model: PreTrainedModel, policy: Policy, layers: Sequence[Deco
     ]
 
 
+def wrapped_layer(
+    layer: DecoderLayer, choice: LayerChoice, policy: Policy, record: Record | None, routers: Routers | None
+) -> WrappedLayer:
+    """Wrap a layer, with its router where the policy ranks image tokens by one."""
+    selection, width = policy.token_selection, policy.width_selection
+    if routers is None or choice.token_ratio is None:
+        return WrappedLayer(layer, choice, selection, record, width)
+    router = routers[str(layer.index)]
+    options = selection.router or RouterOptions()
+    return RoutedLayer(layer, choice, selection, record, width, router=router, options=options)
+
+
 def check_order(model: PreTrainedModel, policy: Policy) -> None:
-    """Refuse to change the order of channels under the model that a draft shares its weights with.
+    """Refuse to change the order of channels or heads under the model that a draft shares its weights with.
 
     Raises:
         PolicyError: the model is a draft, and the policy would do that.
     """
     if DRAFT in vars(model) and has_width(policy.layers) and policy.width_selection.ranking != "first":
         raise PolicyError(
-            "a draft cannot change the order of channels, because it shares its weights with its model",
+            "a draft cannot change the order of channels or heads, because it shares its weights with its model",
             [f"found width_selection: {{ranking: {policy.width_selection.ranking}}}, expected ranking: first"],
-            "rank by `first`, or leave `ffn_ratio` out of the policy of a draft",
+            "rank by `first`, or leave `ffn_ratio` and `head_ratio` out of the policy of a draft",
         )
 
 

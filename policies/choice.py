@@ -49,6 +49,9 @@ class LayerChoice(StrictModel):
             to visible tokens and to themselves, and no other token sees them.
         ffn: Run the feed-forward sublayer, or skip it with its norm.
         ffn_ratio: Share of the FFN's channels that run, above 0 and up to 1: the trunc(ratio * channels) best ones.
+        head_ratio: Share of the heads that the attention of the tokens in scope sums over, above 0 and up to 1: the
+            trunc(ratio * groups) best groups of heads with the same keys. The other heads see and serve tokens out of
+            scope alone.
         wiring: `parallel` feeds the layer's input to both sublayers. `pair` feeds it to the next layer too, and half of
             what each of the two layers adds is added; the other keys of each layer hold for what it adds itself.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
@@ -67,6 +70,7 @@ class LayerChoice(StrictModel):
     attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
     ffn_ratio: Width | None = None
+    head_ratio: Width | None = None
     wiring: Wiring = "sequential"
     norm: Literal["own", "shared"] = "own"
     window: Window | None = None
@@ -97,13 +101,17 @@ class LayerChoice(StrictModel):
         return self.token_ratio is not None and (self.evict or self.phase == "decode")
 
     @property
+    def has_width(self) -> bool:
+        """True where the layer runs a share of its channels or heads."""
+        return self.ffn_ratio is not None or self.head_ratio is not None
+
+    @property
     def label(self) -> str:
         """The choice as search spaces name it, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
-        name = self._sublayers_label()
-        if self.ffn_ratio is not None:
-            name = f"{name}, " * bool(name) + f"ffn_ratio {self.ffn_ratio:g}"
-        if self.wiring == "pair":
-            name = f"{name}, " * bool(name) + "pair"
+        widths = {"ffn_ratio": self.ffn_ratio, "head_ratio": self.head_ratio}
+        words = [f"{key} {share:g}" for key, share in widths.items() if share is not None]
+        words += ["pair"] if self.wiring == "pair" else []
+        name = ", ".join(filter(None, [self._sublayers_label(), *words]))
         scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
         if name == "freeze" and self.tokens == "image":
             name, scope = "freeze_image", scope[:-1]
@@ -145,16 +153,17 @@ KEEP = LayerChoice()
 
 
 def has_width(layers: Mapping[int, LayerChoice]) -> bool:
-    """True where some layer runs a share of its channels."""
-    return any(choice.ffn_ratio is not None for choice in layers.values())
+    """True where some layer runs a share of its channels or heads."""
+    return any(choice.has_width for choice in layers.values())
 
 
 class WidthSelection(StrictModel):
-    """How layers with an `ffn_ratio` select channels.
+    """How layers with an `ffn_ratio` select channels, and those with a `head_ratio` heads.
 
     Attributes:
-        ranking: `weights` ranks a channel by the product of the norms of its weights; `first` takes channels in the
-            order of the checkpoint, for models whose checkpoint is ordered.
+        ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
+            its value and its output projection; `first` takes channels and heads in the order of the checkpoint, for
+            models whose checkpoint is ordered.
     """
 
     ranking: Ranking = "weights"
@@ -166,8 +175,7 @@ def canonical(choice: LayerChoice) -> LayerChoice:
     """See `LayerChoice.canonical`."""
     choice = without_useless_keys(without_useless_ratio(without_useless_width(without_useless_window(choice))))
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
-    width = choice.ffn_ratio
-    changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip" or width is not None
+    changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip" or choice.has_width
     paired = choice.wiring == "pair"
     # Image tokens occur in the prompt only; a ratio of 0 leaves none of them to the rest of the choice.
     if choice.tokens == "image" and (choice.phase == "decode" or choice.token_ratio == 0):
@@ -180,9 +188,8 @@ def canonical(choice: LayerChoice) -> LayerChoice:
         of_images["window"] = choice.window
     if not changes_sublayers and not paired:
         return LayerChoice(**of_images, phase="decode" if choice.phase == "decode" else "both") if of_images else KEEP
-    sublayers: dict[str, Any] = (
-        {"attention": choice.attention, "ffn": choice.ffn, "ffn_ratio": width} if changes_sublayers else {}
-    )
+    keys = ("attention", "ffn", "ffn_ratio", "head_ratio")
+    sublayers = {key: getattr(choice, key) for key in keys} if changes_sublayers else {}
     return LayerChoice(
         **sublayers,
         wiring="pair" if paired else "parallel" if parallel else "sequential",
@@ -201,9 +208,12 @@ def without_useless_window(choice: LayerChoice) -> LayerChoice:
 
 
 def without_useless_width(choice: LayerChoice) -> LayerChoice:
-    """The choice without `ffn_ratio` where that changes nothing."""
-    useless = choice.ffn_ratio == 1.0 or choice.ffn == "skip"
-    return choice.model_copy(update={"ffn_ratio": None}) if useless else choice
+    """The choice without `ffn_ratio` and `head_ratio` where they change nothing."""
+    useless = {
+        "ffn_ratio": choice.ffn_ratio == 1.0 or choice.ffn == "skip",
+        "head_ratio": choice.head_ratio == 1.0 or choice.attention != "run",
+    }
+    return choice.model_copy(update={key: None for key, has_no_effect in useless.items() if has_no_effect})
 
 
 def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
@@ -213,7 +223,8 @@ def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
     if choice.phase == "decode":
         return choice.model_copy(update={"rest": "skip", "evict": False})
     evict = choice.evict and choice.phase == "both" and DOES[choice.rest][0] != "skip"
-    if not evict and choice.ffn_ratio is choice.window is None and DOES[choice.rest] == (choice.attention, choice.ffn):
+    alike = not choice.has_width and choice.window is None
+    if not evict and alike and DOES[choice.rest] == (choice.attention, choice.ffn):
         # The tokens that the ratio keeps do what the others do.
         return choice.model_copy(update={"token_ratio": None, "rest": "skip", "evict": False})
     return choice.model_copy(update={"evict": evict})

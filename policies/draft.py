@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .apply import DRAFT, applied_policy, apply_policy
+from .caches.cache import find_cache
 from .errors import ModelError, PolicyMismatch
 from .families.layers import HANDLE, decoder_layers, layer_list
 from .policy import Policy
@@ -143,14 +144,15 @@ def give_images(model: PreTrainedModel) -> None:
     ids = image_token_ids(model)
 
     @functools.wraps(original)
-    def prepare(input_ids: Tensor, *args: Any, past_key_values: Cache, **kwargs: Any) -> dict[str, Any]:
-        seen = past_key_values.get_seq_length()
+    def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        cache = find_cache(kwargs)
+        seen = 0 if cache is None else cache.get_seq_length()
         if not seen:
-            setattr(past_key_values, PROMPT_END, input_ids.shape[1])
-        kwargs |= {"past_key_values": past_key_values, "is_first_iteration": not seen}
+            setattr(cache, PROMPT_END, input_ids.shape[1])
+        kwargs |= {"is_first_iteration": not seen}
         inputs: dict[str, Any] = original(input_ids, *args, **kwargs)
         if seen:
-            refuse_images(inputs["input_ids"][:, : max(getattr(past_key_values, PROMPT_END) - seen, 0)], ids)
+            refuse_images(inputs["input_ids"][:, : max(getattr(cache, PROMPT_END) - seen, 0)], ids)
         return inputs
 
     def suppress(module: nn.Module, args: Any, output: Any) -> None:

@@ -16,13 +16,15 @@ from .drawing import drawing
 from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
 from .schedules import Schedule
-from .scores.table import DESCRIPTION, RELEVANCE, ScoreName
+from .scores.router import RouterOptions, RouterScore, why_not_routed
+from .scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
 from .trained.files import TrainedWeights
 from .wiring.pairs import impossible_pairs, without_empty_pairs
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
 Z95: Final = 1.96  # standard errors on each side of a 95 % interval
+ROUTED: Final = f"`{RouterScore.name}`: {RouterScore.meaning}."
 Dropped = Literal["discard", "merge"]
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
 
@@ -45,16 +47,22 @@ class TokenSelection(StrictModel):
             from all later layers, also from layers without a ratio.
         dropped: What becomes of a token that is removed for good: `discard`, or `merge` into the remaining one that it
             resembles most; see `scores.merge`.
+        router: With the score `router`, what the routers do beside ranking; as p-MoD's by default.
     """
 
-    score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION}")] = "attention"
+    score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION} {ROUTED}")] = "attention"
     # Keys that were added later are left out at their default, so that fingerprints stay what they were.
     diversity: Annotated[Ratio, Field(exclude_if=lambda weight: weight == 0)] = 0.0
     reselect: Literal["each_layer", "once"] = "each_layer"
     dropped: Annotated[Dropped, Field(exclude_if=lambda value: value == "discard")] = "discard"
+    router: Annotated[RouterOptions | None, Field(exclude_if=lambda value: value is None)] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.score == ROUTER and self.reselect == "once":
+            raise ValueError(f"found reselect: once beside score {ROUTER}, which ranks all image tokens in each layer")
+        if self.router is not None and self.score != ROUTER:
+            raise ValueError(f"found router beside score {self.score}, expected score {ROUTER}")
         if self.dropped == "merge" and self.reselect != "once":
             reason = "a token that may come back is not dropped; write `reselect: once` beside it"
             raise ValueError(f"found dropped: merge with reselect: {self.reselect}: {reason}")
@@ -70,6 +78,8 @@ class TokenSelection(StrictModel):
 
     def canonical(self) -> "TokenSelection":
         """The canonical form, equal for selections that compute the same."""
+        if self.router == RouterOptions():
+            return self.model_copy(update={"router": None})
         only_diverse = {"score": "diverse", "diversity": 0.0}
         return self.model_copy(update=only_diverse) if self.diversity == 1 else self
 
@@ -150,7 +160,7 @@ class Policy(StrictModel):
         layers: By 0-based layer number, the choices that differ from keep, or from the schedule's choice.
         token_selection: How image tokens are selected where a layer has a token ratio; by default as the schedule's
             source does.
-        width_selection: How channels are selected where a layer has an `ffn_ratio`.
+        width_selection: How channels and heads are selected where a layer has an `ffn_ratio` or a `head_ratio`.
         weights: Weights that were trained under the policy, in files beside it; `skipsearch recover` writes them.
         measured: Measurements of a search, by metric; `accuracy` on the report split, `search_accuracy` on the search
             split.
@@ -192,6 +202,15 @@ class Policy(StrictModel):
                 selection = TokenSelection.model_validate(self.schedule.selection)
             # The value is frozen, so pydantic would refuse to set its fields.
             self.__dict__.update(schedule=None, layers={**given, **self.layers}, token_selection=selection)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_routed(self) -> Self:
+        routed = self.layers if self.token_selection.score == ROUTER else {}
+        wrong = [f"layer {index} has {found}" for index, one in routed.items() if (found := why_not_routed(one))]
+        if wrong:
+            reason = f"score {ROUTER} takes a token_ratio above 0 for a whole prompt and nothing of the rest"
+            raise ValueError(f"{reason}; {', '.join(wrong)}")
         return self
 
     def __hash__(self) -> int:
@@ -266,7 +285,7 @@ class Policy(StrictModel):
             selection = selection.model_copy(update={"reselect": "each_layer", "dropped": "discard"})
         if selection.reselect == "once":
             changed = drop_ineffective_ratios(changed)
-        else:
+        elif selection.score != ROUTER:
             changed = {index: SAME_WITHOUT_REMOVAL.get(choice, choice) for index, choice in changed.items()}
         layers = without_empty_pairs({index: choice for index, choice in changed.items() if choice is not KEEP})
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]

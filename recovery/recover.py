@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -16,6 +17,8 @@ from ..policies.apply import apply_policy
 from ..policies.choice import has_width
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
+from ..policies.scores.table import ROUTER
+from ..policies.trained.routers import routed_layers
 from .batches import EncodedExamples
 from .examples import Example
 from .settings import RecoverySettings
@@ -97,15 +100,19 @@ def recover(
     Raises:
         ModelError: the method finds nothing to train, or the model's weights have a dtype that cannot be trained.
         TrainingDataError: examples have mistakes.
-        UsageError: the policy cannot be trained, or the folder has another training, or one that was not to be resumed.
+        UsageError: the policy cannot be trained, or not by the method; or the folder has another training, or one that
+            was not to be resumed.
         RunError: the loss became infinite or NaN.
     """
     if policy.weights is not None:
         hint = "start from the policy that it was trained for"
         raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
     if has_width(policy.canonical().layers):
-        reason = "training changes which channels are the best"
-        raise UsageError("a policy with `ffn_ratio` cannot be recovered", [reason], "leave `ffn_ratio` out of it")
+        reason = "training changes which channels and heads are the best"
+        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
+        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
+    if settings.method == "router":
+        policy = with_routers(policy)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
@@ -115,7 +122,7 @@ def recover(
     with (
         attributes_restored(model),
         trained_parts(model, policy, settings) as parts,
-        apply_policy(model, policy) as handle,
+        apply_policy(model, policy, parts.routers) as handle,
     ):
         trainer = PolicyTrainer(handle, parts, encoded, settings, arguments)
         try:
@@ -130,6 +137,27 @@ def recover(
         shutil.rmtree(checkpoints)
         policy._folder = folder.resolve()
     return Recovered(policy, curve, parts.count, len(encoded), arguments.should_save)
+
+
+def with_routers(policy: Policy) -> Policy:
+    """The policy with routers in place of the score that it ranks image tokens by.
+
+    Raises:
+        UsageError: it leaves out no image tokens, or it does so in a way that routers cannot.
+    """
+    if policy.token_selection.score == ROUTER:
+        return policy
+    selection = {**policy.token_selection.model_dump(include={"reselect"}), "score": ROUTER}
+    try:
+        routed = Policy.model_validate({**policy.model_dump(by_alias=True), "token_selection": selection})
+    except ValidationError as cause:
+        reasons = [one["msg"].removeprefix("Value error, ") for one in cause.errors()]
+        hint = "train with --method lora or full, which keep the policy's own score"
+        raise UsageError("routers cannot rank the image tokens of this policy", reasons, hint) from None
+    if not routed_layers(routed):
+        reason = "no layer of it has a token_ratio"
+        raise UsageError("the policy leaves out no image tokens", [reason], "train with --method lora or full")
+    return routed
 
 
 def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:

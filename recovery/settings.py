@@ -7,10 +7,10 @@ from pydantic import Field
 
 from ..policies.choice import StrictModel
 
-Method = Literal["lora", "full", "connector"]
+Method = Literal["lora", "full", "connector", "router"]
 Count = Annotated[int, Field(ge=1)]
 
-RATES: Final[Mapping[Method, float]] = {"lora": 2e-4, "full": 2e-5, "connector": 1e-3}
+RATES: Final[Mapping[Method, float]] = {"lora": 2e-4, "full": 2e-5, "connector": 1e-3, "router": 1e-3}
 
 
 class RecoverySettings(StrictModel):
@@ -19,12 +19,14 @@ class RecoverySettings(StrictModel):
     Attributes:
         method: What is trained: `lora`, an adapter beside the linear layers of the decoder; `full`,
             the decoder, its head, its embeddings and the connector; `connector`, what maps image features to
-            embeddings, with the decoder frozen (ima-lmms). The vision tower is never trained.
+            embeddings, with the decoder frozen (ima-lmms); `router`, routers that rank image tokens from then on, and
+            nothing else. The vision tower is never trained. Routers of a policy that has the score `router` already
+            are trained with what the method trains (p-MoD, with `full`).
         steps: Number of optimiser steps.
         batch_size: Examples in a forward, on each device.
         accumulate: Forwards in a step.
         learning_rate: The highest learning rate, which a cosine follows to 0; None takes 2e-4 for `lora`, 2e-5 for
-            `full` and 1e-3 for `connector`.
+            `full`, and 1e-3 for `connector` and `router`.
         warmup: Share of the steps in which the learning rate rises from 0.
         weight_decay: AdamW's weight decay.
         lora_rank: Rank of the adapter; its alpha is twice the rank.

@@ -14,9 +14,12 @@ from transformers import PreTrainedModel
 from ..policies.errors import ModelError
 from ..policies.policy import Policy
 from ..policies.trained.files import FILES, TrainedWeights, WeightsFormat
+from ..policies.trained.routers import Routers, routed_layers
 from ..policies.trained.swap import WeightSwap
 from .parts import lora_targets, trained_parameters
 from .settings import RecoverySettings
+
+ROUTERS = "skipsearch_routers"  # the module of a model that has routers in training
 
 
 class TrainedParts(Protocol):
@@ -31,6 +34,11 @@ class TrainedParts(Protocol):
     model: nn.Module
     form: WeightsFormat
     count: int
+
+    @property
+    def routers(self) -> Routers | None:
+        """The routers that are trained; None where the policy ranks image tokens by none."""
+        ...
 
     def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The logits of the model as it was before; the caller lifts the policy.
@@ -67,6 +75,7 @@ class OwnTensors:
     """
 
     form: WeightsFormat = "safetensors"
+    routers: Routers | None = None
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.model: nn.Module = model
@@ -128,6 +137,7 @@ class LoraAdapter:
     """
 
     form: WeightsFormat = "peft"
+    routers: Routers | None = None
 
     def __init__(self, model: PreTrainedModel, targets: list[str], rank: int) -> None:
         try:
@@ -170,6 +180,48 @@ class LoraAdapter:
             vars(model).pop(name, None)
 
 
+class WithRouters:
+    """Trains routers beside other parts of a model.
+
+    Args:
+        parts: The other parts.
+        model: The model, which has the routers among its modules until they are removed.
+        routers: The routers.
+    """
+
+    def __init__(self, parts: OwnTensors | LoraAdapter, model: PreTrainedModel, routers: Routers) -> None:
+        self._parts, self._base = parts, model
+        self.routers = routers.to(model.device)
+        self.model, self.form = parts.model, parts.form
+        self.count = parts.count + sum(one.numel() for one in routers.parameters())
+        model.add_module(ROUTERS, routers)
+
+    def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """See `TrainedParts`."""
+        return self._parts.dense_logits(model, inputs)
+
+    def save(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        self._parts.save(folder)
+        self.routers.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """See `TrainedParts`."""
+        self._parts.load(folder)
+        self.routers.load(folder)
+
+    def write(self, folder: Path) -> TrainedWeights:
+        """See `TrainedParts`."""
+        self._parts.write(folder)
+        self.routers.save(folder)
+        return TrainedWeights.of(folder, self.form, routers=True)
+
+    def remove(self) -> None:
+        """See `TrainedParts`."""
+        del self._base._modules[ROUTERS]
+        self._parts.remove()
+
+
 @contextmanager
 def trained_parts(model: PreTrainedModel, policy: Policy, settings: RecoverySettings) -> Iterator[TrainedParts]:
     """What a method trains of a model; the model is restored at the end.
@@ -177,11 +229,13 @@ def trained_parts(model: PreTrainedModel, policy: Policy, settings: RecoverySett
     Raises:
         ModelError: the method finds nothing to train.
     """
-    made: TrainedParts
+    own: OwnTensors | LoraAdapter
     if settings.method == "lora":
-        made = LoraAdapter(model, lora_targets(model, policy), settings.lora_rank)
+        own = LoraAdapter(model, lora_targets(model, policy), settings.lora_rank)
     else:
-        made = OwnTensors(model, list(trained_parameters(model, policy, settings.method)))
+        names = [] if settings.method == "router" else list(trained_parameters(model, policy, settings.method))
+        own = OwnTensors(model, names)
+    made: TrainedParts = WithRouters(own, model, Routers.of(model, policy)) if routed_layers(policy) else own
     try:
         yield made
     finally:

@@ -213,8 +213,13 @@ def measured(evaluator: "PolicyEvaluator", policy: Policy, trained: Policy) -> "
     Raises:
         RunError: one could not be measured.
     """
-    found = {}
-    for name, one in {"dense": Policy(), "before": policy, "after": trained}.items():
+    from ..policies.trained.routers import routed_layers
+
+    found, states = {}, {"dense": Policy(), "before": policy, "after": trained}
+    if routed_layers(policy):
+        # Routers that are not trained rank nothing.
+        del states["before"]
+    for name, one in states.items():
         outcome = evaluator.measure(one, list(evaluator.space.evaluate), "report")
         if outcome.failure:
             hint = "the trained weights are kept; `skipsearch eval` measures them"

@@ -156,7 +156,7 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
     recover.add_argument("--space", help="what to train and measure on (default: the space of the policy's study)")
     recover.add_argument("--model", help="a hub id or folder to train, in place of a space; then nothing is measured")
     _add_loading(recover)
-    recover.add_argument("--method", required=True, choices=["lora", "full", "connector"],
+    recover.add_argument("--method", required=True, choices=["lora", "full", "connector", "router"],
                          help="what is trained: an adapter, the decoder, or what maps images to it")  # fmt: skip
     recover.add_argument("--data", required=True, metavar="DATA",
                          help="a file (JSON lines of prompt and answer, or LLaVA's conversations), or an lm-eval task "
@@ -169,7 +169,7 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
         "steps": "optimiser steps (default: 200)",
         "batch-size": "examples in a forward, on each device (default: 8)",
         "accumulate": "forwards in a step (default: 1)",
-        "learning-rate": "the highest (default: 2e-4 for lora, 2e-5 for full, 1e-3 for connector)",
+        "learning-rate": "the highest (default: 2e-4 for lora, 2e-5 for full, 1e-3 for connector and router)",
         "warmup": "share of the steps in which it rises (default: 0.05)",
         "weight-decay": "of AdamW (default: 0)",
         "lora-rank": "of the adapter (default: 16)",

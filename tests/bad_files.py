@@ -17,7 +17,7 @@ objectives: {accuracy: maximize, prefill_flops: minimize}
 EITHER = "expected 'skipsearch/space/v1' or 'skipsearch/policy/v1'"
 BEGIN = "begin the file with `schema: skipsearch/space/v1` or `schema: skipsearch/policy/v1`"
 GENERATORS = "expected exactly one of shifted_cosine, linear, fastv, pyramid_drop, vtw, divprune, skip_vision, interval"
-SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance' or 'uniform'"
+SCORE_NAMES = "'attention', 'change', 'diverse', 'key_norm', 'norm', 'random', 'relevance', 'router' or 'uniform'"
 CHANGING = "'skip_ffn', 'skip_attention', 'skip_layer' or 'parallel'"
 DEPTH = "model: {num_layers: 8}\n"
 NAMES = "keep, skip_ffn, skip_attention, skip_layer, parallel, freeze_image"
@@ -93,8 +93,8 @@ POLICIES = {
     "near key": ("layers: {1: {atention: skip}}",
                  ["2:14  layers[1].atention: unknown key; the nearest known one is 'attention'"]),
     "far key": ("layers: {1: {zzz: skip}}",
-                ["2:14  layers[1].zzz: unknown key; known: attention, evict, ffn, ffn_ratio, norm, phase, rest, "
-                 "token_ratio, tokens, window, wiring"]),
+                ["2:14  layers[1].zzz: unknown key; known: attention, evict, ffn, ffn_ratio, head_ratio, norm, "
+                 "phase, rest, token_ratio, tokens, window, wiring"]),
     "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
     "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
     "unknown score": ("token_selection: {score: luck}",
@@ -170,8 +170,8 @@ SPACES = {
     "near choice": ("skip_ffn", "skip_fnn",
                     ["3:39  layers[0].choices[1]: unknown choice 'skip_fnn'; the nearest known one is 'skip_ffn'"]),
     "far choice": ("skip_ffn", "dance", ["3:39  layers[0].choices[1]: unknown choice 'dance'; known: ffn_ratio, "
-                                         "freeze_image, keep, parallel, skip_attention, skip_ffn, skip_layer, "
-                                         "token_ratio"]),
+                                         "freeze_image, head_ratio, keep, parallel, skip_attention, skip_ffn, "
+                                         "skip_layer, token_ratio"]),
     "choice of another kind": ("skip_ffn", "5", [
         f"3:39  layers[0].choices[1]: found 5, expected one of {NAMES}, or a mapping such as {{token_ratio: 0.5}}"]),
     "near key of a choice": ("skip_ffn", "{token_ration: 0.5}", [
@@ -321,6 +321,7 @@ MORE = {
                      "10  search.sampler: found 'nsga', expected 'auto', 'nsga2', 'nsga3', 'tpe' or 'random'"),
     "some workers": ("workers: {count: some}", "11  workers.count: found 'some', expected a whole number, or 'auto'"),
     "no workers": ("workers: {count: 0}", "11  workers.count: found 0, expected 1 or more, or 'auto'"),
+    "a model on two GPUs": ("workers: {gpus: 2}", "11  workers.gpus: found 2, expected 1 or less, or 'auto'"),
     "endless GPUs": ("workers: {gpus: .inf}", "11  workers.gpus: found .inf, expected a finite number, or 'auto'"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
+from slow_heads import attention_of, shape_of
 from slow_widths import units
 from torch import nn
 
@@ -68,12 +69,18 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
             role: {i for i, (own, _) in does.items() if own == role} for role in ("run", "keys_only", "queries_only")
         }
         fed = [i for i, (_, own) in does.items() if own == "run"]
-        concerned = {i for i in fed if ("image" if i in images else "text") in scope(choice)}
-        narrow = concerned if choice.phase == "decode" else concerned - rest
+        narrow = set(fed) & concerned_by(choice, images, rest, len(ids))
         # The step after the prompt has one query, which is text.
         step, step_fed = (choice.attention, choice.ffn) if "answer" in scope(choice) else ("run", "run")
         if number not in mixers:
-            total += attention_costs(model, layer, taking, evicted, step, family.windows[number], len(ids))
+            at = (layer, family.windows[number], len(ids))
+            total += attention_costs(AttentionShape.of(model, layer, kept_share(choice)), taking, evicted, step, at)
+            if choice.head_ratio is not None and choice.attention == "run":
+                # The other heads: what the choice does not concern, among itself.
+                outside = {**taking, "run": taking["run"] - concerned_by(choice, images, rest, len(ids))}
+                others = AttentionShape.of(model, layer, kept_share(choice), others=True)
+                step = "skip" if "answer" in scope(choice) else "run"
+                total += attention_costs(others, outside, set(), step, at)
             if choice.window is not None and images:
                 pairs = window_pairs(len(ids), sorted(images), family, choice.window) - len(taking["run"]) ** 2
                 total += Costs(pairs * AttentionShape.of(model, layer).pair)
@@ -102,6 +109,17 @@ def window_pairs(length: int, images: list[int], family: Family, window: int) ->
     return (length - len(images)) * length + count * size * (keys + text)
 
 
+def concerned_by(choice: LayerChoice, images: set[int], rest: set[int], length: int) -> set[int]:
+    """The tokens of a prompt that a choice concerns; those beyond a ratio have their own."""
+    concerned = {i for i in range(length) if ("image" if i in images else "text") in scope(choice)}
+    return concerned if choice.phase == "decode" else concerned - rest
+
+
+def kept_share(choice: LayerChoice) -> Fraction:
+    """The share of the heads that every token has."""
+    return Fraction(str(choice.head_ratio)) if choice.head_ratio and choice.attention == "run" else Fraction(1)
+
+
 def doing(choice: LayerChoice, tokens: set[int], images: set[int], rest: set[int]) -> dict[int, tuple[str, str]]:
     """What each token of a prompt does in the attention and in the FFN."""
     classes = scope(choice)
@@ -128,19 +146,18 @@ def kept(among: list[int], count: int, choice: LayerChoice) -> set[int]:
 
 
 def attention_costs(
-    model: Any,
-    layer: nn.Module,
+    shape: AttentionShape,
     taking: Mapping[str, set[int]],
     evicted: set[int],
     step: str,
-    window: int | None,
-    length: int,
+    at: tuple[nn.Module, int | None, int],
 ) -> Costs:
     """The costs of attention between the tokens of a prompt, and of the step after it.
 
-    `taking` has the tokens of each role, `step` the role of the token after the prompt.
+    `taking` has the tokens of each role, `step` the role of the token after the prompt; `at` has the layer, its window
+    and the length of the prompt.
     """
-    shape = AttentionShape.of(model, layer)
+    layer, window, length = at
     asking, lone, frozen = (len(taking[role]) for role in ("run", "queries_only", "keys_only"))
     seen = taking["run"] | taking["keys_only"]
     # What a window will not reach any more is forgotten: the next query, at `length`, sees `window - 1` earlier ones.
@@ -184,14 +201,21 @@ class AttentionShape:
         return queries * (self.query + self.latent + (keys + 1) * self.pair) + (keys * self.latent if queries else 0)
 
     @classmethod
-    def of(cls, model: Any, layer: nn.Module) -> AttentionShape:
+    def of(cls, model: Any, layer: nn.Module, share: Fraction = Fraction(1), others: bool = False) -> AttentionShape:
+        """The sizes of an attention with a share of its groups of heads, or with the others."""
         config = model.config.get_text_config()
         heads = config.num_attention_heads
+        whole = shape_of(attention_of(layer)).groups
+        count = whole - int(share * whole) if others else int(share * whole)
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         key, value = width, width
         groups = key_heads(config)
-        stored = groups * (key + value)
         matrices = dict(matrices_of(layer, attention=True))
+        shared = {name: of_all_heads(name, groups, heads) for name in matrices}
+        matrices = {name: int(size * (part + (1 - part) * Fraction(count, whole)))
+                    for (name, size), part in zip(matrices.items(), shared.values(), strict=True)}  # fmt: skip
+        stored = (groups if groups == 1 else groups * count // whole) * (key + value)
+        heads = heads * count // whole
         latent = 0
         if any(LATENT in name for name in matrices):
             key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
@@ -202,6 +226,15 @@ class AttentionShape:
             unused += next(size for name, size in matrices.items() if OUTPUT in name)
         every = sum(matrices.values()) - latent
         return cls(2 * every, 2 * (every - unused), 2 * latent, 2 * heads * (key + value), stored)
+
+
+def of_all_heads(name: str, keys: int, heads: int) -> Fraction:
+    """The share of a matrix that belongs to all heads: keys and values where there is one head of them, latent ones."""
+    if "q_a_proj" in name or "kv_a_proj" in name:
+        return Fraction(1)
+    if keys == 1 and "query_key_value" in name:
+        return Fraction(2, heads + 2)
+    return Fraction(1) if keys == 1 and ("k_proj" in name or "v_proj" in name) else Fraction(0)
 
 
 def key_heads(config: Any) -> int:

@@ -105,6 +105,21 @@ PAIRED_IMAGES: list[dict[int, Choice]] = [
     {0: HALF, 1: {**PAIR, "tokens": "text", "attention": "queries_only"}, 2: {**HALF, "phase": "decode"}},
     {0: {"token_ratio": 0.8}, 1: {**PAIR, "token_ratio": 0.6}, 2: {"token_ratio": 0.3, "rest": "attention"}},
 ]
+# An attention with a share of its heads, for all tokens and for some.
+HEADS: list[Choice] = [
+    {"head_ratio": 0.5},
+    {"head_ratio": 0.5, "phase": "prefill"},
+    {"head_ratio": 0.75, "ffn": "skip"},
+    {"head_ratio": 0.5, "phase": "decode", "wiring": "parallel"},
+]
+HEAD_TOKENS: list[Choice] = [
+    {"head_ratio": 0.5, "tokens": "image"},
+    {"head_ratio": 0.5, "tokens": "text", "wiring": "parallel"},
+    {**HALF, "head_ratio": 0.5},
+    {**HALF, "head_ratio": 0.75, "rest": "attention"},
+    {**HALF, "head_ratio": 0.5, "tokens": "image", "rest": "ffn"},
+    {"head_ratio": 0.5, "tokens": "text", "phase": "prefill"},
+]
 RANKINGS = ["weights", "first"]
 # Every score, and a mixture of relevance and diversity.
 SCORES = [*table.SCORES, "relevance 0.4"]
@@ -121,6 +136,8 @@ CHOICES: dict[str, list[Choice]] = {
     **ROLE_TOKENS,
     "ffn_ratio": WIDTHS,
     "ffn_ratio: tokens": WIDTH_TOKENS,
+    "head_ratio": HEADS,
+    "head_ratio: tokens": HEAD_TOKENS,
     "pair": PAIRS,
     "window": WINDOWS,
 }
@@ -205,19 +222,19 @@ def scored(model: Any, handle: Any, batch: Batch, side: str) -> Tensor:
         handle.prompt_ends = None
 
 
-def check(model: Any, batch: Batch, policy: Policy) -> None:
+def check(model: Any, batch: Batch, policy: Policy, routers: Any = None) -> None:
     """Hold one policy against its formulas: forward, padded on both sides, cached, and with beams."""
     try:
-        check_forward_and_cached(model, batch, policy)
+        check_forward_and_cached(model, batch, policy, routers)
     except AssertionError as error:
         error.add_note(f"{batch.family.name} under\n{policy.to_yaml()}")
         raise
 
 
-def check_forward_and_cached(model: Any, batch: Batch, policy: Policy) -> None:
+def check_forward_and_cached(model: Any, batch: Batch, policy: Policy, routers: Any) -> None:
     inputs = batch.padded("left")
     length = inputs["input_ids"].shape[1]
-    with apply_policy(model, policy) as handle:
+    with apply_policy(model, policy, routers) as handle:
         prompts = run(model, batch.padded("right")).logits
         greedy = told(model, inputs)
         beams = told(model, inputs, num_beams=BEAMS, length_penalty=0.0)
@@ -228,7 +245,7 @@ def check_forward_and_cached(model: Any, batch: Batch, policy: Policy) -> None:
     # transformers computes a recurrence in chunks for a prompt, and step by step in decode: two roundings.
     within = 3e-5 if batch.family.linear else 1e-5
     for row, ids in enumerate(batch.ids):
-        expected = reference(model, batch.family, policy, longer.alone(row), len(ids))
+        expected = reference(model, batch.family, policy, longer.alone(row), len(ids), routers=routers)
         close(batch.real(prompts, row, "right"), expected[: len(ids)], within)
         close(longer.real(whole["left"], row, "left"), expected, within)
         close(longer.real(whole["right"], row, "right"), expected, within)

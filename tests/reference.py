@@ -5,15 +5,26 @@ Nothing here is fast, and nothing here uses skipsearch beyond the policy's own w
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import slow_scores
 import torch
 import transformers as t
 from layer_formulas import a, f, n1, n2, parallel, recurrence
+from slow_heads import (
+    attention_of,
+    columns_of,
+    given_columns,
+    heads_of,
+    kept_groups,
+    read_by_heads,
+    shape_of,
+    stored_heads,
+)
 from slow_widths import dropped_channels, silenced
 from torch import Tensor, nn
 
@@ -34,6 +45,7 @@ class Row:
         gone: The image tokens that were removed for good.
         size: How many tokens each token stands for, where it is more than one.
         answer: The places of answer tokens; all from `end` on where it is None.
+        routers: By the number of a layer, its router, where image tokens are ranked by routers.
     """
 
     ids: list[int]
@@ -42,6 +54,7 @@ class Row:
     score: dict[int, float] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     size: dict[int, int] = field(default_factory=dict)
+    routers: dict[int, nn.Linear] = field(default_factory=dict)
 
     def kind(self, i: int) -> str:
         """The class of a token."""
@@ -68,14 +81,25 @@ class Row:
                 found |= {next(images): (number, r, c) for r in range(rows) for c in range(columns)}
         return found
 
-    def divided(self, x: Tensor, choice: LayerChoice, selection: TokenSelection) -> tuple[set[int], set[int]]:
+    def logits(self, number: int, x: Tensor) -> dict[int, Tensor]:
+        """What the layer's router says of each image token; nothing without a router."""
+        router = self.routers.get(number)
+        images = [] if router is None else [i for i in range(len(self.ids)) if self.kind(i) == "image"]
+        return {i: (router.weight[0].to(x.dtype) * x[i]).sum() + router.bias[0].to(x.dtype) for i in images}
+
+    def divided(
+        self, x: Tensor, choice: LayerChoice, selection: TokenSelection, logits: dict[int, Tensor]
+    ) -> tuple[set[int], set[int]]:
         """The image tokens that the layer's ratio keeps and those it leaves out, of all that were not removed."""
         images = [i for i in range(len(self.ids)) if self.kind(i) == "image"]
         candidates = [i for i in images if i not in self.gone]
         if choice.token_ratio is None or choice.tokens == "text":
             return set(candidates), set()
         wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
-        kept = self.chosen(x, candidates, wanted, selection)
+        if logits:
+            kept = set(sorted(candidates, key=lambda i: -logits[i].item())[:wanted])
+        else:
+            kept = self.chosen(x, candidates, wanted, selection)
         return kept, set(candidates) - kept
 
     def merge(self, x: Tensor, removed: list[int], kept: list[int]) -> None:
@@ -106,9 +130,11 @@ def reference(
     end: int,
     answer: tuple[int, ...] | None = None,
     gradients: bool = False,
+    routers: nn.ModuleDict | None = None,
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
-    row = Row(inputs["input_ids"][0].tolist(), end, answer)
+    routed = {int(number): router for number, router in (routers or {}).items()}
+    row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed)
     first_of_pair: dict[int, Tensor] = {}
 
     def formula(number: int) -> Any:
@@ -132,6 +158,13 @@ def reference(
             hook.remove()
 
 
+class Few(NamedTuple):
+    """The tokens that a share of the heads serves alone, and the groups of these heads."""
+
+    tokens: set[int]
+    groups: list[int]
+
+
 # What `rest` says of the attention and the FFN.
 REST = {
     "skip": ("skip", "skip"),
@@ -147,7 +180,8 @@ def one_layer(
     """What a layer gives for its input under the policy."""
     choice, entering, record = policy.choice(number), x, policy.token_selection.score
     scope, x = row.scope(choice), x.clone()
-    kept, rest = row.divided(x[0], choice, policy.token_selection)
+    logits = row.logits(number, x[0])
+    kept, rest = row.divided(x[0], choice, policy.token_selection, logits)
     only_evicts = choice.phase == "decode"
     does = {i: (choice.attention, choice.ffn) if i in scope else ("run", "run") for i in range(len(row.ids))}
     does |= {} if only_evicts else dict.fromkeys(rest, REST[choice.rest])
@@ -157,10 +191,12 @@ def one_layer(
         row.gone |= rest
     if policy.token_selection.dropped == "merge" and not only_evicts:
         row.merge(x[0], sorted(rest), sorted(kept))
-    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, choice.window)
-    y = middle.clone()
     concerned = scope if only_evicts else scope - rest
     ratio, ranking = choice.ffn_ratio, policy.width_selection.ranking
+    has_heads = choice.head_ratio is not None and choice.attention == "run"
+    few = Few(concerned, kept_groups(layer, choice.head_ratio, ranking)) if has_heads else None
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, few, choice.window)
+    y = middle.clone()
     dropped = [] if ratio is None or choice.ffn == "skip" else dropped_channels(layer, ratio, ranking)
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
         if choice.wiring == "parallel" and i in concerned:
@@ -168,11 +204,24 @@ def one_layer(
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])
         with silenced(layer, dropped) if dropped and i in concerned else nullcontext():
-            y[:, [i]] += f(layer, normed, narrow(arguments, [i]))
+            y[:, [i]] += weight(i, logits, policy) * f(layer, normed, narrow(arguments, [i]))
+    if logits and (policy.token_selection.router is None or policy.token_selection.router.reweights_rest):
+        for i in rest:
+            y[:, i] = weight(i, logits, policy) * x[:, i]
     if record == "change":
         moved = [i for i, what in does.items() if what[0] in ("run", "queries_only") or what[1] == "run"]
         row.note(moved, (y - entering)[0, moved].norm(dim=-1).tolist())
     return y
+
+
+def weight(i: int, logits: dict[int, Tensor], policy: Policy) -> Tensor | float:
+    """What a router multiplies a token's update by; p-MoD's 0.2 tanh(r) + 1 by default."""
+    options = policy.token_selection.router
+    if i not in logits:
+        return 1.0
+    if options is None:
+        return 0.2 * logits[i].tanh() + 1.0
+    return options.alpha * (logits[i].tanh() if options.gate == "tanh" else logits[i]) + options.beta
 
 
 def attention(
@@ -183,6 +232,7 @@ def attention(
     evicted: set[int],
     at: tuple[Family, int, Row],
     record: str,
+    few: Few | None,
     window: int | None = None,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
@@ -199,16 +249,36 @@ def attention(
         # Where no token of the prompt asks, the layer gives no score.
         if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
             given["cache" if "cache" in given else "past_key_values"] = cache
-        delta, weights = a(layer, x[:, tokens], given)
+        with nullcontext() if few is None else fewer_heads(layer, x, arguments, tokens, at, few):
+            delta, weights = a(layer, x[:, tokens], given)
         for i in lone or asking:
             update[:, i] = delta[:, tokens.index(i)]
         reads = weights is not None and any(row.kind(i) == "text" for i in prompt)
         if not lone and record == "attention" and of_tokens and reads:
-            row.note(seen, weights[0].mean(0)[seen.index(prompt[-1])].tolist())
+            shown = weights[0] if few is None else weights[0, heads_of(few.groups, shape_of(attention_of(layer)))]
+            row.note(seen, shown.mean(0)[seen.index(prompt[-1])].tolist())
     if cache.layers:
-        norms = cache.layers[-1].keys[0].norm(dim=-1).mean(0).tolist()
+        keys, own = cache.layers[-1].keys[0], None if few is None else attention_of(layer)
+        keys = keys if few is None else keys[stored_heads(few.groups, own, shape_of(own))]
+        norms = keys.norm(dim=-1).mean(0).tolist()
         row.note(seen, [slow_scores.sixteen_bits(1 / max(norm, 1e-6)) for norm in norms])
     return update
+
+
+@contextmanager
+def fewer_heads(
+    layer: nn.Module, x: Tensor, arguments: dict[str, Any], tokens: list[int], at: tuple[Family, int, Row], few: Few
+) -> Iterator[None]:
+    """Let the heads out of the share read nothing for some tokens, and for the others those others alone."""
+    shape = shape_of(attention_of(layer))
+    gone = columns_of([group for group in range(shape.groups) if group not in few.groups], shape)
+    outside = [i for i in tokens if i not in few.tokens]
+    given = torch.zeros(len(tokens), len(gone), dtype=x.dtype)
+    if outside:
+        read = read_by_heads(layer, x[:, outside], arguments_for(outside, arguments, set(), x.dtype, at))
+        given[[tokens.index(i) for i in outside]] = read[:, gone]
+    with given_columns(layer, gone, given):
+        yield
 
 
 def arguments_for(
@@ -217,7 +287,7 @@ def arguments_for(
     evicted: set[int],
     dtype: torch.dtype,
     at: tuple[Family, int, Row],
-    window: int | None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """The attention's arguments for these tokens; from the first answer on, they do not see those that were evicted."""
     family, number, row = at

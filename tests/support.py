@@ -19,7 +19,7 @@ TEXT = ("skip_ffn", "skip_attention", "skip_layer", "parallel", "norm: shared", 
 IMAGES = ("tokens", "token_ratio", "reselect: once")
 # Choices in which tokens take part in an attention in another way.
 TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
-TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio",), ("ffn_ratio: tokens",)
+TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio", "head_ratio"), ("ffn_ratio: tokens", "head_ratio: tokens")
 TEXT_COLUMNS = (*TEXT, *TEXT_ROLES, *TEXT_WIDTHS, "pair")
 IMAGE_COLUMNS = (*IMAGES, *IMAGE_ROLES, *IMAGE_WIDTHS, "window")
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
@@ -91,6 +91,27 @@ def with_biased_experts(family: Family) -> tuple[int, ...]:
     return tuple(range(LAYERS)) if family.name == "gpt-oss" else ()
 
 
+def with_sinks(family: Family) -> tuple[int, ...]:
+    """The layers whose heads each have a logit of their own."""
+    return tuple(range(LAYERS)) if family.name == "gpt-oss" else ()
+
+
+def with_joint_norms(family: Family) -> tuple[int, ...]:
+    """The layers that normalise the queries of all heads together."""
+    return tuple(range(LAYERS)) if family.name in ("olmo2", "olmoe") else ()
+
+
+def with_one_key(family: Family) -> tuple[int, ...]:
+    """The layers whose heads all have the same keys, or the same latent ones."""
+    names = ("falcon", "falcon-sequential", "minicpm3", "deepseek-v3")
+    return tuple(range(LAYERS)) if family.name in names else ()
+
+
+def divides_heads(choice: Choice) -> bool:
+    """True for a share of the heads beside tokens that have all heads."""
+    return "head_ratio" in choice and (limited(choice) or choice.get("rest") == "attention")
+
+
 REFUSALS = (
     Refusal(
         lambda family: family.linear,
@@ -121,6 +142,36 @@ REFUSALS = (
         lambda choice: choice.get("wiring") == "pair",
         "one of them attends to an image",
         "layers that attend to the image are in no pair: the decoder leaves them out where there is none",
+    ),
+    Refusal(
+        lambda family: tuple(range(LAYERS)),
+        lambda choice: "head_ratio" in choice and needs_keys(choice),
+        "take part with all heads",
+        "`head_ratio` goes with neither `keys_only`, `queries_only` nor evictions",
+    ),
+    Refusal(
+        lambda family: family.linear + family.cross,
+        lambda choice: "head_ratio" in choice,
+        "it has no attention between tokens",
+        "layers without attention between tokens refuse `head_ratio`",
+    ),
+    Refusal(
+        with_sinks,
+        lambda choice: "head_ratio" in choice,
+        "no plain projections: sinks",
+        "its heads have attention sinks, so `head_ratio` is refused",
+    ),
+    Refusal(
+        with_joint_norms,
+        lambda choice: "head_ratio" in choice,
+        "not one norm that each head has alone",
+        "it normalises the queries of all heads together, so `head_ratio` is refused",
+    ),
+    Refusal(
+        with_one_key,
+        divides_heads,
+        "all its heads have the same keys",
+        "all heads have the same keys, so `head_ratio` is for all tokens and both phases",
     ),
     Refusal(
         with_biased_experts,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # spares about as much.
 LEAST_GAIN = 1.5
 NEEDED = {"position_ids", "attention_mask", "logits_to_keep"}
-CACHE = {"past_key_values", "cache"}  # what releases of transformers call it
+CACHE_NAMES = ("cache", "past_key_values")  # what releases of transformers call it, the latest first
 
 
 @dataclass
@@ -46,11 +46,16 @@ class Prompt:
 
 def can_share(model: PreTrainedModel) -> bool:
     """True where the rows of the model's cache can be repeated, and its positions can be told."""
-    names = inspect.signature(model.forward).parameters.keys()
-    if not names >= NEEDED or not names & CACHE:
+    if not inspect.signature(model.forward).parameters.keys() >= NEEDED or cache_name(model) is None:
         return False
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def cache_name(model: PreTrainedModel) -> str | None:
+    """What the model's forward calls the cache; None where it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 def prompts_to_share(requests: Sequence["TokenRequest"], max_length: int, most_answers: int) -> list[Prompt]:
@@ -138,13 +143,14 @@ def _forward(model: "TextModel", ids: Tensor, mask: Tensor, cache: Any = None) -
     handle = model.handle
     if handle is not None and cache is not None:
         handle.prompt_ends = torch.full((len(ids),), mask.shape[1] - ids.shape[1])
+    known = {} if cache is None else {str(cache_name(model.model)): cache}
     try:
         with torch.no_grad(), model.timed():
             out = model.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
+                **known,
                 use_cache=True,
                 logits_to_keep=1 if cache is None else 0,
             )

@@ -1,7 +1,7 @@
 """The parts of decoder layers: a table of how families name and combine them, and the sublayers made of them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -263,11 +263,24 @@ class Sublayers:
         """
         return self.run_attention(self.attention_norm(x), arguments)
 
-    def run_attention(self, normed: Tensor, arguments: Mapping[str, Any], attention: nn.Module | None = None) -> Tensor:
-        """A of an input that is already normalised, shape (batch, tokens, width); `attention` may be a twin of its."""
+    def run_attention(
+        self, normed: Tensor, arguments: Mapping[str, Any], attention: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """A of an input that is already normalised, shape (batch, tokens, width).
+
+        Args:
+            normed: N1 x.
+            arguments: What else the layer was called with.
+            attention: What runs in the place of the attention, such as a twin of it.
+        """
+        return self._scaled(0, self._run(self._anatomy.after_attention, self.attend(normed, arguments, attention)))
+
+    def attend(
+        self, normed: Tensor, arguments: Mapping[str, Any], attention: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """The attention without the norm after it and its scale; see `run_attention`."""
         module = self.attention if attention is None else attention
-        out = first(module(normed, **self._attention_arguments(arguments)))
-        return self._scaled(0, self._run(self._anatomy.after_attention, out))
+        return first(module(normed, **self.attention_arguments(arguments)))
 
     def attention_norm(self, x: Tensor) -> Tensor:
         """N1 x, the input of the attention."""
@@ -316,7 +329,7 @@ class Sublayers:
         scale = getattr(self._layer, self._anatomy.scales[sublayer])
         return x * (scale.tanh() if isinstance(scale, Tensor) else scale)
 
-    def _attention_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def attention_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The layer's arguments that the attention accepts, under the attention's names."""
         renamed = dict(arguments)
         for in_attention, in_layer in self._renamed:

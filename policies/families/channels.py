@@ -82,6 +82,20 @@ class ChannelLayer:
         """The number of channels."""
         return self.weight.shape[0] // self.blocks if self.blocks else self.weight.shape[1]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """By block, how many rows of it belong to each channel, or columns where the layer reads channels."""
+        return (1,) * max(self.blocks, 1)
+
+    def places(self, start: int, stop: int) -> list[slice]:
+        """The rows or columns of some channels, by block, and after them those that belong to no channel."""
+        found, first = [], 0
+        for size in self.sizes:
+            found.append(slice(first + start * size, first + stop * size))
+            first += size * self.channels
+        whole = self.weight.shape[0 if self.blocks else 1]
+        return found if first == whole else [*found, slice(first, whole)]
+
     def axes(self) -> Iterator[ChannelAxis]:
         """Its parameters that have an axis of channels."""
         rows = 1 if isinstance(self.linear, Conv1D) else 0
@@ -116,12 +130,10 @@ class NarrowLinear(nn.Module):
         """The channels of `x`, or the output of channels that `x` has; shape (batch, tokens, outputs)."""
         # Looked up at each call, because a model may move to another device or dtype.
         whole, weight, bias = self.whole, self.whole.weight, self.whole.linear.bias
+        places = whole.places(self.start, self.stop)
         if not whole.blocks:
-            return functional.linear(x, weight[:, self.start : self.stop], None if self.start else bias)
-        parts = []
-        for block in range(whole.blocks):
-            rows = slice(block * whole.channels + self.start, block * whole.channels + self.stop)
-            parts.append(functional.linear(x, weight[rows], None if bias is None else bias[rows]))
+            return functional.linear(x, weight[:, places[0]], None if self.start else bias)
+        parts = [functional.linear(x, weight[rows], None if bias is None else bias[rows]) for rows in places]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 

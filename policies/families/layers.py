@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,38 +14,6 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from .anatomy import ANATOMIES, Kind, Sublayers, first, parameters
 from .twins import Twins
-
-
-@dataclass(frozen=True)
-class DecoderLayer:
-    """A decoder layer that can be wrapped.
-
-    Attributes:
-        index: Its 0-based place in the list of layers.
-        module: The layer itself.
-        sublayers: Its attention and its FFN.
-        parameters: The names of its forward's parameters, which name positional arguments.
-        twins: What its attention can do for tokens that do not take part in full.
-        hands_on: True where the decoder gives what the layer returns to the next one as it is.
-    """
-
-    index: int
-    module: nn.Module
-    sublayers: Sublayers
-    parameters: tuple[str, ...]
-    twins: Twins = Twins()
-    hands_on: bool = False
-
-    @property
-    def kind(self) -> Kind:
-        """`attention`, `linear` or `cross`; see `Anatomy`."""
-        return self.sublayers.kind
-
-    @property
-    def slot(self) -> int:
-        """The number under which its attention stores in a cache; differs from `index` where layers were removed."""
-        number = getattr(self.sublayers.attention, "layer_idx", None)
-        return self.index if number is None else number
 
 
 @dataclass(frozen=True)
@@ -61,6 +29,40 @@ class RecordedCall:
     x: Tensor
     arguments: dict[str, Any]
     output: Any
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """A decoder layer that can be wrapped.
+
+    Attributes:
+        index: Its 0-based place in the list of layers.
+        module: The layer itself.
+        sublayers: Its attention and its FFN.
+        parameters: The names of its forward's parameters, which name positional arguments.
+        twins: What its attention can do for tokens that do not take part in full.
+        hands_on: True where the decoder gives what the layer returns to the next one as it is.
+        call: Random input that the decoder called it with, and no output; None where it was not recorded.
+    """
+
+    index: int
+    module: nn.Module
+    sublayers: Sublayers
+    parameters: tuple[str, ...]
+    twins: Twins = Twins()
+    hands_on: bool = False
+    call: RecordedCall | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """`attention`, `linear` or `cross`; see `Anatomy`."""
+        return self.sublayers.kind
+
+    @property
+    def slot(self) -> int:
+        """The number under which its attention stores in a cache; differs from `index` where layers were removed."""
+        number = getattr(self.sublayers.attention, "layer_idx", None)
+        return self.index if number is None else number
 
 
 UNSUPPORTED = "this model family is not supported; add its anatomy to skipsearch/policies/families/anatomy.py"
@@ -240,7 +242,8 @@ def match_anatomy(
         sublayers = Sublayers(module, anatomy, call.output)
         if reproduces(sublayers, call):
             twins = Twins.of(sublayers, call.x, call.arguments)
-            return DecoderLayer(index, module, sublayers, argument_names(module), twins)
+            recorded = replace(call, output=None)
+            return DecoderLayer(index, module, sublayers, argument_names(module), twins, call=recorded)
     return None
 
 

@@ -2,10 +2,11 @@
 
 The channels are put into the order of a ranking in place, so that no weight is in memory twice. The whole FFN computes
 the same in every order, up to rounding, so tokens out of the choice's scope still go through the family's own module.
-Removing the policy restores the order, and with it every bit.
+Removing the policy restores the order, and with it every bit. A share of an attention's heads works alike.
 """
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
@@ -21,30 +22,31 @@ from ..errors import ModelError, PolicyError
 from .anatomy import Sublayers
 from .channels import ChannelAxis, Group, channel_groups, narrow_parts
 
-# By weight, the narrow FFNs that run a part of it. One that changes its order would change what the others compute.
+# By weight, what runs a part of it. One that changes its order would change what the others compute.
 _users: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-class NarrowFFN:
-    """A share of the channels of a layer's FFN.
+class NarrowSublayer(ABC):
+    """A share of a sublayer: of the channels of its FFN, or of the heads of its attention, which count as channels.
 
     Args:
-        sublayers: The sublayers of the layer, whose FFN can be narrow; see `channels.why_not_narrow`.
-        ratio: The share: the trunc(ratio * channels) best channels run, of all experts together in a mixture.
+        groups: The linear layers with these channels, which can be narrow.
+        ratio: The share: the trunc(ratio * channels) best channels run, of all groups together.
         ranking: How channels are ranked; see `choice.WidthSelection`.
 
     Raises:
         PolicyError: another policy runs a part of the same weights, and one of the two changes their order.
     """
 
-    def __init__(self, sublayers: Sublayers, ratio: float, ranking: Ranking) -> None:
-        self._sublayers = sublayers
+    noun = "channels"
+
+    def __init__(self, groups: Sequence[Group], ratio: float, ranking: Ranking) -> None:
         self.ranking = ranking
         # Exact, as the ratio is written.
         self._ratio = Fraction(str(ratio))
-        self._groups = channel_groups(sublayers)
+        self._groups = groups
         self._modules = {layer.path: layer.module for group in self._groups for layer in group}
-        self._parts: dict[str, nn.Module] = {}
+        self._kept: list[int] = []
         self._orders: list[Tensor] = []
         self._hooks: list[Any] = []
         if self._is_in_the_way():
@@ -52,7 +54,7 @@ class NarrowFFN:
             gc.collect()
         if self._is_in_the_way():
             raise PolicyError(
-                "another policy runs a share of the channels of the same weights",
+                f"another policy runs a share of the {self.noun} of the same weights",
                 [f"{self._where()} belongs to a second model over the same tensors, such as a draft"],
                 "remove the other policy first, as in `applied_policy(draft).remove()`, or rank by `first` in both",
             )
@@ -62,18 +64,14 @@ class NarrowFFN:
         users = {user for axis, *_ in self._axes() for user in _users.get(axis.parameter, ())}
         return any(self.ranking != "first" or user.ranking != "first" for user in users)
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The modules that run in the place of the FFN's own, by their names in the layer.
+    @property
+    @abstractmethod
+    def parent(self) -> nn.Module:
+        """The module that holds the linear layers."""
 
-        Raises:
-            ModelError: a linear layer was replaced since the policy was applied.
-        """
-        self.check_current()
-        holder = self._sublayers.ffn_holder
-        for part in self._parts.values():
-            if holder is not None and part.training is not holder.training:
-                part.training = holder.training
-        return self._parts
+    @abstractmethod
+    def best(self) -> list[Tensor]:
+        """The channels that run, ascending, for each group."""
 
     def check_current(self) -> None:
         """Refuse to go on where linear layers were replaced since the policy was applied.
@@ -81,11 +79,11 @@ class NarrowFFN:
         Raises:
             ModelError: naming them.
         """
-        parent = self._sublayers.ffn_parent
+        parent = self.parent
         replaced = [path for path, module in self._modules.items() if parent.get_submodule(path) is not module]
         if replaced:
             raise ModelError(
-                "linear layers were replaced under a policy that runs a share of their channels",
+                f"linear layers were replaced under a policy that runs a share of their {self.noun}",
                 [f"{self._where()}: {', '.join(replaced)} is another module than when the policy was applied"],
                 "put the layers back, remove the policy, replace or quantise them, and apply the policy again",
             )
@@ -94,20 +92,18 @@ class NarrowFFN:
         """Put the best channels first."""
         for axis, *_ in self._axes():
             _users.setdefault(axis.parameter, WeakSet()).add(self)
-        best = best_channels(self._groups, self._ratio, self.ranking)
-        kept = [len(channels) for channels in best]
-        self._parts = narrow_parts(self._sublayers, self._groups, [(0, count) for count in kept])
+        best = self.best()
+        self._kept = [len(channels) for channels in best]
         if self.ranking == "first":
             return
         self._orders = [
             first_of(channels, group[0].channels) for channels, group in zip(best, self._groups, strict=True)
         ]
         self._move(self._orders)
-        holder = self._sublayers.ffn_parent
         self._hooks = [
             # A partial function, because torch sets an attribute of the hook.
-            holder.register_state_dict_post_hook(partial(self._restore_saved)),
-            holder.register_load_state_dict_pre_hook(partial(self._order_loaded)),
+            self.parent.register_state_dict_post_hook(partial(self._restore_saved)),
+            self.parent.register_load_state_dict_pre_hook(partial(self._order_loaded)),
         ]
 
     def uninstall(self) -> None:
@@ -123,15 +119,15 @@ class NarrowFFN:
         for axis, *_ in self._axes():
             _users.get(axis.parameter, WeakSet()).discard(self)
 
-    def _axes(self) -> Iterator[tuple[ChannelAxis, int, int]]:
-        """Every axis of channels, the number of its group, and its blocks."""
+    def _axes(self) -> Iterator[tuple[ChannelAxis, int, tuple[int, ...]]]:
+        """Every axis of channels, the number of its group, and the sizes of a channel in its blocks."""
         for number, group in enumerate(self._groups):
             for layer in group:
                 for axis in layer.axes():
-                    yield axis, number, layer.blocks
+                    yield axis, number, layer.sizes
 
     def _where(self) -> str:
-        return f"the {type(self._sublayers.ffn_parent).__name__} with {', '.join(self._modules)}"
+        return f"the {type(self.parent).__name__} with {', '.join(self._modules)}"
 
     def _inverse(self) -> list[Tensor]:
         return [order.argsort() for order in self._orders]
@@ -139,9 +135,9 @@ class NarrowFFN:
     @torch.no_grad()
     def _move(self, orders: Sequence[Tensor]) -> None:
         """Put channels into an order, in place, so that other references to the tensors stay valid."""
-        for axis, group, blocks in self._axes() if orders else ():
+        for axis, group, sizes in self._axes() if orders else ():
             weight = axis.of(axis.parameter.data)
-            weight.copy_(reordered(weight, orders[group], axis.axis, blocks))
+            weight.copy_(reordered(weight, orders[group], axis.axis, sizes))
 
     def _restore_saved(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Save the weights in their own order: a hook of `state_dict`."""
@@ -153,21 +149,76 @@ class NarrowFFN:
 
     def _reorder(self, state: dict[str, Any], prefix: str, orders: Sequence[Tensor]) -> None:
         copied: set[str] = set()
-        for axis, group, blocks in self._axes() if orders else ():
+        for axis, group, sizes in self._axes() if orders else ():
             key = prefix + axis.key
             if key in state and key not in copied:
                 state[key] = state[key].detach().clone()
                 copied.add(key)
             if key in state:
                 part = axis.of(state[key])
-                part.copy_(reordered(part, orders[group], axis.axis, blocks))
+                part.copy_(reordered(part, orders[group], axis.axis, sizes))
 
 
-def reordered(tensor: Tensor, order: Tensor, axis: int, blocks: int) -> Tensor:
-    """A copy of a tensor with its channels in another order; each of its blocks has all channels."""
-    order = order.to(tensor.device)
-    every = torch.cat([order + block * len(order) for block in range(max(blocks, 1))])
-    return tensor.index_select(axis, every)
+class NarrowFFN(NarrowSublayer):
+    """A share of the channels of a layer's FFN; in a mixture of experts, of the channels of all experts together.
+
+    Args:
+        sublayers: The sublayers of the layer, whose FFN can be narrow; see `channels.why_not_narrow`.
+        ratio: See `NarrowSublayer`.
+        ranking: See `NarrowSublayer`.
+
+    Raises:
+        PolicyError: see `NarrowSublayer`.
+    """
+
+    def __init__(self, sublayers: Sublayers, ratio: float, ranking: Ranking) -> None:
+        self._sublayers = sublayers
+        self._parts: dict[str, nn.Module] = {}
+        super().__init__(channel_groups(sublayers), ratio, ranking)
+
+    @property
+    def parent(self) -> nn.Module:
+        """See `NarrowSublayer`."""
+        return self._sublayers.ffn_parent
+
+    def best(self) -> list[Tensor]:
+        """See `NarrowSublayer`."""
+        return best_channels(self._groups, self._ratio, self.ranking)
+
+    def install(self) -> None:
+        """Put the best channels first, and make the narrow FFN."""
+        super().install()
+        self._parts = narrow_parts(self._sublayers, self._groups, [(0, count) for count in self._kept])
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The modules that run in the place of the FFN's own, by their names in the layer.
+
+        Raises:
+            ModelError: a linear layer was replaced since the policy was applied.
+        """
+        self.check_current()
+        holder = self._sublayers.ffn_holder
+        for part in self._parts.values():
+            if holder is not None and part.training is not holder.training:
+                part.training = holder.training
+        return self._parts
+
+
+def reordered(tensor: Tensor, order: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """A copy of a tensor with its channels in another order; each of its blocks has all channels.
+
+    Args:
+        tensor: The tensor.
+        order: The channels in their new order.
+        axis: The axis of channels; what stands on it after the blocks belongs to no channel and stays.
+        sizes: By block, how many places on the axis belong to each channel.
+    """
+    order, places, first = order.to(tensor.device), [], 0
+    for size in sizes:
+        places.append(first + (order[:, None] * size + torch.arange(size, device=order.device)).flatten())
+        first += size * len(order)
+    places.append(torch.arange(first, tensor.shape[axis], device=order.device))
+    return tensor.index_select(axis, torch.cat(places))
 
 
 def first_of(channels: Tensor, count: int) -> Tensor:

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ..choice import LayerChoice, Ranking
 from ..errors import ModelError, PolicyMismatch
-from ..families.channels import channel_groups, shared_weight, why_not_narrow
+from ..families.channels import Group, channel_groups, shared_weight, why_not_narrow
+from ..families.heads import find_heads, why_not_fewer_heads
 from ..families.layers import DecoderLayer
 from ..windows.grids import grid_reader
 from .roles import roles
@@ -60,19 +61,25 @@ def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
 
 
 def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
-    """Refuse to change the order of channels in weights that other parts of the model have too.
+    """Refuse to change the order of channels or heads in weights that other parts of the model have too.
 
     Raises:
         PolicyMismatch: naming the first such layer.
     """
     for layer, choice in zip(layers, choices, strict=True):
-        found = None if choice.ffn_ratio is None else shared_weight(model, channel_groups(layer.sublayers))
-        if found is not None:
-            raise PolicyMismatch(
-                f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
-                [f"another part of the model has its {found} too"],
-                "leave `ffn_ratio` out there",
-            )
+        groups: dict[str, Sequence[Group]] = {}
+        if choice.ffn_ratio is not None:
+            groups["ffn_ratio"] = channel_groups(layer.sublayers)
+        if choice.head_ratio is not None:
+            groups["head_ratio"] = [[*find_heads(layer.sublayers.attention).layers]]
+        for key, own in groups.items():
+            found = shared_weight(model, own)
+            if found is not None:
+                raise PolicyMismatch(
+                    f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}",
+                    [f"another part of the model has its {found} too"],
+                    f"leave `{key}` out there",
+                )
 
 
 def check_pairs(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
@@ -153,6 +160,8 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "wei
         hint = "use skip_layer there"
     elif choice.ffn_ratio is not None and (found := why_not_narrow(layer.sublayers, ranking != "first")) is not None:
         reason, hint = found, "leave `ffn_ratio` out there"
+    elif choice.head_ratio is not None and (found := why_not_heads(layer, choice, ranking)) is not None:
+        reason, hint = found, "leave `head_ratio` out there"
     else:
         return
     raise PolicyMismatch(
@@ -165,6 +174,8 @@ def why_no_window(layer: DecoderLayer, choice: LayerChoice) -> str | None:
     attention = layer.sublayers.attention
     if choice.ranks_images:
         return "its image tokens beyond a ratio are no neighbours of those that it keeps"
+    if choice.head_ratio is not None:
+        return "its heads are divided between image tokens and others"
     if choice.attention == "queries_only":
         return "no token sees its neighbours where they are seen by themselves only"
     if layer.kind != "attention" or not layer.twins.attends_alone:
@@ -173,3 +184,11 @@ def why_no_window(layer: DecoderLayer, choice: LayerChoice) -> str | None:
     if getattr(attention, "sliding_window", getattr(config, "sliding_window", None)):
         return "its attention is not causal over the whole sequence"
     return None
+
+
+def why_not_heads(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking) -> str | None:
+    """The reason why a layer cannot do the `head_ratio` of its choice; None where it can."""
+    does = roles(choice)
+    if does.seen_only or does.alone or does.evicts:
+        return "tokens that are only seen, that attend alone, or that leave the cache take part with all heads"
+    return why_not_fewer_heads(layer, choice.head_ratio or 1.0, bool(does.all_heads), ranking != "first")

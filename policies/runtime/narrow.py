@@ -28,6 +28,7 @@ def narrow(
     cache: Cache | None,
     tokens: Selection | AllOrNone,
     call: "ForwardCall",
+    slot: int | None = None,
 ) -> dict[str, Any]:
     """The arguments of a layer for some tokens only, with a mask over these tokens and the layer's cached ones.
 
@@ -38,12 +39,15 @@ def narrow(
         cache: The cache among the arguments.
         tokens: The tokens that the layer processes.
         call: The running forward.
+        slot: The number under which the keys are stored in the cache; None for the layer's own.
 
     Raises:
         ModelError: the attention implementation takes other masks, or the cache cannot hold rows of different lengths.
     """
     # A recurrence stores a state, not tokens.
-    stored = None if cache is None or layer.kind == "linear" else shorter_layer(cache, layer.slot, hidden.device)
+    stored = None
+    if cache is not None and layer.kind != "linear":
+        stored = shorter_layer(cache, layer.slot if slot is None else slot, hidden.device)
     chosen = tokens if isinstance(tokens, Selection) else None
     cut, count, mask = dict(arguments), call.count(hidden), arguments.get("attention_mask")
     if isinstance(stored, ShortStaticLayer):

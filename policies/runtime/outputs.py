@@ -32,14 +32,15 @@ class Attentions:
             for one in wrapped
             if one.fixed_plan is not None and one.fixed_plan.attended is AllOrNone.NONE
         }
+        self._narrow = [one.layer.index for one in wrapped if one.heads is not None]
         self._calls = calls
 
     def fill(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """Complete the output of the decoder; a forward hook.
 
         Raises:
-            ModelError: the last layers did not run, a layer attended for some tokens only, or the entries cannot be
-                told apart.
+            ModelError: the last layers did not run, a layer attended for some tokens only or with some heads only, or
+                the entries cannot be told apart.
         """
         given = getattr(output, "attentions", None)
         call = self._calls.current
@@ -50,6 +51,9 @@ class Attentions:
             if isinstance(output, tuple) and kwargs.get("output_attentions"):
                 raise refusal("output_attentions of a tuple", "its entries have no names", "leave `return_dict` True")
             return
+        if self._narrow:
+            layers = ", ".join(map(str, self._narrow))
+            raise refusal("output_attentions", f"layers {layers} run a share of their heads", LIFT_POLICY)
         if call is not None and call.shortened:
             layers = ", ".join(map(str, sorted(call.shortened)))
             reason = f"layers {layers} attended for some tokens only, whose weights are not of the full shape"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
-from ..caches.cache import tokens_seen
+from ..caches.cache import find_cache, tokens_seen
 from ..errors import ModelError
 
 # The attribute of a draft's cache that holds where its prompt ends.
@@ -63,7 +63,7 @@ class GenerateCall:
         with; its cache remembers that.
         """
         drafts = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
-        end = getattr(kwargs.get("past_key_values"), PROMPT_END, None) if drafts else None
+        end = getattr(find_cache(kwargs), PROMPT_END, None) if drafts else None
         rows, length = prompt_shape(args, kwargs)
         return cls(length if end is None else end, drafts=drafts, inputs=kwargs, rows=rows)
 

@@ -21,6 +21,7 @@ class Roles:
         fed: Groups that the FFN processes.
         parallel: Groups whose FFN reads the layer's input.
         narrow: Groups of `fed` that go through a share of the FFN's channels.
+        all_heads: Groups of `asks` that all heads of the attention serve, where it has a share of its heads.
         paired: Groups that the next layer reads as they enter this one, see `wiring`.
         evicts: True where image tokens leave the layer's cache after the prompt.
     """
@@ -31,6 +32,7 @@ class Roles:
     fed: TokenGroups
     parallel: TokenGroups
     narrow: TokenGroups
+    all_heads: TokenGroups
     paired: TokenGroups
     evicts: bool
 
@@ -76,14 +78,15 @@ def roles(choice: LayerChoice) -> Roles:
 
     inside = frozenset(group for group in GROUPS if _is_inside(choice, group))
     empty: TokenGroups = frozenset({"image"}) if choice.ranks_images and choice.token_ratio == 0 else frozenset()
-    fed = that(1, "run") - empty
+    asks, fed = that(0, "run") - empty, that(1, "run") - empty
     return Roles(
-        asks=that(0, "run") - empty,
+        asks=asks,
         seen_only=that(0, "keys_only") - empty,
         alone=that(0, "queries_only") - empty,
         fed=fed,
         parallel=inside if choice.wiring == "parallel" else frozenset(),
         narrow=fed & inside if choice.ffn_ratio is not None else frozenset(),
+        all_heads=asks - inside if choice.head_ratio is not None else frozenset(),
         paired=scope(choice) if choice.wiring == "pair" else frozenset(),
         evicts=choice.evicts,
     )

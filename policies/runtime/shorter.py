@@ -27,7 +27,9 @@ class Plan(NamedTuple):
         split: How the tokens take part in the attention; None where those of `attended` do in full, and no others.
         narrow: The tokens of `fed` that go through a share of the FFN's channels.
         wide: The other tokens of `fed`.
+        all_heads: The tokens of `attended` that all heads serve, where the attention has a share of its heads.
         merged: The layer's input, where removed tokens were merged into others; None where none was.
+        gates: What the FFN's update is multiplied by, shape (batch, fed tokens, 1); None where nothing is.
     """
 
     attended: Tokens
@@ -36,7 +38,9 @@ class Plan(NamedTuple):
     split: Split | None = None
     narrow: Tokens = AllOrNone.NONE
     wide: Tokens = AllOrNone.NONE
+    all_heads: Tokens = AllOrNone.NONE
     merged: Tensor | None = None
+    gates: Tensor | None = None
 
 
 DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False, wide=AllOrNone.ALL)
@@ -58,6 +62,7 @@ def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tens
         return hidden, plan, None
     chosen = fed if attended is AllOrNone.NONE else attended
     alike = plan.narrow is AllOrNone.NONE or plan.narrow is fed
+    alike = alike and (plan.all_heads is AllOrNone.NONE or plan.all_heads is chosen)
     same = split is None and alike and (fed is chosen or fed is AllOrNone.NONE) and isinstance(parallel, bool)
     if same and isinstance(chosen, Selection):
         if tokens.shorter is None or tokens.shorter.selection is not chosen:
@@ -66,6 +71,7 @@ def cut_to_plan(plan: Plan, tokens: ForwardTokens, hidden: Tensor) -> tuple[Tens
         runs = {True: AllOrNone.ALL, False: AllOrNone.NONE}
         narrow, wide = runs[plan.narrow is chosen], runs[plan.wide is chosen]
         cut = plan._replace(attended=runs[attended is chosen], fed=runs[fed is chosen], narrow=narrow, wide=wide)
+        cut = cut._replace(all_heads=runs[plan.all_heads is chosen])
         return hidden, cut, chosen
     whole, tokens.shorter = tokens.whole(hidden), None
     return whole, plan, None

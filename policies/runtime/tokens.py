@@ -123,6 +123,7 @@ class ForwardTokens:
         recorded: What earlier layers recorded for the score of image tokens, as each token had it when it was last
             processed, float32, shape (batch, tokens); 0 for a token without a record.
         has_record: Whether image tokens of each row have been recorded.
+        routed: The logits of the running layer's router, float32, shape (batch, tokens); None where it has none.
         shorter: The hidden states on their way from layer to layer, while they are cut; else None.
         sizes: How many tokens each token stands for, shape (batch, tokens); None where none was merged.
         unions: Masks of several classes together, by the classes.
@@ -143,6 +144,7 @@ class ForwardTokens:
     recorded: Tensor
     has_record: list[bool]
     kept: ImageTokens | None = None
+    routed: Tensor | None = None
     shorter: ShorterStates | None = None
     sizes: Tensor | None = None
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)
@@ -240,7 +242,7 @@ class ForwardTokens:
     def score_inputs(self, hidden: Tensor, keep: list[int]) -> ScoreInputs:
         """What a layer that keeps so many image tokens of each row offers to a score."""
         candidates, text, counts = self.remaining.mask, self.masks["text"], self.remaining.counts
-        return ScoreInputs(hidden, candidates, text, counts, keep, self.recorded, self.has_record)
+        return ScoreInputs(hidden, candidates, text, counts, keep, self.recorded, self.has_record, self.routed)
 
     def _ranked(self, scores: Tensor, keep: list[int]) -> ImageTokens:
         return ImageTokens(scores, keep, self.remaining.mask)

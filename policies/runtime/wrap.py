@@ -14,16 +14,18 @@ from ..caches.static import ShortStaticLayer
 from ..choice import LayerChoice, WidthSelection
 from ..errors import ModelError
 from ..families.anatomy import first
+from ..families.heads import NarrowHeads
 from ..families.layers import DecoderLayer
-from ..families.widths import NarrowFFN
+from ..families.widths import NarrowFFN, NarrowSublayer
 from ..policy import TokenSelection
 from ..scores.merge import merge_removed
 from ..scores.score import Record
 from ..scores.table import find_score
 from ..windows.attend import WindowedAttention
 from ..windows.neighbours import Neighbours
-from .attend import Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
+from .attend import Attend, Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
+from .heads.attention import HeadAttention
 from .narrow import narrow
 from .patch import Patch
 from .roles import roles
@@ -57,6 +59,7 @@ class WrappedLayer:
         fixed_plan: The plan, where it is the same in every forward; else None.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
         narrow: The FFN with a share of its channels; None where the choice has no such share.
+        heads: The attention with a share of its heads; None where the choice has no such share.
         windowed: The attention of image tokens that see through a window; None where the choice has none.
         watch: What records the layer's attention; None where no later layer ranks image tokens by it.
         hands_to: The next layer, where it may get hidden states that are cut; else None.
@@ -91,27 +94,35 @@ class WrappedLayer:
         varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
         self.slot = layer.slot
-        ratio = choice.ffn_ratio
+        ratio, share = choice.ffn_ratio, choice.head_ratio
         self.narrow = None if ratio is None else NarrowFFN(layer.sublayers, ratio, width.ranking)
+        self.heads = None if share is None else NarrowHeads(layer.sublayers, share, width.ranking)
+        self.head_attention = None if self.heads is None else HeadAttention(layer, self.heads, self.roles)
         self.windowed = None if choice.window is None else WindowedAttention(layer)
         self.patch = Patch(layer.module)
-        self.watch = WatchedAttention(layer.sublayers.attention) if record in FROM_ATTENTION else None
+        watched = layer.sublayers.attention if self.heads is None else self.heads.kept
+        self.watch = WatchedAttention(watched) if record in FROM_ATTENTION else None
+
+    @property
+    def narrowed(self) -> list[NarrowSublayer]:
+        """The sublayers of which a share runs."""
+        return [part for part in (self.narrow, self.heads) if part is not None]
 
     def install(self) -> None:
         """Let the layer run as the choice says."""
         self.patch.set(self.entry)
         if self.watch is not None:
             self.watch.install()
-        if self.narrow is not None:
-            self.narrow.install()
+        for part in self.narrowed:
+            part.install()
 
     def uninstall(self) -> None:
         """Restore the layer."""
         self.patch.undo()
         if self.watch is not None:
             self.watch.uninstall()
-        if self.narrow is not None:
-            self.narrow.uninstall()
+        for part in self.narrowed:
+            part.uninstall()
 
     @property
     def entry(self) -> Callable[..., Any]:
@@ -149,9 +160,10 @@ class WrappedLayer:
 
     def is_dense_step(self, call: ForwardCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True where the layer's own forward takes a step with the arguments as they are."""
-        if call.tokens is not None or call.single_class != "answer" or self.plans["answer"] != DENSE:
+        is_dense = self.heads is None and self.plans["answer"] == DENSE
+        if call.tokens is not None or call.single_class != "answer" or not is_dense:
             return False
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         if not args or cache is None or len(cache.layers) <= self.slot or kwargs.get("attention_mask") is not None:
             return False
         stored = cache.layers[self.slot]
@@ -183,20 +195,25 @@ class WrappedLayer:
             arguments = {name: None if isinstance(value, Cache) else value for name, value in arguments.items()}
         cache = find_cache(arguments)
         attended = plan.attended if selection is None or plan.attended is AllOrNone.NONE else selection
+        attention = None
+        if self.head_attention is not None:
+            every_head = plan.all_heads if selection is None or plan.all_heads is AllOrNone.NONE else selection
+            attention = self.head_attention.of_forward(hidden, arguments, attended, every_head, call)
         if plan.split is not None:
             pass  # The attention cuts its own arguments.
         elif attended is AllOrNone.NONE:
             self.skip_in_cache(hidden.shape[1] if call is None else call.count(hidden), hidden.device, cache)
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
-        every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE
-        every = every and self.neighbours(call) is None
+        every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE and plan.gates is None
+        every = every and self.heads is None and self.neighbours(call) is None
         if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
+        attend = partial(self.run_attention, call=call, attention=attention)
         if checkpoints:
-            compose = partial(self.compose, arguments=arguments, plan=plan, call=call, selection=selection)
+            compose = partial(self.compose, arguments=arguments, plan=plan, attend=attend, selection=selection)
             return self.layer.sublayers.as_layer_output(module._gradient_checkpointing_func(compose, hidden))
-        return self.layer.sublayers.as_layer_output(self.compose(hidden, arguments, plan, call, selection))
+        return self.layer.sublayers.as_layer_output(self.compose(hidden, arguments, plan, attend, selection))
 
     def run_original(self, call: ForwardCall | None, hidden: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Any:
         """Run the layer's own forward, and record its attention where a later layer ranks by it."""
@@ -215,7 +232,7 @@ class WrappedLayer:
         hidden: Tensor,
         arguments: dict[str, Any],
         plan: Plan,
-        call: ForwardCall | None,
+        attend: Attend,
         selection: Selection | None,
     ) -> Tensor:
         """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
@@ -226,14 +243,14 @@ class WrappedLayer:
         if split is None and alike and attended is fed is not AllOrNone.NONE:
             # One gather and one scatter serve both sublayers.
             part, flags = cut(hidden, fed), flags_of(parallel, fed)
-            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, narrow is fed, call), fed)
+            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, narrow is fed, attend), fed)
         middle = hidden
         if split is not None:
-            middle = self.split_attention.add(hidden, arguments, split, partial(self.run_attention, call=call))
+            middle = self.split_attention.add(hidden, arguments, split, attend)
         elif attended is not AllOrNone.NONE:
             part = cut(hidden, attended)
             normed = self.layer.sublayers.attention_norm(part)
-            update = self.run_attention(normed, arguments, asking, asking, call)
+            update = attend(normed, arguments, asking, asking)
             middle = put_back(hidden, part + update, attended)
         for tokens, is_narrow in ((narrow, True), (wide, False)):
             if tokens is not AllOrNone.NONE:
@@ -254,7 +271,7 @@ class WrappedLayer:
         tokens: Tokens,
         parallel: bool | Tensor,
         is_narrow: bool,
-        call: ForwardCall | None,
+        attend: Attend,
     ) -> Tensor:
         """Run both sublayers for the same tokens, concurrently where neither reads the other's output."""
         parts = self.layer.sublayers
@@ -265,25 +282,31 @@ class WrappedLayer:
             ffn_input = normed if shared else self.ffn_input(x, x, parallel)
             attention, ffn = run_concurrently(
                 x,
-                lambda: self.run_attention(normed, arguments, tokens, tokens, call),
+                lambda: attend(normed, arguments, tokens, tokens),
                 lambda: self.run_ffn(ffn_input, arguments, is_narrow),
             )
             return x + attention + ffn
-        middle = x + self.run_attention(normed, arguments, tokens, tokens, call)
+        middle = x + attend(normed, arguments, tokens, tokens)
         return middle + self.run_ffn(self.ffn_input(x, middle, parallel), arguments, is_narrow)
 
     def run_attention(
-        self, normed: Tensor, arguments: dict[str, Any], queries: Tokens, keys: Tokens, call: ForwardCall | None
+        self,
+        normed: Tensor,
+        arguments: dict[str, Any],
+        queries: Tokens,
+        keys: Tokens,
+        call: ForwardCall | None,
+        attention: Callable[..., Any] | None,
     ) -> Tensor:
-        """Run the attention on a normalised input, and record it where a later layer ranks by it."""
+        """Run the attention, or what is in its place, and record it where a later layer ranks by it."""
         parts, tokens, neighbours = self.layer.sublayers, None if call is None else call.tokens, self.neighbours(call)
         if self.windowed is not None and neighbours is not None:
             out, recorded = self.windowed.run(normed, arguments, neighbours)
         elif self.watch is None or tokens is None:
-            return parts.run_attention(normed, arguments)
+            return parts.run_attention(normed, arguments, attention)
         else:
             with self.watch.recorded() as attention_calls:
-                out = parts.run_attention(normed, arguments)
+                out = parts.run_attention(normed, arguments, attention)
             recorded = last_recorded(attention_calls, self.layer.index)
         if self.watch is not None and self.record is not None and tokens is not None:
             tokens.record_attention(recorded, self.record, queries, keys, self.has_static_cache(arguments))
@@ -357,7 +380,7 @@ class WrappedLayer:
         asks, fed = ALL_OR_NONE[name in does.asks], ALL_OR_NONE[name in does.fed]
         narrow, wide = ALL_OR_NONE[name in does.narrow], ALL_OR_NONE[name in does.fed - does.narrow]
         if name not in does.seen_only | does.alone:
-            return Plan(asks, fed, name in does.parallel, None, narrow, wide)
+            return Plan(asks, fed, name in does.parallel, None, narrow, wide, ALL_OR_NONE[name in does.all_heads])
         seen_only, alone = ALL_OR_NONE[name in does.seen_only], ALL_OR_NONE[name in does.alone]
         return Plan(asks, fed, name in does.parallel, Split(asks, seen_only, alone, seen_only), narrow, wide)
 
@@ -374,7 +397,8 @@ class WrappedLayer:
         parallel, split = tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended)
         narrow = tokens.select(self.roles.narrow, images)
         wide = fed if narrow is AllOrNone.NONE else tokens.select(self.roles.fed - self.roles.narrow, images)
-        return Plan(attended, fed, parallel, split, narrow, wide, merged)
+        all_heads = tokens.select(self.roles.all_heads, images)
+        return Plan(attended, fed, parallel, split, narrow, wide, all_heads, merged)
 
     def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> tuple[ImageSplit, Tensor | None]:
         """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed.

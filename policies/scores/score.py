@@ -29,6 +29,7 @@ class ScoreInputs:
         recorded: What the score `records`, as each token had it when it was last processed, float32, shape
             (batch, tokens); 0 for a token without a record.
         has_record: Whether an earlier layer recorded image tokens of each row; on the host.
+        routed: The logits of the layer's router, float32, shape (batch, tokens); None in a layer without one.
     """
 
     hidden: "Tensor"
@@ -38,6 +39,7 @@ class ScoreInputs:
     keep: list[int]
     recorded: "Tensor"
     has_record: list[bool]
+    routed: "Tensor | None" = None
 
 
 class ImageTokenScore(Protocol):

@@ -15,6 +15,7 @@ from .key_norm import KeyNormScore
 from .norm import NormScore
 from .random import RandomScore
 from .relevance import MixedScore, RelevanceScore
+from .router import RouterScore
 from .score import ImageTokenScore, Record
 from .uniform import UniformScore
 
@@ -31,7 +32,10 @@ CLASSES: Final[tuple[type[ImageTokenScore], ...]] = (
     UniformScore,
 )
 SCORES: Final[Mapping[str, ImageTokenScore]] = {score.name: score() for score in CLASSES}
+BUILT_IN_CLASSES: Final[tuple[type[ImageTokenScore], ...]] = (*CLASSES, RouterScore)
 RELEVANCE: Final = RelevanceScore.name
+# It needs trained weights beside a policy, so a search cannot offer it.
+ROUTER: Final = RouterScore.name
 
 DESCRIPTION: Final = "; ".join(f"`{name}`: {score.meaning}" for name, score in SCORES.items()) + "."
 WITHOUT_RECORDS: Final = tuple(name for name, score in SCORES.items() if score.records is None)
@@ -52,7 +56,7 @@ def interface_problems(found: Any, name: str) -> list[str]:
     return [problem for problem, holds in checks.items() if not holds]
 
 
-BUILT_IN: Final = {score.name: f"{score.__module__}:{score.__qualname__}" for score in CLASSES}
+BUILT_IN: Final = {score.name: f"{score.__module__}:{score.__qualname__}" for score in BUILT_IN_CLASSES}
 PLUGINS: Final = PluginGroup(GROUP, "token score", BUILT_IN, interface_problems, PolicyError)
 
 

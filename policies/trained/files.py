@@ -16,6 +16,7 @@ FILES: Final[Mapping[WeightsFormat, tuple[str, ...]]] = {
     "peft": ("adapter_config.json", "adapter_model.safetensors"),
     "safetensors": ("trained.safetensors",),
 }
+ROUTERS: Final = "routers.safetensors"
 
 
 class TrainedWeights(StrictModel):
@@ -23,28 +24,31 @@ class TrainedWeights(StrictModel):
 
     Attributes:
         format: `peft`, a LoRA adapter in PEFT's files, or `safetensors`, whole tensors in `trained.safetensors`.
+        routers: Whether `routers.safetensors` has the routers of layers that rank image tokens by one.
         sha256: The SHA-256 of the files, one after the other.
     """
 
     format: WeightsFormat
+    # Left out where there are none, so that fingerprints stay what they were.
+    routers: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the files, which lie in the policy's folder."""
-        return FILES[self.format]
+        return names_of(self.format, self.routers)
 
     @classmethod
-    def of(cls, folder: Path, form: WeightsFormat) -> "TrainedWeights":
+    def of(cls, folder: Path, form: WeightsFormat, routers: bool = False) -> "TrainedWeights":
         """The weights that lie in a folder.
 
         Raises:
             OSError: a file is missing or cannot be read.
         """
         digest = hashlib.sha256()
-        for name in FILES[form]:
+        for name in names_of(form, routers):
             digest.update((folder / name).read_bytes())
-        return cls(format=form, sha256=digest.hexdigest())
+        return cls(format=form, routers=routers, sha256=digest.hexdigest())
 
     def check(self, folder: Path | None) -> Path:
         """The folder of the weights, once their content is what the policy names.
@@ -59,10 +63,15 @@ class TrainedWeights(StrictModel):
         hint = "copy the whole folder that `skipsearch recover` wrote"
         if missing:
             raise PolicyError(f"{folder} lacks trained weights", [f"expected {name}" for name in missing], hint)
-        found = self.of(folder, self.format).sha256
+        found = self.of(folder, self.format, self.routers).sha256
         if found != self.sha256:
             raise PolicyError(f"{folder} has other weights than its policy", [self._wanted(), f"found {found}"], hint)
         return folder
 
     def _wanted(self) -> str:
         return f"expected {' and '.join(self.files)} with SHA-256 {self.sha256}"
+
+
+def names_of(form: WeightsFormat, routers: bool) -> tuple[str, ...]:
+    """The names of the files of a form, with those of routers where there are some."""
+    return (*FILES[form], ROUTERS) if routers else FILES[form]

@@ -43,7 +43,7 @@ def sublayer_cosine(domains: Domains, statistics: Sequence["LayerStatistics"]) -
     order = sorted(cosines, key=lambda sublayer: -cosines[sublayer])
     skips = matching_choices(
         domains,
-        lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is choice.ffn_ratio is None,
+        lambda choice: "skip" in (choice.attention, choice.ffn) and choice.token_ratio is None and not choice.has_width,
     )
     scopes = dict.fromkeys(choice.model_copy(update={"attention": "run", "ffn": "run"}) for choice in skips)
     policies: list[Choices] = []

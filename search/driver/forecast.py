@@ -24,10 +24,10 @@ from .promotion import FIRST_EXAMPLES
 from .timing import ROUNDS, TIMING_AGAIN
 
 # How searches of a vision-language model of 12 layers and of a text model of 30 layers went, on average.
-PROMISING, PROMISING_UNGUIDED = 0.3, 0.35  # policies that are promoted at least once, as a share of all policies
+PROMISING, PROMISING_UNGUIDED = 0.4, 0.35  # policies that are promoted at least once, as a share of all policies
 SURVIVAL = 0.8  # promoted policies that are promoted again
 RACED_SHARE = 0.5  # examples that a trial answers until a race or its end stops it, as a share of all
-FRONT_GROWTH = 1.5  # policies of the front over the square root of the number of trials
+FRONT_GROWTH = 2.0  # policies of the front over the cube root of the number of policies that are measured
 BASELINE_SHARE = 0.1  # baselines that are confirmed as a share of the trials
 TIMED_UNTIL_PREDICTED = 20  # policies that are timed before a counted cost predicts times
 DRAWN_EXAMPLES = 4  # examples whose kept patches are drawn, each worth a forward pass of dense
@@ -138,7 +138,7 @@ class Outline:
     @property
     def front(self) -> float:
         """How many policies the front has."""
-        return FRONT_GROWTH * math.sqrt(1 + self.trials)
+        return FRONT_GROWTH * math.cbrt(1 + self.probes + self.trials)
 
     def dense_job(self) -> dict[str, int]:
         """What the dense trial measures."""

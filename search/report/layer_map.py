@@ -25,6 +25,7 @@ COLOURS = {
     "queries_only": "#F0E442",
     "token_ratio": "#009E73",
     "ffn_ratio": "#8C6D31",
+    "head_ratio": "#882255",
 }
 RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
 KEYS, QUERIES = "○", "△"
@@ -66,6 +67,7 @@ class Cell:
         tokens: `i` or `t` where the choice holds for image or text tokens only.
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
         channels: The share of the FFN's channels that run; None where all do.
+        heads: The share of the attention's heads that run; None where all do.
         window: How many rows and columns away image tokens see others; None where there is no such window.
         pair: `┌` in the first layer of a pair, `┐` in the second.
     """
@@ -78,6 +80,7 @@ class Cell:
     tokens: str = ""
     rest: str = ""
     channels: float | None = None
+    heads: float | None = None
     pair: str = ""
     window: int | None = None
 
@@ -96,7 +99,8 @@ def cell(choice: LayerChoice) -> Cell:
     rest = "" if choice.rest == "skip" else choice.rest[0]
     rest += "e" if choice.evicts else ""
     pair = "┌" if choice.wiring == "pair" else ""
-    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, pair, choice.window)
+    shares = (choice.ffn_ratio, choice.head_ratio)
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, *shares, pair, choice.window)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
@@ -187,6 +191,8 @@ class LayerMap:
             yield _row("ffn", [_symbol(c.ffn) for c in band])
             if any(c.channels is not None for c in layers):
                 yield _row("channels", [_channel_symbol(c) for c in band])
+            if any(c.heads is not None for c in layers):
+                yield _row("heads", [_head_symbol(c) for c in band])
             if any(c.pair for c in layers):
                 yield _row("pair", [_letter(c.pair) for c in band])
             if any(c.phase for c in layers):
@@ -235,17 +241,27 @@ class LayerMap:
         for window in sorted(windows):
             symbol = _window_symbol(Cell("keep", "keep", window=window))
             yield Text("  ").append_text(symbol).append(f" window {window}: {_layers(windows[window])}")
+        widths = list(self._widths(layers))
+        yield from widths
+        if any(c.left is not None for c in layers):
+            yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
+        if not used.keys() - {"keep"} and not ratios and not widths and not windows and not pairs.keys() - {""}:
+            yield Text("  every layer runs as in the dense model", style="dim")
+
+    def _widths(self, layers: list[Cell]) -> Iterator[Text]:
+        """The shares of channels and of heads that occur."""
         channels = Counter(c.channels for c in layers if c.channels is not None)
         for share in sorted(channels, reverse=True):
             symbol = _channel_symbol(Cell("keep", "keep", channels=share))
             yield Text("  ").append_text(symbol).append(f" ffn_ratio {share:g}: {_layers(channels[share])}")
-        if channels:
+        heads = Counter(c.heads for c in layers if c.heads is not None)
+        for share in sorted(heads, reverse=True):
+            symbol = _head_symbol(Cell("keep", "keep", heads=share))
+            yield Text("  ").append_text(symbol).append(f" head_ratio {share:g}: {_layers(heads[share])}")
+        named = [name for name, counted in (("channels", channels), ("heads", heads)) if counted]
+        if named:
             ranking = self.policy.width_selection.ranking
-            yield Text(f"  {ALL_TOKENS} all channels; ranked by {ranking}", "dim")
-        if any(c.left is not None for c in layers):
-            yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios and not channels and not windows and not pairs.keys() - {""}:
-            yield Text("  every layer runs as in the dense model", style="dim")
+            yield Text(f"  {ALL_TOKENS} all {' and '.join(named)}; ranked by {ranking}", "dim")
 
 
 def _layers(count: int) -> str:
@@ -287,6 +303,12 @@ def _channel_symbol(drawn: Cell) -> Text:
     if drawn.channels is None:
         return Text(" " if drawn.ffn in ("skip_ffn", "skip_layer") else ALL_TOKENS, style="dim")
     return Text(_level(drawn.channels), style=f"bold {COLOURS['ffn_ratio']}")
+
+
+def _head_symbol(drawn: Cell) -> Text:
+    if drawn.heads is None:
+        return Text(" " if drawn.attention in ("skip_attention", "skip_layer") else ALL_TOKENS, style="dim")
+    return Text(_level(drawn.heads), style=f"bold {COLOURS['head_ratio']}")
 
 
 def _level(share: float) -> str:

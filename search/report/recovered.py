@@ -13,13 +13,13 @@ from .console import Output
 
 
 def figure_rows(figures: Mapping[str, Mapping[str, Measurement]]) -> list[list[str]]:
-    """A row for each metric: its name, and its values of `dense`, `before` and `after` with their units."""
+    """A row for each metric: its name, and its values of `dense`, `before` and `after`, where known, with units."""
     rows = []
     for name, after in figures.get("after", {}).items():
-        unit, before = unit_of(name), figures["before"][name]
+        unit, before = unit_of(name), figures.get("before", {}).get(name)
         dense = figures["dense"].get(name)
         value = dense.value if dense is not None else after.dense
-        cells = [with_error(entry.value, entry.stderr, unit) for entry in (before, after)]
+        cells = ["" if one is None else with_error(one.value, one.stderr, unit) for one in (before, after)]
         rows.append([name, "" if value is None else amount(value, unit), *cells])
     return rows
 

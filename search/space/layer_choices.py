@@ -23,12 +23,12 @@ from ...policies.choice import (
 )
 from ...policies.policy import Dropped, TokenSelection
 from ...policies.schedules import Changing
-from ...policies.scores.table import DESCRIPTION, RELEVANCE, ScoreName
+from ...policies.scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "window")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "head_ratio", "window")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -57,7 +57,8 @@ def is_default_rest(value: Any) -> bool:
 def check_choice(value: Any) -> Any:
     """Check a choice before pydantic does, so that the message can name the nearest known choice."""
     if isinstance(value, str) and value not in CHOICES:
-        raise ValueError(f"unknown choice {short(value)}; {nearest(value, [*CHOICES, 'token_ratio', 'ffn_ratio'])}")
+        known = [*CHOICES, "token_ratio", "ffn_ratio", "head_ratio"]
+        raise ValueError(f"unknown choice {short(value)}; {nearest(value, known)}")
     if not isinstance(value, str | Mapping | Combination):
         names = ", ".join(CHOICES)
         raise ValueError(f"found {short(value)}, expected one of {names}, or a mapping such as {{token_ratio: 0.5}}")
@@ -98,6 +99,7 @@ class Combination(StrictModel):
         rest: What the image tokens do that a token ratio leaves out: `skip`, `keys_only`, `attention` or `ffn`.
         evict: True where their keys and values leave the layer's cache after the prompt.
         ffn_ratio: The share of the FFN's channels, above 0 and up to 1, that run.
+        head_ratio: The share of the attention's heads, above 0 and up to 1, that its tokens are served by.
         window: How many rows and columns away an image token sees others; null for no window.
     """
 
@@ -112,6 +114,7 @@ class Combination(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
@@ -125,7 +128,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "window")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "head_ratio", "window")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -171,6 +174,7 @@ class LayerRule(StrictModel):
             of them.
         evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
         ffn_ratio: Shares of the FFN's channels that run; 1 is all of them.
+        head_ratio: Shares of the attention's heads that its tokens are served by; 1 is all of them.
         window: How many rows and columns away an image token sees others, such as `[null, 2]`; null for no window.
     """
 
@@ -189,6 +193,7 @@ class LayerRule(StrictModel):
     rest: Annotated[Options[Rest], OMIT_REST] = "skip"
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
@@ -245,6 +250,9 @@ class SelectionOptions(StrictModel):
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
+        if ROUTER in as_options(self.score):
+            hint = f"search with another score, and train a found policy with `skipsearch recover --method {ROUTER}`"
+            raise ValueError(f"found score {ROUTER}, whose routers are trained for one policy; {hint}")
         if any(as_options(self.diversity)) and RELEVANCE not in as_options(self.score):
             raise ValueError(f"found diversity without the score {RELEVANCE}, which it is a part of; add that score")
         if "merge" in as_options(self.dropped) and "once" not in as_options(self.reselect):
@@ -262,11 +270,11 @@ class SelectionOptions(StrictModel):
 
 
 class WidthOptions(StrictModel):
-    """How channels are ranked where a layer has an `ffn_ratio`; the search chooses one value of a list.
+    """How channels and heads are ranked where a layer has a share of them; the search chooses one value of a list.
 
     Attributes:
-        ranking: `weights` ranks a channel by the product of the norms of its weights; `first` takes channels in the
-            order of the checkpoint.
+        ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
+            its value and its output projection; `first` takes channels and heads in the order of the checkpoint.
     """
 
     ranking: Options[Ranking] = "weights"

@@ -238,7 +238,7 @@ def selection_label(key: str, value: Any) -> str:
 
 def key_label(key: str, value: Any) -> str:
     """The label of a key's value, which says what the value does and is the same in all layers."""
-    if key in ("token_ratio", "ffn_ratio"):
+    if key in ("token_ratio", "ffn_ratio", "head_ratio"):
         return f"{key} {value:g}"
     if key == "window":
         return "no window" if value is None else f"window {value}"

@@ -102,7 +102,7 @@ class Workers(StrictModel):
     Attributes:
         count: The number of models that are loaded at the same time; `auto` is as many as the nodes have room for, by
             `cpus` and `gpus`.
-        gpus: GPUs of each worker.
+        gpus: The share of a GPU that each worker has, up to 1; its model runs on one GPU.
         cpus: Cores of each worker, which is also its number of threads.
         address: The address of a Ray cluster; null starts a local one.
         timeout: Seconds that a worker may take for a policy; a trial that takes longer fails. `auto` is a minute and
@@ -111,7 +111,7 @@ class Workers(StrictModel):
     """
 
     count: Count | Literal["auto"] = "auto"
-    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    gpus: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     cpus: Count = 1
     address: str | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"

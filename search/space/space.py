@@ -39,7 +39,7 @@ class Space(StrictModel):
         forbid: Choices of several layers that may not occur together, and runs of a choice that are too long.
         token_selection: How image tokens are ranked where a layer has a token ratio; the search chooses one value of a
             list.
-        width_selection: How channels are ranked where a layer has an `ffn_ratio`; the same holds for a list.
+        width_selection: How channels and heads are ranked where a layer has a share of them; the same holds for a list.
         evaluate: What is measured: options by evaluator; an empty entry means the defaults.
         objectives: The metrics to optimise, each with its direction.
         constraints: Bounds on metrics; a trial stops at the first one that it violates.

@@ -148,7 +148,8 @@ def skipped_share(choices: Choices) -> float:
 
 def done_share(choice: LayerChoice) -> float:
     """Roughly the share of a layer's work that a choice does; keys alone count as half of an attention."""
-    attention = {"skip": 0.0, "keys_only": 0.5}.get(choice.attention, 1.0)
+    heads = 1.0 if choice.head_ratio is None else choice.head_ratio
+    attention = {"skip": 0.0, "keys_only": 0.5}.get(choice.attention, heads)
     ffn = 0.0 if choice.ffn == "skip" else 1.0 if choice.ffn_ratio is None else choice.ffn_ratio
     done = (attention + ffn) / 2
     if choice.token_ratio is None or not choice.ranks_images:

@@ -92,12 +92,12 @@ class TimedPolicy:
 def changes(choice: LayerChoice) -> tuple[str, ...]:
     """What a canonical choice skips or changes, one entry a key, except its ratios and what belongs to them."""
     scope = f"{choice.phase} {choice.tokens}"
-    keys = choice.document().keys() - {"ffn_ratio", "token_ratio", "rest", "evict", "phase", "tokens"}
+    keys = choice.document().keys() - {"ffn_ratio", "head_ratio", "token_ratio", "rest", "evict", "phase", "tokens"}
     return tuple(f"{key} {getattr(choice, key)} {scope}" for key in sorted(keys))
 
 
 def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = MappingProxyType({})) -> Features:
-    """Features of a policy: by change and layer 1; for a ratio the share of tokens or channels that it leaves out.
+    """Features of a policy: by change and layer 1; for a ratio the share of what it counts that it leaves out.
 
     Args:
         policy: The policy.
@@ -112,6 +112,8 @@ def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = Mappi
         ratio = kept if choice.token_ratio is None or not choice.ranks_images else min(kept, choice.token_ratio)
         if choice.ffn_ratio is not None:
             found[f"channels of ffn {choice.phase} {choice.tokens}", layer] = 1 - choice.ffn_ratio
+        if choice.head_ratio is not None:
+            found[f"heads of attention {choice.phase} {choice.tokens}", layer] = 1 - choice.head_ratio
         if choice.token_ratio is not None:
             found[f"selection by {selection.label}", layer] = 1.0
         if choice.token_ratio is not None and choice.evicts:

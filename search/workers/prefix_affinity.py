@@ -15,14 +15,14 @@ def layer_keys(policy: Policy, num_layers: int) -> LayerKeys:
     """One key per layer that is equal where two policies compute the same in it.
 
     Returns:
-        The choice of each layer, with the ranking of image tokens where the layer drops some, and of channels where it
-        runs a share of them.
+        The choice of each layer, with the ranking of image tokens where the layer drops some, and of channels and
+        heads where it runs a share of them.
     """
     canonical = policy.canonical()
     selection, width = str(canonical.token_selection), str(canonical.width_selection)
     choices = canonical.choices(num_layers)
     return [
-        (choice.label, "" if choice.token_ratio is None else selection, "" if choice.ffn_ratio is None else width)
+        (choice.label, "" if choice.token_ratio is None else selection, width if choice.has_width else "")
         for choice in choices
     ]
 

@@ -44,6 +44,12 @@ TEXT["widths"] = {
     2: {"ffn_ratio": 0.9, "attention": "skip"},
     3: {"ffn_ratio": 0.01, "phase": "prefill"},
 }
+TEXT["heads"] = {
+    0: {"head_ratio": 0.5},
+    1: {"head_ratio": 0.5, "phase": "decode"},
+    2: {"head_ratio": 0.75, "ffn": "skip"},
+    3: {"head_ratio": 0.5, "phase": "prefill"},
+}
 IMAGES: dict[str, dict[int, dict[str, Any]]] = {
     "ratios": {
         0: {"token_ratio": 0.5},
@@ -81,6 +87,12 @@ IMAGES: dict[str, dict[int, dict[str, Any]]] = {
         2: {"ffn_ratio": 0.9, "token_ratio": 0.5, "rest": "ffn"},
         3: {"ffn_ratio": 0.7, "token_ratio": 0.5},
     },
+    "heads of images": {
+        0: {"head_ratio": 0.5, "tokens": "image"},
+        1: {"head_ratio": 0.5, "tokens": "text"},
+        2: {"head_ratio": 0.5, "token_ratio": 0.5, "rest": "attention"},
+        3: {"head_ratio": 0.5, "token_ratio": 0.25, "tokens": "image", "ffn_ratio": 0.5},
+    },
 }
 # For families whose grid of image tokens is known.
 WINDOWS: dict[str, dict[int, dict[str, Any]]] = {
@@ -91,7 +103,7 @@ WINDOWS: dict[str, dict[int, dict[str, Any]]] = {
         3: {"token_ratio": 0.5},
     }
 }
-ROLES = ("roles", "roles of images", "rests", "widths", "widths of images", "windows")
+ROLES = ("roles", "roles of images", "rests", "widths", "widths of images", "heads", "heads of images", "windows")
 ONCE = {"once": {1: {"token_ratio": 0.75}, 2: {"ffn": "skip"}, 3: {"token_ratio": 0.25}}}
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from families import FAMILIES, LAYERS, PAD, REFUSED, Batch, built, forget, run
 from skipsearch import Policy, applied_policy, apply_policy, draft
+from skipsearch.policies.caches.cache import find_cache
 from skipsearch.policies.errors import ModelError, PolicyMismatch
 from skipsearch.policies.runtime.tokens import image_token_ids
 
@@ -101,7 +102,7 @@ def drafting(model: Any, guesser: Any, inputs: dict[str, Tensor]) -> Drafting:
     fed, length = [], inputs["input_ids"].shape[1]
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        fed.append((kwargs["past_key_values"].get_seq_length(), kwargs["input_ids"][0].tolist()))
+        fed.append((find_cache(kwargs).get_seq_length(), kwargs["input_ids"][0].tolist()))
 
     constant = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
     guesser.generation_config.update(num_assistant_tokens=DRAFTED, **constant)

@@ -54,6 +54,7 @@ FULL = {
 
 FREEZE_IMAGE = {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
 IMAGE_WIDTH = {"ffn_ratio": 0.5, "tokens": "image"}
+IMAGE_HEADS = {"head_ratio": 0.5, "tokens": "image"}
 FIRST = WidthSelection(ranking="first")
 
 
@@ -143,6 +144,12 @@ FIRST = WidthSelection(ranking="first")
         (policy_of({3: {"ffn_ratio": 0.5, "ffn": "skip"}}), policy_of({3: {"ffn": "skip"}})),
         (policy_of({3: {"ffn_ratio": 0.5, "tokens": "image", "phase": "decode"}}), Policy()),
         (policy_of({3: {**IMAGE_WIDTH, "token_ratio": 0.0}}), policy_of({3: {"token_ratio": 0.0}})),
+        # Shares of heads that change nothing.
+        (policy_of({3: {"head_ratio": 1.0}}), Policy()),
+        (policy_of({3: {"head_ratio": 0.5, "attention": "skip"}}), policy_of({3: {"attention": "skip"}})),
+        (policy_of({3: {"head_ratio": 0.5, **FREEZE_IMAGE}}), policy_of({3: FREEZE_IMAGE})),
+        (policy_of({3: {**IMAGE_HEADS, "phase": "decode"}}), Policy()),
+        (policy_of({3: {**IMAGE_HEADS, "phase": "prefill"}}), policy_of({3: IMAGE_HEADS})),
         (
             policy_of({3: {"ffn": "skip"}}).model_copy(update={"width_selection": FIRST}),
             policy_of({3: {"ffn": "skip"}}),
@@ -171,10 +178,15 @@ def test_policies_that_compute_differently_have_different_fingerprints():
     choices += [{"token_ratio": 0.5, "rest": "attention", "evict": True, "ffn": "skip", "tokens": "image"}]
     choices += [{"ffn_ratio": 0.5}, {"ffn_ratio": 0.25}, {"ffn_ratio": 0.5, "phase": "decode"}, IMAGE_WIDTH]
     choices += [{"ffn_ratio": 0.5, "attention": "skip", "token_ratio": 0.5, "rest": "ffn"}]
+    choices += [{"head_ratio": 0.5}, {"head_ratio": 0.25}, {"head_ratio": 0.5, "phase": "decode"}, IMAGE_HEADS]
+    choices += [{"head_ratio": 0.5, "ffn_ratio": 0.5}, {"head_ratio": 0.5, "token_ratio": 0.5, "rest": "attention"}]
+    choices += [{"head_ratio": 0.5, "ffn": "skip"}, {"head_ratio": 0.5, "token_ratio": 0.5}]
     labels = [LayerChoice.model_validate(choice).canonical().label for choice in choices]
     assert len({*labels}) == len(labels)
     policies = [policy_of({layer: choice}) for layer in (0, 1) for choice in choices]
-    policies += [policy_of({0: IMAGE_WIDTH}).model_copy(update={"width_selection": FIRST})]
+    policies += [
+        policy_of({0: one}).model_copy(update={"width_selection": FIRST}) for one in (IMAGE_WIDTH, IMAGE_HEADS)
+    ]
     policies += [Policy(), policy_of({0: {"token_ratio": 0.5}}, "norm"), policy_of(dict.fromkeys((0, 1), SKIP_LAYER))]
     policies += [once({0: {"token_ratio": 0.5}}), once({0: {**SKIP_LAYER, "tokens": "image"}})]
     assert len({policy.fingerprint for policy in policies}) == len(policies)
@@ -192,6 +204,8 @@ def test_a_policy_from_choices_names_only_what_differs():
     labels = {
         "ffn_ratio 0.5 (image)": IMAGE_WIDTH,
         "skip_attention, ffn_ratio 0.5": {"attention": "skip", "ffn_ratio": 0.5},
+        "skip_ffn, head_ratio 0.5 (image)": {**IMAGE_HEADS, "ffn": "skip"},
+        "ffn_ratio 0.5, head_ratio 0.25": {"ffn_ratio": 0.5, "head_ratio": 0.25},
         "freeze_image": FREEZE_IMAGE,
         "freeze (prefill)": {"attention": "keys_only", "ffn": "skip", "phase": "prefill"},
         "keys_only (text)": {"attention": "keys_only", "tokens": "text"},

@@ -251,7 +251,7 @@ def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention,
     some = [*PHASES, *(choice for choices in ROLE_PHASES.values() for choice in choices)]
     phases = [PAIR, *(some[(turn + number) % len(some)] for number in range(LAYERS - 2))]
     columns = [column for column in columns if "T" in support.oracles_of(name, column)]
-    narrow = {"ffn_ratio": 0.5} if "ffn_ratio" in columns else {}
+    narrow = {key: 0.5 for key in ("ffn_ratio", "head_ratio") if key in columns}
     for choices in (PLAIN[:LAYERS], [{**PLAIN[-1], **narrow}, *phases]):
         policy = policy_of(support.taken(name, dict(enumerate(choices))))
         compiled_equals_uncompiled(built(name, attention), policy, [batch_of(name, "text").padded()], fullgraph=True)
@@ -289,6 +289,8 @@ def drawn(draw, name):
             choice |= draw.choice([{}, {}, {"evict": True}, {"phase": "decode"}])
         if draw.random() < 0.25 and number not in support.with_biased_experts(FAMILIES[name]):
             choice["ffn_ratio"] = draw.choice([0.1, 0.5, 0.9, 1.0])
+        if draw.random() < 0.25:
+            choice["head_ratio"] = draw.choice([0.5, 0.75, 1.0])
         if draw.random() < 0.2:
             choice["wiring"] = "pair"
         layers[number] = choice

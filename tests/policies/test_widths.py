@@ -1,4 +1,4 @@
-"""Shares of channels: nothing is lost, nothing is in memory twice, and what cannot be done is refused by name."""
+"""Shares of channels and heads: nothing is lost or in memory twice, and what cannot be done is refused by name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from torch import nn
 
 from families import FAMILIES, batch_of, layer_list, run
 from skipsearch import Policy, applied_policy, apply_policy, draft
+from skipsearch.policies.choice import WidthSelection
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
 
 HALVES = policy_of({1: {"ffn_ratio": 0.5}, 2: {"ffn_ratio": 0.25, "phase": "prefill"}})
 # Gates and values apart, in one, two layers with biases, with transposed weights, without a module of their own, and a
 # mixture with a shared expert.
 BUILDS = ("llama", "phi3", "starcoder2", "gpt2", "opt", "qwen2-moe")
+HEADS = policy_of({0: {"head_ratio": 0.5}, 2: {"head_ratio": 0.5, "ffn_ratio": 0.5}})
+# Queries, keys and values apart, in one by kind, with transposed weights, by head, by group, beside one head of keys,
+# latent, and with gates.
+HEAD_BUILDS = ("starcoder2", "phi3", "gpt2", "neox", "falcon-new", "falcon", "minicpm3", "qwen3-next")
+CASES = [*((name, HALVES) for name in BUILDS), *((name, HEADS) for name in HEAD_BUILDS)]
 
 
 def fresh(name: str = "llama") -> Any:
@@ -41,27 +47,27 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
-@pytest.mark.parametrize("name", BUILDS)
-def test_the_weights_stay_in_their_memory_and_come_back_to_the_last_bit(name):
+@pytest.mark.parametrize(("name", "policy"), CASES)
+def test_the_weights_stay_in_their_memory_and_come_back_to_the_last_bit(name, policy):
     model = fresh(name)
     before, places = weights(model), {name: weight.data_ptr() for name, weight in model.named_parameters()}
-    with apply_policy(model, HALVES) as handle:
+    with apply_policy(model, policy) as handle:
         assert not equal(before, weights(model))
         assert places == {name: weight.data_ptr() for name, weight in model.named_parameters()}
         with handle.dense():
             assert equal(before, weights(model))
     assert equal(before, weights(model))
-    with apply_policy(model, policy_of({1: {"ffn_ratio": 0.5}}, ranking="first")):
+    with apply_policy(model, policy.model_copy(update={"width_selection": WidthSelection(ranking="first")})):
         assert equal(before, weights(model))
 
 
-@pytest.mark.parametrize("name", BUILDS)
-def test_what_is_saved_and_loaded_under_a_policy_has_its_own_order(name):
+@pytest.mark.parametrize(("name", "policy"), CASES)
+def test_what_is_saved_and_loaded_under_a_policy_has_its_own_order(name, policy):
     model, other = fresh(name), fresh(name)
     saved = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for weight in other.parameters():
         weight.data += 1.0
-    with apply_policy(model, HALVES), apply_policy(other, HALVES):
+    with apply_policy(model, policy), apply_policy(other, policy):
         assert equal(model.state_dict(), saved)
         other.load_state_dict(saved)
     assert equal(other.state_dict(), saved)
@@ -69,10 +75,13 @@ def test_what_is_saved_and_loaded_under_a_policy_has_its_own_order(name):
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), "torch"])
-def test_a_copy_runs_under_the_policy_and_can_be_restored(again):
+@pytest.mark.parametrize(
+    "policy", [HALVES, policy_of({1: {"head_ratio": 0.5}, 2: {"head_ratio": 0.5, "phase": "prefill"}})]
+)
+def test_a_copy_runs_under_the_policy_and_can_be_restored(again, policy):
     model = fresh()
     before = weights(model)
-    with apply_policy(model, HALVES) as handle:
+    with apply_policy(model, policy) as handle:
         wanted = logits(model)
         if again == "torch":
             torch.save(model, file := io.BytesIO())

@@ -24,6 +24,8 @@ from skipsearch.policies.errors import (
     TrainingDataError,
     UsageError,
 )
+from skipsearch.policies.policy import TokenSelection
+from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.parts import lora_targets, trained_parameters
@@ -38,6 +40,8 @@ RATIO = Policy(
         3: {"attention": "keys_only", "ffn": "skip", "tokens": "image"},
     }
 )
+DECAY = Policy(layers={1: {"token_ratio": 0.75}, 3: {"token_ratio": 0.4}})
+ROUTED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router")})
 QUICK = {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0}
 
 
@@ -78,6 +82,9 @@ CASES = {
     "full": ("llama", SKIPS, {"method": "full", "gradient_checkpointing": True}),
     "full, from dense": ("llava", RATIO, {"method": "full", "distil": "kl", "gradient_checkpointing": True}),
     "connector": ("llava", RATIO, {"method": "connector"}),
+    "router": ("llava", DECAY, {"method": "router", "learning_rate": 0.1}),
+    "full with routers": ("llava", ROUTED, {"method": "full", "gradient_checkpointing": True}),
+    "lora with routers": ("llava", ROUTED, {"method": "lora", "lora_rank": 4, "distil": "kl"}),
     "lora in bf16": ("llava", RATIO, {"method": "lora", "precision": "bf16", "gradient_checkpointing": True}),
     "full in bf16": ("llama", SKIPS, {"method": "full", "distil": "kl", "dtype": "bfloat16"}),
 }
@@ -101,11 +108,12 @@ def test_the_folder_has_what_was_learned_and_the_model_is_as_before(case, subjec
     curve = [step.loss for step in done.curve]
     assert len(curve) == 12 and sum(curve[-3:]) < sum(curve[:3])
     files = {"peft": ["adapter_config.json", "adapter_model.safetensors"], "safetensors": ["trained.safetensors"]}
+    routers = ["routers.safetensors"] if done.policy.weights.routers else []
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
-        [*files[done.policy.weights.format], "policy.yaml"]
+        [*files[done.policy.weights.format], *routers, "policy.yaml"]
     )
 
-    with apply_policy(model, policy) as handle:
+    with apply_policy(model, policy, Routers.of(model, policy) if routed_layers(policy) else None) as handle:
         untrained = answer_loss(model, handle, batch_of(subject, data))
     with apply_policy(model, tmp_path / "out") as handle:
         assert handle.weights == done.policy.weights.sha256
@@ -165,22 +173,28 @@ class Stopping:
         return self.processor(*args, **kwargs)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(method, subject_of, examples, tmp_path):
-    subject, data = subject_of("llama"), examples("llama")
+@pytest.mark.parametrize(
+    ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED)]
+)
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    method, name, policy, subject_of, examples, tmp_path
+):
+    subject, data = subject_of(name), examples(name)
     settings = {"method": method, "steps": 8, "save_every": 3}
-    whole = trained(subject, SKIPS, data, tmp_path / "whole", **settings)
+    whole = trained(subject, policy, data, tmp_path / "whole", **settings)
     processor = subject.processor
     subject.processor = Stopping(processor, 5)
     with pytest.raises(KeyboardInterrupt):
-        trained(subject, SKIPS, data, tmp_path / "out", **settings)
+        trained(subject, policy, data, tmp_path / "out", **settings)
     subject.processor = processor
     before = {key: value.clone() for key, value in subject.model.state_dict().items()}
     with pytest.raises(UsageError, match="was interrupted"):
-        trained(subject, SKIPS, data, tmp_path / "out", **settings)
+        trained(subject, policy, data, tmp_path / "out", **settings)
     with pytest.raises(UsageError, match="other settings or data"):
-        recover(subject.model, processor, SKIPS, data, RecoverySettings(method=method), tmp_path / "out", "other", True)
-    resumed = trained(subject, SKIPS, data, tmp_path / "out", resume=True, **settings)
+        recover(
+            subject.model, processor, policy, data, RecoverySettings(method=method), tmp_path / "out", "other", True
+        )
+    resumed = trained(subject, policy, data, tmp_path / "out", resume=True, **settings)
     assert [(step.step, step.loss) for step in resumed.curve] == [(step.step, step.loss) for step in whole.curve]
     assert resumed.policy.weights == whole.policy.weights
     assert all(torch.equal(value, before[key]) for key, value in subject.model.state_dict().items())
@@ -213,6 +227,11 @@ def test_what_cannot_be_trained_is_refused(subject_of, examples, tmp_path):
     with pytest.raises(ModelError, match="bfloat16 do not compute in float32"):
         trained(subject_of("llama", dtype="bfloat16"), SKIPS, data, tmp_path / "c", method="full", precision="fp32")
     skip = Policy(layers=dict.fromkeys(range(4), {"attention": "skip", "ffn": "skip"}))
+    with pytest.raises(UsageError, match="leaves out no image tokens"):
+        trained(llama, SKIPS, data, tmp_path / "r", method="router")
+    once = RATIO.model_copy(update={"token_selection": TokenSelection(reselect="once")})
+    with pytest.raises(UsageError, match="routers cannot rank"):
+        trained(llama, once, data, tmp_path / "r", method="router")
     with pytest.raises(ModelError, match="no linear layers to adapt"):
         trained(llama, skip, data, tmp_path / "d", method="lora")
     wrong = [Example("w1", " w2"), Example("w1", " "), Example("w1 " * 300, " w2", line=7)]
@@ -245,8 +264,9 @@ def test_trained_weights_are_part_of_the_policy(recovered, tmp_path):
     narrow = {**SKIPS.layers, 3: LayerChoice(ffn_ratio=0.5)}
     with pytest.raises(PolicyError, match="do not go together"):
         apply_policy(subject.model, policy.model_copy(update={"layers": narrow}))
-    with pytest.raises(UsageError, match="`ffn_ratio` cannot be recovered"):
-        trained(subject, Policy(layers=narrow), [Example("w1", " w2")], tmp_path / "narrow", method="lora")
+    for layers in (narrow, {3: LayerChoice(head_ratio=0.5)}):
+        with pytest.raises(UsageError, match="`ffn_ratio` or `head_ratio` cannot be recovered"):
+            trained(subject, Policy(layers=layers), [Example("w1", " w2")], tmp_path / "narrow", method="lora")
     with pytest.raises(PolicyMismatch, match="no draft"):
         draft(subject.model, policy)
     with pytest.raises(ExportError, match="cannot be exported yet"):

@@ -311,7 +311,7 @@ def test_a_cluster_that_is_late_is_started_again(monkeypatch):
 
 def test_no_room_in_the_cluster_is_told(path):
     with pytest.raises(StudyError, match="no room for 1 worker"):
-        Pool(searching.loaded(path, workers__gpus=4).space)
+        Pool(searching.loaded(path, workers__gpus=1).space)
     with pytest.raises(StudyError, match="no room for 99 workers"):
         Pool(searching.loaded(path, workers__count=99).space)
 

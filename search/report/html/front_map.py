@@ -22,6 +22,7 @@ class Swatch:
         ratio: The layer's own token ratio; None where it has none.
         left: The share of image tokens that earlier layers left over; None where all are left.
         channels: The share of the FFN's channels that run; None where all do.
+        heads: The share of the attention's heads that run; None where all do.
         scope: A sign of a pair, letters of the phase and the tokens that the choice is limited to, and of what tokens
             beyond a ratio do.
     """
@@ -31,6 +32,7 @@ class Swatch:
     ratio: str | None = None
     left: str | None = None
     channels: str | None = None
+    heads: str | None = None
     scope: str = ""
 
 
@@ -76,7 +78,7 @@ def front_map(record: StudyRecord, prefix: str = "") -> FrontMap:
 def _swatch(index: int, cell: Cell, choice: LayerChoice) -> Swatch:
     classes = " ".join(sorted({cell.attention, cell.ffn} - {"keep"}))
     title = f"layer {index}: {choice.label}" + ("" if cell.left is None else f", of the {cell.left:g} left (once)")
-    shares = (_ratio(cell.ratio), _ratio(cell.left), _ratio(cell.channels))
+    shares = (_ratio(cell.ratio), _ratio(cell.left), _ratio(cell.channels), _ratio(cell.heads))
     return Swatch(classes, title, *shares, cell.pair + cell.phase + cell.tokens + cell.rest)
 
 
@@ -87,7 +89,7 @@ def _ratio(value: float | None) -> str | None:
 def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
     """The common choices always, the rare ones where they occur."""
     occurring = {part for cell in drawn for part in (cell.attention, cell.pair, cell.phase, cell.tokens, *cell.rest)}
-    names = [name for name in ("keep", *COLOURS) if name not in ("token_ratio", "ffn_ratio")]
+    names = [name for name in ("keep", *COLOURS) if not name.endswith("_ratio")]
     names = [name for name in names if name not in RARE or name in occurring]
     entries = [(Swatch(name), name.replace("_shared", ", shared norm")) for name in names]
     entries += [(Swatch(ratio=f"{ratio:g}"), f"token_ratio {ratio:g}") for ratio in LEGEND_RATIOS]
@@ -95,5 +97,7 @@ def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
         entries.append((Swatch(left="0.5"), "left by the layers before (once)"))
     if any(cell.channels is not None for cell in drawn):
         entries.append((Swatch(channels="0.5"), "ffn_ratio 0.5"))
+    if any(cell.heads is not None for cell in drawn):
+        entries.append((Swatch(heads="0.5"), "head_ratio 0.5"))
     letters = PAIRS | SCOPES | RESTS
     return entries + [(Swatch(scope=letter), text) for letter, text in letters.items() if letter in occurring]

@@ -135,6 +135,10 @@ def test_a_row_says_which_share_of_the_channels_runs() -> None:
     assert "▄ ffn_ratio 0.5: 1 layer" in text and "· all channels; ranked by first" in text
     assert describe(policy) == ["0: ffn_ratio 0.5 (image)", "2: skip_ffn", "3: ffn_ratio 0.05", "ranking first"]
     assert "channels" not in drawn(POLICY, 8)
+    heads = Policy.of([KEEP, LayerChoice(head_ratio=0.5, ffn_ratio=0.25), CHOICES["skip_attention"]])
+    text = drawn(heads, 3)
+    assert (row(text, "heads"), row(text, "channels")) == (["·", "▄", " "], ["·", "▂", "·"])
+    assert "▄ head_ratio 0.5: 1 layer" in text and "· all channels and heads; ranked by weights" in text
 
 
 def test_what_is_left_out_once_is_drawn_in_the_later_layers() -> None:

@@ -27,11 +27,12 @@ def deep() -> t.LlavaConfig:
     config = llava(t.LlamaConfig)()
     config.text_config.num_hidden_layers = LAYERS
     config.text_config.initializer_range = 0.1
+    config.text_config.num_key_value_heads = config.text_config.num_attention_heads  # as in LLaVA-1.5
     config.vision_config.image_size, config.image_seq_length = SIDE, IMAGE_TOKENS
     return config
 
 
-FAMILY = Family("llava-deep", deep, (None,) * LAYERS, IMAGE_TOKENS, square(SIDE), grids=((SIDE // 4, SIDE // 4),))
+FAMILY = Family("llava-deep", deep, (None,) * LAYERS, IMAGE_TOKENS, square(SIDE))
 
 
 @cache

@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -532,9 +533,18 @@ def test_shares_of_channels_and_their_ranking_are_parameters():
         assert made.policy(made.encode(policy)) == policy
     listed = space_of({"range": 0, "choices": ["keep", {"choice": "skip_attention", "ffn_ratio": [0.5, 0.25]}]})
     assert labels(listed, 1)[0] == ["keep", "skip_attention, ffn_ratio 0.5", "skip_attention, ffn_ratio 0.25"]
-    for wrong in (0, 1.5, -0.5):
+    for key, wrong in product(("ffn_ratio", "head_ratio"), (0, 1.5, -0.5)):
         with pytest.raises(ValidationError):
-            space_of({"range": 0, "ffn_ratio": wrong})
+            space_of({"range": 0, key: wrong})
+
+
+def test_shares_of_heads_are_parameters_beside_those_of_channels():
+    rule = {"range": 1, "attention": ["run", "skip"], "ffn_ratio": [1, 0.5], "head_ratio": [1, 0.5]}
+    made = Parameters(space_of(rule), 2)
+    assert made.options["layer_01.head_ratio"] == ["head_ratio 1", "head_ratio 0.5"]
+    # A share of the heads is of no effect where the attention is skipped.
+    assert labels(space_of(rule), 2)[1] == ["keep", "head_ratio 0.5", "ffn_ratio 0.5", "ffn_ratio 0.5, head_ratio 0.5",
+                                            "skip_attention", "skip_attention, ffn_ratio 0.5"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", readme_examples())

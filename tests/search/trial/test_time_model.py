@@ -138,10 +138,12 @@ def test_tokens_that_are_gone_for_good_are_saved_in_later_layers_too():
     assert ("tokens of ffn", 2) not in gone  # What does not run saves nothing by fewer tokens.
 
 
-def test_a_share_of_channels_counts_by_what_it_leaves_out():
+def test_a_share_of_channels_or_heads_counts_by_what_it_leaves_out():
     choices = [LayerChoice(ffn_ratio=0.25), LayerChoice(ffn_ratio=0.5, tokens="image"), LayerChoice(ffn="skip")]
-    assert features(Policy.of(choices), 3) == {
+    choices += [LayerChoice(head_ratio=0.75, phase="decode")]
+    assert features(Policy.of(choices), 4) == {
         ("channels of ffn both all", 0): 0.75,
         ("channels of ffn both image", 1): 0.5,
         ("ffn skip both all", 2): 1.0,
+        ("heads of attention decode all", 3): 0.25,
     }

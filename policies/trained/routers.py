@@ -1,0 +1,88 @@
+"""Routers of a policy: one linear score for each layer that leaves image tokens out, and their file beside the policy.
+
+A router is r = w·x + b on the hidden state x that enters its layer, without a norm (p-MoD, arXiv:2412.04449). It begins
+at zero: then every token counts the same, and the first ones are kept.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import PolicyError, PolicyMismatch
+from ..policy import Policy
+from ..scores.table import ROUTER
+from .files import ROUTERS
+
+
+class Routers(nn.ModuleDict):
+    """Routers by the number of their layer, as text; float32.
+
+    Args:
+        layers: The numbers of the layers.
+        width: The width of the hidden states.
+    """
+
+    def __init__(self, layers: Sequence[int], width: int) -> None:
+        super().__init__({str(index): nn.Linear(width, 1) for index in layers})
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, policy: Policy) -> "Routers":
+        """Routers at zero, on the CPU, for the layers of a policy that rank image tokens by them."""
+        return cls(routed_layers(policy), model.config.get_text_config().hidden_size)
+
+    def save(self, folder: Path) -> None:
+        """Write the routers into a folder."""
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / ROUTERS)
+
+    def load(self, folder: Path) -> None:
+        """Read the routers from a folder.
+
+        Raises:
+            PolicyMismatch: they are those of other layers, or of another width.
+        """
+        found, own = load_file(folder / ROUTERS), self.state_dict()
+        names = sorted(name for name in {*found, *own} if name not in found or name not in own)
+        wrong = [f"{name}: in the file or the policy alone" for name in names]
+        wrong += [
+            f"{name}: found {list(found[name].shape)}, the model needs {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in found and found[name].shape != tensor.shape
+        ]
+        if wrong:
+            hint = "copy the whole folder that `skipsearch recover` wrote, and load the model that its policy names"
+            raise PolicyMismatch(f"the routers in {folder} do not fit", wrong[:5], hint)
+        self.load_state_dict(found)
+
+
+def routed_layers(policy: Policy) -> list[int]:
+    """The layers that rank image tokens by a router, in canonical form."""
+    if policy.token_selection.score != ROUTER:
+        return []
+    return [index for index, choice in policy.canonical().layers.items() if choice.token_ratio is not None]
+
+
+def trained_routers(model: PreTrainedModel, policy: Policy) -> Routers | None:
+    """The routers that belong to a policy; None where it ranks by none.
+
+    Raises:
+        PolicyError: there are none beside the policy, or they are other ones.
+        PolicyMismatch: they do not fit the policy or the model.
+    """
+    if not routed_layers(policy):
+        return None
+    if policy.weights is None or not policy.weights.routers:
+        raise PolicyError(
+            "the policy ranks image tokens by routers, and none were trained",
+            ["found token_selection: {score: router} without routers beside the policy"],
+            "train them with `skipsearch recover POLICY --method router`, or rank by another score",
+        )
+    with torch.inference_mode(False):
+        routers = Routers.of(model, policy)
+        routers.load(policy.weights.check(policy.folder))
+    return routers.requires_grad_(False)

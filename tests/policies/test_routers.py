@@ -1,0 +1,131 @@
+"""Image tokens that routers rank and weigh: against their formulas, in every family that sees images."""
+
+from __future__ import annotations
+
+import pytest
+import support
+import torch
+from contract import ANSWER, answered, check
+from reference import reference
+from safetensors.torch import save_file
+from test_policy_contract import IMAGE_CASES, sample
+
+from families import FAMILIES, LAYERS, batch_of, built, run
+from skipsearch import Policy, apply_policy
+from skipsearch.policies.errors import PolicyError, PolicyMismatch
+from skipsearch.policies.trained.files import TrainedWeights
+from skipsearch.policies.trained.routers import Routers
+
+LAYERS_OF = {
+    "decay": {1: {"token_ratio": 0.75}, 2: {"token_ratio": 0.5}, 3: {"token_ratio": 0.3}},
+    "beside other choices": {
+        0: {"token_ratio": 0.5, "ffn": "skip"},
+        1: {"token_ratio": 0.5, "wiring": "parallel"},
+        2: {"token_ratio": 0.6, "ffn_ratio": 0.5},
+        3: {"attention": "skip", "token_ratio": 0.5},
+    },
+}
+OPTIONS = {"tanh": None, "linear": {"gate": "linear", "alpha": 0.5}, "kept alone": {"reweights_rest": False}}
+
+
+def routed(layers, options=None):
+    selection = {"score": "router"} | ({} if options is None else {"router": options})
+    return Policy(layers=layers, token_selection=selection, model={"num_layers": LAYERS})
+
+
+def drawn(model, policy, seed=0):
+    """Routers whose weights are drawn."""
+    routers = Routers.of(model, policy)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in routers.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return routers.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("name", "attention"), sample([case for case in IMAGE_CASES if case[0] != "mllama"], 4, 1))
+def test_routed_tokens_compute_what_their_formulas_say(name, attention):
+    model, batch = built(name, attention), batch_of(name)
+    for number, (layers, options) in enumerate(zip(LAYERS_OF.values(), [*OPTIONS.values()], strict=False)):
+        policy = routed(support.taken(name, layers), options)
+        check(model, batch, policy, drawn(model, policy, number))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_of_routers_are_those_of_their_formulas(options):
+    model, batch = FAMILIES["llava"].build("sdpa").double(), batch_of("llava")
+    policy = routed(LAYERS_OF["decay"], options)
+    routers = drawn(model, policy).double().requires_grad_(True)
+    parameters = list(routers.parameters())
+    inputs = {name: one.double() if one.is_floating_point() else one for name, one in batch.alone(0).items()}
+    direction = torch.randn(len(batch.ids[0]), 100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with apply_policy(model, policy, routers):
+        logits = run(model, inputs, gradients=True, use_cache=False).logits[0]
+        found = torch.autograd.grad((logits * direction).sum(), parameters)
+    logits = reference(model, batch.family, policy, inputs, len(batch.ids[0]), gradients=True, routers=routers)
+    wanted = torch.autograd.grad((logits * direction).sum(), parameters)
+    norm = torch.stack([one.norm() for one in wanted]).norm()
+    for one, other in zip(found, wanted, strict=True):
+        # The model's norms are computed in float32.
+        assert one.norm() > 0 and (one - other).norm() < 1e-6 * norm
+
+
+def test_a_router_at_zero_weighs_nothing_and_keeps_the_first_tokens():
+    model, batch = built("llava", "sdpa"), batch_of("llava")
+    policy = routed(LAYERS_OF["decay"])
+    inputs = batch.padded("left")
+    with apply_policy(model, policy, Routers.of(model, policy)):
+        found = run(model, inputs).logits
+    whole = answered(batch, torch.full((len(batch.ids), ANSWER), 5))
+    ids, zero = batch.ids[0], Routers.of(model, policy)
+    expected = reference(model, batch.family, policy, whole.alone(0), len(ids), routers=zero)
+    assert torch.allclose(batch.real(found, 0, "left"), expected[: len(ids)], atol=1e-4)
+
+
+def test_the_file_beside_a_policy_has_its_routers(tmp_path):
+    model = built("llava", "sdpa")
+    policy, inputs = routed(LAYERS_OF["decay"]), batch_of("llava").padded("left")
+    routers = drawn(model, policy)
+    with pytest.raises(PolicyError, match="none were trained"):
+        apply_policy(model, policy)
+    save_file({}, tmp_path / "trained.safetensors")
+    routers.save(tmp_path)
+    weights = TrainedWeights.of(tmp_path, "safetensors", routers=True)
+    policy.model_copy(update={"weights": weights}).save(tmp_path / "policy.yaml")
+    with apply_policy(model, policy, routers):
+        expected = run(model, inputs).logits
+    with apply_policy(model, tmp_path):
+        assert torch.equal(run(model, inputs).logits, expected)
+    fewer = Policy.load(tmp_path).model_copy(update={"layers": {1: policy.layers[1]}})
+    with pytest.raises(PolicyMismatch, match=r"routers .* do not fit"):
+        apply_policy(model, fewer)
+    drawn(model, policy, 1).save(tmp_path)
+    with pytest.raises(PolicyError, match="other weights than its policy"):
+        apply_policy(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "selection", "found"),
+    [
+        ({"token_ratio": 0.5, "rest": "ffn"}, {}, "layer 1 has rest: ffn"),
+        ({"token_ratio": 0.0}, {}, "layer 1 has token_ratio: 0"),
+        ({"token_ratio": 0.5, "phase": "decode"}, {}, "layer 1 has phase: decode"),
+        ({"token_ratio": 0.5, "ffn": "skip", "tokens": "image"}, {}, "layer 1 has tokens: image"),
+        ({"token_ratio": 0.5}, {"reselect": "once"}, "found reselect: once beside score router"),
+        ({"token_ratio": 0.5}, {"score": "norm", "router": {}}, "found router beside score norm"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused(layer, selection, found):
+    with pytest.raises(ValueError, match=found):
+        Policy(layers={1: layer}, token_selection={"score": "router"} | selection)
+
+
+def test_equal_policies_have_equal_fingerprints():
+    layers = LAYERS_OF["decay"]
+    assert routed(layers).fingerprint == routed(layers, {"gate": "tanh"}).fingerprint
+    assert routed(layers).fingerprint != routed(layers, {"gate": "linear"}).fingerprint
+    assert (
+        Policy(layers=layers).fingerprint == Policy(layers=layers, token_selection={"score": "attention"}).fingerprint
+    )
+    skipped = {"attention": "skip", "ffn": "skip", "tokens": "image"}
+    assert routed({1: skipped, 2: {"token_ratio": 0.5}}).canonical().layers[1].token_ratio is None
