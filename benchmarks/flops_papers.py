@@ -94,6 +94,9 @@ class Case:
         ratios: Share of the image tokens that each layer which differs from dense processes.
         once: True where a token that is left out never comes back; `ratios` then names the first layer of each step.
         score: The score that ranks image tokens.
+        narrow: The layers in which image tokens have a share of the heads and of the FFN's channels.
+        share: That share of the heads.
+        columns: That share of the channels.
         frozen: The layers in which image tokens are seen and neither ask nor are fed.
         others: Prompt tokens beside the image's.
         size: The model.
@@ -110,6 +113,9 @@ class Case:
     once: bool = False
     score: str = "attention"
     frozen: tuple[int, ...] = ()
+    narrow: tuple[int, ...] = ()
+    share: float = 1.0
+    columns: float = 1.0
     others: int = 0
     size: str = "7B"
     macs: bool = False
@@ -129,8 +135,11 @@ class Case:
         """The method as a policy."""
         layers: dict[int, dict[str, Any]] = {layer: {"token_ratio": ratio} for layer, ratio in self.ratios.items()}
         layers |= dict.fromkeys(self.frozen, CHOICES["freeze_image"].document())
+        widths = {"head_ratio": self.share, "ffn_ratio": self.columns, "tokens": "image"}
+        layers |= dict.fromkeys(self.narrow, widths)
         selection = {"score": self.score, "reselect": "once" if self.once else "each_layer"}
-        return Policy.model_validate({"layers": layers, "token_selection": selection})
+        width = {"ranking": "first"}
+        return Policy.model_validate({"layers": layers, "token_selection": selection, "width_selection": width})
 
     def tokens(self) -> list[int]:
         """How many tokens each layer processes, by the paper's words."""
@@ -143,12 +152,16 @@ class Case:
     def closed_form(self) -> int:
         """FLOPs by layer: 8nd^2 for the projections, 4n^2d for scores and values, 6ndm for the FFN.
 
-        Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm.
+        Where the image is frozen, the q others are all that asks and is fed: 4(n + q)d^2 + 4nqd + 6qdm. Where all are
+        image tokens with shares of the heads and of the channels, each part is multiplied by its share.
         """
         d, _, _, m = SIZES[self.size]
-        asking = {layer: self.others for layer in self.frozen}
-        pairs = ((n, asking.get(layer, n)) for layer, n in enumerate(self.tokens()))
-        return sum(4 * (n + q) * d * d + 4 * n * q * d + 6 * q * d * m for n, q in pairs)
+        asking, total = {layer: self.others for layer in self.frozen}, 0.0
+        for layer, n in enumerate(self.tokens()):
+            q = asking.get(layer, n)
+            share, columns = (self.share, self.columns) if layer in self.narrow else (1.0, 1.0)
+            total += share * (4 * (n + q) * d * d + 4 * n * q * d) + 6 * q * d * math.floor(columns * m + 1e-6)
+        return int(total)
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,8 @@ class Counted:
 
     def figure(self, case: Case) -> float:
         """The count in a paper's convention, in FLOPs or multiply-adds."""
+        if case.narrow:
+            return self.prefill
         attention = self.prefill - self.ffn if case.frozen else self.attention
         return (attention + self.ffn * case.matrices / 3) / (2 if case.macs else 1)
 
@@ -197,6 +212,13 @@ def pyramid(stages: int, reported: float) -> Case:
     return Case("PyramidDrop", f"{stages} stages, halved", reported, ratios, True, macs=True)
 
 
+def yopo(share: float, columns: float, reported: float) -> Case:
+    """YOPO sees no image from layer 16 on, and before it with a share of the heads and of the FFN's columns."""
+    what, note = f"{share:g} of the heads, {columns:g} of the FFN", "without its window of 5 x 5 tokens"
+    widths = {"narrow": tuple(range(16)), "share": share, "columns": columns}
+    return Case("YOPO", what, reported, {16: 0.0}, True, "uniform", note=note, **widths)
+
+
 def gamma(what: str, reported: float, skipped: float) -> Case:
     """gamma-MoD reckons with 800 tokens, of which layers 3 to 30 skip a share that was measured."""
     others = 800 - IMAGE_TOKENS
@@ -222,6 +244,8 @@ CASES = [
     pyramid(4, 1.78),
     pyramid(5, 1.38),
     Case("YOPO", "dense, image tokens alone", 7.63),
+    yopo(0.5, 0.5, 1.91),
+    yopo(0.25, 0.25, 0.92),
     Case("p-MoD", "dense", 8.38, others=55, note="55 tokens beside the image's make its figure"),
     Case(
         "p-MoD",
@@ -254,7 +278,7 @@ CASES = [
 
 
 def yopo_formulas() -> list[dict[str, Any]]:
-    """YOPO cuts heads, attention windows and FFN columns, which no choice of skipsearch does: its formula alone.
+    """YOPO has windows too, which the counted figures do not: its formula with them.
 
     The formula is N[(H/h) 8nd^2 + (H/h) 4nw^2d + 6ndm/f] over image tokens; its N, H and f are fitted.
     """
@@ -327,7 +351,7 @@ def main() -> None:
             print(line(row), flush=True)
     formulas = yopo_formulas() if "YOPO" in wanted else []
     for row in formulas:
-        alone = "its formula alone: no choice of skipsearch cuts these"
+        alone = "its formula alone: with its window"
         print(f"{row['paper']:12}{row['what']:37}{alone:55}{row['formula']:9.3f}{row['reported']:8.6g} T")
     versions = {"torch": torch.__version__, "transformers": t.__version__}
     print(json.dumps({"benchmark": "flops_papers", **versions, "figures": rows, "formulas_only": formulas}))

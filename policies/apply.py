@@ -17,7 +17,14 @@ from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, l
 from .policy import Policy, TokenSelection
 from .rankings.scores import check_scores, ranking_scores
 from .runtime.calls import CallTracker
-from .runtime.compatibility import check_images, check_kind, check_shared, transformers_model
+from .runtime.compatibility import (
+    check_images,
+    check_kind,
+    check_pairs,
+    check_shared,
+    check_windows,
+    transformers_model,
+)
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.roles import roles
@@ -30,6 +37,7 @@ from .scores.table import find_score
 from .trained.routed_layer import RoutedLayer
 from .trained.routers import Routers, trained_routers
 from .trained.swap import trained_swap
+from .wiring.paired import pairs_of
 
 # The attribute of a model that has its weights from another one; see `draft`.
 DRAFT = "_skipsearch_draft"
@@ -75,11 +83,13 @@ class PolicyHandle:
         with torch.no_grad():
             self.layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self.layers, routers)
+        self._pairs = pairs_of(self._wrapped)
         needs = Needs(
             phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
             evicts=any(wrapped.roles.evicts for wrapped in self._wrapped),
+            grids=any(wrapped.choice.window is not None for wrapped in self._wrapped),
         )
         self._calls = CallTracker(model, image_token_ids(model), needs)
         for wrapped in self._wrapped:
@@ -198,6 +208,8 @@ class PolicyHandle:
             self._swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
+        for pair in self._pairs:
+            pair.install()
         alters = any(wrapped.choice.attention == "skip" or wrapped.heads is not None for wrapped in self._wrapped)
         if alters or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
@@ -268,12 +280,14 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: R
 def wrapped_layers(
     model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer], routers: Routers | None
 ) -> list[WrappedLayer]:
-    """Wrap the layers that differ from keep, that record something, or that follow a removal of image tokens."""
+    """Wrap the layers that differ from keep, record something, follow a removal of image tokens, or end a pair."""
     policy.check_fits(len(layers), type(model).__name__)
     choices = policy.choices(len(layers))
     check_images(model, layers, choices)
+    check_windows(model, choices, first_removal(policy, choices))
     for layer, choice in zip(layers, choices, strict=True):
         check_kind(layer, choice, policy.width_selection.ranking)
+    check_pairs(model, layers, choices)
     check_order(model, policy)
     if policy.width_selection.ranking != "first":
         check_shared(model, layers, choices)
@@ -283,7 +297,10 @@ def wrapped_layers(
     made = [
         wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers)
         for layer, choice in zip(layers, choices, strict=True)
-        if not choice.is_keep or layer.index in recorded or layer.index > removal
+        if not choice.is_keep
+        or layer.index in recorded
+        or layer.index > removal
+        or (layer.index > 0 and choices[layer.index - 1].wiring == "pair")
     ]
     if policy.width_selection.ranking == "energy":
         give_scores(policy, made)
@@ -331,9 +348,17 @@ def check_order(model: PreTrainedModel, policy: Policy) -> None:
 
 
 def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:
-    """Let layers hand hidden states that are cut to the next layer, where that one expects them."""
+    """Let layers hand hidden states that are cut to the next layer, where that one expects them.
+
+    What enters a pair, passes between its layers and leaves it has all tokens.
+    """
     first = first_handed_on(model, layers)
+    paired = {
+        index for one in wrapped if one.choice.wiring == "pair" for index in (one.layer.index, one.layer.index + 1)
+    }
     for one, following in pairwise(wrapped):
+        if paired & {one.layer.index, following.layer.index}:
+            continue
         if one.layer.index >= first and following.layer.index == one.layer.index + 1 and following.fixed_plan is None:
             one.hands_to = following.layer.module
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LAST_LAYER: Final = 9999
+LARGEST_WINDOW: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
+Wiring: TypeAlias = Literal["sequential", "parallel", "pair"]
 Ranking: TypeAlias = Literal["weights", "first", "energy"]
 # By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
 DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
@@ -27,6 +29,9 @@ SKIPS: Final = {
 Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False, strict=True)]
 # A width of 0 is a sublayer that is skipped, except for its biases; `skip` says so.
 Width = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False, strict=True)]
+
+# Rows and columns of a grid of image tokens.
+Window = Annotated[int, Field(ge=0, le=LARGEST_WINDOW, strict=True)]
 
 
 class StrictModel(BaseModel):
@@ -47,8 +52,11 @@ class LayerChoice(StrictModel):
         head_ratio: Share of the heads that the attention of the tokens in scope sums over, above 0 and up to 1: the
             trunc(ratio * groups) best groups of heads with the same keys. The other heads see and serve tokens out of
             scope alone.
-        wiring: `parallel` feeds the layer's input to both sublayers.
+        wiring: `parallel` feeds the layer's input to both sublayers. `pair` feeds it to the next layer too, and half of
+            what each of the two layers adds is added; the other keys of each layer hold for what it adds itself.
         norm: Where the wiring is parallel, which norm feeds the FFN: its `own`, or the attention's, `shared`.
+        window: An image token sees the image tokens at most so many rows and columns away in its own grid, earlier and
+            later ones, and the text before it; all other tokens see what they see in the dense layer.
         token_ratio: Share of the image tokens, 0 to 1, that the layer processes. With `phase: decode` the layer
             processes all of them, and after the prompt the keys and values of the others leave its cache.
         rest: What the image tokens do that a token ratio leaves out of a prompt: nothing (`skip`), are seen
@@ -63,8 +71,9 @@ class LayerChoice(StrictModel):
     ffn: Literal["run", "skip"] = "run"
     ffn_ratio: Width | None = None
     head_ratio: Width | None = None
-    wiring: Literal["sequential", "parallel"] = "sequential"
+    wiring: Wiring = "sequential"
     norm: Literal["own", "shared"] = "own"
+    window: Window | None = None
     token_ratio: Ratio | None = None
     rest: Rest = "skip"
     evict: Annotated[bool, Field(strict=True)] = False
@@ -101,6 +110,7 @@ class LayerChoice(StrictModel):
         """The choice as search spaces name it, such as `skip_ffn (decode)` or `token_ratio 0.5`."""
         widths = {"ffn_ratio": self.ffn_ratio, "head_ratio": self.head_ratio}
         words = [f"{key} {share:g}" for key, share in widths.items() if share is not None]
+        words += ["pair"] if self.wiring == "pair" else []
         name = ", ".join(filter(None, [self._sublayers_label(), *words]))
         scope = [word for word in (self.phase, self.tokens) if word not in ("both", "all")]
         if name == "freeze" and self.tokens == "image":
@@ -113,6 +123,8 @@ class LayerChoice(StrictModel):
                 ratio += " (decode)"
             ratio += f", rest {self.rest}" if self.rest != "skip" else ""
             parts.append(ratio + (", evict" if self.evict else ""))
+        if self.window is not None:
+            parts.append(f"window {self.window}")
         return " + ".join(parts) or "keep"
 
     def _sublayers_label(self) -> str:
@@ -181,30 +193,38 @@ class WidthSelection(StrictModel):
 @lru_cache(maxsize=4096)
 def canonical(choice: LayerChoice) -> LayerChoice:
     """See `LayerChoice.canonical`."""
-    choice = without_useless_keys(without_useless_ratio(without_useless_width(choice)))
+    choice = without_useless_keys(without_useless_ratio(without_useless_width(without_useless_window(choice))))
     parallel = choice.wiring == "parallel" and choice.attention == choice.ffn == "run"
     changes_sublayers = parallel or choice.attention != "run" or choice.ffn == "skip" or choice.has_width
+    paired = choice.wiring == "pair"
     # Image tokens occur in the prompt only; a ratio of 0 leaves none of them to the rest of the choice.
     if choice.tokens == "image" and (choice.phase == "decode" or choice.token_ratio == 0):
-        changes_sublayers = False
-    of_ratio: dict[str, Any] = {}
+        changes_sublayers, paired = False, paired and choice.phase != "decode"
+    of_images: dict[str, Any] = {}
     if choice.token_ratio is not None:
         # `abs` turns -0.0 into 0.0.
-        of_ratio = {"token_ratio": abs(choice.token_ratio), "rest": choice.rest, "evict": choice.evict}
-    if not changes_sublayers:
-        return LayerChoice(**of_ratio, phase="decode" if choice.phase == "decode" else "both") if of_ratio else KEEP
+        of_images = {"token_ratio": abs(choice.token_ratio), "rest": choice.rest, "evict": choice.evict}
+    if choice.window is not None:
+        of_images["window"] = choice.window
+    if not changes_sublayers and not paired:
+        return LayerChoice(**of_images, phase="decode" if choice.phase == "decode" else "both") if of_images else KEEP
+    keys = ("attention", "ffn", "ffn_ratio", "head_ratio")
+    sublayers = {key: getattr(choice, key) for key in keys} if changes_sublayers else {}
     return LayerChoice(
-        attention=choice.attention,
-        ffn=choice.ffn,
-        ffn_ratio=choice.ffn_ratio,
-        head_ratio=choice.head_ratio,
-        wiring=choice.wiring if parallel else "sequential",
+        **sublayers,
+        wiring="pair" if paired else "parallel" if parallel else "sequential",
         norm=choice.norm if parallel else "own",
-        **of_ratio,
+        **of_images,
         phase="both" if choice.tokens == "image" else choice.phase,
         # Every generated token is text, so a scope changes nothing in the decode phase.
         tokens="all" if choice.phase == "decode" else choice.tokens,
     )
+
+
+def without_useless_window(choice: LayerChoice) -> LayerChoice:
+    """The choice without a window where no image token attends under it."""
+    useless = choice.phase == "decode" or choice.tokens == "text" or choice.attention in ("skip", "keys_only")
+    return choice.model_copy(update={"window": None}) if useless and choice.window is not None else choice
 
 
 def without_useless_width(choice: LayerChoice) -> LayerChoice:
@@ -223,7 +243,8 @@ def without_useless_ratio(choice: LayerChoice) -> LayerChoice:
     if choice.phase == "decode":
         return choice.model_copy(update={"rest": "skip", "evict": False})
     evict = choice.evict and choice.phase == "both" and DOES[choice.rest][0] != "skip"
-    if not evict and not choice.has_width and DOES[choice.rest] == (choice.attention, choice.ffn):
+    alike = not choice.has_width and choice.window is None
+    if not evict and alike and DOES[choice.rest] == (choice.attention, choice.ffn):
         # The tokens that the ratio keeps do what the others do.
         return choice.model_copy(update={"token_ratio": None, "rest": "skip", "evict": False})
     return choice.model_copy(update={"evict": evict})

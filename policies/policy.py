@@ -19,6 +19,7 @@ from .schedules import Schedule
 from .scores.router import RouterOptions, RouterScore, why_not_routed
 from .scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
 from .trained.files import TrainedWeights
+from .wiring.pairs import impossible_pairs, without_empty_pairs
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
@@ -254,9 +255,11 @@ class Policy(StrictModel):
         document.require_schema(SCHEMA)
         policy = document.validate(cls)
         count = policy.model.num_layers
-        beyond = [index for index in policy.layers if count is not None and index >= count]
-        if count is not None and beyond:
-            reasons = {index: f"found layer {index}, expected 0 to {count - 1}" for index in beyond}
+        reasons = impossible_pairs(policy.layers, count)
+        if count is not None:
+            beyond = [index for index in policy.layers if index >= count]
+            reasons |= {index: f"found layer {index}, expected 0 to {count - 1}" for index in beyond}
+        if reasons:
             raise document.failure([document.problem(("layers", index), text) for index, text in reasons.items()])
         if policy.width_selection.ranking == "energy" and policy.width_selection.file is None:
             text = "found no file and sha256, expected those that `skipsearch rank` prints"
@@ -285,7 +288,7 @@ class Policy(StrictModel):
             changed = drop_ineffective_ratios(changed)
         elif selection.score != ROUTER:
             changed = {index: SAME_WITHOUT_REMOVAL.get(choice, choice) for index, choice in changed.items()}
-        layers = {index: choice for index, choice in changed.items() if choice is not KEEP}
+        layers = without_empty_pairs({index: choice for index, choice in changed.items() if choice is not KEEP})
         ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
         selection = selection.canonical() if ratios else TokenSelection()
         if not any(ratios):
@@ -345,10 +348,11 @@ class Policy(StrictModel):
         return self.model.num_layers or max(self.layers, default=0) + 1
 
     def check_fits(self, num_layers: int, model_name: str) -> None:
-        """Refuse a model with another number of layers.
+        """Refuse a model with another number of layers, and pairs of layers that cannot be.
 
         Raises:
-            PolicyMismatch: the policy was made for another number of layers, or changes a layer that the model lacks.
+            PolicyMismatch: the policy was made for another number of layers, changes a layer that the model lacks, or
+                begins a pair in the model's last layer, or in the second layer of another pair.
         """
         made_for = self.model.num_layers
         highest = max(self.layers, default=-1)
@@ -364,6 +368,8 @@ class Policy(StrictModel):
                 [f"model {model_name}"],
                 "remove that layer from the policy, or use the model it was made for",
             )
+        for index, reason in impossible_pairs(self.layers, num_layers).items():
+            raise PolicyMismatch(f"layer {index} cannot begin a pair", [reason], "leave `wiring: pair` out there")
 
     def document(self) -> dict[str, Any]:
         """The canonical policy as plain data, in the order of the file, without empty keys."""

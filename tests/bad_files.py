@@ -94,7 +94,7 @@ POLICIES = {
                  ["2:14  layers[1].atention: unknown key; the nearest known one is 'attention'"]),
     "far key": ("layers: {1: {zzz: skip}}",
                 ["2:14  layers[1].zzz: unknown key; known: attention, evict, ffn, ffn_ratio, head_ratio, norm, "
-                 "phase, rest, token_ratio, tokens, wiring"]),
+                 "phase, rest, token_ratio, tokens, window, wiring"]),
     "near key at the top": ("layer: {}", ["2:1  layer: unknown key; the nearest known one is 'layers'"]),
     "unknown value": ("layers: {1: {ffn: drop}}", ["2:14  layers[1].ffn: found 'drop', expected 'run' or 'skip'"]),
     "unknown score": ("token_selection: {score: luck}",

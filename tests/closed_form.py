@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 from slow_heads import attention_of, shape_of
@@ -80,6 +81,9 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
                 others = AttentionShape.of(model, layer, kept_share(choice), others=True)
                 step = "skip" if "answer" in scope(choice) else "run"
                 total += attention_costs(others, outside, set(), step, at)
+            if choice.window is not None and images:
+                pairs = window_pairs(len(ids), sorted(images), family, choice.window) - len(taking["run"]) ** 2
+                total += Costs(pairs * AttentionShape.of(model, layer).pair)
         elif taking["run"]:
             total += mixers[number]
         whole, part = ffn_flops(layer), narrow_flops(layer, choice)
@@ -87,6 +91,22 @@ def costs(model: Any, family: Family, policy: Policy, ids: list[int], mixers: Ma
         prefill = len(narrow) * part + (len(fed) - len(narrow)) * whole
         total += Costs(prefill, step_part if step_fed == "run" else 0)
     return total
+
+
+def window_pairs(length: int, images: list[int], family: Family, window: int) -> int:
+    """Pairs of a query and a key: text sees all, a block of image tokens the text before the last one and its own keys.
+
+    A grid is cut into blocks of at most 4 x 4 tokens; all have the size and the keys of the largest.
+    """
+    text, count, size, keys = images[-1] + 1 - len(images), 0, 0, 0
+    for grid in family.grids:
+        parts = [-(-side // 4) for side in grid]
+        sides = [-(-side // part) for side, part in zip(grid, parts, strict=True)]
+        reach = [min(own + 2 * window, side) for own, side in zip(sides, grid, strict=True)]
+        count += prod(parts)
+        size, keys = max(size, prod(sides)), max(keys, prod(reach))
+    count *= len(images) // sum(map(prod, family.grids))
+    return (length - len(images)) * length + count * size * (keys + text)
 
 
 def concerned_by(choice: LayerChoice, images: set[int], rest: set[int], length: int) -> set[int]:

@@ -81,6 +81,30 @@ WIDTH_TOKENS: list[Choice] = [
     {"ffn_ratio": 0.5, "tokens": "text", "phase": "prefill"},
     {**HALF, "ffn_ratio": 0.5, "attention": "skip", "tokens": "image", "rest": "ffn"},
 ]
+# Image tokens that see their neighbours in the picture.
+WINDOWS: list[Choice] = [
+    {"window": 1},
+    {"window": 0, "ffn": "skip", "tokens": "image"},
+    {"window": 1, "wiring": "parallel", "phase": "prefill"},
+    {"window": 2, "ffn_ratio": 0.5, "norm": "shared"},
+]
+WINDOWED: list[dict[int, Choice]] = [
+    {0: {"window": 1}, 1: {"window": 0, "ffn": "skip", "tokens": "image"}, 2: HALF, 3: {"window": 1, "ffn_ratio": 0.5}},
+    {0: {"window": 0}, 1: {"window": 1, "wiring": "pair"}, 3: {"window": 1, "wiring": "parallel", "phase": "prefill"}},
+]
+# Layers that read what enters the layer before them.
+PAIR = {"wiring": "pair"}
+PAIRS: list[Choice] = [PAIR, {**PAIR, "ffn": "skip"}, {**PAIR, "phase": "prefill"}, {**PAIR, "phase": "decode"}]
+PAIRED: list[dict[int, Choice]] = [
+    {0: PAIR, 2: {**PAIR, "attention": "skip"}, 3: {"wiring": "parallel"}},
+    {0: {**PAIR, "phase": "prefill"}, 1: {"ffn": "skip", "phase": "decode"}, 2: {**PAIR, "phase": "decode"}},
+    {1: {**PAIR, "ffn": "skip"}, 2: {"attention": "skip", "phase": "decode"}},
+]
+PAIRED_IMAGES: list[dict[int, Choice]] = [
+    {0: {**PAIR, **HALF}, 1: {"token_ratio": 0.3, "rest": "keys_only"}, 2: {**PAIR, "tokens": "image"}, 3: HALF},
+    {0: HALF, 1: {**PAIR, "tokens": "text", "attention": "queries_only"}, 2: {**HALF, "phase": "decode"}},
+    {0: {"token_ratio": 0.8}, 1: {**PAIR, "token_ratio": 0.6}, 2: {"token_ratio": 0.3, "rest": "attention"}},
+]
 # An attention with a share of its heads, for all tokens and for some.
 HEADS: list[Choice] = [
     {"head_ratio": 0.5},
@@ -114,6 +138,8 @@ CHOICES: dict[str, list[Choice]] = {
     "ffn_ratio: tokens": WIDTH_TOKENS,
     "head_ratio": HEADS,
     "head_ratio: tokens": HEAD_TOKENS,
+    "pair": PAIRS,
+    "window": WINDOWS,
 }
 # A first layer that leaves tokens out, keep after it, and a second that leaves out more, beside other choices.
 FALLING: list[dict[int, Choice]] = [

@@ -32,6 +32,7 @@ class Family:
         cross: The layers that attend to the image; the image is then not among the tokens.
         one_image: True where transformers confuses the images of a row that has several, when it searches with beams.
         places: True where what a layer computes depends on its number, or on how many there are.
+        grids: The rows and columns of the parts of one image, in their order.
         arrange: Makes the inputs fit the model: from all of them, and the number of images of each row.
     """
 
@@ -46,6 +47,7 @@ class Family:
     cross: tuple[int, ...] = ()
     one_image: bool = False
     places: bool = False
+    grids: tuple[tuple[int, int], ...] = ()
     arrange: Callable[[dict[str, Tensor], list[int]], dict[str, Tensor]] = lambda inputs, images: inputs
 
     def build(self, attention: str, config: t.PreTrainedConfig | None = None) -> t.PreTrainedModel:
@@ -73,7 +75,7 @@ class Family:
 
 EVERY = (WINDOW,) * LAYERS
 EVERY_OTHER = tuple(WINDOW if kind == "sliding_attention" else None for kind in ALTERNATING)
-GRID: dict[str, Any] = {"image_tokens": 6, "pixels": c.patches, "kinds": "mm_token_type_ids"}
+GRID: dict[str, Any] = {"image_tokens": 6, "pixels": c.patches, "kinds": "mm_token_type_ids", "grids": ((2, 3),)}
 POOLED: dict[str, Any] = {"image_tokens": 4, "pixels": c.pooled, "arrange": c.pooling, "two_way": "pictures"}
 POOLED |= {"kinds": "mm_token_type_ids"}
 FAMILIES = {
@@ -129,17 +131,17 @@ FAMILIES = {
         Family("bamba", c.bamba, linear=(1, 3)),
         Family("granite-hybrid", c.granite_hybrid, linear=(1, 3)),
         # Models that see.
-        Family("llava", llava(t.LlamaConfig), image_tokens=9, pixels=square(12)),
-        Family("llava-qwen2", llava(t.Qwen2Config), image_tokens=9, pixels=square(12)),
+        Family("llava", llava(t.LlamaConfig), image_tokens=9, pixels=square(12), grids=((3, 3),)),
+        Family("llava-qwen2", llava(t.Qwen2Config), image_tokens=9, pixels=square(12), grids=((3, 3),)),
         Family("llava-mistral", llava(t.MistralConfig, sliding_window=WINDOW), EVERY, 9, square(12)),
-        Family("llava-next", c.llava_next, image_tokens=10, pixels=c.tiles),
+        Family("llava-next", c.llava_next, image_tokens=10, pixels=c.tiles, grids=((2, 2), (2, 3))),
         Family("onevision", c.onevision, image_tokens=10, pixels=c.tiles),
         Family("qwen2-vl", c.qwen2_vl, **GRID),
         Family("qwen2.5-vl", c.qwen2_5_vl, **GRID),
         Family("qwen3-vl", c.qwen3_vl, **GRID, places=True),
         Family("qwen3.5", c.qwen3_5, **GRID, linear=(1, 3)),
         Family("glm4v", c.glm4v, **GRID, one_image=True),
-        Family("internvl", c.internvl, image_tokens=4, pixels=square(16)),
+        Family("internvl", c.internvl, image_tokens=4, pixels=square(16), grids=((2, 2),)),
         Family("idefics3", c.idefics(t.Idefics3Config), image_tokens=4, pixels=c.framed(16)),
         Family("smolvlm", c.idefics(t.SmolVLMConfig), image_tokens=4, pixels=c.framed(16)),
         Family("mistral3", c.mistral3, image_tokens=4, pixels=c.sized(16)),

@@ -66,6 +66,21 @@ class Row:
         """The tokens that the choice concerns."""
         return {i for i in range(len(self.ids)) if self.kind(i) in PHASES[choice.phase] & TOKENS[choice.tokens]}
 
+    def paired(self, policy: Policy, number: int) -> set[int]:
+        """The tokens for which a layer and the one after it read the same."""
+        choice = policy.choice(number)
+        return self.scope(choice) if choice.wiring == "pair" else set()
+
+    def corners(self, grids: tuple[tuple[int, int], ...]) -> dict[int, tuple[int, int, int]]:
+        """The grid of each image token, counted over all images of the row, its row and its column."""
+        images = iter([i for i in range(len(self.ids)) if self.kind(i) == "image"])
+        found: dict[int, tuple[int, int, int]] = {}
+        while any(self.kind(i) == "image" and i not in found for i in range(len(self.ids))):
+            for rows, columns in grids:
+                number = len({grid for grid, _, _ in found.values()})
+                found |= {next(images): (number, r, c) for r in range(rows) for c in range(columns)}
+        return found
+
     def logits(self, number: int, x: Tensor) -> dict[int, Tensor]:
         """What the layer's router says of each image token; nothing without a router."""
         router = self.routers.get(number)
@@ -120,10 +135,16 @@ def reference(
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
     routed = {int(number): router for number, router in (routers or {}).items()}
     row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed)
+    first_of_pair: dict[int, Tensor] = {}
 
     def formula(number: int) -> Any:
         def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Any) -> Any:
             y = one_layer(layer, number, args[0], kwargs, family, policy, row)
+            for i in row.paired(policy, number - 1):
+                y[:, i] = (first_of_pair[number - 1][:, i] + y[:, i]) / 2
+            first_of_pair[number] = y.clone()
+            for i in row.paired(policy, number):
+                y[:, i] = args[0][:, i]
             return (y, *dense[1:]) if isinstance(dense, tuple) else y
 
         return replace
@@ -174,7 +195,7 @@ def one_layer(
     ratio, ranking = choice.ffn_ratio, policy.width_selection.ranking
     has_heads = choice.head_ratio is not None and choice.attention == "run"
     few = Few(concerned, kept_groups(layer, choice.head_ratio, ranking)) if has_heads else None
-    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, few)
+    middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, few, choice.window)
     y = middle.clone()
     dropped = [] if ratio is None or choice.ffn == "skip" else dropped_channels(layer, ratio, ranking)
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
@@ -212,6 +233,7 @@ def attention(
     at: tuple[Family, int, Row],
     record: str,
     few: Few | None,
+    window: int | None = None,
 ) -> Tensor:
     """What the attention adds to each token: those that ask see all that are seen, a lone one sees itself besides."""
     # A layer that attends to the image has keys of the image, and says nothing of tokens.
@@ -222,7 +244,7 @@ def attention(
     update = torch.zeros_like(x)
     for lone in [[], *([i] for i in alone)] if asking else [[i] for i in alone]:
         tokens = sorted(seen + lone)
-        given = arguments_for(tokens, arguments, evicted, x.dtype, at)
+        given = arguments_for(tokens, arguments, evicted, x.dtype, at, window)
         prompt = [i for i in asking if i < row.end]
         # Where no token of the prompt asks, the layer gives no score.
         if record == "key_norm" and not lone and not recurrence(layer) and of_tokens and prompt:
@@ -260,16 +282,31 @@ def fewer_heads(
 
 
 def arguments_for(
-    tokens: list[int], arguments: dict[str, Any], evicted: set[int], dtype: torch.dtype, at: tuple[Family, int, Row]
+    tokens: list[int],
+    arguments: dict[str, Any],
+    evicted: set[int],
+    dtype: torch.dtype,
+    at: tuple[Family, int, Row],
+    window: int | None = None,
 ) -> dict[str, Any]:
     """The attention's arguments for these tokens; from the first answer on, they do not see those that were evicted."""
     family, number, row = at
     mask = masked(tokens, family.windows[number], family.blocks(row.ids, row.end), dtype)
+    corners = {} if window is None else row.corners(family.grids)
     for place, query in enumerate(tokens):
         for other, key in enumerate(tokens):
+            if query in corners:
+                near = key in corners and neighbours(corners[query], corners[key], window)
+                sees = near or (row.kind(key) == "text" and key < query)
+                mask[0, 0, place, other] = 0.0 if sees else torch.finfo(dtype).min
             if key in evicted and "answer" in map(row.kind, range(query + 1)):
                 mask[0, 0, place, other] = torch.finfo(dtype).min
     return {**narrow(arguments, tokens), "attention_mask": mask}
+
+
+def neighbours(one: tuple[int, int, int], other: tuple[int, int, int], window: int | None) -> bool:
+    """True for tokens of the same grid at most so many rows and columns apart."""
+    return one[0] == other[0] and max(abs(one[1] - other[1]), abs(one[2] - other[2])) <= (window or 0)
 
 
 def narrow(arguments: dict[str, Any], tokens: list[int]) -> dict[str, Any]:

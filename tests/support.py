@@ -20,7 +20,8 @@ IMAGES = ("tokens", "token_ratio", "reselect: once")
 # Choices in which tokens take part in an attention in another way.
 TEXT_ROLES, IMAGE_ROLES = ("keys_only", "queries_only"), ("roles: tokens", "rest", "evict")
 TEXT_WIDTHS, IMAGE_WIDTHS = ("ffn_ratio", "head_ratio"), ("ffn_ratio: tokens", "head_ratio: tokens")
-TEXT_COLUMNS, IMAGE_COLUMNS = TEXT + TEXT_ROLES + TEXT_WIDTHS, IMAGES + IMAGE_ROLES + IMAGE_WIDTHS
+TEXT_COLUMNS = (*TEXT, *TEXT_ROLES, *TEXT_WIDTHS, "pair")
+IMAGE_COLUMNS = (*IMAGES, *IMAGE_ROLES, *IMAGE_WIDTHS, "window")
 PAGE = Path(__file__).parents[1] / "policies" / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Verdicts = dict[tuple[str, str], str]
@@ -67,6 +68,16 @@ def with_own_function(family: Family) -> tuple[int, ...]:
     return tuple(range(LAYERS)) if family.name.split("-")[0] in ("falcon", "gptj") else ()
 
 
+def without_pairs(family: Family) -> tuple[int, ...]:
+    """The layers that the decoder does not hand on to the next one as they are."""
+    return (0, 1) if family.name == "qwen3-vl" else ()
+
+
+def without_grids(family: Family) -> tuple[int, ...]:
+    """The layers of families whose grid of image tokens is not known."""
+    return tuple(range(LAYERS)) if family.image_tokens and not family.grids and family.name != "llava-mistral" else ()
+
+
 def with_experts(family: Family) -> tuple[int, ...]:
     """The layers whose FFN is a mixture of experts."""
     if family.name == "deepseek-v3":
@@ -102,6 +113,36 @@ def divides_heads(choice: Choice) -> bool:
 
 
 REFUSALS = (
+    Refusal(
+        lambda family: family.linear,
+        lambda choice: "window" in choice,
+        "its attention does not take its attention function from transformers' table",
+        "layers without attention refuse a window",
+    ),
+    Refusal(
+        lambda family: tuple(range(LAYERS)) if family.name == "llava-mistral" else (),
+        lambda choice: "window" in choice,
+        "its attention is not causal over the whole sequence",
+        "layers with a sliding window refuse another window",
+    ),
+    Refusal(
+        without_grids,
+        lambda choice: "window" in choice,
+        "is not known",
+        "the rows and columns of its image tokens are not known, so `window` is refused",
+    ),
+    Refusal(
+        without_pairs,
+        lambda choice: choice.get("wiring") == "pair",
+        "the decoder changes the hidden states between them",
+        "what the vision tower saw is added after its first layers, so these begin no pair",
+    ),
+    Refusal(
+        lambda family: tuple(layer - 1 for layer in family.cross),
+        lambda choice: choice.get("wiring") == "pair",
+        "one of them attends to an image",
+        "layers that attend to the image are in no pair: the decoder leaves them out where there is none",
+    ),
     Refusal(
         lambda family: tuple(range(LAYERS)),
         lambda choice: "head_ratio" in choice and needs_keys(choice),
@@ -152,7 +193,7 @@ REFUSALS = (
     ),
     Refusal(
         without_image_tokens,
-        lambda choice: "token_ratio" in choice or choice.get("tokens") == "image",
+        lambda choice: bool({"token_ratio", "window"} & {*choice}) or choice.get("tokens") == "image",
         "so no choice can be about them",
         "the image is not among the tokens, so choices about image tokens are refused",
     ),
@@ -169,7 +210,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda family: family.cross,
-        lambda choice: limited(choice) and not skips_images(choice),
+        lambda choice: limited(choice) and not skips_images(choice) and choice.get("wiring") != "pair",
         "attention to the image is for all tokens and both phases",
         "layers that attend to the image refuse choices for one phase",
     ),
@@ -322,5 +363,10 @@ def committed(page: str) -> str:
 
 
 def taken(name, layers):
-    """The choices, without those that the layers of the family refuse."""
-    return {number: choice for number, choice in layers.items() if not refused(name, number, choice)}
+    """The choices, without those that the layers of the family refuse, and without pairs that cannot be."""
+    taken = {number: choice for number, choice in layers.items() if not refused(name, number, choice)}
+    for number in sorted(taken):
+        paired = taken[number].get("wiring") == "pair"
+        if paired and (number == LAYERS - 1 or taken.get(number - 1, {}).get("wiring") == "pair"):
+            taken[number] = {key: value for key, value in taken[number].items() if key != "wiring"}
+    return taken

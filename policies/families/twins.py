@@ -216,9 +216,14 @@ def key_twin(attention: nn.Module, names: tuple[str, ...]) -> nn.Module:
 
 def alone_twin(attention: nn.Module) -> nn.Module:
     """A twin whose tokens attend to themselves and to the keys before theirs; see `attend_alone`."""
+    return function_twin(attention, ALONE)
+
+
+def function_twin(attention: nn.Module, name: str) -> nn.Module:
+    """A twin with another attention function, by its name in transformers' table."""
     twin = twin_of(attention, {})
     config = copy.copy(attention.config)
-    vars(config)["_attn_implementation_internal"] = ALONE
+    vars(config)["_attn_implementation_internal"] = name
     vars(twin)["config"] = config
     return twin
 

@@ -34,6 +34,7 @@ from transformers import Cache, PreTrainedModel
 from ..caches.cache import find_cache, tokens_seen
 from ..errors import ModelError
 from ..families.layers import argument_names
+from ..windows.grids import SIZES, Grid, grids_by_row
 from .attend import Split
 from .patch import Patch
 from .requests import GenerateCall, Needs, is_empty, refusal, refuse_options, refuse_packed
@@ -51,7 +52,9 @@ class ForwardCall:
         tokens: The tokens by class; None where all are of one class.
         images_known: False where the policy needs the image tokens, and the input ids were not seen.
         unattended: Layers whose attention did not run.
-        shortened: Layers whose attention ran for some tokens only.
+        shortened: Layers whose attention ran for some tokens only, or for each one over some keys only.
+        grids: The grids of each row's images; None where no image token sees through a window.
+        neighbours: What image tokens see, by the window; layers share it.
         masks: Masks over what layers have cached, each with the model's mask and the places of the cached tokens.
     """
 
@@ -61,6 +64,8 @@ class ForwardCall:
     images_known: bool = True
     unattended: set[int] = field(default_factory=set)
     shortened: set[int] = field(default_factory=set)
+    grids: list[tuple[Grid, ...]] | None = None
+    neighbours: dict[int, Any] = field(default_factory=dict)
     masks: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def count(self, hidden: Tensor) -> int:
@@ -205,6 +210,8 @@ class CallTracker:
             else:
                 call.tokens = ForwardTokens.read(image, mask, end if mixed else None)
             self._refuse_chunk(call.tokens, end, count, self._is_cut_back(cache))
+            if self._needs.grids and call.tokens is not None and any(call.tokens.counts["image"]):
+                call.grids = self._read_grids(call.tokens.counts["image"], given, cache)
         return call
 
     def _image_mask(self, tokens: Tensor) -> Tensor:
@@ -213,6 +220,23 @@ class CallTracker:
             return torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         # Compared one by one, because a CUDA graph captures no copy of the ids to the device.
         return reduce(torch.logical_or, (tokens == number for number in self._image_ids))
+
+    def _read_grids(self, counts: list[int], given: Mapping[str, Any], cache: Cache | None) -> list[tuple[Grid, ...]]:
+        """The grids of the images of a forward, of which each row has so many tokens.
+
+        Raises:
+            ModelError: the cache holds tokens of an earlier forward, or see `grids.grids_by_row`.
+        """
+        if cache is not None and not is_empty(cache, sum(counts)):
+            reason = "an image token that sees through a window sees the text before it, which an earlier forward had"
+            raise refusal("images after cached tokens", reason, "pass the whole prompt in one forward")
+        running: GenerateCall | None = getattr(self._thread, "generate_call", None)
+        if running is None or any(given.get(name) is not None for name in SIZES):
+            return grids_by_row(self._model.config, given, counts)
+        # Beams and several answers repeat each prompt.
+        times = max(1, len(counts) // running.rows)
+        grids = grids_by_row(self._model.config, running.inputs, counts[::times])
+        return [row for row in grids for _ in range(times)]
 
     def _prompt_end(self, count: int, cache: Cache | None) -> int | Tensor:
         """One past the last prompt token, counted from the forward's first token.

@@ -11,7 +11,9 @@ from ..errors import ModelError, PolicyMismatch
 from ..families.channels import Group, channel_groups, shared_weight, why_not_narrow
 from ..families.heads import find_heads, why_not_fewer_heads
 from ..families.layers import DecoderLayer
+from ..windows.grids import grid_reader
 from .roles import roles
+from .shorter import first_handed_on
 from .tokens import ALL_CLASSES, image_token_ids, scope
 
 
@@ -44,13 +46,17 @@ def check_images(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
     Raises:
         PolicyMismatch: naming the first such choice.
     """
-    about_images = [choice for choice in choices if choice.token_ratio is not None or choice.tokens == "image"]
+    about_images = [
+        choice
+        for choice in choices
+        if choice.token_ratio is not None or choice.window is not None or choice.tokens == "image"
+    ]
     # Where layers attend to the image directly (Mllama), the sequence holds one token that marks its place.
     if about_images and (not image_token_ids(model) or any(layer.kind == "cross" for layer in layers)):
         raise PolicyMismatch(
             f"{type(model).__name__} has no image tokens, so no choice can be about them",
             [f"layer {choices.index(about_images[0])} has {about_images[0].label}"],
-            "leave token_ratio and `tokens: image` out of policies and spaces for this model",
+            "leave token_ratio, window and `tokens: image` out of policies and spaces for this model",
         )
 
 
@@ -76,6 +82,55 @@ def check_shared(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices
                 )
 
 
+def check_pairs(model: PreTrainedModel, layers: Sequence[DecoderLayer], choices: list[LayerChoice]) -> None:
+    """Refuse pairs of layers of which the second one does not get what the first one returns.
+
+    Raises:
+        PolicyMismatch: naming the first such pair.
+    """
+    begins = [index for index, choice in enumerate(choices) if choice.wiring == "pair"]
+    first = first_handed_on(model, layers) if begins else 0
+    for index in begins:
+        if "cross" in (layers[index].kind, layers[index + 1].kind):
+            reason = "one of them attends to an image, and the decoder leaves it out where there is none"
+        elif index < first:
+            reason = "the decoder changes the hidden states between them"
+        else:
+            continue
+        raise PolicyMismatch(
+            f"layers {index} and {index + 1} of {type(model).__name__} cannot form a pair",
+            [reason],
+            f"leave `wiring: pair` out of layer {index}",
+        )
+
+
+def check_windows(model: PreTrainedModel, choices: list[LayerChoice], removal: int) -> None:
+    """Refuse windows where the grid of the image tokens is not known, or not all of them are there.
+
+    Args:
+        model: The model.
+        choices: The choice of each layer, in canonical form.
+        removal: The first layer that removes image tokens for good; the number of layers where none does.
+
+    Raises:
+        PolicyMismatch: naming the first such layer.
+    """
+    windows = [index for index, choice in enumerate(choices) if choice.window is not None]
+    if windows and grid_reader(model.config) is None:
+        raise PolicyMismatch(
+            f"the grid of the image tokens of {type(model).__name__} is not known, so no token has neighbours",
+            [f"layer {windows[0]} has {choices[windows[0]].label}, model type {model.config.model_type}"],
+            "leave `window` out of policies and spaces for this model",
+        )
+    late = next((index for index in windows if index > removal), None)
+    if late is not None:
+        raise PolicyMismatch(
+            "a window cannot follow a removal of image tokens",
+            [f"layer {late} has {choices[late].label}, layer {removal} removes image tokens for good"],
+            "write `token_selection: {reselect: each_layer}`, or leave `window` out from there on",
+        )
+
+
 def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "weights") -> None:
     """Refuse a choice that a layer cannot compute: a recurrence, attention to an image, or one of another build.
 
@@ -92,6 +147,8 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "wei
     elif does.alone and not layer.twins.attends_alone:
         reason = "its attention does not take its attention function from transformers' table"
         hint = "leave `queries_only` out there"
+    elif choice.window is not None and (found := why_no_window(layer, choice)) is not None:
+        reason, hint = found, "leave `window` out there"
     elif layer.kind == "linear" and choice.attention == "skip" and (limited or choice.rest == "attention"):
         reason = "a recurrence that some tokens skip has no state for the others"
         hint = "leave `phase` and `tokens` out"
@@ -110,6 +167,23 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "wei
     raise PolicyMismatch(
         f"{choice.label} cannot be done in layer {layer.index}, a {type(layer.module).__name__}", [reason], hint
     )
+
+
+def why_no_window(layer: DecoderLayer, choice: LayerChoice) -> str | None:
+    """Why image tokens of a layer cannot see through the window of a choice; None where they can."""
+    attention = layer.sublayers.attention
+    if choice.ranks_images:
+        return "its image tokens beyond a ratio are no neighbours of those that it keeps"
+    if choice.head_ratio is not None:
+        return "its heads are divided between image tokens and others"
+    if choice.attention == "queries_only":
+        return "no token sees its neighbours where they are seen by themselves only"
+    if layer.kind != "attention" or not layer.twins.attends_alone:
+        return "its attention does not take its attention function from transformers' table"
+    config = getattr(attention, "config", None)
+    if getattr(attention, "sliding_window", getattr(config, "sliding_window", None)):
+        return "its attention is not causal over the whole sequence"
+    return None
 
 
 def why_not_heads(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking) -> str | None:

@@ -83,7 +83,7 @@ class PrefixStates:
         for layer, patch, node in zip(layers, patches, path, strict=True):
             if state is not None and layer.index <= last_known:
                 patch.set(self._resume(handle, layer, state if layer.index == last_known else None))
-            else:
+            elif steps[layer.index].choice.wiring != "pair":  # a pair cannot be resumed between its layers
                 patch.set(self._run_and_keep(handle, batch, node, patch.original))
         try:
             yield

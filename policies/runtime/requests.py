@@ -1,7 +1,7 @@
 """What a `generate` call says of its prompt, and the ways of calling that a policy does not support; see `calls`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ class Needs:
         images: True where image tokens are treated in another way than text.
         ranks: True where a token ratio ranks image tokens.
         evicts: True where keys and values of image tokens leave a cache after the prompt.
+        grids: True where image tokens see through a window.
     """
 
     phases: bool
     images: bool
     ranks: bool
     evicts: bool = False
+    grids: bool = False
 
 
 @dataclass(eq=False)
@@ -42,12 +44,16 @@ class GenerateCall:
         cache: The cache of its forwards; None before the first one, and where there is none.
         prompt_done: True once the cache holds the whole prompt.
         drafts: True where another model's `generate` calls, to draft tokens for it.
+        inputs: What it was called with, by name; its forwards get the images without their sizes.
+        rows: The number of prompts; each may be several rows of a forward.
     """
 
     end: int
     cache: Cache | None = None
     prompt_done: bool = False
     drafts: bool = False
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    rows: int = 1
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "GenerateCall":
@@ -58,7 +64,8 @@ class GenerateCall:
         """
         drafts = bool(getattr(kwargs.get("generation_config"), "is_assistant", False))
         end = getattr(find_cache(kwargs), PROMPT_END, None) if drafts else None
-        return cls(prompt_length(args, kwargs) if end is None else end, drafts=drafts)
+        rows, length = prompt_shape(args, kwargs)
+        return cls(length if end is None else end, drafts=drafts, inputs=kwargs, rows=rows)
 
     def owns(self, cache: Cache | None) -> bool:
         """True for a forward of this call; guidance runs forwards with another cache in between."""
@@ -117,15 +124,15 @@ def is_empty(cache: Cache, count: int) -> bool:
     return tokens_seen(cache) == 0
 
 
-def prompt_length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """The number of prompt tokens that `generate` is called with; padding and earlier tokens in its cache count."""
+def prompt_shape(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """The rows and the prompt tokens that `generate` is called with; padding and earlier tokens in its cache count."""
     mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     ids = next((ids for ids in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if ids is not None), None)
     for given in (embeddings, mask, ids):
         if isinstance(given, Tensor) and given.dim() > 1 and given.shape[1]:
-            return given.shape[1]
+            return given.shape[0], given.shape[1]
     # Without an input, `generate` starts from one token.
-    return 1
+    return 1, 1
 
 
 def refuse_packed(given: Mapping[str, Any], cache: Cache | None, needs: Needs) -> None:
@@ -144,7 +151,12 @@ def refuse_packed(given: Mapping[str, Any], cache: Cache | None, needs: Needs) -
         raise refusal("two-way attention", reason, "leave out `is_causal`")
     positions = given.get("position_ids")
     packed = given.get("cu_seq_lens_q") is not None or given.get("seq_idx") is not None
-    if needs.ranks and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
+    if (
+        (needs.ranks or needs.grids)
+        and isinstance(positions, Tensor)
+        and positions.dim() == 2
+        and positions.shape[1] > 1
+    ):
         unmasked = given.get("attention_mask") is None and (cache is None or tokens_seen(cache) == 0)
         packed |= unmasked and bool((positions.diff(dim=1) != 1).any())
     if packed:

@@ -22,6 +22,7 @@ class Roles:
         parallel: Groups whose FFN reads the layer's input.
         narrow: Groups of `fed` that go through a share of the FFN's channels.
         all_heads: Groups of `asks` that all heads of the attention serve, where it has a share of its heads.
+        paired: Groups that the next layer reads as they enter this one, see `wiring`.
         evicts: True where image tokens leave the layer's cache after the prompt.
     """
 
@@ -32,6 +33,7 @@ class Roles:
     parallel: TokenGroups
     narrow: TokenGroups
     all_heads: TokenGroups
+    paired: TokenGroups
     evicts: bool
 
     @property
@@ -85,6 +87,7 @@ def roles(choice: LayerChoice) -> Roles:
         parallel=inside if choice.wiring == "parallel" else frozenset(),
         narrow=fed & inside if choice.ffn_ratio is not None else frozenset(),
         all_heads=asks - inside if choice.head_ratio is not None else frozenset(),
+        paired=scope(choice) if choice.wiring == "pair" else frozenset(),
         evicts=choice.evicts,
     )
 

@@ -21,6 +21,8 @@ from ..policy import TokenSelection
 from ..scores.merge import merge_removed
 from ..scores.score import Record
 from ..scores.table import find_score
+from ..windows.attend import WindowedAttention
+from ..windows.neighbours import Neighbours
 from .attend import Attend, Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
 from .calls import CallTracker, ForwardCall
 from .heads.attention import HeadAttention
@@ -58,6 +60,7 @@ class WrappedLayer:
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
         narrow: The FFN with a share of its channels; None where the choice has no such share.
         heads: The attention with a share of its heads; None where the choice has no such share.
+        windowed: The attention of image tokens that see through a window; None where the choice has none.
         watch: What records the layer's attention; None where no later layer ranks image tokens by it.
         hands_to: The next layer, where it may get hidden states that are cut; else None.
     """
@@ -83,7 +86,10 @@ class WrappedLayer:
         self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
         images_differ = self.plans["image"] != self.plans["text"]
         self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
-        self.needs_ids = choice.token_ratio is not None or images_differ
+        self.needs_ids = choice.token_ratio is not None or choice.window is not None or images_differ
+        pairs_text = "text" in self.roles.paired
+        self.treats_answers_apart |= ("answer" in self.roles.paired) != pairs_text
+        self.needs_ids |= ("image" in self.roles.paired) != pairs_text
         varies = self.needs_ids or self.treats_answers_apart or record is not None or selection.reselect == "once"
         varies |= any(plan.split is not None for plan in self.plans.values())
         self.fixed_plan = None if varies else self.plans["text"]
@@ -92,6 +98,7 @@ class WrappedLayer:
         self.narrow = None if ratio is None else NarrowFFN(layer.sublayers, ratio, width.ranking)
         self.heads = None if share is None else NarrowHeads(layer.sublayers, share, width.ranking)
         self.head_attention = None if self.heads is None else HeadAttention(layer, self.heads, self.roles)
+        self.windowed = None if choice.window is None else WindowedAttention(layer)
         self.patch = Patch(layer.module)
         watched = layer.sublayers.attention if self.heads is None else self.heads.kept
         self.watch = WatchedAttention(watched) if record in FROM_ATTENTION else None
@@ -103,7 +110,7 @@ class WrappedLayer:
 
     def install(self) -> None:
         """Let the layer run as the choice says."""
-        self.patch.set(self.run_and_record_change if self.record == "change" else self.run)
+        self.patch.set(self.entry)
         if self.watch is not None:
             self.watch.install()
         for part in self.narrowed:
@@ -116,6 +123,11 @@ class WrappedLayer:
             self.watch.uninstall()
         for part in self.narrowed:
             part.uninstall()
+
+    @property
+    def entry(self) -> Callable[..., Any]:
+        """What stands in the place of the layer's forward."""
+        return self.run_and_record_change if self.record == "change" else self.run
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; this replaces its forward."""
@@ -194,7 +206,7 @@ class WrappedLayer:
         elif call is not None and (attended is not AllOrNone.ALL or self.has_partial_cache(cache)):
             arguments = narrow(self.layer, hidden, arguments, cache, attended, call)
         every = plan.attended is plan.fed is AllOrNone.ALL and plan.narrow is AllOrNone.NONE and plan.gates is None
-        every = every and self.heads is None
+        every = every and self.heads is None and self.neighbours(call) is None
         if plan.split is None and every and plan.parallel is False:
             return self.run_original(call, hidden, arguments, attended)
         attend = partial(self.run_attention, call=call, attention=attention)
@@ -287,15 +299,27 @@ class WrappedLayer:
         attention: Callable[..., Any] | None,
     ) -> Tensor:
         """Run the attention, or what is in its place, and record it where a later layer ranks by it."""
-        parts, forward_tokens = self.layer.sublayers, None if call is None else call.tokens
-        if self.watch is None or self.record is None or forward_tokens is None:
+        parts, tokens, neighbours = self.layer.sublayers, None if call is None else call.tokens, self.neighbours(call)
+        if self.windowed is not None and neighbours is not None:
+            out, recorded = self.windowed.run(normed, arguments, neighbours)
+        elif self.watch is None or tokens is None:
             return parts.run_attention(normed, arguments, attention)
-        with self.watch.recorded() as attention_calls:
-            out = parts.run_attention(normed, arguments, attention)
-        static = self.has_static_cache(arguments)
-        recorded = last_recorded(attention_calls, self.layer.index)
-        forward_tokens.record_attention(recorded, self.record, queries, keys, static)
+        else:
+            with self.watch.recorded() as attention_calls:
+                out = parts.run_attention(normed, arguments, attention)
+            recorded = last_recorded(attention_calls, self.layer.index)
+        if self.watch is not None and self.record is not None and tokens is not None:
+            tokens.record_attention(recorded, self.record, queries, keys, self.has_static_cache(arguments))
         return out
+
+    def neighbours(self, call: ForwardCall | None) -> Neighbours | None:
+        """What the tokens of a forward see in this layer; None where no image token sees through a window."""
+        window = self.choice.window
+        if window is None or call is None or call.tokens is None or call.grids is None:
+            return None
+        if window not in call.neighbours:
+            call.neighbours[window] = Neighbours.of(call.tokens, call.grids, window)
+        return call.neighbours[window]
 
     def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
         """The normalised input of the FFN: N2 x', or for parallel tokens the norm of the layer's input x."""
@@ -342,7 +366,9 @@ class WrappedLayer:
         if call is None:
             raise self.unknown_tokens(hidden)
         plan = self._plan_by_classes(hidden, call)
-        if plan.split is None:
+        if self.neighbours(call) is not None:
+            call.shortened.add(self.layer.index)
+        elif plan.split is None:
             call.record_attended(self.layer.index, plan.attended)
         else:
             call.record_split(self.layer.index, plan.split)

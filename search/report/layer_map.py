@@ -48,7 +48,9 @@ RESTS = {
     "f": "image tokens beyond the ratio have the FFN without the attention",
     "e": "image tokens beyond the ratio leave the cache after the prompt",
 }
-ASCII = str.maketrans("■×║╫○△·→±−▁▂▃▄▅▆▇█", "#x=%o^->~-12345678")
+# Signs for the two layers of a pair.
+PAIRS = {"┌": "reads the same as the layer after it (pair)", "┐": "reads what enters the layer before it (pair)"}
+ASCII = str.maketrans("■×║╫○△·→┌┐±−▁▂▃▄▅▆▇█", "#x=%o^->()~-12345678")
 LABEL_WIDTH = 11
 
 
@@ -66,6 +68,8 @@ class Cell:
         rest: Letters for what the image tokens beyond the ratio do, see `RESTS`.
         channels: The share of the FFN's channels that run; None where all do.
         heads: The share of the attention's heads that run; None where all do.
+        window: How many rows and columns away image tokens see others; None where there is no such window.
+        pair: `┌` in the first layer of a pair, `┐` in the second.
     """
 
     attention: str
@@ -77,6 +81,8 @@ class Cell:
     rest: str = ""
     channels: float | None = None
     heads: float | None = None
+    pair: str = ""
+    window: int | None = None
 
 
 def cell(choice: LayerChoice) -> Cell:
@@ -92,15 +98,20 @@ def cell(choice: LayerChoice) -> Cell:
     tokens = "" if choice.tokens == "all" else choice.tokens[0]
     rest = "" if choice.rest == "skip" else choice.rest[0]
     rest += "e" if choice.evicts else ""
-    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, choice.ffn_ratio, choice.head_ratio)
+    pair = "┌" if choice.wiring == "pair" else ""
+    shares = (choice.ffn_ratio, choice.head_ratio)
+    return Cell(attention, ffn, choice.token_ratio, None, phase, tokens, rest, *shares, pair, choice.window)
 
 
 def cells(policy: Policy, num_layers: int) -> list[Cell]:
     """All layers of a policy, first to last."""
     policy = policy.canonical()
-    drawn, left = [], None
+    drawn: list[Cell] = []
+    left = None
     for choice in policy.choices(num_layers):
         own = cell(choice)
+        if drawn and drawn[-1].pair == "┌":
+            own = replace(own, pair="┐")
         drawn.append(replace(own, left=left) if own.ratio is None else own)
         if policy.token_selection.reselect == "once" and choice.ranks_images:
             left = own.ratio
@@ -182,12 +193,16 @@ class LayerMap:
                 yield _row("channels", [_channel_symbol(c) for c in band])
             if any(c.heads is not None for c in layers):
                 yield _row("heads", [_head_symbol(c) for c in band])
+            if any(c.pair for c in layers):
+                yield _row("pair", [_letter(c.pair) for c in band])
             if any(c.phase for c in layers):
                 yield _row("phase", [_letter(c.phase) for c in band])
             if any(c.tokens for c in layers):
                 yield _row("for", [_letter(c.tokens) for c in band])
             if any(c.ratio is not None for c in layers):
                 yield _row("tokens", [_token_symbol(c) for c in band])
+            if any(c.window is not None for c in layers):
+                yield _row("window", [_window_symbol(c) for c in band])
             for letter in RESTS:
                 if any(letter in c.rest for c in layers):
                     label = "evict" if letter == "e" else "rest"
@@ -201,6 +216,10 @@ class LayerMap:
         for kind, (_, meaning) in MEANING.items():
             if used[kind] and kind != "keep":
                 yield Text("  ").append_text(_symbol(kind)).append(f" {meaning}: {_layers(used[kind])}")
+        pairs = Counter(c.pair for c in layers)
+        for sign, meaning in PAIRS.items():
+            if pairs[sign]:
+                yield Text("  ").append_text(_letter(sign)).append(f" {meaning}: {_layers(pairs[sign])}")
         scopes = Counter(letter for c in layers for letter in (c.phase, c.tokens))
         for letter, meaning in SCOPES.items():
             if scopes[letter]:
@@ -218,11 +237,15 @@ class LayerMap:
             yield Text(
                 f"  {ALL_TOKENS} all image tokens; ranked by {selection.label}, reselect {selection.reselect}", "dim"
             )
+        windows = Counter(c.window for c in layers if c.window is not None)
+        for window in sorted(windows):
+            symbol = _window_symbol(Cell("keep", "keep", window=window))
+            yield Text("  ").append_text(symbol).append(f" window {window}: {_layers(windows[window])}")
         widths = list(self._widths(layers))
         yield from widths
         if any(c.left is not None for c in layers):
             yield Text(f"  {LEFT} only the image tokens that earlier layers left (once)", "dim")
-        if not used.keys() - {"keep"} and not ratios and not widths:
+        if not used.keys() - {"keep"} and not ratios and not widths and not windows and not pairs.keys() - {""}:
             yield Text("  every layer runs as in the dense model", style="dim")
 
     def _widths(self, layers: list[Cell]) -> Iterator[Text]:
@@ -267,6 +290,13 @@ def _token_symbol(drawn: Cell) -> Text:
     if drawn.ratio is None:
         return Text(ALL_TOKENS if drawn.left is None else LEFT, style="dim")
     return Text(_level(drawn.ratio) if drawn.ratio else "0", style=f"bold {COLOURS['token_ratio']}")
+
+
+def _window_symbol(drawn: Cell) -> Text:
+    """The rows and columns as a digit; `+` for ten and more."""
+    if drawn.window is None:
+        return Text(ALL_TOKENS, style="dim")
+    return Text(str(drawn.window) if drawn.window < 10 else "+", style=f"bold {COLOURS['token_ratio']}")
 
 
 def _channel_symbol(drawn: Cell) -> Text:

@@ -49,8 +49,25 @@ def rule_problems(document: Document, space: Space) -> list[Problem]:
     for number, rule in enumerate(space.layers):
         if KEEP not in rule.expanded():
             problems.append(document.problem(("layers", number, "choices"), f"keep is missing; {TRIAL_0}"))
+    problems += window_problems(document, space)
     if not space.schedules and all(rule.expanded() == [KEEP] for rule in space.layers):
         problems.append(document.problem(("layers",), "every layer can only be kept, so there is nothing to search"))
+    return problems
+
+
+def window_problems(document: Document, space: Space) -> list[Problem]:
+    """Windows of layers that a token ratio takes image tokens out of."""
+    problems, once = [], "once" in as_options(space.token_selection.reselect)
+    spans = [(rule.span(LAST_LAYER + 1), rule.expanded()) for rule in space.layers]
+    ranked = [span[0] for span, choices in spans if any(choice.ranks_images for choice in choices)]
+    for number, ((_, last), choices) in enumerate(spans):
+        windows = [choice for choice in choices if choice.window is not None]
+        if any(choice.ranks_images for choice in windows):
+            reason = "found a window beside a token ratio below 1, expected one of them in a choice"
+            problems.append(document.problem(("layers", number, "window"), reason))
+        elif windows and once and ranked and min(ranked) < last:
+            reason = f"found a window in layers after {min(ranked)}, where a ratio removes image tokens for good"
+            problems.append(document.problem(("layers", number, "window"), f"{reason}, expected it before them"))
     return problems
 
 

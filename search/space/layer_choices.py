@@ -21,6 +21,8 @@ from ...policies.choice import (
     StrictModel,
     Width,
     WidthSelection,
+    Window,
+    Wiring,
 )
 from ...policies.policy import Dropped, TokenSelection
 from ...policies.rankings.files import ALPHA
@@ -30,7 +32,7 @@ from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"
 SUBLAYER_KEYS = ("attention", "ffn", "wiring")  # a named choice sets these three
-KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "head_ratio")
+KEYS = (*SUBLAYER_KEYS, "norm", "token_ratio", "phase", "tokens", "rest", "evict", "ffn_ratio", "head_ratio", "window")
 
 T = TypeVar("T")
 # A value, or a list of values that the search chooses from.
@@ -79,6 +81,9 @@ def check_range(value: Any) -> Any:
 
 Name = Annotated[str, Field(json_schema_extra={"enum": [*CHOICES]})]
 OMIT_DEFAULT, OMIT_REST = Field(exclude_if=is_default), Field(exclude_if=is_default_rest)
+# Null stands for none.
+Windows: TypeAlias = Window | Annotated[list[Window | None], Field(min_length=1)] | None
+OMIT_NONE = Field(exclude_if=lambda value: value is None)
 OMIT_ZERO = Field(exclude_if=lambda value: value == 0)
 
 
@@ -90,7 +95,7 @@ class Combination(StrictModel):
         attention: Run the attention sublayer, skip it, or let tokens be seen without asking (`keys_only`), or ask
             without being seen (`queries_only`).
         ffn: Run the feed-forward sublayer or skip it.
-        wiring: `parallel` feeds both sublayers the layer's input.
+        wiring: `parallel` feeds both sublayers the layer's input, `pair` feeds it to the next layer too.
         norm: The norm that feeds the FFN of a parallel wiring: its `own`, or the attention's, `shared`.
         token_ratio: The share of the image tokens, 0 to 1, that the layer processes.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
@@ -99,12 +104,13 @@ class Combination(StrictModel):
         evict: True where their keys and values leave the layer's cache after the prompt.
         ffn_ratio: The share of the FFN's channels, above 0 and up to 1, that run.
         head_ratio: The share of the attention's heads, above 0 and up to 1, that its tokens are served by.
+        window: How many rows and columns away an image token sees others; null for no window.
     """
 
     choice: Annotated[Options[Literal["keep"] | Changing] | None, OMIT_DEFAULT] = None
     attention: AttentionRole = "run"
     ffn: Literal["run", "skip"] = "run"
-    wiring: Literal["sequential", "parallel"] = "sequential"
+    wiring: Wiring = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] | None = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
@@ -113,6 +119,7 @@ class Combination(StrictModel):
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
     def _name_or_keys(self) -> Self:
@@ -125,7 +132,7 @@ class Combination(StrictModel):
         """The choice of each combination, in canonical form."""
         by_keys = LayerChoice(attention=self.attention, ffn=self.ffn, wiring=self.wiring)
         bases = [by_keys] if self.choice is None else [CHOICES[name] for name in as_options(self.choice)]
-        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "head_ratio")
+        keys = ("norm", "phase", "tokens", "token_ratio", "rest", "evict", "ffn_ratio", "head_ratio", "window")
         return [
             with_keys(base, zip(keys, values, strict=True))
             for base in bases
@@ -162,7 +169,7 @@ class LayerRule(StrictModel):
         attention: `run`, `skip`, `keys_only` (tokens are seen without asking), `queries_only` (they ask without being
             seen), or a list of them.
         ffn: `run`, `skip`, or the list of both.
-        wiring: `sequential`, `parallel`, or the list of both.
+        wiring: `sequential`, `parallel`, `pair`, or a list of them. A layer that an earlier pair contains begins none.
         norm: `own`, `shared`, or the list of both.
         token_ratio: Shares of the image tokens that the layer processes; 1 is all of them.
         phase: When the choice applies: in `prefill`, in `decode`, or in `both`.
@@ -172,6 +179,7 @@ class LayerRule(StrictModel):
         evict: True where their keys and values leave the layer's cache after the prompt; or the list of both.
         ffn_ratio: Shares of the FFN's channels that run; 1 is all of them.
         head_ratio: Shares of the attention's heads that its tokens are served by; 1 is all of them.
+        window: How many rows and columns away an image token sees others, such as `[null, 2]`; null for no window.
     """
 
     range: Annotated[
@@ -181,7 +189,7 @@ class LayerRule(StrictModel):
     choices: Annotated[list[ChoiceEntry], Field(min_length=1)] = ["keep"]
     attention: Annotated[Options[AttentionRole], OMIT_DEFAULT] = "run"
     ffn: Annotated[Options[Literal["run", "skip"]], OMIT_DEFAULT] = "run"
-    wiring: Annotated[Options[Literal["sequential", "parallel"]], OMIT_DEFAULT] = "sequential"
+    wiring: Annotated[Options[Wiring], OMIT_DEFAULT] = "sequential"
     norm: Annotated[Options[Literal["own", "shared"]], OMIT_DEFAULT] = "own"
     token_ratio: Annotated[Ratio | Annotated[list[Ratio], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     phase: Annotated[Options[Literal["both", "prefill", "decode"]], OMIT_DEFAULT] = "both"
@@ -190,6 +198,7 @@ class LayerRule(StrictModel):
     evict: Annotated[Options[StrictBool], OMIT_DEFAULT] = False
     ffn_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
     head_ratio: Annotated[Width | Annotated[list[Width], Field(min_length=1)] | None, OMIT_DEFAULT] = None
+    window: Annotated[Windows, OMIT_NONE] = None
 
     @model_validator(mode="after")
     def _choices_or_keys(self) -> Self:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...policies.choice import KEEP, LayerChoice
 from ...policies.policy import Policy
+from ...policies.wiring.pairs import without_overlaps
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
 from .space import Space
@@ -97,7 +98,8 @@ class Parameters:
             scheduled = pattern.choices(len(choices))
             values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
-        return Policy.of(choices, self._selection.selection(values), self._width.selection(values["ranking"]))
+        selection, width = self._selection.selection(values), self._width.selection(values["ranking"])
+        return Policy.of(without_overlaps(choices), selection, width)
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""
@@ -196,8 +198,10 @@ class LayerParameters:
         self._keys = {f"{base}.{key}": key for key in keys}
         self.values: dict[str, dict[str, Any]] = {base: {choice.label: choice for choice in choices}}
         self.values |= {f"{base}.{key}": {key_label(key, one): one for one in given} for key, given in keys.items()}
-        # A token ratio of 1 is dense as well as none.
-        dense = {base: [KEEP]} | {name: [getattr(KEEP, key), 1.0] for name, key in self._keys.items()}
+        # A token ratio of 1 is dense as well as none; a window of 1 is not.
+        dense = {base: [KEEP]} | {
+            name: [getattr(KEEP, key)] + [1.0] * (key != "window") for name, key in self._keys.items()
+        }
         self.defaults = {
             name: next((label for label, value in by_label.items() if value in dense[name]), next(iter(by_label)))
             for name, by_label in self.values.items()
@@ -237,6 +241,8 @@ def key_label(key: str, value: Any) -> str:
     """The label of a key's value, which says what the value does and is the same in all layers."""
     if key in ("token_ratio", "ffn_ratio", "head_ratio"):
         return f"{key} {value:g}"
+    if key == "window":
+        return "no window" if value is None else f"window {value}"
     if key == "rest":
         return f"rest {value}"
     if key == "evict":

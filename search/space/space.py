@@ -115,9 +115,17 @@ class Space(StrictModel):
         """The choices that each layer allows, first to last; a layer without a rule is kept.
 
         Raises:
-            SpaceError: a rule, a tied group or a forbidden combination names a layer beyond the last one.
+            SpaceError: a rule, a tied group or a forbidden combination names a layer beyond the last one, or a rule
+                offers a pair in the last layer.
         """
-        return [[KEEP] if rule is None else rule.expanded() for rule in self.rules(num_layers)]
+        domains = [[KEEP] if rule is None else rule.expanded() for rule in self.rules(num_layers)]
+        if any(choice.wiring == "pair" for choice in domains[-1]):
+            raise SpaceError(
+                f"layer {num_layers - 1} is the last one, so no layer follows that could be paired with it",
+                [f"found wiring: pair among its choices, model {self.model.id}"],
+                f"give the last layer a rule of its own, such as `{{range: {num_layers - 1}, choices: [keep]}}`",
+            )
+        return domains
 
     def rules(self, num_layers: int) -> list[LayerRule | None]:
         """The rule of each layer, first to last; None for a layer without one.

@@ -94,14 +94,23 @@ IMAGES: dict[str, dict[int, dict[str, Any]]] = {
         3: {"head_ratio": 0.5, "token_ratio": 0.25, "tokens": "image", "ffn_ratio": 0.5},
     },
 }
-ROLES = ("roles", "roles of images", "rests", "widths", "widths of images", "heads", "heads of images")
+# For families whose grid of image tokens is known.
+WINDOWS: dict[str, dict[int, dict[str, Any]]] = {
+    "windows": {
+        0: {"window": 0},
+        1: {"window": 1, "ffn": "skip", "tokens": "image"},
+        2: {"window": 2, "wiring": "pair"},
+        3: {"token_ratio": 0.5},
+    }
+}
+ROLES = ("roles", "roles of images", "rests", "widths", "widths of images", "heads", "heads of images", "windows")
 ONCE = {"once": {1: {"token_ratio": 0.75}, 2: {"ffn": "skip"}, 3: {"token_ratio": 0.25}}}
 
 
 def requests() -> list[Any]:
     cases = []
     for name, attention in CASES:
-        labels = [*TEXT, *(IMAGES | ONCE if name in WITH_IMAGES else {})]
+        labels = [*TEXT, *(IMAGES | ONCE if name in WITH_IMAGES else {}), *(WINDOWS if FAMILIES[name].grids else {})]
         # Counts do not depend on the attention implementation: each label of roles takes one of a family's.
         kinds = [kind for other, kind in CASES if other == name]
         labels = [
@@ -112,7 +121,7 @@ def requests() -> list[Any]:
 
 
 def policy_of(label: str, family: Family) -> Policy:
-    layers = dict((TEXT | IMAGES | ONCE)[label])
+    layers = dict((TEXT | IMAGES | ONCE | WINDOWS)[label])
     layers = {number: dict(choice) for number, choice in layers.items()}
     for number in {*family.linear, *family.cross} & set(layers):
         # Such a layer takes choices for all tokens in both phases.

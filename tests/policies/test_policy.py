@@ -68,6 +68,26 @@ FIRST = WidthSelection(ranking="first")
         (policy_of({3: {}}), Policy()),
         (policy_of({3: {**SKIP_LAYER, "token_ratio": 0.5, "wiring": "parallel"}}), policy_of({3: SKIP_LAYER})),
         (policy_of({3: {"ffn": "skip", "wiring": "parallel"}}), policy_of({3: {"ffn": "skip"}})),
+        (policy_of({3: {**SKIP_LAYER, "wiring": "pair"}, 4: SKIP_LAYER}), policy_of({3: SKIP_LAYER, 4: SKIP_LAYER})),
+        (policy_of({3: {"wiring": "pair", "tokens": "image", "phase": "decode"}}), Policy()),
+        (policy_of({3: {"window": 2, "tokens": "image", "phase": "prefill"}}), policy_of({3: {"window": 2}})),
+        (
+            policy_of({3: {"window": 2, "attention": "keys_only", "tokens": "image", "ffn": "skip"}}),
+            policy_of({3: FREEZE_IMAGE}),
+        ),
+        (
+            policy_of({3: {"window": 2, "ffn": "skip", "phase": "decode"}}),
+            policy_of({3: {"ffn": "skip", "phase": "decode"}}),
+        ),
+        (
+            policy_of({3: {"window": 2, "ffn": "skip", "tokens": "text"}}),
+            policy_of({3: {"ffn": "skip", "tokens": "text"}}),
+        ),
+        (policy_of({3: {"wiring": "pair", "norm": "shared", "ffn_ratio": 1.0}}), policy_of({3: {"wiring": "pair"}})),
+        (
+            policy_of({3: {"wiring": "pair", "tokens": "image", "token_ratio": 0, "ffn": "skip"}}),
+            policy_of({3: {"wiring": "pair", "tokens": "image", "token_ratio": 0}}),
+        ),
         (policy_of({3: {"token_ratio": 0}}), policy_of({3: {"token_ratio": -0.0}})),
         (policy_of({3: {"token_ratio": 0.0}}, "norm"), policy_of({3: {"token_ratio": 0.0}}, "uniform")),
         (policy_of({3: {"ffn": "skip"}}, "norm"), policy_of({3: {"ffn": "skip"}}, "attention")),
@@ -287,7 +307,7 @@ mesured: {}
         "4:": "layers[5].atention: unknown key; the nearest known one is 'attention'",
         "5:": "-1",
         "6:7": "layers[6].token_ratio: found 1.5",
-        "7:7": "layers[6].wiring: found 'crossed', expected 'sequential' or 'parallel'",
+        "7:7": "layers[6].wiring: found 'crossed', expected 'sequential', 'parallel' or 'pair'",
         "8:": "layers[7].token_ratio: found '0.5'",
         "9:": "layers[8].token_ratio",
         "10:": "layers[9]: found 'skip'",
@@ -301,6 +321,20 @@ def test_a_layer_beyond_the_model_is_told_with_its_place(tmp_path):
     told = complaint(tmp_path, HEAD + "model: {num_layers: 4}\nlayers:\n  1: {ffn: skip}\n  4: {ffn: skip}\n  9: {}\n")
     assert "policy.yaml:5:3  layers[4]: found layer 4, expected 0 to 3" in told
     assert "policy.yaml:6:3  layers[9]" in told and "layers[1]" not in told
+
+
+def test_a_pair_that_cannot_be_is_told_with_its_place(tmp_path):
+    told = complaint(
+        tmp_path,
+        HEAD + "model: {num_layers: 6}\nlayers:\n  1: {wiring: pair}\n  2: {wiring: pair}\n  5: {wiring: pair}\n",
+    )
+    assert "policy.yaml:5:3  layers[2]: found wiring: pair, but layer 1 already forms a pair with layer 2" in told
+    assert (
+        "policy.yaml:6:3  layers[5]: found wiring: pair, but layer 5 is the last one" in told
+        and "layers[1]" not in told
+    )
+    with pytest.raises(PolicyMismatch, match="layer 3 cannot begin a pair"):
+        policy_of({3: {"wiring": "pair"}}).check_fits(4, "a model")
 
 
 # The schema

@@ -14,12 +14,16 @@ from contract import (
     FALLING,
     HALF,
     NAMED,
+    PAIR,
+    PAIRED,
+    PAIRED_IMAGES,
     PHASES,
     PLAIN,
     RANKINGS,
     READING,
     ROLE_PHASES,
     SCORES,
+    WINDOWED,
     answer,
     answered,
     check,
@@ -111,6 +115,24 @@ def test_tokens_have_their_roles_and_their_shares_of_channels(name, attention, r
         ranking = RANKINGS[number // LAYERS % len(RANKINGS)]
         check(model, batch, policy_of(layers, SCORES[number % len(SCORES)], ranking=ranking))
     record_property("works", [name, attention, columns, "FCPB"])
+
+
+@pytest.mark.parametrize(("name", "attention"), sample(CASES, 7, 2))
+def test_the_layers_of_a_pair_read_the_same_and_add_half_of_what_they_add(name, attention, record_property):
+    model, batch = built(name, attention), batch_of(name)
+    for layers in PAIRED:
+        check(model, batch, policy_of(support.taken(name, layers)))
+    for layers in PAIRED_IMAGES if name in WITH_IMAGES else []:
+        once = ("once", "merge") if layers is PAIRED_IMAGES[-1] else ("each_layer",)
+        check(model, batch, policy_of(support.taken(name, layers), "attention", *once))
+    record_property("works", [name, attention, ["pair"], "FCPB"])
+
+
+@pytest.mark.parametrize(("name", "attention"), [case for case in IMAGE_CASES if FAMILIES[case[0]].grids])
+def test_image_tokens_see_their_neighbours_and_the_text_before_them(name, attention, record_property):
+    for layers, layout in zip(WINDOWED, ("ragged", "first"), strict=True):
+        check(built(name, attention), batch_of(name, layout), policy_of(support.taken(name, layers)))
+    record_property("works", [name, attention, ["window"], "FCPB"])
 
 
 @pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2))
@@ -227,7 +249,7 @@ def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention,
     # Of the choices for one phase, each family compiles some, and the families together all.
     turn = list(FAMILIES).index(name)
     some = [*PHASES, *(choice for choices in ROLE_PHASES.values() for choice in choices)]
-    phases = [some[(turn + number) % len(some)] for number in range(LAYERS - 1)]
+    phases = [PAIR, *(some[(turn + number) % len(some)] for number in range(LAYERS - 2))]
     columns = [column for column in columns if "T" in support.oracles_of(name, column)]
     narrow = {key: 0.5 for key in ("ffn_ratio", "head_ratio") if key in columns}
     for choices in (PLAIN[:LAYERS], [{**PLAIN[-1], **narrow}, *phases]):
@@ -269,6 +291,8 @@ def drawn(draw, name):
             choice["ffn_ratio"] = draw.choice([0.1, 0.5, 0.9, 1.0])
         if draw.random() < 0.25:
             choice["head_ratio"] = draw.choice([0.5, 0.75, 1.0])
+        if draw.random() < 0.2:
+            choice["wiring"] = "pair"
         layers[number] = choice
     once = sees and not FAMILIES[name].linear and draw.random() < 0.5
     reselect = ("once", draw.choice(DROPPED)) if once else ("each_layer",)

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from contract import CHOICES, HALF, policy_of
+from support import taken
 
 from families import FAMILIES, LAYERS, batch_of, built, run
 from skipsearch import Policy, apply_policy
@@ -20,7 +21,7 @@ def walk(name: str, seed: int, count: int) -> list[Policy]:
     draw = random.Random(seed)
     cross = FAMILIES[name].cross
     labels = ["skip_ffn", "skip_layer", "parallel", *([] if cross else ["skip_attention"])]
-    choices = [{}, *(CHOICES[label][0] for label in labels)]
+    choices = [{}, *(CHOICES[label][0] for label in [*labels, "pair"])]
     if FAMILIES[name].image_tokens and not cross:
         choices += [HALF, {"token_ratio": 0.25, "ffn": "skip"}]
     reselect = draw.choice(["each_layer", "once"])
@@ -28,7 +29,7 @@ def walk(name: str, seed: int, count: int) -> list[Policy]:
     for _ in range(count):
         start = draw.randrange(LAYERS)
         layers = [*layers[:start], *(draw.choice(choices) for _ in range(LAYERS - start))]
-        found.append(policy_of(dict(enumerate(layers)), "attention", reselect))
+        found.append(policy_of(taken(name, dict(enumerate(layers))), "attention", reselect))
     return found
 
 

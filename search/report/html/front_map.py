@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ....policies.choice import LayerChoice
 from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from ...space.objectives import first_cost
-from ..layer_map import COLOURS, RESTS, SCOPES, Cell, cells, describe
+from ..layer_map import COLOURS, PAIRS, RESTS, SCOPES, Cell, cells, describe
 
 RARE = ("parallel_shared", "keys_only", "queries_only")
 LEGEND_RATIOS = (0.75, 0.5, 0.25)
@@ -23,7 +23,8 @@ class Swatch:
         left: The share of image tokens that earlier layers left over; None where all are left.
         channels: The share of the FFN's channels that run; None where all do.
         heads: The share of the attention's heads that run; None where all do.
-        scope: Letters of the phase and the tokens that the choice is limited to, and of what tokens beyond a ratio do.
+        scope: A sign of a pair, letters of the phase and the tokens that the choice is limited to, and of what tokens
+            beyond a ratio do.
     """
 
     classes: str = ""
@@ -78,7 +79,7 @@ def _swatch(index: int, cell: Cell, choice: LayerChoice) -> Swatch:
     classes = " ".join(sorted({cell.attention, cell.ffn} - {"keep"}))
     title = f"layer {index}: {choice.label}" + ("" if cell.left is None else f", of the {cell.left:g} left (once)")
     shares = (_ratio(cell.ratio), _ratio(cell.left), _ratio(cell.channels), _ratio(cell.heads))
-    return Swatch(classes, title, *shares, cell.phase + cell.tokens + cell.rest)
+    return Swatch(classes, title, *shares, cell.pair + cell.phase + cell.tokens + cell.rest)
 
 
 def _ratio(value: float | None) -> str | None:
@@ -87,7 +88,7 @@ def _ratio(value: float | None) -> str | None:
 
 def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
     """The common choices always, the rare ones where they occur."""
-    occurring = {part for cell in drawn for part in (cell.attention, cell.phase, cell.tokens, *cell.rest)}
+    occurring = {part for cell in drawn for part in (cell.attention, cell.pair, cell.phase, cell.tokens, *cell.rest)}
     names = [name for name in ("keep", *COLOURS) if not name.endswith("_ratio")]
     names = [name for name in names if name not in RARE or name in occurring]
     entries = [(Swatch(name), name.replace("_shared", ", shared norm")) for name in names]
@@ -98,5 +99,5 @@ def _legend(drawn: Sequence[Cell]) -> list[tuple[Swatch, str]]:
         entries.append((Swatch(channels="0.5"), "ffn_ratio 0.5"))
     if any(cell.heads is not None for cell in drawn):
         entries.append((Swatch(heads="0.5"), "head_ratio 0.5"))
-    letters = SCOPES | RESTS
+    letters = PAIRS | SCOPES | RESTS
     return entries + [(Swatch(scope=letter), text) for letter, text in letters.items() if letter in occurring]

@@ -69,6 +69,22 @@ def test_rows_say_every_choice() -> None:
     assert row(text, "tokens") == ["·", "·", "·", " ", "·", "▄", "▂", "0"]
 
 
+def test_a_row_says_which_layers_form_a_pair() -> None:
+    policy = Policy.of([KEEP, LayerChoice(wiring="pair", ffn="skip"), KEEP, LayerChoice(wiring="pair"), KEEP])
+    text = drawn(policy, 5)
+    assert row(text, "pair") == [" ", "┌", "┐", "┌", "┐"] and row(text, "ffn")[1] == "×"
+    assert "┌ reads the same as the layer after it (pair): 2 layers" in text
+    assert describe(policy) == ["1: skip_ffn, pair", "3: pair"]
+    assert row(drawn(policy, 5, encoding="ascii"), "pair") == [" ", "(", ")", "(", ")"]
+
+
+def test_a_row_says_how_far_image_tokens_see() -> None:
+    policy = Policy.of([KEEP, LayerChoice(window=2, ffn="skip", tokens="image"), LayerChoice(window=12)])
+    text = drawn(policy, 3)
+    assert row(text, "window") == ["·", "2", "+"] and "2 window 2: 1 layer" in text and "+ window 12: 1 layer" in text
+    assert describe(policy) == ["1: skip_ffn (image) + window 2", "2: window 12"]
+
+
 def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
     text = drawn(SCOPED, 7)
     assert row(text, "attention") == ["■", "■", "×", "╫", "║", "×", "■"]

@@ -55,7 +55,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path, monkey
         "4:35  layers[0].choices[1]: unknown choice 'skip_fnn'; the nearest known one is 'skip_ffn'",
         "5:17  layers[1].choices[0].token_ratio: found 2, expected 1 or less, or a list",
         "5:35  layers[1].extra: unknown key; known: attention, choices, evict, ffn, ffn_ratio, head_ratio, norm, "
-        "phase, range, rest, token_ratio, tokens, wiring",
+        "phase, range, rest, token_ratio, tokens, window, wiring",
         "6:12  evaluate.flosp: there is no evaluator 'flosp'; the nearest known one is 'flops'",
         "6:31  evaluate.latency.repeat: unknown key; the nearest known one is 'repeats'",
         "7:14  objectives.prefill_flops: found 'down', expected 'maximize' or 'minimize'",

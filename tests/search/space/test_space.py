@@ -384,6 +384,8 @@ def test_a_rule_of_keys_stands_for_their_product():
     ("keys", "count"),
     [
         ({"ffn": ["run", "skip"], "phase": ["both", "decode"]}, 3),
+        ({"ffn": ["run", "skip"], "window": [2, None, 0]}, 6),
+        ({"attention": ["run", "skip"], "window": [None, 1]}, 3),
         ({"wiring": ["sequential", "parallel"], "norm": ["own", "shared"]}, 3),
         ({"wiring": ["sequential", "parallel"], "ffn": ["run", "skip"]}, 3),
         ({"attention": ["run", "skip"], "tokens": ["all", "image", "text"]}, 4),
@@ -398,6 +400,19 @@ def test_combinations_that_compute_the_same_are_one(keys, count):
     space = space_of({"range": "all", **keys})
     assert Parameters(space, 1).size == len(space.domains(1)[0]) == count
     assert len(Parameters(space, 6).domains) == 6
+
+
+def test_a_layer_that_a_pair_contains_begins_none_and_the_last_layer_never_does():
+    made = Parameters(space_of({"range": "0-2", "wiring": ["sequential", "pair"]}), 4)
+    assert [*made.options] == ["layer_00.wiring", "layer_01.wiring", "layer_02.wiring"]
+    pair = LayerChoice(wiring="pair")
+    for labels, begins in (("110", {0}), ("111", {0, 2}), ("011", {1})):
+        drawn = {f"layer_{n:02d}.wiring": "pair" if label == "1" else "sequential" for n, label in enumerate(labels)}
+        policy = made.policy(drawn)
+        assert policy.layers == dict.fromkeys(begins, pair) and made.policy(made.encode(policy)) == policy
+    assert made.size == 5
+    with pytest.raises(SpaceError, match="layer 3 is the last one"):
+        Parameters(space_of({"range": "all", "wiring": ["sequential", "pair"]}), 4)
 
 
 def test_each_key_is_a_parameter_and_a_list_of_choices_stays_one():

@@ -1,0 +1,1 @@
+"""Image tokens that see their neighbours in the picture alone."""

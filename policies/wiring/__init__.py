@@ -1,0 +1,1 @@
+"""Layers that read the input of another layer."""
