@@ -69,7 +69,7 @@ class Postgres:
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         options = ["-c", f"port={self.port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-                   "-c", "fsync=off", "-c", "max_connections=20"]  # fmt: skip
+                   "-c", "fsync=off", "-c", "max_connections=100"]  # fmt: skip
         with (self.folder / "log").open("w") as log:
             self._process = subprocess.Popen(
                 [str(self._binaries / "postgres"), "-D", str(self._data), *options],

@@ -98,7 +98,9 @@ class SearchStudy(TimedTrialCache):
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             # Not even dense was measured. A kill may have left the study half created, so it is created anew.
             stats = load_or_probe(study.user_attrs, space.search.baselines, self.parameters.domains, probe_dense)
-            optuna.delete_study(study_name=study.study_name, storage=open_database(path, address_of(space, name)))
+            database = open_database(path, address_of(space, name))
+            optuna.delete_study(study_name=study.study_name, storage=database)
+            database.engine.dispose()
             study, self._storage = open_or_create(path, name, space)
             begin_study(study, space, self.parameters, identity, self.model_id, stats, guide)
         super().__init__(study, space, num_layers)

@@ -19,7 +19,7 @@ HINTS = {
     "password": "give the password as ${NAME} in the URL with the environment variable NAME, or in ~/.pgpass",
     "does not exist": "create the database with `createdb`, or the role with `createuser`, or correct the URL",
     "permission denied": "grant the role of the URL the right to create and write tables",
-    "too many connections": "close other connections, or raise the server's `max_connections`",
+    "too many clients": "close other connections, or raise the server's `max_connections`",
 }
 UNREACHED = "start the server, or correct host and port in `study.storage`; `pg_isready -h HOST -p PORT` tries them"
 

@@ -1,33 +1,18 @@
 """A study in a database that a URL names: searched, resumed, read, refused; no password is stored or printed."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from pathlib import Path
-
 import asking
 import pytest
 import searching
 from postgres import PASSWORD
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
-import failing
-
 from skipsearch.policies.errors import RunError, SpaceError, StudyError
-from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.cli import main
 from skipsearch.search.places import DATABASE, STORAGE
-from skipsearch.search.run import database_errors, lock_study, run_study
+from skipsearch.search.run import database_errors, lock_study
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.remote import remote_study
 from skipsearch.search.study.remote.address import Address, progress_at, read_address, study_exists
 from skipsearch.search.study.remote.remote_study import lock_remote, open_url
 from skipsearch.search.study.storage import open_study
-
-PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
@@ -149,21 +134,6 @@ def test_servers_that_cannot_be_used(server, path, tmp_path, monkeypatch):
     assert not (tmp_path / STORAGE).exists()
 
 
-def measured(url):
-    """How many trials of the study have ended."""
-    try:
-        return int(progress_at(Address(url, "s")).split(" of ")[0])
-    except ValueError:
-        return 0
-
-
-def wait_for(count, url, over):
-    deadline = time.monotonic() + PATIENCE
-    while measured(url) < count and not over():
-        assert time.monotonic() < deadline, progress_at(Address(url, "s"))
-        time.sleep(0.02)
-
-
 def test_a_server_that_is_gone_ends_the_search_and_costs_no_trial(server, path, tmp_path):
     url, folder = server.new_url(), tmp_path / "s"
     whole = asking.spend(asking.open_study(path, tmp_path / "whole"))
@@ -182,36 +152,3 @@ def test_a_server_that_is_gone_ends_the_search_and_costs_no_trial(server, path, 
     server.stop()
     server.start()  # Between two writes, a restart is not noticed.
     assert asking.spend(study)
-
-
-def test_a_search_is_killed_and_resumed(server, tmp_path, capsys):
-    """Every trial is measured once; all commands read the study; the password stands nowhere."""
-    path, url, words = failing.space(failing.plugged(tmp_path)), server.new_url(), tmp_path / "words"
-    folder = tmp_path / "results" / "s"
-    given = {"study.storage": url, "evaluate.faulty.pause": 0.2, "workers.count": 1}
-    loaded = failing.loaded(path, words, **{key.replace(".", "__"): value for key, value in given.items()})
-    command = [sys.executable, "-m", "skipsearch", "run", str(path), "--out", str(folder.parent), "--name", "s"]
-    for key, value in {"evaluate.faulty.folder": f"at:{words}", **given}.items():
-        command += ["--set", f"{key}={value}"]
-    with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen(command, env=failing.own_ray(), stdout=log, stderr=log, start_new_session=True)
-        wait_for(3, url, lambda: run.poll() is not None)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-    assert run.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert 3 <= measured(url) < 10
-    with searching.cluster():
-        record = run_study(loaded, folder, "s", resume=True, shown=False)
-    assert [trial.state for trial in record.trials] == ["complete"] * 10
-    asked = Counter(failing.measured(words))
-    assert len(asked) == 10 and sum(asked.values()) <= 11  # The kill may have interrupted one.
-    assert read_record(folder) == record
-    policy = str(next((folder / "policies").glob("*.yaml")))
-    for words in (["ls", "--out", str(folder.parent)], ["report", str(folder)], ["show", policy], ["eval", policy]):
-        assert main(words) == 0
-    said = capsys.readouterr()
-    assert "10 of 10 trials" in said.out
-    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".safetensors"]
-    texts = [*said, (tmp_path / "log").read_text(), *(file.read_text(errors="replace") for file in files)]
-    assert not any(secret in text for text in texts for secret in (PASSWORD, "top%2Fsecret"))
-    assert url in (folder / STORAGE).read_text() and url in (folder / "space.yaml").read_text()

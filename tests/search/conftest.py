@@ -1,4 +1,4 @@
-"""One PostgreSQL server for all tests of this folder."""
+"""One PostgreSQL server for all tests of searches."""
 
 import postgres
 import pytest
