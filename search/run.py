@@ -67,14 +67,14 @@ def run_study(
             progress.phase(PREPARING)
             commit = common_commit(described)
             space.domains(num_layers)  # Refuses a space that does not fit the model before a folder is created.
-            with lock_study(folder, address):
+            with lock_study(folder, address), database_errors(folder, address):
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, num_layers, resume, loaded.model_id,
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 loggers = Loggers(space.log, name or loaded.name, progress.note, len(study.finished_trials()))
-                with database_errors(folder, address), LiveReport(study, folder, progress, pool).watching():
+                with LiveReport(study, folder, progress, pool).watching():
                     search_and_confirm(study, pool, progress, folder, described[0]["examples"], loggers)
         finally:
             pool.close()

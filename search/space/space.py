@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ...evaluators.base import Direction, Metric, evaluator_class
+from ...evaluators.base import Direction, Metric, evaluator_class, metrics_of
 from ...evaluators.subject import ModelSpec
 from ...policies.choice import KEEP, LayerChoice, StrictModel
 from ...policies.errors import SpaceError
@@ -84,7 +84,8 @@ class Space(StrictModel):
 
     def metrics(self) -> dict[str, Metric]:
         """Every metric that the space's evaluators measure."""
-        return {name: metric for key in self.evaluate for name, metric in evaluator_class(key).metrics.items()}
+        found = [metrics_of(key, options) for key, options in self.evaluate.items()]
+        return {name: metric for metrics in found for name, metric in metrics.items()}
 
     @property
     def has_transfer(self) -> bool:
