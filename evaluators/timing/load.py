@@ -33,6 +33,8 @@ CHECKED, CHECKED_TOKENS = 3, 4  # requests, and tokens of each, that are answere
 # By dtype, how far logits may be from those of a request alone, in standard deviations of the logits.
 TOLERANCE = {"torch.float32": 0.01}
 ROUNDED = 0.3  # of other dtypes, in which batches of other sizes round differently
+# What a model raises that has its positions, masks or caches in another way than the scheduler gives them.
+UNFIT = (AttributeError, TypeError, ValueError, KeyError, IndexError)
 
 LOAD_METRICS: Mapping[str, Metric] = {
     "ttft_ms_c": Metric("ms", "minimize", "Median time from a request's arrival to its first token, N at a time"),
@@ -169,11 +171,15 @@ class LoadTimer:
         """Answer a few requests together and alone.
 
         Raises:
-            EvaluatorError: the logits differ by more than rounding.
+            EvaluatorError: the logits differ by more than rounding, or the model does not run so.
         """
         prompts = [self._prompts[number % len(self._prompts)] for number in range(CHECKED)]
         requests = [Request(prompt, CHECKED_TOKENS + number, logits=[]) for number, prompt in enumerate(prompts)]
-        Scheduler(model, CHECKED - 1, time.perf_counter).run(requests)
+        try:
+            Scheduler(model, CHECKED - 1, time.perf_counter).run(requests)
+        except UNFIT as cause:
+            what = f"requests to {type(model).__name__} cannot be answered in a batch"
+            raise EvaluatorError(what, [f"{type(cause).__name__}: {cause}"], "leave `load` out of latency") from cause
         tolerance = TOLERANCE.get(str(model.dtype), ROUNDED)
         for number, request in enumerate(requests):
             answer, logits = answered_alone(model, request)

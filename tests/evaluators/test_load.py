@@ -13,7 +13,8 @@ from families import CASES, FAMILIES, batch_of, built
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.base import declared_metric, metrics_of
 from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions
-from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.evaluators.subject import ModelSpec, Subject, load_subject
+from skipsearch.evaluators.timing.load import LoadOptions
 from skipsearch.evaluators.timing.ratio import disturbances, ratio_interval, turn_orders
 from skipsearch.evaluators.timing.scheduler import Request, Scheduler, answered_alone
 from skipsearch.policies.errors import EvaluatorError, SpaceError
@@ -74,6 +75,18 @@ def test_recurrent_layers_are_refused(name):
     with pytest.raises(EvaluatorError, match="cannot be joined") as said:
         Scheduler(model_of(name), 2, itertools.count().__next__).run(requests_of(name))
     assert "layer 1 has a LinearAttentionLayer" in str(said.value)
+
+
+def test_a_model_whose_places_begin_elsewhere_is_refused_before_it_is_timed():
+    prompts = [dict(request.inputs) for request in requests_of("paligemma")]
+    model = model_of("paligemma")
+    subject = Subject(model, None, None, ModelSpec(id="paligemma"), True, prompts)
+    evaluator = LatencyEvaluator(LatencyOptions(repeats=1, warmup=0, load=LoadOptions(concurrency=[2])), subject)
+    with (
+        apply_policy(model, Policy()) as handle,
+        pytest.raises(EvaluatorError, match="otherwise in a batch than alone"),
+    ):
+        evaluator.measure(handle, "search")
 
 
 def test_a_request_arrives_when_another_one_ends():
