@@ -1,13 +1,17 @@
-"""What a clock costs a search beside a noisy neighbour: `python benchmarks/noisy.py`.
+"""What a noisy neighbour does to times, and to a search that measures them: `python benchmarks/noisy.py`.
 
 Searches the digits twice for each seed while a process of this benchmark burns a core at random intervals: for
 accuracy and FLOPs, and for accuracy, FLOPs and TTFT. Prints, of both, the hypervolume in accuracy and FLOPs alone; of
 the second, how many policies of its front have a time that is within its interval when it is measured again; and one
 JSON document last. `--quick` tries the script.
+
+`--ratios` measures no searches, but the latency ratios of ten policies of the digits twice, alone and beside the
+neighbour: how far both disagree, whether the order of the policies stays, and how many intervals hold the quiet ratio.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
+from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions
+from skipsearch.evaluators.subject import Subject, load_subject
+from skipsearch.policies.families.layers import decoder_layers
 from skipsearch.search.analysis.study_record import StudyRecord
 from skipsearch.search.run import run_study
 from skipsearch.search.space.load import load_space
@@ -24,6 +34,7 @@ from skipsearch.search.trial.hypervolume import hypervolume_history
 from skipsearch.search.trial.pareto import objective_point
 
 PLANE = {"accuracy": "maximize", "prefill_flops": "minimize"}
+DISAGREE, ORDER = 0.02, 0.95  # median difference of a ratio, at most; rank correlation of both times, at least
 SAME = 0.97  # of the hypervolume without TTFT
 HONEST = 0.95  # of the front's times are within their intervals
 NEIGHBOUR = """
@@ -126,6 +137,71 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
+def ten_policies(layers: int) -> dict[str, Policy]:
+    """Policies of several kinds, by what they do: layers from the end, FFNs, attentions, and image tokens."""
+    skip = {"attention": "skip", "ffn": "skip"}
+    found = {f"skip {count} layers": {layers - 2 - place: skip for place in range(count)} for count in (1, 2, 4, 6)}
+    for sublayer in ("ffn", "attention"):
+        for count in (3, 8):
+            found[f"skip {count} {sublayer}s"] = {2 + place: {sublayer: "skip"} for place in range(count)}
+    for ratio in (0.5, 0.1):
+        found[f"{ratio:g} of the image from layer 2"] = {layer: {"token_ratio": ratio} for layer in range(2, layers)}
+    once = {"score": "norm", "reselect": "once"}
+    return {name: Policy.model_validate({"layers": one, "token_selection": once}) for name, one in found.items()}
+
+
+def measure_ratios(subject: Subject, policies: dict[str, Policy], target: float, most: int) -> list[dict[str, Any]]:
+    """The ratios of all policies, each with its interval and its repeats."""
+    options = LatencyOptions(new_tokens=8, target=target, repeats=8, max_repeats=most)
+    evaluator, rows = LatencyEvaluator(options, subject), []
+    for name, policy in policies.items():
+        with apply_policy(subject.model, policy) as handle:
+            found = evaluator.measure(handle, "search")
+        rows += [
+            {"policy": name, "metric": metric, "repeats": entry.n, **entry.detail["ratio"],
+             "warnings": [*entry.detail.get("warnings", {})]}
+            for metric, entry in found.items()
+        ]  # fmt: skip
+    return rows
+
+
+def compare_ratios(arguments: argparse.Namespace) -> None:
+    """Measure the ratios twice, print both side by side, and what holds."""
+    subject = load_subject(load_space("digits").space.model)
+    policies = ten_policies(len(decoder_layers(subject.model)))
+    policies = dict([*policies.items()][:: 4 if arguments.quick else 1])
+    most = 12 if arguments.quick else arguments.max_repeats
+    quiet = measure_ratios(subject, policies, arguments.target, most)
+    with neighbour(0, arguments.busy, arguments.idle):
+        noisy = measure_ratios(subject, policies, arguments.target, most)
+    for one, other in zip(quiet, noisy, strict=True):
+        print(f"{one['policy']:32} {one['metric']:8} " + "  ".join(
+            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['repeats']:3} repeats {row['warnings']}"
+            for row in (one, other)))  # fmt: skip
+    found = ratio_claims(quiet, noisy)
+    for name, claim in found.items():
+        print(f"{name}: {json.dumps(claim)}")
+    print(json.dumps({"benchmark": "noisy ratios", "quiet": quiet, "noisy": noisy, "claims": found}))
+
+
+def ratio_claims(quiet: list[dict[str, Any]], noisy: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What should hold of the ratios of both times, and whether it does."""
+    pairs = list(zip(quiet, noisy, strict=True))
+    differences = [abs(other["value"] / one["value"] - 1) for one, other in pairs]
+    held = sum(other["low"] <= one["value"] <= other["high"] for one, other in pairs)
+    overlap = sum(other["low"] <= one["high"] and one["low"] <= other["high"] for one, other in pairs)
+    ranks = {}
+    for metric in ("ttft_ms", "tpot_ms"):
+        values = ([row["value"] for row in rows if row["metric"] == metric] for rows in (quiet, noisy))
+        ranks[metric] = float(spearmanr(*values).statistic)
+    median = statistics.median(differences)
+    return {
+        "disagreement": {"median": median, "largest": max(differences), "most": DISAGREE, "holds": median <= DISAGREE},
+        "order": {**ranks, "least": ORDER, "holds": min(ranks.values()) >= ORDER},
+        "intervals": {"hold the quiet ratio": held, "overlap": overlap, "of": len(pairs), "holds": held == len(pairs)},
+    }
+
+
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,11 +209,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--busy", type=float, default=2.0, help="mean seconds that the neighbour burns a core")
     parser.add_argument("--idle", type=float, default=3.0, help="mean seconds between")
+    parser.add_argument("--ratios", action="store_true", help="compare latency ratios in place of searches")
+    parser.add_argument("--target", type=float, default=0.02, help="of the latency, with --ratios")
+    parser.add_argument("--max-repeats", type=int, default=120, help="of the latency, with --ratios")
     parser.add_argument("--quick", action="store_true", help="one seed, 14 trials")
     parser.add_argument("--shown", action="store_true", help="show the progress of the searches")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.trials, arguments.seeds = 14, 1
+    if arguments.ratios:
+        compare_ratios(arguments)
+        return
     rows = run(arguments)
     found = claims(rows)
     for name, claim in found.items():

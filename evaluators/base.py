@@ -180,6 +180,22 @@ class RetimingEvaluator(Evaluator, Protocol):
         ...
 
 
+@runtime_checkable
+class NumberedEvaluator(Protocol):
+    """An evaluator class with metrics whose names end in numbers, which its options choose.
+
+    Attributes:
+        numbered: These metrics, by name without the number.
+    """
+
+    numbered: ClassVar[Mapping[str, Metric]]
+
+    @staticmethod
+    def numbers(options: Mapping[str, Any]) -> list[int]:
+        """The numbers that options choose; the options may still have mistakes."""
+        ...
+
+
 BUILT_IN = {
     "accuracy": "skipsearch.evaluators.accuracy.accuracy:AccuracyEvaluator",
     "answer_loss": "skipsearch.evaluators.answer_loss:AnswerLossEvaluator",
@@ -206,6 +222,35 @@ def evaluator_class(name: str) -> type[Evaluator]:
     return evaluator
 
 
+def metrics_of(name: str, options: Mapping[str, Any] | None) -> Mapping[str, Metric]:
+    """The metrics that an evaluator measures with some options, such as `ttft_ms_c8` for eight requests at a time.
+
+    Args:
+        name: The evaluator.
+        options: Its options as in a space, which may still have mistakes.
+
+    Raises:
+        EvaluatorError: see `evaluator_class`.
+    """
+    found = evaluator_class(name)
+    if not isinstance(found, NumberedEvaluator):
+        return found.metrics
+    numbers = found.numbers(options or {})
+    return {**found.metrics, **{f"{key}{one}": metric for one in numbers for key, metric in found.numbered.items()}}
+
+
+@functools.cache
+def numbered_metrics() -> Mapping[str, Metric]:
+    """The metrics of all evaluators that are followed by a number, by name without it."""
+    found: dict[str, Metric] = {}
+    for name in available():
+        try:
+            found |= getattr(evaluator_class(name), "numbered", {})
+        except EvaluatorError:
+            continue
+    return found
+
+
 @functools.cache
 def declared_metrics() -> Mapping[str, Metric]:
     """The metrics of all evaluators that can be loaded, by name."""
@@ -225,7 +270,8 @@ def declared_metric(name: str) -> Metric | None:
     the prefix `transfer_`.
     """
     known = declared_metrics()
-    own = known.get(name) or known.get(name.removeprefix("search_"))
+    plain = name.removeprefix("search_")
+    own = known.get(name) or known.get(plain) or numbered_metrics().get(plain.rstrip("0123456789"))
     return known.get("accuracy") if own is None and name.startswith(TRANSFER_PREFIX) else own
 
 

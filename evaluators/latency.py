@@ -2,21 +2,24 @@
 
 The speed of a machine drifts with heat, throttling and other load. So every repeat times the policy and the dense model
 directly one after the other, in alternating order. Trials are compared by the ratio of the two medians, not by
-milliseconds.
+milliseconds. With a `target`, repeats go on until the interval of that ratio is narrow enough.
 """
 
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Measurement, Metric, Options, Split
 from .prompts import PromptOptions, describe_input, fixed_input, generate
+from .timing.load import LOAD_METRICS, LoadOptions, LoadTimer
+from .timing.ratio import RatioInterval, median_of_ratios, ratio_detail, ratio_interval, ratio_of_medians, turn_orders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 
 VISIT_REPEATS = 2  # the policy goes first in one of them, dense in the other
+DENSE = 1  # the place of the dense model beside the policy
+BLOCK = 4  # repeats between two looks at the interval
 
 
 class LatencyOptions(PromptOptions):
@@ -35,15 +40,30 @@ class LatencyOptions(PromptOptions):
         batch_size: Number of equal prompts in the batch.
         new_tokens: Number of tokens to generate; the first ends `ttft_ms`, the others give `tpot_ms`.
         repeats: Number of timed generations of each model; the median is reported.
+        target: How narrow the 95 % interval of the ratio to dense must become: half of its width, as a share of the
+            ratio. Repeats go on, in a random order, until that of every time is; None stops after `repeats`.
+        max_repeats: Number of repeats after which a target that was not reached is given up, which is said.
+        seed: Of the random order.
         warmup: Number of generations of each model before them, which are not timed.
         threads: CPU threads of torch during the measurement; None leaves them as they are.
+        load: Measure under load too, with a small continuous batch scheduler; None does not.
     """
 
     batch_size: int = Field(default=1, ge=1)
     new_tokens: int = Field(default=32, ge=2)
     repeats: int = Field(default=5, ge=1)
+    target: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda target: target is None)
+    max_repeats: int = Field(default=60, ge=2)
+    seed: int = Field(default=0, ge=0)
     warmup: int = Field(default=2, ge=0)
     threads: int | None = Field(default=None, ge=1)
+    load: LoadOptions | None = Field(default=None, exclude_if=lambda load: load is None)
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> "LatencyOptions":
+        if self.target is not None and self.max_repeats < self.repeats:
+            raise ValueError(f"max_repeats is {self.max_repeats}, expected at least `repeats`, {self.repeats}")
+        return self
 
 
 @dataclass
@@ -52,6 +72,11 @@ class Timings:
 
     ttft: list[float] = field(default_factory=list)
     tpot: list[float] = field(default_factory=list)
+
+    def add(self, ttft: float, tpot: float) -> None:
+        """Add the times of one repeat."""
+        self.ttft.append(ttft)
+        self.tpot.append(tpot)
 
 
 class Stopwatch:
@@ -77,6 +102,7 @@ class LatencyEvaluator:
         "ttft_ms": Metric("ms", "minimize", "Request to first token, vision tower included; median of the repeats"),
         "tpot_ms": Metric("ms", "minimize", "Median decode step of a generation; median of the repeats"),
     }
+    numbered: ClassVar[Mapping[str, Metric]] = LOAD_METRICS
     cost: ClassVar[int] = 10
     exclusive: ClassVar[bool] = True
     splits: ClassVar[bool] = False
@@ -85,38 +111,71 @@ class LatencyEvaluator:
         self._options = options
         self._subject = subject
         self._input: dict[str, Tensor] | None = None
+        self._load = None if options.load is None else load_timer(options, options.load, subject)
+
+    @staticmethod
+    def numbers(options: Mapping[str, Any]) -> list[int]:
+        """The numbers of its numbered metrics: how many requests at a time; from options that may have mistakes."""
+        load = options.get("load")
+        found = load.get("concurrency", LoadOptions().concurrency) if isinstance(load, Mapping) else []
+        return [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
         """Time the policy and the dense model in turns; `detail` has all repeats of both."""
-        return self._timed(handle, self._options.warmup, self._options.repeats)
+        found = self._timed(handle, self._options.warmup, self._options.repeats, self._options.target)
+        if self._load is None:
+            return found
+        with stable_timing(self._options.threads):
+            return found | self._load.measure(handle)
 
     def visit(self, handle: "PolicyHandle") -> dict[str, Measurement]:
         """Time the policy and the dense model briefly, each of them first once."""
         return self._timed(handle, min(1, self._options.warmup), VISIT_REPEATS)
 
-    def _timed(self, handle: "PolicyHandle", warmup: int, repeats: int) -> dict[str, Measurement]:
-        options = self._options
-        if self._input is None:
-            self._input = fixed_input(self._subject, options.batch_size, options.prompt_tokens)
-        policy, dense = Timings(), Timings()
+    def _timed(
+        self, handle: "PolicyHandle", warmup: int, repeats: int, target: float | None = None
+    ) -> dict[str, Measurement]:
+        options, inputs = self._options, self._fixed_input()
+        policy, dense = times = Timings(), Timings()
+        warm, orders = turn_orders(None), turn_orders(None if target is None else options.seed)
         with stable_timing(options.threads):
-            for turn in range(-warmup, repeats):
-                for timings in (policy, dense) if turn % 2 == 0 else (dense, policy):
-                    with handle.dense() if timings is dense else nullcontext():
-                        ttft, tpot = self._time(handle.model, self._input)
-                    if turn >= 0:
-                        timings.ttft.append(ttft)
-                        timings.tpot.append(tpot)
+            # The turns of the warm-up end before the one that the timed repeats begin with.
+            self._repeat(handle, islice(warm, warmup % 2, warmup % 2 + warmup), (Timings(), Timings()))
+            self._repeat(handle, islice(orders, repeats), times)
+            while target is not None and not narrow(policy, dense, target):
+                block = min(BLOCK, options.max_repeats - len(policy.ttft))
+                if block <= 0:
+                    break
+                self._repeat(handle, islice(orders, block), times)
         detail = {
             "batch_size": options.batch_size,
             "new_tokens": options.new_tokens,
-            "prompt_tokens": self._input["input_ids"].shape[1],
-            "prompt": describe_input(self._subject, self._input),
+            "prompt_tokens": inputs["input_ids"].shape[1],
+            "prompt": describe_input(self._subject, inputs),
         }
         return {
-            "ttft_ms": summary(policy.ttft, dense.ttft, detail),
-            "tpot_ms": summary(policy.tpot, dense.tpot, detail),
+            "ttft_ms": summary(policy.ttft, dense.ttft, detail, target),
+            "tpot_ms": summary(policy.tpot, dense.tpot, detail, target),
         }
+
+    def _fixed_input(self) -> "dict[str, Tensor]":
+        """The input, made on first use."""
+        if self._input is None:
+            self._input = fixed_input(self._subject, self._options.batch_size, self._options.prompt_tokens)
+        return self._input
+
+    def _repeat(self, handle: "PolicyHandle", orders: Iterable[bool], times: tuple[Timings, Timings]) -> None:
+        """Time both models once for each entry of `orders`, the policy first where it is true.
+
+        Args:
+            handle: The model under the policy.
+            orders: One entry a repeat.
+            times: Of the policy and of the dense model; the new ones are added.
+        """
+        for policy_first in orders:
+            for model, timings in enumerate(times) if policy_first else reversed([*enumerate(times)]):
+                with handle.dense() if model == DENSE else nullcontext():
+                    timings.add(*self._time(handle.model, self._fixed_input()))
 
     def _time(self, model: Any, inputs: dict[str, "Tensor"]) -> tuple[float, float]:
         """Milliseconds to the first token, and the median of the decode steps after it."""
@@ -129,16 +188,49 @@ class LatencyEvaluator:
         return (tokens[0] - start) * 1e3, statistics.median(steps) * 1e3
 
 
-def summary(policy: list[float], dense: list[float], detail: Mapping[str, Any]) -> Measurement:
-    """The medians of both models, and the interquartile range of the policy's times."""
+def load_timer(options: LatencyOptions, load: LoadOptions, subject: "Subject") -> LoadTimer:
+    """What measures under load, with the prompts, the answers and the target of the latency."""
+    tokens = options.prompt_tokens, options.new_tokens
+    return LoadTimer(subject, load, *tokens, options.seed, options.target, synchronize)
+
+
+def narrow(policy: Timings, dense: Timings, target: float) -> bool:
+    """True where the intervals of both times' ratios are narrow enough."""
+    pairs = (policy.ttft, dense.ttft), (policy.tpot, dense.tpot)
+    return all(ratio_interval(ours, theirs).half_width <= target for ours, theirs in pairs)
+
+
+def summary(
+    policy: list[float], dense: list[float], detail: Mapping[str, Any], target: float | None = None
+) -> Measurement:
+    """One time of both models, with the interval of its ratio and the interquartile range of the policy's times.
+
+    Args:
+        policy: The policy's times.
+        dense: The dense model's, in the same order.
+        detail: Further values.
+        target: As in the options. With one, the policy's time is the median of the paired ratios times dense's median,
+            so that it does not follow the drift of the machine.
+    """
     low, _, high = statistics.quantiles(policy, n=4, method="inclusive") if len(policy) > 1 else (policy[0],) * 3
+    reference = statistics.median(dense)
+    interval = ratio_interval(policy, dense, ratio_of_medians if target is None else median_of_ratios)
+    certainty = ratio_detail(interval, policy, dense)
+    if target is not None and interval.half_width > target:
+        certainty["warnings"] = {**certainty.get("warnings", {}), "target": missed(interval, target, len(policy))}
     return Measurement(
-        statistics.median(policy),
+        statistics.median(policy) if target is None else interval.value * reference,
         n=len(policy),
-        dense=statistics.median(dense),
+        dense=reference,
         iqr=high - low,
-        detail={**detail, "repeats_ms": policy, "dense_repeats_ms": dense},
+        detail={**detail, **certainty, "repeats_ms": policy, "dense_repeats_ms": dense},
     )
+
+
+def missed(interval: RatioInterval, target: float, repeats: int) -> str:
+    """Says that an interval is wider than it should be."""
+    width = f"±{100 * interval.half_width:.1f} %"
+    return f"its ratio is known to {width} after {repeats} repeats (max_repeats), the target is ±{100 * target:g} %"
 
 
 def synchronize(model: Any) -> None:

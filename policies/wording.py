@@ -17,6 +17,9 @@ HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 
+# A password in a URL, after the user's name or in an option; a variable such as `${NAME}` is none.
+PASSWORD = re.compile(r"(://[^:/@\s]*:)(?!\$\{\w+\}@)\S*(?=@)|([?&]\w*password=)(?!\$\{)[^\s&]*")
+
 WHOLE, NUMBER, TEXT, LOGICAL = "a whole number", "a number", "text", "true or false"
 MAPPING, LIST = "a mapping of keys to values", "a list"
 
@@ -127,17 +130,22 @@ def escape_invisible(text: str) -> str:
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def hide_passwords(text: str) -> str:
+    """A text whose URLs show `***` for each password that is no variable, so that no message or file holds one."""
+    return PASSWORD.sub(r"\1\2***", text)
+
+
 def short(value: Any) -> str:
-    """A value as the file would show it, cut to 60 characters."""
+    """A value as the file would show it, cut to 60 characters and without passwords."""
     if isinstance(value, str):
-        text = "'" + repr(value)[1:-1] + "'"
+        text = "'" + repr(hide_passwords(value))[1:-1] + "'"
     elif isinstance(value, float) and not math.isfinite(value):
         text = ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
     else:
         try:
-            text = json.dumps(value)
+            text = hide_passwords(json.dumps(value))
         except (TypeError, ValueError):
-            text = repr(value)
+            text = hide_passwords(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

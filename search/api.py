@@ -55,6 +55,8 @@ def search(
         SkipsearchError: what the command refuses, as the same exception.
     """
     from .run import run_study
+    from .study.opening import exists
+    from .study.remote.address import address_of
 
     flags = {"search.trials": trials, "search.seed": seed, "search.sampler": sampler, "workers.address": address}
     given = {key: value for key, value in flags.items() if value is not None}
@@ -64,7 +66,8 @@ def search(
     name = loaded.name if name is None else name
     folder = study_folder(Path(out), name)
     try:
-        record = run_study(loaded, folder, name, resume and (folder / DATABASE).exists(), shown=not quiet)
+        begun = exists(folder / DATABASE, address_of(loaded.space, name))
+        record = run_study(loaded, folder, name, resume and begun, shown=not quiet)
     except KeyboardInterrupt:
         print(f"interrupted; finished trials are kept in {folder}: run this again to go on", file=sys.stderr)
         raise

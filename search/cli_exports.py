@@ -143,13 +143,13 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
         UsageError: none of them names a model.
     """
     from ..evaluators.subject import ModelSpec
-    from .places import DATABASE
+    from .places import DATABASE, holds_study
     from .study.storage import space_of
 
-    database = options.policy.resolve().parent.parent / DATABASE
+    folder = options.policy.resolve().parent.parent
     given = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code, "device": "cpu"}
-    if options.model is None and database.exists():
-        spec = space_of(database).model
+    if options.model is None and holds_study(folder):
+        spec = space_of(folder / DATABASE).model
         changed = given if options.dtype != "auto" else {**given, "dtype": spec.dtype}
         return spec.model_copy(update={**changed, "revision": options.revision or spec.revision})
     name = options.model or policy.model.id

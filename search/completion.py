@@ -11,7 +11,7 @@ import argcomplete
 from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
 from .options import command_parser
-from .places import RESULTS, shipped_spaces, study_databases
+from .places import RESULTS, shipped_spaces, study_folders
 
 YAML = FilesCompleter(allowednames=(".yaml", ".yml"))
 
@@ -46,7 +46,7 @@ def spaces(prefix: str, **_: object) -> list[str]:
 
 def studies(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The studies under `--out`, and folders."""
-    names = [file.parent.name for file in study_databases(_out(parsed_args))]
+    names = [folder.name for folder in study_folders(_out(parsed_args))]
     return [*names, *DirectoriesCompleter()(prefix)]
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from ..policies.errors import UsageError
 from .options import parse_overrides
-from .places import DATABASE
+from .places import DATABASE, holds_study
 from .space.load import load_space
 from .space.space import Space
 from .study.storage import space_of
@@ -22,8 +22,8 @@ def evaluation_space(options: argparse.Namespace) -> Space:
         return load_space(options.space, parse_overrides(options.overrides)).space
     if {*options.overrides} - TRUSTED:
         raise UsageError("--set changes a space, and none is given", hint="name the space with --space")
-    database = options.policy.resolve().parent.parent / DATABASE
-    if not database.exists():
+    folder = options.policy.resolve().parent.parent
+    if not holds_study(folder):
         hint = f"name a space, as in `skipsearch {options.command} {options.policy} --space digits`"
         raise UsageError("no space to measure on is given", [f"{options.policy} is in no study's folder"], hint)
-    return space_of(database)
+    return space_of(folder / DATABASE)

@@ -10,6 +10,7 @@ SPACES = Path(__file__).resolve().parents[1] / "spaces"
 RESULTS = Path("results")
 DATABASE = "study.db"
 RANKING = "energy.safetensors"  # in the folder of a study, and beside its policies
+STORAGE = "storage.json"  # in a study's folder, says where its database is if it is not `study.db`
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -28,15 +29,20 @@ def _model(file: Path) -> str:
     return str(folder.resolve()) if folder.exists() else given
 
 
-def study_databases(out: Path) -> list[Path]:
-    """The databases of the studies in a folder, by name."""
-    return sorted(out.glob(f"*/{DATABASE}"))
+def study_folders(out: Path) -> list[Path]:
+    """The folders of the studies in a folder, by name."""
+    return sorted({file.parent for name in (DATABASE, STORAGE) for file in out.glob(f"*/{name}")})
+
+
+def holds_study(folder: Path) -> bool:
+    """True for a folder with a study's database, or with a file that says where the database is."""
+    return (folder / DATABASE).exists() or (folder / STORAGE).exists()
 
 
 def study_path(given: str, out: Path) -> Path:
     """The folder of a study, from its path or from its name in the folder above it."""
     path, under_out = Path(given), out / given
-    return path if (path / DATABASE).exists() or (path.is_dir() and not under_out.is_dir()) else under_out
+    return path if holds_study(path) or (path.is_dir() and not under_out.is_dir()) else under_out
 
 
 def study_folder(out: Path, name: str) -> Path:

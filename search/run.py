@@ -1,10 +1,11 @@
 """Runs one search, from its space to its folder of results."""
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ from .report.folder import environment, start_folder, write_folder
 from .report.live import LiveReport
 from .signals import Stopped, interruptible
 from .space.space import LoadedSpace, Space
-from .study.database import check_whole, commit_of, ranking_of
+from .study.database import attribute_of, check_whole
+from .study.remote.address import Address, address_of, attribute_text
+from .study.remote.connect import reason_of
+from .study.remote.remote_study import lock_remote
 from .study.storage import UNWRITABLE
 
 MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own files
@@ -54,27 +58,28 @@ def run_study(
 
     space = loaded.space
     check_loggers(space.log)
-    check_folder(folder, resume)
-    begun_with = ranking_of(folder / DATABASE) if resume else None
-    if begun_with is not None:
-        ranking_of_study(space, folder / RANKING, begun_with)  # Before the model is loaded.
+    address = address_of(space, name or loaded.name)
+    check_folder(folder, resume, address)
+    ranking = began_with(folder, address, "space").get("width_selection", {}).get("sha256") if resume else None
+    if ranking is not None:
+        ranking_of_study(space, folder / RANKING, ranking)  # Before the model is loaded.
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as set_handlers:
-        pool = start_pool(pin_revision(space, folder / DATABASE) if resume else space, set_handlers)
+        pool = start_pool(pin_revision(space, folder, address) if resume else space, set_handlers)
         try:
             described = pool.describe()
             num_layers = described[0]["num_layers"]
             progress.phase(PREPARING)
             commit = common_commit(described)
             space.domains(num_layers)  # Refuses a space that does not fit the model before a folder is created.
-            with lock_study(folder):
-                space = with_ranking(space, num_layers, pool, folder / RANKING, begun_with, progress.note)
+            with lock_study(folder, address), database_errors(folder, address):
+                space = with_ranking(space, num_layers, pool, folder / RANKING, ranking, progress.note)
                 study = SearchStudy(
                     folder / DATABASE, name or loaded.name, space, num_layers, resume, loaded.model_id,
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 loggers = Loggers(space.log, name or loaded.name, progress.note, len(study.finished_trials()))
-                with database_errors(folder), LiveReport(study, folder, progress, pool).watching():
+                with LiveReport(study, folder, progress, pool).watching():
                     search_and_confirm(study, pool, progress, folder, described[0]["examples"], loggers)
         finally:
             pool.close()
@@ -84,8 +89,13 @@ def run_study(
     return record
 
 
-def check_folder(folder: Path, resume: bool) -> None:
+def check_folder(folder: Path, resume: bool, address: Address | None = None) -> None:
     """Check that a study can be written or resumed, before the model is loaded.
+
+    Args:
+        folder: The study's folder.
+        resume: True to resume a study.
+        address: Where the study is, if not in its folder.
 
     Raises:
         StudyError: the study exists, or does not exist to be resumed, or is damaged; or its folder cannot be written,
@@ -93,7 +103,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     """
     from .study.opening import check_free
 
-    check_free(folder / DATABASE, resume)
+    check_free(folder / DATABASE, resume, address)
     above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not os.access(above, os.W_OK | os.X_OK):
         hint = "give another folder with `--out`, or the right to write to this one"
@@ -104,14 +114,22 @@ def check_folder(folder: Path, resume: bool) -> None:
         hint = "free some space, or give another folder with `--out`"
         raise StudyError(f"the disk of {above} is full", [found], hint)
     if resume:
-        with lock_study(folder):
-            check_whole(folder / DATABASE)
+        with lock_study(folder, address):
+            if address is None:
+                check_whole(folder / DATABASE)
         read_environment(folder / ENVIRONMENT)
 
 
-def pin_revision(space: Space, database: Path) -> Space:
+def began_with(folder: Path, address: Address | None, key: str) -> dict[str, Any]:
+    """An attribute of a study as its first run wrote it; empty for a study that has not begun."""
+    text = attribute_of(folder / DATABASE, key) if address is None else attribute_text(address, key)
+    found: dict[str, Any] = json.loads(text or "{}")
+    return found
+
+
+def pin_revision(space: Space, folder: Path, address: Address | None = None) -> Space:
     """The space with the model's commit of the study's first run, since a branch on the hub may have moved."""
-    commit = commit_of(database)
+    commit = began_with(folder, address, "facts").get("commit")
     if commit is None:
         return space
     return space.model_copy(update={"model": space.model.model_copy(update={"revision": commit})})
@@ -132,15 +150,18 @@ def common_commit(described: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 @contextmanager
-def database_errors(folder: Path) -> Iterator[None]:
+def database_errors(folder: Path, address: Address | None = None) -> Iterator[None]:
     """Turn errors of writing the database into one message; what was written before is kept.
 
     Raises:
-        RunError: the disk is full, or the file is locked or missing.
+        RunError: the disk is full, the file is locked or missing, or the server is gone.
     """
     try:
         yield
     except UNWRITABLE as cause:
+        if address is not None:
+            hint = "finished trials are kept; when the server answers again, go on with `--resume`"
+            raise RunError(f"{address} cannot be written", [reason_of(address.url, cause)], hint) from None
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
         hint = "free some space where the disk is full, close what holds the file, and go on with `--resume`"
         raise RunError(f"{folder / DATABASE} cannot be written", [reason], hint) from None
@@ -195,8 +216,8 @@ def search_and_confirm(
 
 
 @contextmanager
-def lock_study(folder: Path) -> Iterator[None]:
-    """Lock a study for one search at a time; the lock ends with the process.
+def lock_study(folder: Path, address: Address | None = None) -> Iterator[None]:
+    """Lock a study for one search at a time, its folder and what is at its address; the lock ends with the process.
 
     Raises:
         StudyError: another search holds the lock.
@@ -209,6 +230,7 @@ def lock_study(folder: Path) -> Iterator[None]:
         hint = "wait for it to end, or give this one another name with `--name`"
         raise StudyError(f"another search is writing to {folder}", hint=hint) from None
     try:
-        yield
+        with nullcontext() if address is None else lock_remote(address):
+            yield
     finally:
         lock.release()

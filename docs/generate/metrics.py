@@ -14,8 +14,9 @@ def metrics() -> str:
 def _section(evaluator: type[Evaluator]) -> str:
     text = (evaluator.__doc__ or "").split("\n\n")[0]
     better = {"maximize": "higher", "minimize": "lower"}
+    numbered = {f"{name}N": metric for name, metric in getattr(evaluator, "numbered", {}).items()}
     rows = [
         (f"`{name}`", f"{one.text}<br><small>{one.unit}; {better[one.direction]} is better</small>")
-        for name, one in evaluator.metrics.items()
+        for name, one in {**evaluator.metrics, **numbered}.items()
     ]
     return f"## `{evaluator.name}`\n\n{' '.join(text.split())}\n\n{table(('metric', 'what is counted'), rows)}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...evaluators.base import Measurement
 from ...policies.policy import Policy
+from ..space.units import phrase
 from ..study.study import SearchStudy
 from ..times.noise import noise_sentence, noise_warning, time_noise, time_spread
 from ..times.stand_ins import find_stand_ins
@@ -45,6 +46,7 @@ class Timing:
         self.study, self.pool, self.progress, self._limits = study, pool, progress, limits
         self._evaluators = [*study.exclusive_evaluators]
         self._warned: set[str] = set()
+        self._disturbed: set[tuple[str, str]] = set()
 
     @property
     def is_needed(self) -> bool:
@@ -73,6 +75,7 @@ class Timing:
         if not self._evaluators or self.study.dense_measurements() is None:
             return
         results = self.study.results()
+        self._note_disturbances(results)
         known = self.study.times.stand_ins
         for stand_in in find_stand_ins(results, self.study.space, self.study.exclusive_evaluators, known):
             self.study.keep_stand_in(stand_in)
@@ -84,6 +87,15 @@ class Timing:
                 self._warned.add(name)
                 if warning := noise_warning(name, noise, spread):
                     self.progress.note(warning)
+
+    def _note_disturbances(self, results: Sequence[TrialResult]) -> None:
+        """Say what disturbed the measurement of a time, once for each time and kind of disturbance."""
+        for result in results:
+            for name, entry in result.search.items():
+                for kind, text in entry.detail.get("warnings", {}).items():
+                    if (name, kind) not in self._disturbed:
+                        self._disturbed.add((name, kind))
+                        self.progress.note(f"trial {result.number}, {phrase(name)}: {text} (said once; see the trials)")
 
     def measure_again(self, results: Sequence[TrialResult], ends: float = math.inf) -> None:
         """Time policies again, each next to dense, in rounds of a shuffled order, and store the medians.

@@ -226,6 +226,7 @@ def print_evaluation(
     if as_json:
         data = {
             name: {"value": entry.value, "dense": dense_values[name], "stderr": entry.stderr, "n": entry.n}
+            | {key: entry.detail[key] for key in ("ratio", "warnings") if key in entry.detail}
             for name, entry in found.items()
         }
         print(json.dumps({"split": split, "measured": data}))
@@ -236,9 +237,14 @@ def print_evaluation(
     for name, entry in found.items():
         value, unit = dense_values[name], unit_of(name)
         share = f"{entry.value / value:.1%}" if value else ""
+        if "ratio" in entry.detail:
+            share += " ({low:.1%} to {high:.1%})".format(**entry.detail["ratio"])
         table.add_row(name, with_error(entry.value, entry.stderr, unit), amount(value, unit), share)
     console = Output()
     console.print_table(table)
+    for name, entry in found.items():
+        for text in entry.detail.get("warnings", {}).values():
+            console.print(f"{name}: {text}", highlight=False)
     on_examples = [name for name in found if unit_of(name) in EXAMPLE_UNITS]
     if on_examples:
         console.print(f"{' and '.join(on_examples)} on the {split} split", highlight=False)

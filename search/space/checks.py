@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ...evaluators.base import Direction, Metric, available, evaluator_class
+from ...evaluators.base import Direction, Metric, available, evaluator_class, metrics_of
 from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ...policies.document import Document, Problem
 from ...policies.errors import EvaluatorError, PolicyError
@@ -181,6 +181,8 @@ def metric_problems(document: Document) -> list[Problem]:
         return []  # An evaluator is missing or unknown, and it may be the one that measures the metric.
     installed = metrics_by_name([*available()])
     measured = {name: metric for name, (evaluator, metric) in installed.items() if evaluator in evaluate}
+    for name, options in evaluate.items():
+        measured |= metrics_of(name, options if isinstance(options, dict) else None)
     problems = []
     for section in ("objectives", "constraints"):
         given = document.data.get(section)

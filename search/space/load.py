@@ -8,8 +8,9 @@ from ...policies.document import Document
 from ...policies.errors import PolicyError, SpaceError
 from ...policies.policy import SCHEMA as POLICY_SCHEMA
 from ...policies.policy import Policy
-from ...policies.wording import Key, dotted, nearest, short
+from ...policies.wording import Key, dotted, hide_passwords, nearest, short
 from ..places import SPACES, shipped_spaces
+from ..storage_url import absolute_url
 from .checks import (
     evaluator_problems,
     exists,
@@ -76,7 +77,7 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
     text = document.text
     for key, value in overrides.items():
         override(document, key, value)
-        text += f"\n# --set {key}={' '.join(value.splitlines())}"
+        text += f"\n# {given_as(key, value)}"
     document.require_schema(SCHEMA)
     space, problems = document.checked(Space)
     if space is not None and (too_large := size_problems(document, space)):
@@ -100,7 +101,7 @@ def override(document: Document, key: str, value: str) -> None:
     Raises:
         SpaceError: the value is not one YAML value, or the key leads nowhere.
     """
-    source = f"--set {key}={' '.join(value.splitlines())}"
+    source = given_as(key, value)
     hint = "name a key and a value as in --set search.trials=20"
     try:
         data = Document(f"value: {value}", "value", SpaceError).check().data
@@ -125,8 +126,13 @@ def override(document: Document, key: str, value: str) -> None:
     document.put(path, data["value"], source)
 
 
+def given_as(key: str, value: str) -> str:
+    """An override as it stands on the command line, in one line and without passwords."""
+    return f"--set {key}={hide_passwords(' '.join(value.splitlines()))}"
+
+
 def with_absolute_paths(space: Space, folder: Path) -> Space:
-    """The space with the paths of its model, tasks, policy files and ranking made absolute.
+    """The space with the paths of its model, tasks, policy files, ranking and SQLite storage made absolute.
 
     A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval; a task file
     that is not there may be one of those that come with skipsearch.
@@ -149,6 +155,7 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
 
     name = space.model.id
     model_id = str((folder / name).resolve()) if exists(folder / name) else name
+    storage = absolute_url(space.study.storage) if space.study.storage else None
     start = space.search.start
     if isinstance(start, list):
         start = [str((folder / entry).resolve()) if is_policy_file(entry) else entry for entry in start]
@@ -161,6 +168,7 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
             "width_selection": space.width_selection.model_copy(update={"file": ranking}),
             "evaluate": resolved(space.evaluate),
             "search": space.search.model_copy(update={"start": start}),
+            "study": space.study.model_copy(update={"storage": storage}),
         }
     )
 

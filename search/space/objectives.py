@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ...evaluators.base import Direction, Metric, evaluator_class
+from ...evaluators.base import Direction, Metric, evaluator_class, metrics_of
 from ...policies.errors import EvaluatorError
 from .space import Space
 from .units import unit_of
@@ -25,9 +25,9 @@ def metric_definitions(space: Space) -> dict[str, Metric]:
     """Unit, direction and meaning of the space's metrics, also of objectives whose evaluator is not installed."""
     missing = "its evaluator is not installed here"
     definitions = {name: Metric(unit_of(name), direction, missing) for name, direction in space.objectives.items()}
-    for name in space.evaluate:
+    for name, options in space.evaluate.items():
         try:
-            definitions |= evaluator_class(name).metrics
+            definitions |= metrics_of(name, options)
         except EvaluatorError:
             continue
     return definitions

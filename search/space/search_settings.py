@@ -1,12 +1,13 @@
-"""How a search runs: the `search` and `workers` sections of a space."""
+"""How a search runs and where its study is: the `search`, `workers` and `study` sections of a space."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ...policies.choice import StrictModel
 from ...policies.wording import nearest, short
 from ..baselines.registry import BASELINES, SOURCES
+from ..storage_url import check_storage_url
 
 START_NAMES = ("schedules", *SOURCES)  # the settings of the space's own schedules, and the baselines
 DEFAULT_BASELINES = ("schedules", *(name for name, baseline in BASELINES.items() if not baseline.needs_statistics))
@@ -116,3 +117,14 @@ class Workers(StrictModel):
     address: str | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     runner: Literal["actors", "tune"] = "actors"
+
+
+class StudySettings(StrictModel):
+    """Where the study is stored.
+
+    Attributes:
+        storage: The URL of a PostgreSQL or SQLite database that holds the study beside others; null stores it as
+            `study.db` in its folder. A password is written as `${NAME}`, which stands for an environment variable.
+    """
+
+    storage: Annotated[str, AfterValidator(check_storage_url)] | None = None

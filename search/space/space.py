@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ...evaluators.base import Direction, Metric, evaluator_class
+from ...evaluators.base import Direction, Metric, evaluator_class, metrics_of
 from ...evaluators.subject import ModelSpec
 from ...policies.choice import KEEP, LayerChoice, StrictModel
 from ...policies.errors import SpaceError
@@ -19,11 +19,11 @@ from .guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .layer_choices import LayerRule, SelectionOptions, WidthOptions, is_default
 from .log import Log
 from .schedules import ScheduleOptions
-from .search_settings import Search, Workers, is_policy_file
+from .search_settings import Search, StudySettings, Workers, is_policy_file
 from .ties_and_bans import ForbiddenTogether, ForbidRule, Group, TieEvery
 
 SCHEMA: Final = "skipsearch/space/v1"
-OPTIONAL = ("search", "workers", "constraints", "log")  # sections that may be empty
+OPTIONAL = ("search", "workers", "constraints", "log", "study")  # sections that may be empty
 
 
 class Space(StrictModel):
@@ -46,6 +46,7 @@ class Space(StrictModel):
         search: How the search runs.
         workers: The workers that measure trials.
         log: Where trials are sent beside the study's database.
+        study: Where the study is stored.
     """
 
     schema_: Literal["skipsearch/space/v1"] = Field(alias="schema")
@@ -65,6 +66,7 @@ class Space(StrictModel):
     search: Search = Search()
     workers: Workers = Workers()
     log: Annotated[Log, Field(exclude_if=lambda log: not log.settings)] = Log()
+    study: Annotated[StudySettings, Field(exclude_if=lambda study: study.storage is None)] = StudySettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +84,8 @@ class Space(StrictModel):
 
     def metrics(self) -> dict[str, Metric]:
         """Every metric that the space's evaluators measure."""
-        return {name: metric for key in self.evaluate for name, metric in evaluator_class(key).metrics.items()}
+        found = [metrics_of(key, options) for key, options in self.evaluate.items()]
+        return {name: metric for metrics in found for name, metric in metrics.items()}
 
     @property
     def has_transfer(self) -> bool:
@@ -171,12 +174,13 @@ class Space(StrictModel):
     def fingerprint(self, digests: Digests | None = None) -> str:
         """A hash that is equal for spaces whose trials can share a study.
 
-        It leaves out the workers, the loggers and the settings that end a search or a trial early. Local models, tasks
-        and policy files enter by their content, wherever they lie.
+        It leaves out the workers, the loggers, the storage and the settings that end a search or a trial early. Local
+        models, tasks and policy files enter by their content, wherever they lie.
         """
         may_change = {"trials", "max_failures", "stop", "racing"}
         # The content of a ranking decides, by its SHA-256, and not where it lies.
-        left_out: dict[str, Any] = {"workers": True, "log": True, "search": may_change, "width_selection": {"file"}}
+        left_out: dict[str, Any] = {"workers": True, "log": True, "study": True, "search": may_change}
+        left_out["width_selection"] = {"file"}
         data = self.model_dump(mode="json", exclude=left_out)
         if isinstance(self.search.start, list):
             names = self.search.start

@@ -1,6 +1,7 @@
 """Formats the values of metrics by the unit that their evaluator declares."""
 
 import math
+import re
 
 from ...evaluators.base import declared_metric
 
@@ -18,9 +19,11 @@ def unit_of(metric: str) -> str:
 
 
 def phrase(metric: str) -> str:
-    """A metric's name in prose: `prefill FLOPs` for `prefill_flops`, `TTFT` for `ttft_ms`."""
-    plain = metric.removesuffix("_ms").removesuffix("_bytes")
-    return " ".join(WORDS.get(word, word) for word in plain.split("_"))
+    """A metric's name in prose: `prefill FLOPs` for `prefill_flops`, `TTFT (8 at a time)` for `ttft_ms_c8`."""
+    under_load = re.fullmatch(r"(.+)_c(\d+)", metric)
+    plain, requests = (under_load[1], f" ({under_load[2]} at a time)") if under_load else (metric, "")
+    plain = plain.removesuffix("_ms").removesuffix("_bytes")
+    return " ".join(WORDS.get(word, word) for word in plain.split("_")) + requests
 
 
 def amount(value: float, unit: str) -> str:

@@ -3,8 +3,10 @@
 import json
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from ...policies.errors import StudyError
 from .damage import TABLES, USER_ATTRS, refuse_damage, repair_hint, table_names
@@ -59,24 +61,13 @@ def unreadable(path: Path, cause: sqlite3.Error) -> StudyError:
     return StudyError(f"{path} {what}", [str(cause)], repair_hint(path))
 
 
-def commit_of(path: Path) -> str | None:
-    """The commit of the model on the hub that a study began with; None for a local model or a study not yet begun."""
+def attribute_of(path: Path, key: str) -> str | None:
+    """The JSON of an attribute of a study; None for a study that has not begun, or that lacks it."""
     with closing(snapshot(path)) as copy:
         if "study_user_attributes" not in table_names(copy):
             return None
-        found = copy.execute("SELECT value_json FROM study_user_attributes WHERE key = 'facts'").fetchone()
-    commit: str | None = json.loads(found[0]).get("commit") if found else None
-    return commit
-
-
-def ranking_of(path: Path) -> str | None:
-    """The SHA-256 of the ranking of channels that a study began with; None without one, or for one not yet begun."""
-    with closing(snapshot(path)) as copy:
-        if "study_user_attributes" not in table_names(copy):
-            return None
-        found = copy.execute("SELECT value_json FROM study_user_attributes WHERE key = 'space'").fetchone()
-    ranking: str | None = json.loads(found[0]).get("width_selection", {}).get("sha256") if found else None
-    return ranking
+        found = copy.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (key,)).fetchone()
+    return found[0] if found else None
 
 
 def progress_of(path: Path) -> str:
@@ -90,27 +81,35 @@ def progress_of(path: Path) -> str:
             tables = table_names(file)
             if tables and not tables & {*TABLES}:
                 return f"{path} is not a study's database"
-            budget = budget_of(file) if tables >= {*TABLES} else None
+            budget = budget_of(file.execute) if tables >= {*TABLES} else None
             if budget is None:
                 return f"{path} holds no search that skipsearch began"
-            return f"{finished_trials(file)} of {budget} trials"
+            return f"{finished_trials(file.execute)} of {budget} trials"
     except sqlite3.Error as cause:
         return unreadable(path, cause).what
     except (ValueError, LookupError, TypeError):
         return f"{path} is damaged"
 
 
-def budget_of(connection: sqlite3.Connection) -> int | None:
-    """How many trials a study may spend; None where no search has begun in it."""
-    query = f"SELECT value_json FROM study_user_attributes WHERE study_id = ({STUDY}) AND key = 'space'"
-    found = connection.execute(query).fetchone()
+def budget_of(execute: Callable[[str], Any], study: str = STUDY) -> int | None:
+    """How many trials a study may spend; None where no search has begun in it.
+
+    Args:
+        execute: Executes SQL on a connection to the database.
+        study: The study's id, in SQL.
+    """
+    query = f"SELECT value_json FROM study_user_attributes WHERE study_id = ({study}) AND key = 'space'"
+    found = execute(query).fetchone()
     return None if found is None else int(json.loads(found[0])["search"]["trials"])
 
 
-def finished_trials(connection: sqlite3.Connection) -> int:
-    """How many trials of its budget a study has spent: no probes, and none that share or continue another trial's."""
+def finished_trials(execute: Callable[[str], Any], study: str = STUDY) -> int:
+    """How many trials of its budget a study has spent: no probes, and none that share or continue another trial's.
+
+    For the arguments see `budget_of`.
+    """
     having = f"SELECT 1 FROM {USER_ATTRS} WHERE trial_id = trials.trial_id AND key"
-    query = f"SELECT count(*) FROM trials WHERE study_id = ({STUDY}) AND EXISTS ({having} = 'seconds')"
+    query = f"SELECT count(*) FROM trials WHERE study_id = ({study}) AND EXISTS ({having} = 'seconds')"
     apart = f"{having} IN ('shared_from', 'continues', 'probe')"
-    count: int = connection.execute(f"{query} AND NOT EXISTS ({apart})").fetchone()[0]
+    count: int = execute(f"{query} AND NOT EXISTS ({apart})").fetchone()[0]
     return count

@@ -7,12 +7,15 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
 
 from ...policies.errors import StudyError
 from ..baselines.dense_stats import DENSE_STATS, DenseStats
 from ..space.fingerprint import Digests
 from ..space.parameters import Parameters
 from ..space.space import Space
+from .remote.address import Address, address_of, read_address, study_exists, write_address
+from .remote.remote_study import open_url
 from .samplers import population_size
 from .storage import open_storage
 from .warm_start import initial_points
@@ -26,38 +29,96 @@ IDENTITY = "facts"  # what it was made for
 QUEUED = "starts"  # the initial points of a guided search that wait for its probes
 
 
-def check_free(path: Path, resume: bool) -> None:
+def exists(path: Path, address: Address | None) -> bool:
+    """True where there is a study, in its folder or at its address.
+
+    Raises:
+        StudyError: the database of the address cannot be used.
+    """
+    return path.exists() if address is None else study_exists(address)
+
+
+def check_free(path: Path, resume: bool, address: Address | None = None) -> None:
     """Check before a search that its study does not exist, or that the study to resume does.
 
     Args:
-        path: The database.
+        path: The database in the study's folder.
         resume: True to resume a study.
+        address: Where the study is, if not in its folder.
 
     Raises:
-        StudyError: the study exists and is not to be resumed, or does not exist and is.
+        StudyError: the study exists and is not to be resumed, or does not exist and is; or the folder has a study that
+            is elsewhere.
     """
-    if path.exists() and not resume:
+    check_place(path, address)
+    found = exists(path, address)
+    place = path.parent if address is None else address.url
+    called = "" if address is None else f" called {address.name}"
+    if found and not resume:
         raise StudyError(
-            f"{path.parent} already holds a study",
+            f"{place} already holds a study{called}",
             hint="go on with it with `--resume`, or give the new one another name with `--name`",
         )
-    if resume and not path.exists():
-        raise StudyError(f"{path.parent} holds no study to resume", [f"expected {path}"], "leave out `--resume`")
+    if resume and not found:
+        expected = f"expected {path if address is None else address}"
+        raise StudyError(f"{place} holds no study{called} to resume", [expected], "leave out `--resume`")
+
+
+def check_place(path: Path, address: Address | None) -> None:
+    """Refuse a folder whose study is at another place than the space says.
+
+    Raises:
+        StudyError: naming both places.
+    """
+    kept = read_address(path.parent)
+    if kept == address and not (address and path.exists()):
+        return
+    if kept is None and not path.exists():
+        return
+    raise StudyError(
+        f"the study of {path.parent} is at another place than the space says",
+        [f"the folder: {path if kept is None or path.exists() else kept}", f"the space: {address or path}"],
+        "give the same `study.storage` as when it was begun, or another `--name`; "
+        "where the database has moved, correct storage.json in the folder",
+    )
 
 
 def open_or_create(path: Path, name: str, space: Space) -> tuple[optuna.Study, WriteThrough]:
-    """Open the study in a database, under whatever name it has there; create it if there is none.
+    """Open the study of a search; create it if there is none.
+
+    In the database of its own folder it is opened under whatever name it has there.
 
     Returns:
         The study and its storage.
+
+    Raises:
+        StudyError: its database cannot be used, or holds another program's study of this name.
     """
-    database = open_storage(path)
+    address = address_of(space, name)
+    database = open_database(path, address)
     names = optuna.get_all_study_names(database)
+    if address is not None:
+        names = [one for one in names if one == name]
     if not names:
         optuna.create_study(study_name=name, storage=database, directions=list(space.objectives.values()))
         names = [name]
+    if address is not None:
+        write_address(path.parent, address)
     storage = WriteThrough(database, names[0])
-    return optuna.load_study(study_name=names[0], storage=storage), storage
+    study = optuna.load_study(study_name=names[0], storage=storage)
+    if address is not None and IDENTITY not in study.user_attrs and (study.user_attrs or study.get_trials(False)):
+        hint = "give this study another name with `--name`"
+        raise StudyError(f"{address} is not of skipsearch", [f"it has {len(study.trials)} trials"], hint)
+    return study, storage
+
+
+def open_database(path: Path, address: Address | None) -> RDBStorage:
+    """Open the database of a study for writing; create what is missing.
+
+    Raises:
+        StudyError: the database of the address cannot be used.
+    """
+    return open_storage(path) if address is None else open_url(address.url)
 
 
 def study_identity(path: Path, space: Space, num_layers: int, commit: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...policies.errors import StudyError
-from ..places import DATABASE, RANKING
+from ..places import DATABASE, RANKING, STORAGE
 from .damage import REQUIRED_STUDY_ATTRS, STUDY_ATTR_TABLES, TABLES, faults
 from .database import connect_for_reading
 from .storage import open_storage
@@ -28,6 +28,9 @@ def salvage(folder: Path) -> tuple[Path, int, int]:
             them; or the new folder exists already.
     """
     path, target = folder / DATABASE, folder.with_name(f"{folder.name}-salvaged")
+    if (folder / STORAGE).exists():
+        hint = "restore the database from its server's backup"
+        raise StudyError(f"the study of {folder} is in another database", [f"see {folder / STORAGE}"], hint)
     if not path.exists():
         raise StudyError(f"{folder} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
     if target.exists():

@@ -1,5 +1,6 @@
-"""Opens Optuna's study in its SQLite database, to write to it or to read it at one instant."""
+"""Opens Optuna's study in the SQLite database of its folder to write to it, and any study to read it."""
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,8 @@ from ...policies.errors import StudyError
 from ..space.space import Space
 from .damage import refuse_damage, table_names
 from .database import LOCK_SECONDS, snapshot
+from .remote.address import read_address
+from .remote.remote_study import load_remote
 
 # What SQLite, SQLAlchemy and Optuna raise when a database cannot be written, or cannot be read.
 UNWRITABLE = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -60,10 +63,16 @@ def open_snapshot(path: Path) -> optuna.storages.RDBStorage:
 def open_study(path: Path) -> optuna.Study:
     """Open a study for reading, as it is now; a search that is writing to it is not disturbed.
 
+    Args:
+        path: The database in the study's folder. Where the folder says that the study is elsewhere, it is read there.
+
     Raises:
         StudyError: there is no study, or it cannot be read.
     """
     quiet_optuna()
+    address = read_address(path.parent)
+    if address is not None:
+        return begun(load_remote(address), str(address))
     if not path.exists():
         raise StudyError(f"{path.parent} holds no study", [f"expected {path}"], "`skipsearch ls` lists the studies")
     try:
@@ -71,10 +80,20 @@ def open_study(path: Path) -> optuna.Study:
         studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
     except UNREADABLE as cause:
         raise StudyError(f"{path} is not a study's database", [str(cause).splitlines()[0]]) from None
-    if not studies or "space" not in studies[0].user_attrs:
+    return begun(studies[0] if studies else None, str(path))
+
+
+def begun(study: optuna.Study | None, place: str) -> optuna.Study:
+    """A study that a search has begun.
+
+    Raises:
+        StudyError: no search has begun in it, or there is none.
+    """
+    if study is None or "space" not in study.user_attrs:
         hint = "begin it again: remove the folder, or go on with the same command and `--resume`"
-        raise StudyError(f"{path} holds no search that skipsearch began", [f"studies in it: {len(studies)}"], hint)
-    return studies[0]
+        found = f"studies in it: {int(study is not None)}"
+        raise StudyError(f"{place} holds no search that skipsearch began", [found], hint)
+    return study
 
 
 def space_of(path: Path) -> Space:
@@ -85,3 +104,5 @@ def space_of(path: Path) -> Space:
 def quiet_optuna() -> None:
     """Limit Optuna's log to warnings, because the progress bar shows the trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # A pool logs each connection that a server has closed; the query that needed it raises an error, which is shown.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The study of a search: an Optuna study in SQLite that holds every trial and is the only source of truth.
+"""The study of a search: an Optuna study in a database that holds every trial and is the only source of truth.
 
 Measurements, fingerprints and reasons are attributes of trials. So `optuna-dashboard` shows them, a killed search
 resumes from them, and all other files in the study's folder can be made from them.
@@ -33,11 +33,21 @@ from ..trial.outcome import Outcome
 from ..trial.trial_result import TrialResult
 from .asking import Proposal, draw_new, sample_trial, writable
 from .expected_results import ScorePredictor
-from .opening import GUIDE, begin_study, check_free, check_identity, enqueue_waiting, open_or_create, study_identity
+from .opening import (
+    GUIDE,
+    begin_study,
+    check_free,
+    check_identity,
+    enqueue_waiting,
+    open_database,
+    open_or_create,
+    study_identity,
+)
 from .policy_results import PolicyResults
+from .remote.address import address_of
 from .sampler_inputs import SamplerInputs
 from .samplers import make_skip_sampler
-from .storage import open_storage, quiet_optuna
+from .storage import quiet_optuna
 from .study_times import TimedTrialCache, stand_ins_of
 from .telling import add_promoted_trial, add_promotion_failure, trial_state
 from .trial_attributes import measurements_json, promotion_failures, read_trial, trial_attributes
@@ -53,7 +63,7 @@ class SearchStudy(TimedTrialCache):
     """Asks Optuna for policies and tells it their measurements.
 
     Args:
-        path: The database.
+        path: The database in the study's folder; where the space names a storage, the study is there instead.
         name: The study's name.
         space: The search space.
         num_layers: The number of the model's decoder layers.
@@ -81,14 +91,16 @@ class SearchStudy(TimedTrialCache):
         # Before the study is created, so that a mistake leaves none behind.
         for file in filter(is_policy_file, space.search.baselines):
             file_setting(self.parameters, file)
-        check_free(path, resume)
+        check_free(path, resume, address_of(space, name))
         study, self._storage = open_or_create(path, name, space)
         identity = study_identity(path, space, num_layers, commit)
         check_identity(study, identity, path, self.model_id)
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             # Not even dense was measured. A kill may have left the study half created, so it is created anew.
             stats = load_or_probe(study.user_attrs, space.search.baselines, self.parameters.domains, probe_dense)
-            optuna.delete_study(study_name=study.study_name, storage=open_storage(path))
+            database = open_database(path, address_of(space, name))
+            optuna.delete_study(study_name=study.study_name, storage=database)
+            database.engine.dispose()
             study, self._storage = open_or_create(path, name, space)
             begin_study(study, space, self.parameters, identity, self.model_id, stats, guide)
         super().__init__(study, space, num_layers)

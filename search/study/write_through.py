@@ -6,7 +6,7 @@ database again, with all its parameters; with 64 workers and 80 layers that take
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -14,16 +14,23 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
+
+from .remote.remote_study import copy_study
 
 # Optuna's tables of a trial's parameters and attributes, and the column that names an entry; names are unique.
 PARAMETERS, USER, SYSTEM = "trial_params", "trial_user_attributes", "trial_system_attributes"
 NAMES = {PARAMETERS: "param_name", USER: "key", SYSTEM: "key"}
-TRIALS = sqlalchemy.table(
+TRIALS = sqlalchemy.Table(
     "trials",
-    *map(sqlalchemy.column, ("study_id", "number", "state")),
-    sqlalchemy.column("datetime_start", sqlalchemy.DateTime),
+    sqlalchemy.MetaData(),
+    sqlalchemy.Column("trial_id", sqlalchemy.Integer, primary_key=True),
+    sqlalchemy.Column("study_id", sqlalchemy.Integer),
+    sqlalchemy.Column("number", sqlalchemy.Integer),
+    sqlalchemy.Column("state", sqlalchemy.Enum(TrialState)),
+    sqlalchemy.Column("datetime_start", sqlalchemy.DateTime),
 )
+INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # those that can update a row
 
 
 class WriteThrough(InMemoryStorage):
@@ -45,16 +52,9 @@ class WriteThrough(InMemoryStorage):
         # By trial and table, the rows that are not written yet.
         self._unwritten: defaultdict[int, defaultdict[str, list[dict[str, Any]]]]
         self._unwritten = defaultdict(lambda: defaultdict(list))
-        study = super().create_new_study(database.get_study_directions(self._database_study), name)
-        for key, value in database.get_study_user_attrs(self._database_study).items():
-            super().set_study_user_attr(study, key, value)
-        for key, value in database.get_study_system_attrs(self._database_study).items():
-            super().set_study_system_attr(study, key, value)
-        trials = database.get_all_trials(self._database_study, deepcopy=False)
+        trials = copy_study(database, self._database_study, self, name)
         # In memory, ids of trials count from 0; the list has the ids in the database.
         self._database_trials = [trial._trial_id for trial in trials]
-        for trial in trials:
-            super().create_new_trial(study, trial)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the database alone, because Ray Tune pickles a search after every trial."""
@@ -82,13 +82,13 @@ class WriteThrough(InMemoryStorage):
         row = {
             "study_id": self._database_study,
             "number": len(self._database_trials),
-            "state": TrialState.RUNNING.name,
+            "state": TrialState.RUNNING,
             # Optuna stores UTC without a time zone.
             "datetime_start": started and started.astimezone(UTC).replace(tzinfo=None),
         }
         with self._database.engine.begin() as connection:
-            inserted = connection.execute(sqlalchemy.insert(TRIALS), row)
-        self._database_trials.append(inserted.lastrowid)
+            inserted = connection.execute(sqlalchemy.insert(TRIALS).returning(TRIALS.c.trial_id), row)
+            self._database_trials.append(inserted.scalar_one())
         return trial_id
 
     def set_trial_param(
@@ -126,9 +126,11 @@ class WriteThrough(InMemoryStorage):
             return
         with self._database.engine.begin() as connection:
             for table, rows in self._unwritten.pop(trial_id).items():
-                insert = sqlite.insert(sqlalchemy.table(table, *map(sqlalchemy.column, rows[0])))
+                insert = INSERTS[connection.dialect.name](sqlalchemy.table(table, *map(sqlalchemy.column, rows[0])))
                 update = {name: insert.excluded[name] for name in rows[0]}
-                connection.execute(insert.on_conflict_do_update(["trial_id", NAMES[table]], set_=update), rows)
+                connection.execute(
+                    insert.on_conflict_do_update(index_elements=["trial_id", NAMES[table]], set_=update), rows
+                )
 
     def _write_later(self, table: str, trial_id: int, name: str, columns: dict[str, Any]) -> None:
         row = {"trial_id": self._database_trials[trial_id], NAMES[table]: name, **columns}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluators.base import Measurement, evaluator_class
+from ...evaluators.base import Measurement, evaluator_class, metrics_of
 from ..space.space import Space
 from ..space.units import phrase, unit_of
 from ..trial.modelled_time import ModelledTime, is_time
@@ -50,8 +50,8 @@ def requested_metrics(space: Space) -> list[str]:
 
 def exclusive_evaluators(space: Space) -> dict[str, frozenset[str]]:
     """Evaluators that need a device without other work on it, with the metrics that they measure."""
-    classes = {name: evaluator_class(name) for name in space.evaluate}
-    return {name: frozenset(one.metrics) for name, one in classes.items() if one.exclusive}
+    exclusive = [name for name in space.evaluate if evaluator_class(name).exclusive]
+    return {name: frozenset(metrics_of(name, space.evaluate[name])) for name in exclusive}
 
 
 def find_stand_ins(

@@ -13,7 +13,7 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...evaluators.base import Evaluator, Measurement, Options, Split, evaluator_class
+from ...evaluators.base import Evaluator, Measurement, Options, Split, evaluator_class, metrics_of
 from ...evaluators.examples import ExampleEvaluator
 from ...evaluators.patches.kept_patches import KeptPatchesEvaluator
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
@@ -78,7 +78,11 @@ class PolicyEvaluator:
         # It is asked for by name once the search has ended, and is no part of a trial.
         self._drawing = [KeptPatchesEvaluator(Options(), self.subject, examples)] if examples is not None else []
         self.evaluators: list[Evaluator] = sorted(evaluators, key=lambda evaluator: evaluator.cost)
-        self._metrics = {name: metric for evaluator in evaluators for name, metric in evaluator.metrics.items()}
+        self._metrics = {
+            name: metric
+            for evaluator in evaluators
+            for name, metric in metrics_of(evaluator.name, space.evaluate.get(evaluator.name)).items()
+        }
 
     def _find_guide(self, evaluators: Sequence[Evaluator]) -> Evaluator | None:
         """The evaluator of the guide's loss: of the right answers, or where tasks have none, the divergence from dense.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -11,20 +12,25 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import ray
 import searching
+from postgres import PASSWORD
 
 import skipsearch
-from skipsearch import Policy, apply_policy
+from skipsearch import Policy, apply_policy, load_study
 from skipsearch.evaluators.subject import load_subject
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.places import DATABASE
+from skipsearch.search.cli import main
+from skipsearch.search.places import DATABASE, STORAGE
 from skipsearch.search.report.folder import start_folder, write_folder
 from skipsearch.search.run import lock_study, run_study
-from skipsearch.search.study.database import ranking_of
+from skipsearch.search.study.database import attribute_of
 from skipsearch.search.study.expected_results import baseline_front
+from skipsearch.search.study.remote.address import Address, progress_at
 from skipsearch.search.study.storage import open_study
 from skipsearch.search.workers.cluster import start_local
 from skipsearch.search.workers.ray_pool import Pool
@@ -207,6 +213,41 @@ def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
     assert figures(killed) == figures(whole)
 
 
+def test_a_search_in_postgresql_is_killed_and_resumed(path, tmp_path, server, capsys):
+    """Nothing is measured twice, every command reads the study, and the password stands nowhere."""
+    log, folder, address = tmp_path / "log", tmp_path / "out" / "tiny", Address(server.new_url(), "tiny")
+
+    def count():
+        return int(re.match(r"\d*", progress_at(address))[0] or 0)
+
+    more = ["--trials", "200", "--set", f"study.storage={address.url}"]
+    with begun(log, path, folder.parent, *more, "--address", ray.get_runtime_context().gcs_address) as process:
+        deadline = time.monotonic() + PATIENCE
+        while count() < 3:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before, trials = finished_in(folder / DATABASE), count() + 3
+    assert 3 <= len(before) < 200
+    loaded = searching.loaded(path, search__trials=trials, study__storage=address.url)
+    with pytest.raises(StudyError, match="already holds a study called tiny"):
+        run_study(loaded, tmp_path / "other", shown=False)
+    record = run_study(loaded, folder, resume=True, shown=False)
+    assert before.items() <= finished_in(folder / DATABASE).items()
+    measured = [trial.policy.fingerprint for trial in record.trials if trial.duplicate_of is None and trial.search]
+    assert len(measured) == len({*measured}) == trials
+    policy = next((folder / "policies").glob("*.yaml"))
+    for words in (["ls", "--out", folder.parent], ["report", folder], ["show", policy], ["eval", policy]):
+        assert main([*map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert f"{trials} of {trials} trials" in said.out
+    assert figures(load_study(folder).record) == figures(record)
+    texts = [*said, *(file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file())]
+    assert not any(secret in text for text in texts for secret in (PASSWORD, quote(PASSWORD, safe="")))
+    assert address.url in (folder / STORAGE).read_text() and address.url in (folder / "space.yaml").read_text()
+
+
 @pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), ("tune", signal.SIGINT)])
 def test_a_signal_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner, number):
     database = tmp_path / "tiny" / DATABASE
@@ -377,7 +418,10 @@ def test_channels_are_ranked_once_and_found_policies_have_the_ranking_beside_the
     for policy in found:
         with apply_policy(model, policy):
             pass
-    assert ranking_of(folder / DATABASE) == hashlib.sha256(ranking).hexdigest()
+    assert (
+        json.loads(attribute_of(folder / DATABASE, "space"))["width_selection"]["sha256"]
+        == hashlib.sha256(ranking).hexdigest()
+    )
     (folder / "energy.safetensors").unlink()
     assert write_folder(folder).front == record.front
     with pytest.raises(StudyError, match="lacks the ranking that it was begun with"):

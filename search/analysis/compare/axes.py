@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ....evaluators.base import Split, evaluator_class
+from ....evaluators.base import Split, evaluator_class, metrics_of
 from ....policies.errors import StudyError, UsageError
 from ....policies.wording import nearest, short
 from ...space.fingerprint import Digests
@@ -87,7 +87,7 @@ def axis_facts(study: ComparedStudy, name: str, by_content: bool) -> dict[str, A
 
 def evaluator_options(study: ComparedStudy, name: str) -> dict[str, Any]:
     """The options of the evaluator of an objective by key path, with defaults, without those that change no answer."""
-    evaluator = next(key for key in study.space.evaluate if name in evaluator_class(key).metrics)
+    evaluator = next(key for key in study.space.evaluate if name in metrics_of(key, study.space.evaluate[key]))
     kind = evaluator_class(evaluator)
     options = kind.options.model_validate(study.space.evaluate[evaluator]).model_dump(mode="json")
     kept = {key: value for key, value in options.items() if not (kind.splits and key in NEUTRAL)}

@@ -10,6 +10,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState, create_trial
 
+from skipsearch.search.study.remote.remote_study import open_url
 from skipsearch.search.study.storage import open_storage
 from skipsearch.search.study.write_through import NAMES, PARAMETERS, SYSTEM, USER, WriteThrough
 
@@ -17,9 +18,14 @@ CHOICES = ("keep", "skip")
 KIND = {"layer": CategoricalDistribution(CHOICES)}
 
 
-@pytest.fixture
-def database(tmp_path):
-    return open_storage(tmp_path / "study.db")
+@pytest.fixture(params=["file", "sqlite", "postgresql"])
+def database(request, tmp_path):
+    """In the study's folder, and where a URL says."""
+    if request.param == "file":
+        return open_storage(tmp_path / "study.db")
+    if request.param == "sqlite":
+        return open_url(f"sqlite:///{tmp_path}/of all/studies.db")
+    return open_url(request.getfixturevalue("server").new_url())
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""A study in a database that a URL names, beside other studies."""
