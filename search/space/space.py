@@ -178,9 +178,9 @@ class Space(StrictModel):
         models, tasks and policy files enter by their content, wherever they lie.
         """
         may_change = {"trials", "max_failures", "stop", "racing"}
+        whole = dict.fromkeys(("workers", "log", "study"), True)
         # The content of a ranking decides, by its SHA-256, and not where it lies.
-        left_out: dict[str, Any] = {"workers": True, "log": True, "study": True, "search": may_change}
-        left_out["width_selection"] = {"file"}
+        left_out: dict[str, Any] = {**whole, "search": may_change, "width_selection": {"file"}}
         data = self.model_dump(mode="json", exclude=left_out)
         if isinstance(self.search.start, list):
             names = self.search.start
