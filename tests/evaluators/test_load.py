@@ -233,6 +233,18 @@ def test_the_interval_holds_the_ratio_as_often_as_it_says():
     assert 0.9 <= held / 200 <= 1
 
 
+def test_the_interval_holds_the_ratio_where_neighbouring_pairs_are_disturbed_alike():
+    """A load that stays for eight pairs, and slows the policy more than dense."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        load = np.repeat(draw.random(10) < 0.5, 8)
+        ratios = np.where(load, 0.74, 0.66) * draw.lognormal(0, 0.02, 80)
+        interval = ratio_interval(ratios, np.ones(80), lambda ours, dense: np.mean(ours / dense, axis=-1))
+        held += interval.low <= 0.7 <= interval.high
+    assert held >= 85  # Drawn one by one, 63 of these intervals hold it.
+
+
 def test_outliers_are_counted_and_a_quiet_machine_is_left_alone():
     quiet = [100 + (3 * number) % 7 for number in range(20)]
     assert disturbances(quiet, quiet) == {}

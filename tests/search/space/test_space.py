@@ -21,7 +21,7 @@ from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.layer_choices import LayerRule, SelectionOptions, WidthOptions
 from skipsearch.search.space.load import load_space, space_path, validate_file
 from skipsearch.search.space.parameters import Parameters
-from skipsearch.search.space.search_settings import Search, Workers
+from skipsearch.search.space.search_settings import Search, StudySettings, Workers
 from skipsearch.search.space.space import Space
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -191,7 +191,7 @@ def test_what_is_no_constraint(text):
 
 SAME = ["search.trials=7", "search.max_failures=3", "workers.count=3", "workers.cpus=2", "workers.runner=tune",
         "search.stop={stagnation: 30, gain: 0.01}", "search.stop.minutes=5", "search.racing=none",
-        "log.tensorboard=events"]  # fmt: skip
+        "log.tensorboard=events", "study.storage=sqlite:///studies.db"]  # fmt: skip
 OTHER = [
     "search.seed=1",
     "search.sampler=tpe",
@@ -561,7 +561,7 @@ def test_the_examples_of_the_readme_are_valid(text, file):
 
 def test_the_readme_has_an_example_of_every_key():
     given = [one for one in map(yaml.safe_load, readme_examples()) if one.get("schema") != "skipsearch/policy/v1"]
-    sections = {"model": ModelSpec, "search": Search, "workers": Workers}
+    sections = {"model": ModelSpec, "search": Search, "workers": Workers, "study": StudySettings}
     sections |= {"token_selection": SelectionOptions, "width_selection": WidthOptions}
     for section, keys in sections.items():
         shown = {key for one in given for key in one.get(section) or {}}
