@@ -312,7 +312,7 @@ def measure(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
             "image_tokens": IMAGE_TOKENS,
             "other_tokens": case.others,
             "prefill_flops": counted.prefill,
-            "ranking_flops": 0 if case.frozen else counted.prefill - counted.attention - counted.ffn,
+            "ranking_flops": 0 if case.frozen or case.narrow else counted.prefill - counted.attention - counted.ffn,
             "closed_form": closed,
             "closed_form_difference": counted.prefill / closed - 1,
             "convention": case.convention,

@@ -201,6 +201,9 @@ SPACES = {
                                ["3:11  layers[0].range: found '0-99999999', expected layers up to 9999"]),
     "overlap": ("{range: all,", "{range: 3-last, choices: [keep]}, {range: 0-3,",
                 ["3:45  layers[1].range: 0-3 overlaps layers[0].range, 3-last"]),
+    "window beside a ratio": ("choices: [keep, skip_ffn]", "window: [null, 2], token_ratio: [1, 0.5]",
+                              ["3:23  layers[0].window: found a window beside a token ratio below 1, expected one of "
+                               "them in a choice"]),
     "no rule": ("[{range: all, choices: [keep, skip_ffn]}]", "[]",
                 ["3:1  layers: every layer can only be kept, so there is nothing to search"]),
     "near evaluator": ("flops: {}", "flop: {}",
