@@ -135,9 +135,8 @@ def test_a_policy_takes_its_ranking_along(ranked, tmp_path_factory, monkeypatch)
 
 def test_heads_are_not_ranked_by_energy(ranked):
     model, folder = ranked
-    policy = Policy.load(folder / "policy.yaml")
-    both = policy.model_copy(update={"layers": {1: {"head_ratio": 0.5}}})
-    both = Policy.model_validate({**both.model_dump(by_alias=True), "provenance": {}}).beside(folder)
+    document = {**Policy.load(folder / "policy.yaml").document(), "layers": {1: {"head_ratio": 0.5}}}
+    both = Policy.model_validate(document).beside(folder)
     with pytest.raises(PolicyError, match="heads cannot be ranked by energy"):
         apply_policy(model, both)
 
