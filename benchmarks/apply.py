@@ -29,11 +29,13 @@ import transformers as t
 from apply_shorter import IMAGE, operations_a_layer, shorter_by_hand
 from apply_widths import FIRST, WIDTHS, narrow_by_hand
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from skipsearch import Policy, apply_policy
 from skipsearch.evaluators.flops import flop_counter
 from skipsearch.policies.caches.cache import kv_cache_bytes
+from skipsearch.policies.families.channels import NarrowLinear
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 CHOICES: dict[str, dict[str, Any]] = {
@@ -175,26 +177,31 @@ class Request:
         """FLOPs of a prefill; bytes that a decode step reads."""
         with self.context():
             if phase == "decode":
-                with weights_read(self.model) as modules:
+                with weights_read(self.model) as weights:
                     self.decode()
-                weights = sum(w.numel() * w.element_size() for module in modules for w in module.parameters())
-                return weights + kv_cache_bytes(self.cache)
+                return sum(w.numel() * w.element_size() for w in weights) + kv_cache_bytes(self.cache)
             with flop_counter() as counter:
                 self.prefill()
             return int(counter.get_total_flops())
 
 
 @contextlib.contextmanager
-def weights_read(model: nn.Module) -> Iterator[set[nn.Module]]:
-    """The modules with weights of their own that run in this context; an embedding reads a row, which is nothing."""
-    ran: set[nn.Module] = set()
-    leaves = [m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Embedding)]
-    hooks = [leaf.register_forward_pre_hook(lambda module, _: ran.add(module)) for leaf in leaves]
+def weights_read(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The weights that a forward in this context reads, views included; an embedding reads a row, which is nothing."""
+    leaves = {m for m in model.modules() if not list(m.children()) and not isinstance(m, nn.Embedding)}
+    ran: list[nn.Module] = []
+    read: list[Tensor] = []
+    # Narrow layers are no modules of the model, so the hook is one for all modules.
+    hook = register_module_forward_pre_hook(lambda module, _: ran.append(module))
     try:
-        yield ran
+        yield read
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+        for module in dict.fromkeys(ran):
+            if isinstance(module, NarrowLinear):
+                read += module.views()
+            elif module in leaves:
+                read += module.parameters()
 
 
 def compare(case: str, phase: str, requests: list[Request], repeats: int) -> dict[str, Any]:
@@ -208,14 +215,12 @@ def compare(case: str, phase: str, requests: list[Request], repeats: int) -> dic
         rounds.append([times[id(request)] for request in requests])
     low, middle, high = statistics.quantiles([times[1] / times[0] for times in rounds], n=4, method="inclusive")
     medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
-    # The layers by hand show which weights narrow layers read; views have no modules of their own.
-    counted = requests[2] if phase == "decode" and case in WIDTHS else requests[1]
     saved = [(times[0] - times[1]) / (times[0] - times[2]) for times in rounds if len(times) == 3]
     return {
         "case": case,
         "phase": phase,
         "work": "FLOPs" if phase == "prefill" else "bytes",
-        "work_share": round(counted.work(phase) / requests[0].work(phase), 4),
+        "work_share": round(requests[1].work(phase) / requests[0].work(phase), 4),
         "time_share": round(middle, 4),
         "time_share_iqr": [round(low, 4), round(high, 4)],
         "of_ideal": round(statistics.median(saved), 4) if saved else None,

@@ -128,13 +128,21 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The channels of `x`, or the output of channels that `x` has; shape (batch, tokens, outputs)."""
-        # Looked up at each call, because a model may move to another device or dtype.
-        whole, weight, bias = self.whole, self.whole.weight, self.whole.linear.bias
-        places = whole.places(self.start, self.stop)
-        if not whole.blocks:
-            return functional.linear(x, weight[:, places[0]], None if self.start else bias)
-        parts = [functional.linear(x, weight[rows], None if bias is None else bias[rows]) for rows in places]
+        bias = self.whole.linear.bias
+        if not self.whole.blocks:
+            return functional.linear(x, self.views()[0], None if self.start else bias)
+        rows = self.whole.places(self.start, self.stop)
+        parts = [
+            functional.linear(x, view, None if bias is None else bias[own])
+            for view, own in zip(self.views(), rows, strict=True)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def views(self) -> list[Tensor]:
+        """The parts of the other layer's matrix that it reads, as views."""
+        # Looked up at each call, because a model may move to another device or dtype.
+        weight, places = self.whole.weight, self.whole.places(self.start, self.stop)
+        return [weight[own] if self.whole.blocks else weight[:, own] for own in places]
 
 
 def channel_groups(sublayers: Sublayers) -> list[Group]:
