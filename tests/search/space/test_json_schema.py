@@ -100,8 +100,8 @@ def wrong():
         # Between values, or of YAML itself: for the command to find.
         "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
-        "space: overlap", "space: window beside a ratio", "space: groups that overlap or differ", "space: forbidden choices that nobody has",
-        "space: dense forbidden",
+        "space: overlap", "space: window beside a ratio", "space: groups that overlap or differ",
+        "space: forbidden choices that nobody has", "space: dense forbidden",
         "space: empty id", "space: no tasks", "space: range beyond any model", "space: key twice",
         "space: infinite bound", "space: endless GPUs", "ratio .nan", "policy: schedule for an unknown depth",
         "policy: decay upside down", "policy: layer beyond the schedule", "space: decays upside down",
