@@ -170,7 +170,7 @@ def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:
     """Write the trained weights and the policy that names them."""
     trained = policy.model_copy(update={"weights": parts.write(folder), "measured": {}})
     trained.save(folder / "policy.yaml")
-    return trained.in_folder(folder)
+    return trained.beside(folder)
 
 
 @contextmanager
