@@ -1,11 +1,13 @@
 """How a search runs and where its study is: the `search`, `workers` and `study` sections of a space."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ...policies.choice import StrictModel
 from ...policies.wording import nearest, short
+from ...recovery.settings import RecoverySettings
 from ..baselines.registry import BASELINES, SOURCES
 from ..storage_url import check_storage_url
 
@@ -64,6 +66,37 @@ class Racing(StrictModel):
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 
+class Recover(RecoverySettings):
+    """Short trainings of the best policies, once the search has ended.
+
+    Attributes:
+        top: The number of policies to train: those of the front, then those nearest to it.
+        data: A file of training examples, or an lm-eval task with a training split; null takes the training split of
+            the tasks that `accuracy` searches on.
+        images: The folder that relative paths of a file's images begin at; null takes the file's own.
+    """
+
+    top: Count = 8
+    data: Annotated[str, Field(min_length=1)] | None = None
+    images: str | None = None
+
+    @property
+    def training(self) -> RecoverySettings:
+        """The settings of each training."""
+        return RecoverySettings(**self.model_dump(include={*RecoverySettings.model_fields}))
+
+    @property
+    def data_file(self) -> Path | None:
+        """The file of training examples; None where `data` names a task, or nothing."""
+        return None if self.data is None else data_file(self.data)
+
+
+def data_file(data: str) -> Path | None:
+    """The file that names of training data stand for; None for the name or the YAML file of a task."""
+    path = Path(data)
+    return path if path.is_file() and path.suffix not in (".yaml", ".yml") else None
+
+
 class Search(StrictModel):
     """How the search runs.
 
@@ -79,6 +112,7 @@ class Search(StrictModel):
         racing: When a trial is stopped early; `none` measures every trial on all examples.
         guide: `auto` guides the search by the loss of the right answers, or by the divergence from dense where no right
             answers are known; `none` searches by accuracy alone.
+        recover: Train the best policies once the search has ended, and measure them again; null trains none.
     """
 
     trials: Count = 200
@@ -89,6 +123,7 @@ class Search(StrictModel):
     stop: Stop = Stop()
     racing: Racing | Literal["none"] = Racing()
     guide: Annotated[Literal["auto", "none"], Field(exclude_if=lambda value: value == "auto")] = "auto"
+    recover: Annotated[Recover | None, Field(exclude_if=lambda value: value is None)] = None
 
     @property
     def baselines(self) -> list[str]:
