@@ -67,5 +67,5 @@ class LocalPool:
         """
         job = self.running.popleft()
         if job.recover_to is not None:
-            return job, self._trainings().recover(job.policy, job.names, job.recover_to)
+            return job, self._trainings().recover(job.policy, job.names, job.recover_to, job.steps)
         return job, self.evaluator.measure(job.policy, job.names, job.split, **job.options)

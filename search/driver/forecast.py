@@ -196,7 +196,7 @@ def phases(outline: Outline, costs: Costs) -> dict[str, Phase]:
         PROBING: Phase(outline.probes, new_policy(PROBING, TELL_SECONDS)),
         PROPOSING: Phase(outline.trials, new_policy(PROPOSING, ASK_SECONDS)),
         PROMOTING: promotions(outline, costs),
-        RECOVERING: Phase(outline.trained, recovery_job(outline, costs)),
+        RECOVERING: recoveries(outline, costs),
         CONFIRMING: Phase(confirmed if report else 0.0, step(report)),
         TIMING_AGAIN: Phase(ROUNDS * (confirmed - outline.trained) if has_times else 0.0, costs.visits()),
         RANDOMISING: Phase(twins, step(report)),
@@ -206,12 +206,14 @@ def phases(outline: Outline, costs: Costs) -> dict[str, Phase]:
     return {name: phase for name, phase in found.items() if phase.steps > 0}
 
 
-def recovery_job(outline: Outline, costs: Costs) -> JobSeconds:
-    """What the training of a policy costs, at the seconds of a step of dense, with the measurement that follows."""
+def recoveries(outline: Outline, costs: Costs) -> Phase:
+    """The trainings of all rounds, at the seconds of a step of dense, each with the measurement that follows."""
     recover = outline.space.search.recover
-    seconds = 0.0 if recover is None else recover.steps * costs.training_step
+    rounds = [] if recover is None else recover.rounds(outline.trained)
+    count = sum(policies for _, policies in rounds)
+    seconds = sum(steps * policies for steps, policies in rounds) * costs.training_step / max(count, 1)
     measured = costs.job({**outline.of_kind(False), **outline.count("search")})
-    return JobSeconds(beside=seconds, driver=TELL_SECONDS) + measured
+    return Phase(count, JobSeconds(beside=seconds, driver=TELL_SECONDS) + measured)
 
 
 @dataclass(frozen=True)

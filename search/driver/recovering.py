@@ -21,7 +21,7 @@ from ..trial.recovery_attributes import (
     read_weights,
     recovery_attribute,
     recovery_key,
-    settings_digest,
+    settings_digests,
 )
 from ..trial.trial_result import TrialResult
 from ..workers.ray_pool import Pool
@@ -44,7 +44,7 @@ class Recovering:
 
     def __init__(self, study: SearchStudy, pool: Pool, progress: "Progress", settings: Recover) -> None:
         self._study, self._pool, self._progress, self._settings = study, pool, progress, settings
-        self._digest = settings_digest(settings)
+        self._digests = settings_digests(settings)
 
     def begin(self) -> None:
         """Time a training step of dense, once for the settings: a mistake in them shows before the search.
@@ -52,29 +52,39 @@ class Recovering:
         Raises:
             SkipsearchError: the model cannot be trained, or the training data has mistakes.
         """
-        if self._study.study.user_attrs.get(TRAININGS, {}).get("digest") == self._digest:
+        digests = [*self._digests.values()]
+        if self._study.study.user_attrs.get(TRAININGS, {}).get("digests") == digests:
             return
         self._progress.note("timing a step of the trainings that follow the search")
         seconds = self._pool.step_seconds(self._study.folder.resolve())
-        kept = {"digest": self._digest, "step_seconds": seconds, "settings": self._settings.model_dump(mode="json")}
+        kept = {"digests": digests, "step_seconds": seconds, "settings": self._settings.model_dump(mode="json")}
         self._study.study.set_user_attr(TRAININGS, kept)
 
     def recover(self, ends: float) -> None:
-        """Train the candidates, and store what was measured with the trained weights.
+        """Train the candidates, and in further rounds the better half of them, and store what was measured.
 
         Args:
             ends: When to stop, on the monotonic clock; a training that runs then goes on from its checkpoint when the
                 search is resumed.
         """
         candidates = find_candidates(self._study, self._settings.top)
-        waiting = deque(one for one in candidates if self._key(one) not in self._study.study.user_attrs)
-        names = measured_again(self._study)
-        self._progress.phase(RECOVERING, len(waiting))
+        for steps in self._digests:
+            if not self._train(candidates, steps, ends):
+                return
+            candidates = find_survivors(self._study, candidates)
+
+    def _train(self, candidates: Sequence[TrialResult], steps: int, ends: float) -> bool:
+        """Train policies for so many steps, those that were not; False where time was up before all were trained."""
+        attrs, names = self._study.study.user_attrs, measured_again(self._study)
+        waiting = deque(one for one in candidates if recovery_key(self._digests[steps], one.policy) not in attrs)
+        later = sum(count for longer, count in self._settings.rounds(len(candidates)) if longer > steps)
+        self._progress.phase(RECOVERING)
+        self._progress.expect_more(RECOVERING, len(waiting) + later)
         if waiting and time.monotonic() < ends:
             self._pool.start_workers()
         while (waiting or self._pool.busy) and time.monotonic() < ends:
             while waiting and self._pool.has_idle:
-                self._submit(waiting.popleft(), names)
+                self._submit(waiting.popleft(), names, steps)
             finished = self._pool.next(ends)
             if finished is not None:
                 self._finish(*finished)
@@ -82,14 +92,12 @@ class Recovering:
             self._pool.stop_workers()
             text = f"time is up with {left} policies left in {RECOVERING}; `--resume` with more time trains them"
             self._progress.note(text)
+        return not left
 
-    def _key(self, result: TrialResult) -> str:
-        return recovery_key(self._digest, result.policy)
-
-    def _submit(self, result: TrialResult, names: Sequence[str]) -> None:
-        folder = self._study.folder.resolve() / POLICIES / folder_name(result, self._digest)
+    def _submit(self, result: TrialResult, names: Sequence[str], steps: int) -> None:
+        folder = self._study.folder.resolve() / POLICIES / folder_name(result, self._digests[steps])
         folder.mkdir(parents=True, exist_ok=True)
-        self._pool.submit(Job(result.policy, names, recover_to=folder, tag=result))
+        self._pool.submit(Job(result.policy, names, recover_to=folder, steps=steps, tag=result))
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         """Store the result of a training, or leave one that the machine could not do to a resumed search."""
@@ -102,7 +110,8 @@ class Recovering:
         if outcome.failure:
             self._progress.note(f"trial {result.number} failed in {RECOVERING}: {outcome.failure}")
         weights = None if outcome.failure or job.recover_to is None else read_weights(job.recover_to)
-        self._study.study.set_user_attr(self._key(result), recovery_attribute(outcome, weights))
+        key = recovery_key(self._digests[job.steps], result.policy)
+        self._study.study.set_user_attr(key, recovery_attribute(outcome, weights, job.steps))
 
 
 def measured_again(study: SearchStudy) -> list[str]:
@@ -122,10 +131,6 @@ def find_candidates(study: SearchStudy, top: int) -> list[TrialResult]:
     """
     results, objectives = study.final_results(), study.space.objectives
     numbers = front_trials(results, objectives)
-    by_number = {result.number: result for result in results}
-    front = [by_number[number] for number in numbers if not by_number[number].policy.is_dense]
-    if len(front) >= top:
-        return evenly_spaced(front, top)
     on_examples = {metric for name in study.space.evaluate if evaluator_class(name).splits
                    for metric in evaluator_class(name).metrics}  # fmt: skip
 
@@ -135,9 +140,38 @@ def find_candidates(study: SearchStudy, top: int) -> list[TrialResult]:
         is_own = result.duplicate_of is None and not result.policy.is_dense and result.number not in numbers
         return is_own and result.full_fidelity and broken <= on_examples
 
+    by_number = {result.number: result for result in results}
     others = [result for result in results if may_join(result)]
-    found = nearest(others, [by_number[number] for number in numbers], results[0], objectives)
-    return [*front, *found[: top - len(front)]]
+    return front_first([by_number[number] for number in numbers], others, objectives, top, results[0])
+
+
+def find_survivors(study: SearchStudy, trained: Sequence[TrialResult]) -> list[TrialResult]:
+    """The better half of the policies of a round, by what was measured with their trained weights.
+
+    Args:
+        study: The study.
+        trained: The trials of the round, with the model's own weights.
+    """
+    numbers, objectives = {result.number for result in trained}, study.space.objectives
+    after = {one.before.number: one.after for one in study.recoveries()
+             if one.after is not None and one.failure is None and one.before.number in numbers}  # fmt: skip
+    dense = study.final_results()[0]
+    members = front_trials([dense, *after.values()], objectives)
+    front = [dense if number == dense.number else after[number] for number in members]
+    others = [result for number, result in after.items() if number not in members]
+    chosen = {result.number for result in front_first(front, others, objectives, (len(after) + 1) // 2, dense)}
+    return [result for result in trained if result.number in chosen]
+
+
+def front_first(
+    front: Sequence[TrialResult], others: Sequence[TrialResult], objectives: Mapping[str, Direction], count: int,
+    dense: TrialResult,
+) -> list[TrialResult]:  # fmt: skip
+    """At most so many policies: those of the front, evenly spaced over it where there are more, then the nearest."""
+    own = [result for result in front if not result.policy.is_dense]
+    if len(own) >= count:
+        return evenly_spaced(own, count)
+    return [*own, *nearest(others, front, dense, objectives)[: count - len(own)]]
 
 
 def nearest(

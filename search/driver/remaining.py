@@ -49,7 +49,7 @@ def remaining_steps(
     num_timed = len(front) + min(MAX_CONFIRMED, baselines)
     return {
         PROMOTING: sum(promotions_left(result, total) for result in paused),
-        **({RECOVERING: trained} if recover is not None else {}),
+        **({RECOVERING: sum(count for _, count in recover.rounds(trained))} if recover is not None else {}),
         **({CONFIRMING: num_timed + trained} if is_confirmed else {}),
         **({RANDOMISING: len(random_twins(results, space.objectives))} if is_confirmed else {}),
         **({TRANSFERRING: len(front)} if space.has_transfer else {}),

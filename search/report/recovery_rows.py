@@ -45,8 +45,10 @@ class RecoveryRow:
         percent: Its first cost in percent of dense; None without a cost.
         changes: Its metrics on examples, in the order of `columns`.
         ranks: Its place by quality among the trained policies before and after; None where the training failed.
-        minutes: Of the training.
+        minutes: Of the training, of all rounds.
         failure: Why the training failed; None where it did not.
+        steps: Of the training that counts.
+        longer_failed: Why a longer training failed, whose shorter one counts; None where none did.
     """
 
     trial: int
@@ -56,6 +58,8 @@ class RecoveryRow:
     ranks: tuple[int, int] | None
     minutes: float
     failure: str | None
+    steps: int = 0
+    longer_failed: str | None = None
 
     def data(self) -> dict[str, Any]:
         """The row as plain data."""
@@ -67,6 +71,8 @@ class RecoveryRow:
             "ranks": self.ranks,
             "minutes": self.minutes,
             "failure": self.failure,
+            "steps": self.steps,
+            "longer_failed": self.longer_failed,
         }  # fmt: skip
 
 
@@ -100,8 +106,10 @@ def recovery_rows(record: StudyRecord) -> list[RecoveryRow]:
         changes = [Change(name, split, value_of(one.before, name, split), value_of(one.after, name, split))
                    for name, split in names]  # fmt: skip
         percent = None if cost is None else percent_of_dense(record, one.before, cost)
-        rows.append(RecoveryRow(number, files.get(number), percent, changes, ranks.get(number), one.seconds / 60,
-                                one.failure))  # fmt: skip
+        failures = (None, one.failure) if one.after else (one.failure, None)
+        row = RecoveryRow(number, files.get(number), percent, changes, ranks.get(number), one.seconds / 60, failures[0],
+                          one.steps, failures[1])  # fmt: skip
+        rows.append(row)
     return sorted(rows, key=lambda row: (-(row.percent or 0.0), row.trial))
 
 

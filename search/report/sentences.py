@@ -55,8 +55,10 @@ def recovery_line(record: StudyRecord) -> str:
     members = sum(record.trial(number).policy.weights is not None for number in record.front)
     minutes = sum(one.seconds for one in found.recoveries) / 60
     policies = "1 policy was" if len(trained) == 1 else f"{len(trained)} policies were"
+    rounds = found.settings.get("survivors", ())
+    longer = f", and the better half for {', then '.join(map(str, rounds))}" if rounds else ""
     start = (
-        f"Recovery: {policies} trained by {found.settings['method']} for {found.settings['steps']} steps each, "
+        f"Recovery: {policies} trained by {found.settings['method']} for {found.settings['steps']} steps each{longer}, "
         f"{minutes:.1f} minutes in all{f'; {failed} failed' if failed else ''}. {members} of them "
         f"{'is' if members == 1 else 'are'} on the front, whose hypervolume went from {found.hypervolume[0]:.4f} to "
         f"{found.hypervolume[1]:.4f} on the search split"

@@ -1,9 +1,10 @@
 """How a search runs and where its study is: the `search`, `workers` and `study` sections of a space."""
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ...policies.choice import StrictModel
 from ...policies.wording import nearest, short
@@ -71,19 +72,37 @@ class Recover(RecoverySettings):
 
     Attributes:
         top: The number of policies to train: those of the front, then those nearest to it.
+        survivors: Steps of further rounds: the better half of the policies of a round is trained anew, for so many
+            steps (training-aware selection as in DarwinLM). Each is longer than the one before.
         data: A file of training examples, or an lm-eval task with a training split; null takes the training split of
             the tasks that `accuracy` searches on.
         images: The folder that relative paths of a file's images begin at; null takes the file's own.
     """
 
     top: Count = 8
+    survivors: list[Count] = []
     data: Annotated[str, Field(min_length=1)] | None = None
     images: str | None = None
 
-    @property
-    def training(self) -> RecoverySettings:
-        """The settings of each training."""
-        return RecoverySettings(**self.model_dump(include={*RecoverySettings.model_fields}))
+    @model_validator(mode="after")
+    def _each_round_is_longer(self) -> Self:
+        rounds = [self.steps, *self.survivors]
+        if any(later <= earlier for earlier, later in pairwise(rounds)):
+            found = ", ".join(map(str, rounds))
+            raise ValueError(f"found rounds of {found} steps, expected each of `survivors` to be longer than the last")
+        return self
+
+    def training(self, steps: int) -> RecoverySettings:
+        """The settings of each training of so many steps."""
+        return RecoverySettings(**{**self.model_dump(include={*RecoverySettings.model_fields}), "steps": steps})
+
+    def rounds(self, count: int) -> list[tuple[int, int]]:
+        """The steps of each round, and how many policies it trains at most where the first one trains `count`."""
+        found = []
+        for steps in (self.steps, *self.survivors):
+            found.append((steps, count))
+            count = (count + 1) // 2
+        return found
 
     @property
     def data_file(self) -> Path | None:

@@ -17,14 +17,16 @@ class Recovery:
         before: The policy's trial, with the model's own weights.
         after: The same trial with the trained weights in its policy, and what was measured with them; None where the
             training failed.
-        failure: Why it failed; None where it did not.
-        seconds: The time of the training.
+        failure: Why it failed, or why the last of several rounds did; None where it did not.
+        seconds: The time of the training, of all rounds.
+        steps: The optimiser steps of the training that counts.
     """
 
     before: TrialResult
     after: TrialResult | None
     failure: str | None
     seconds: float
+    steps: int = 0
 
 
 def with_recoveries(

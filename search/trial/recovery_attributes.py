@@ -25,13 +25,20 @@ from .trial_result import TrialResult
 TRAININGS = "trainings"  # the attribute of a study that says how its policies are trained
 
 
-def settings_digest(settings: Recover) -> str:
-    """A digest that is equal for settings under which a training need not be repeated; data counts by content."""
-    plain = settings.training.model_dump(mode="json", exclude={"save_every"})
+def settings_digests(settings: Recover) -> dict[int, str]:
+    """By the steps of each round, a digest that is equal for settings under which a training need not be repeated.
+
+    Data counts by its content. How much of a task is read depends on the longest round.
+    """
     file = settings.data_file
     data = with_digests(settings.data, Digests()) if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-    text = json.dumps([plain, data], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    rounds = [steps for steps, _ in settings.rounds(1)]
+    found = {}
+    for steps in rounds:
+        plain = settings.training(steps).model_dump(mode="json", exclude={"save_every"})
+        text = json.dumps([plain, data, rounds[-1]], sort_keys=True)
+        found[steps] = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return found
 
 
 def folder_name(result: TrialResult, digest: str) -> str:
@@ -39,18 +46,20 @@ def folder_name(result: TrialResult, digest: str) -> str:
     return f"trained-{result.number}-{digest}"
 
 
-def recovery_attribute(outcome: Outcome, weights: TrainedWeights | None) -> str:
+def recovery_attribute(outcome: Outcome, weights: TrainedWeights | None, steps: int) -> str:
     """What a study keeps of a training, as the text of an attribute.
 
     Args:
         outcome: What was measured with the trained weights, or why the training failed.
         weights: The trained weights; None where it failed.
+        steps: Of the training.
     """
     return json.dumps({
         "failure": outcome.failure,
         "weights": None if weights is None else weights.model_dump(),
         "measurements": {name: asdict(entry) for name, entry in outcome.measurements.items()},
         "seconds": outcome.seconds.get("training", 0.0),
+        "steps": steps,
     })  # fmt: skip
 
 
@@ -71,7 +80,7 @@ def read_recoveries(
     folder: Path,
     violations: Callable[[Mapping[str, Measurement]], dict[str, float]],
 ) -> list[Recovery]:
-    """The trainings of a study with its latest settings, by number of the trial.
+    """The trainings of a study with its latest settings, by number of the trial; of several rounds the last counts.
 
     Args:
         results: The trials.
@@ -79,17 +88,21 @@ def read_recoveries(
         folder: The study's folder.
         violations: Computes how far measurements violate each constraint.
     """
-    digest = attrs.get(TRAININGS, {}).get("digest")
+    digests = attrs.get(TRAININGS, {}).get("digests", ())
     found = []
     for result in results:
-        text = attrs.get(recovery_key(digest, result.policy)) if digest and result.duplicate_of is None else None
-        if text is not None:
-            kept = json.loads(text)
-            after = None
-            if kept["failure"] is None:
-                after = trained_result(result, kept, attrs, folder / POLICIES)
-                after = replace(after, violations=violations(after.search))
-            found.append(Recovery(result, after, kept["failure"], kept["seconds"]))
+        texts = [attrs.get(recovery_key(digest, result.policy)) for digest in digests]
+        rounds = [json.loads(text) for text in texts if text is not None]
+        if not rounds or result.duplicate_of is not None:
+            continue
+        # A longer training that failed leaves the result of the shorter one.
+        last = next((one for one in reversed(rounds) if one["failure"] is None), rounds[-1])
+        after = None
+        if last["failure"] is None:
+            after = trained_result(result, last, attrs, folder / POLICIES)
+            after = replace(after, violations=violations(after.search))
+        seconds = sum(one["seconds"] for one in rounds)
+        found.append(Recovery(result, after, rounds[-1]["failure"], seconds, last["steps"]))
     return found
 
 

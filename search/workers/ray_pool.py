@@ -186,7 +186,7 @@ class Pool:
     def _send(self, slot: WorkerSlot, job: Job) -> None:
         policy, names = job.policy.document(), list(job.names)
         if job.recover_to is not None:
-            reference = slot.actor.recover.remote(policy, names, job.recover_to)
+            reference = slot.actor.recover.remote(policy, names, job.recover_to, job.steps)
         else:
             reference = slot.actor.measure.remote(policy, names, job.split, job.policy.folder, **job.options)
         slot.since = time.monotonic()

@@ -113,11 +113,12 @@ class Training:
     """
 
     def __init__(self, evaluator: PolicyEvaluator, settings: Recover) -> None:
-        self._evaluator, self._settings, self._subject = evaluator, settings.training, evaluator.subject
+        self._evaluator, self._settings, self._subject = evaluator, settings, evaluator.subject
         tasks = [settings.data] if settings.data is not None else searched_tasks(evaluator)
         images = None if settings.images is None else Path(settings.images)
         source = settings.data or f"the training split of {', '.join(tasks)}"
-        self._data = read_training_data(self._subject, self._settings, source, settings.data_file, images, tasks)
+        longest = settings.training(settings.rounds(1)[-1][0])
+        self._data = read_training_data(self._subject, longest, source, settings.data_file, images, tasks)
 
     def step_seconds(self, study: Path | None = None) -> float:
         """The seconds of an optimiser step of the dense model, which is more work than that of a policy.
@@ -133,14 +134,14 @@ class Training:
 
         if study is not None:
             refuse_unseen(study)
-        settings = self._settings.model_copy(update={"steps": TIMED_STEPS, "save_every": TIMED_STEPS})
+        settings = self._settings.training(TIMED_STEPS).model_copy(update={"save_every": TIMED_STEPS})
         with tempfile.TemporaryDirectory() as folder:
             curve = recover(
                 self._subject.model, self._subject.processor, Policy(), self._data.examples, settings, Path(folder), ""
             ).curve
         return (curve[-1].seconds - curve[0].seconds) / (curve[-1].step - curve[0].step)
 
-    def recover(self, policy: Policy, names: Sequence[str], folder: Path) -> Outcome:
+    def recover(self, policy: Policy, names: Sequence[str], folder: Path, steps: int) -> Outcome:
         """Train the model under a policy, and measure the trained policy on all examples of the search split.
 
         A training that was interrupted goes on from its last checkpoint, and one that had ended is not repeated.
@@ -149,13 +150,14 @@ class Training:
             policy: The policy, without trained weights.
             names: The evaluators that measure it.
             folder: The folder for the weights, which the driver has made.
+            steps: Of the training.
 
         Returns:
             The measurements, with the seconds of the training in `training`; an error becomes the outcome's failure.
         """
         started = time.perf_counter()
         try:
-            trained, seconds = self._trained(policy, folder)
+            trained, seconds = self._trained(policy, folder, self._settings.training(steps))
             outcome = self._evaluator.measure(trained, names)
         except Exception as cause:  # Whatever a policy does to a training is the result of its recovery.
             outcome, seconds = failed(cause), time.perf_counter() - started
@@ -166,15 +168,15 @@ class Training:
             shutil.rmtree(folder, ignore_errors=True)
         return replace(outcome, seconds={**outcome.seconds, "training": seconds, "total": total})
 
-    def _trained(self, policy: Policy, folder: Path) -> tuple[Policy, float]:
+    def _trained(self, policy: Policy, folder: Path, settings: RecoverySettings) -> tuple[Policy, float]:
         """The policy with its trained weights, and the seconds of their training."""
         from ...recovery.recover import CHECKPOINTS, recover
 
         refuse_unseen(folder)
-        run = describe_run(policy, self._settings, self._data, self._subject)
+        run = describe_run(policy, settings, self._data, self._subject)
 
         def keep(done: "Recovered") -> None:
-            write_record_of(done, self._settings, self._data, run, folder)
+            write_record_of(done, settings, self._data, run, folder)
 
         # A worker whose driver was killed may still train for a moment.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -182,7 +184,7 @@ class Training:
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 return Policy.load(folder), 60 * minutes
             model, processor = self._subject.model, self._subject.processor
-            done = recover(model, processor, policy, self._data.examples, self._settings, folder, run, True, keep)
+            done = recover(model, processor, policy, self._data.examples, settings, folder, run, True, keep)
         return done.policy, 60 * done.minutes
 
 

@@ -87,9 +87,9 @@ class Worker:
         """Measure a step of `search.recover`; see `Training.step_seconds`."""
         return self._trainings().step_seconds(study)
 
-    def recover(self, policy: dict[str, Any], names: list[str], folder: Path) -> Outcome:
+    def recover(self, policy: dict[str, Any], names: list[str], folder: Path, steps: int) -> Outcome:
         """Train the model under a policy and measure that; see `Training.recover`."""
-        return self._trainings().recover(Policy.model_validate(policy), names, folder)
+        return self._trainings().recover(Policy.model_validate(policy), names, folder, steps)
 
 
 def running_evaluator(actor: Any) -> str | None:
@@ -116,6 +116,7 @@ class Job:
         times: The policy's expected times by metric.
         seconds: The time limit; None sets none.
         recover_to: The folder for the weights of a model that is trained under the policy first; None trains none.
+        steps: The steps of that training.
         tag: The driver's reference to what it submitted.
         lost_workers: How many workers died or broke while they measured it.
         out_of_memory: True where its device was too small once.
@@ -132,6 +133,7 @@ class Job:
     times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     seconds: float | None = None
     recover_to: Path | None = None
+    steps: int = 0
     tag: Any = None
     lost_workers: int = 0
     out_of_memory: bool = False

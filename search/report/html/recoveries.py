@@ -57,7 +57,8 @@ def trained_table(record: StudyRecord) -> TrainedTable | None:
         ranks = MeasurementCell(
             f"{row.ranks[0]} → {row.ranks[1]}" if row.ranks else "", missing="" if row.ranks else "–"
         )
-        cells = [*map(change_cell, row.changes), ranks, MeasurementCell(f"{row.minutes:.1f}")]
+        note = f"{row.steps} steps" + (f"; a longer one failed: {row.longer_failed}" if row.longer_failed else "")
+        cells = [*map(change_cell, row.changes), ranks, MeasurementCell(f"{row.minutes:.1f}", note)]
         rows.append(TrainedRow(row.trial, row.file or "", cost, cells, row.failure or ""))
     data = record.recovery.settings["data"] or "the training split of the searched tasks"
     return TrainedTable(titles, rows, recovery_line(record), data.rpartition("/")[2])

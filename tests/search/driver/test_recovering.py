@@ -281,7 +281,7 @@ def test_a_worker_that_trained_measures_dense_bit_for_bit_and_keeps_no_module(me
     training = Training(evaluator, settings)
     (tmp_path / "a").mkdir()
     before, bits = modules(), {name: value.clone() for name, value in model.state_dict().items()}
-    outcome = training.recover(SKIPS, names, tmp_path / "a")
+    outcome = training.recover(SKIPS, names, tmp_path / "a", STEPS)
     assert outcome.failure is None and outcome.seconds["training"] > 0
     assert modules() == before
     assert list(model.state_dict()) == list(bits)
@@ -293,7 +293,7 @@ def test_a_worker_that_trained_measures_dense_bit_for_bit_and_keeps_no_module(me
     assert answers(Policy.load(tmp_path / "a")) == trained
     # A training that had ended is measured again, and not repeated.
     stamp = (tmp_path / "a" / RECORD).stat().st_mtime_ns
-    assert training.recover(SKIPS, names, tmp_path / "a").measurements.keys() == outcome.measurements.keys()
+    assert training.recover(SKIPS, names, tmp_path / "a", STEPS).measurements.keys() == outcome.measurements.keys()
     assert (tmp_path / "a" / RECORD).stat().st_mtime_ns == stamp
 
 
@@ -321,6 +321,22 @@ def test_a_policy_that_cannot_be_trained_is_told_and_no_training_is_repeated(pat
     search = space.search.model_copy(update={"recover": recover})
     other = searched(space.model_copy(update={"search": search}), tmp_path, evaluator, resume=True)
     assert len(kept(tmp_path)) == 5 and len(other.recoveries()) == 2
+
+
+def test_the_better_half_trains_longer(path, tmp_path):
+    given = "{method: full, steps: 3, top: 4, survivors: [6, 9], batch_size: 4, learning_rate: 0.003}"
+    space = searching.loaded(path, search__recover=given).space
+    found = searched(space, tmp_path, PolicyEvaluator(space)).recoveries()
+    assert sorted(one.steps for one in found) == [3, 3, 6, 9] and len(kept(tmp_path)) == 4 + 2 + 1
+    for one in found:
+        assert len(curve(one.after.policy.folder)) == one.steps
+    # Half of four survive a round: those on the front of dense and the trained policies of that round first.
+    write_folder(tmp_path)
+    record = read_record(tmp_path)
+    assert "for 3 steps each, and the better half for 6, then 9" in recovery_line(record)
+    assert space.search.recover.rounds(5) == [(3, 5), (6, 3), (9, 2)]
+    with pytest.raises(SpaceError, match="rounds of 6, 6 steps"):
+        searching.loaded(path, search__recover="{method: full, steps: 6, survivors: [6]}")
 
 
 def test_without_time_nothing_is_trained_and_a_worker_must_see_the_study(evaluator, tmp_path):
@@ -429,6 +445,9 @@ def test_ranks_compare_the_quality_before_with_that_after():
     assert [(row.trial, row.ranks) for row in recovery_rows(trained)] == [
         (1, (4, 3)), (2, (3, 4)), (3, (2, 2)), (4, (1, 1)), (5, None),
     ]  # fmt: skip
+    torn = replace(recoveries[0], failure="the loss is NaN", steps=9)
+    row = recovery_rows(replace(trained, recovery=replace(outcome, recoveries=(torn,))))[0]
+    assert (row.failure, row.longer_failed, row.steps) == (None, "the loss is NaN", 9)
     line = recovery_line(trained)
     assert "Recovery: 4 policies were trained by lora for 9 steps each, 4.1 minutes in all; 1 failed." in line
     assert "went from 0.1000 to 0.2000 on the search split. Kendall tau of accuracy before with accuracy" in line

@@ -169,6 +169,10 @@ def test_trainings_cost_their_steps_and_are_confirmed_but_not_timed(path):
     assert found[1].phases[CONFIRMING].steps == found[0].phases[CONFIRMING].steps + 3
     assert found[1].phases[TIMING_AGAIN].steps == found[0].phases[TIMING_AGAIN].steps
     assert "3 recoveries 48 s" in phase_text(found[1])
+    more = searching.loaded(path, **CHANGES, search__recover=trainings.replace("top", "survivors: [80], top")).space
+    rounds = Forecast.of(Outline.of(more, LAYERS, None, EXAMPLES), costs, 1, False).phases[RECOVERING]
+    assert rounds.steps == 3 + 2
+    assert rounds.steps * rounds.each.beside == pytest.approx((3 * 50 + 2 * 80) * 0.3 + 5 * 1.1)
 
 
 def test_trials_take_over_from_the_forecast():
