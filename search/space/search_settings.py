@@ -71,6 +71,7 @@ class Recover(RecoverySettings):
     """Short trainings of the best policies, once the search has ended.
 
     Attributes:
+        method: What is trained. Routers are not: they change what a policy computes, and with it its times.
         top: The number of policies to train: those of the front, then those nearest to it.
         survivors: Steps of further rounds: the better half of the policies of a round is trained anew, for so many
             steps (training-aware selection as in DarwinLM). Each is longer than the one before.
@@ -79,6 +80,7 @@ class Recover(RecoverySettings):
         images: The folder that relative paths of a file's images begin at; null takes the file's own.
     """
 
+    method: Literal["lora", "full", "connector"]
     top: Count = 8
     survivors: list[Count] = []
     data: Annotated[str, Field(min_length=1)] | None = None

@@ -386,7 +386,8 @@ def test_examples_are_the_same_where_prompt_and_images_are(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"layers": "[{range: all, ffn_ratio: [1, 0.5]}]"}, "`ffn_ratio` cannot be trained"),
+        ({"layers": "[{range: all, ffn_ratio: [1, 0.5]}]"}, "`ffn_ratio` or `head_ratio` cannot be trained"),
+        ({"search__recover__method": "router"}, "search.recover.method"),
         ({"search__recover__data": "gone.jsonl"}, "search.recover.data: there is no"),
         ({"search__recover__steps": 0}, "search.recover.steps"),
         ({"search__recover__method": "magic"}, "search.recover.method"),
