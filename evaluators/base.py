@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GROUP = "skipsearch.evaluators"
 TRANSFER_PREFIX = "transfer_"  # of a transfer task among the measurements of a policy file
+UNTRAINED_PREFIX = "untrained_"  # of metrics in a policy file that were measured before its training
 
 Split = Literal["search", "report", "transfer"]
 Direction = Literal["maximize", "minimize"]
@@ -266,11 +267,11 @@ def declared_metrics() -> Mapping[str, Metric]:
 def declared_metric(name: str) -> Metric | None:
     """The declaration of a metric; None where no evaluator measures it.
 
-    Policy files have some metrics a second time, with the prefix `search_`, and the accuracy on each transfer task with
-    the prefix `transfer_`.
+    Policy files have some metrics a second time, with the prefix `search_`, or `untrained_` before a training, and the
+    accuracy on each transfer task with the prefix `transfer_`.
     """
     known = declared_metrics()
-    plain = name.removeprefix("search_")
+    plain = name.removeprefix("search_").removeprefix(UNTRAINED_PREFIX)
     own = known.get(name) or known.get(plain) or numbered_metrics().get(plain.rstrip("0123456789"))
     return known.get("accuracy") if own is None and name.startswith(TRANSFER_PREFIX) else own
 

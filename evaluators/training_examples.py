@@ -1,13 +1,21 @@
 """Examples from the training split of lm-eval tasks: prompts as in the tasks' own evaluation, with a right answer."""
 
+import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..policies.errors import TaskError
+from PIL import Image
+
+from ..policies.errors import TaskError, TrainingDataError
 from .accuracy.task_mistakes import DATA_ERRORS, task_error
 from .accuracy.tasks import load_tasks
 from .gold import Task, delimiter, gold_choices, gold_texts
+from .loaded_examples import LoadedExamples
+
+MAX_LISTED = 5
 
 
 class TaskExample(NamedTuple):
@@ -70,7 +78,7 @@ def of_document(name: str, task: Task, place: int) -> Iterator[TaskExample]:
     try:
         prompt = task.doc_to_text(document)
         answers = right_texts(task, document)
-        images = tuple(task.doc_to_image(document) or ()) if task.config.doc_to_image is not None else ()
+        images = images_of(task, document)
     except DATA_ERRORS as cause:
         raise task_error(name, f"{place} of the training split", "cannot be made a prompt", cause) from cause
     if not answers or not isinstance(prompt, str):
@@ -87,3 +95,67 @@ def right_texts(task: Task, document: Any) -> list[str]:
         return gold_texts(task, document)
     choices = task.doc_to_choice(document)
     return [choices[place] for place in gold_choices(task, document)]
+
+
+def refuse_measured(
+    examples: Iterable[tuple[str, Sequence[Any]]], loaded: Iterable[LoadedExamples], placeholder: str | None
+) -> None:
+    """Refuse training examples that are measured too, in whatever split: the same prompt with the same images.
+
+    Args:
+        examples: The prompt and the images, as pictures or paths, of each training example.
+        loaded: The examples that are measured.
+        placeholder: What stands for an image in a training prompt; None for a model without images.
+
+    Raises:
+        TrainingDataError: naming some of them.
+    """
+    trained: defaultdict[str, list[Sequence[Any]]] = defaultdict(list)
+    for prompt, images in examples:
+        trained[bare(prompt, placeholder)].append(images)
+    seen: dict[str, set[str]] = {}  # by prompt, the digests of its images; made for prompts that are measured alone
+    found = []
+    for split, name, place, task in measured_documents(loaded):
+        document = task.eval_docs[place]
+        text = bare(str(task.doc_to_text(document)), placeholder)
+        if text not in trained:
+            continue
+        if text not in seen:
+            seen[text] = {digest_of(images) for images in trained[text]}
+        if digest_of(images_of(task, document)) in seen[text]:
+            found.append(f"{name}, document {place} of the {split} split: {text[:60]!r}")
+    if found:
+        more = [f"and {len(found) - MAX_LISTED} more"] if len(found) > MAX_LISTED else []
+        count = "1 example" if len(found) == 1 else f"{len(found)} examples"
+        what = f"the training data has {count} that a split measures"
+        hint = "leave these out of the training data: what is trained on proves nothing"
+        raise TrainingDataError(what, [*found[:MAX_LISTED], *more], hint)
+
+
+def measured_documents(loaded: Iterable[LoadedExamples]) -> Iterator[tuple[str, str, int, Task]]:
+    """Each document that is measured: its split, the name of its task, its place in the data, and the task."""
+    for one in loaded:
+        for split, ranges in one.ranges.items():
+            for name, places in ranges.items():
+                yield from ((split, name, place, one.loaded[split][name]) for place in places)
+
+
+def bare(prompt: str, placeholder: str | None) -> str:
+    """A prompt without placeholders of images, each run of white space as one space."""
+    for one in filter(None, (placeholder, "<image>")):
+        prompt = prompt.replace(one, " ")
+    return " ".join(prompt.split())
+
+
+def images_of(task: Task, document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The images of a document."""
+    return tuple(task.doc_to_image(document) or ()) if task.get_config("doc_to_image") is not None else ()
+
+
+def digest_of(images: Sequence[Any]) -> str:
+    """A digest of the pixels of images, which may be paths."""
+    digest = hashlib.sha256()
+    for image in images:
+        picture = Image.open(image) if isinstance(image, str | Path) else image
+        digest.update(repr(picture.size).encode() + picture.convert("RGB").tobytes())
+    return digest.hexdigest()

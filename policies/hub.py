@@ -99,13 +99,17 @@ def save_folder(policy: "Policy", folder: Path) -> None:
         hint = "name another folder, or move that file away"
         raise HubError(f"{card} exists and is no card of a policy", hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
-    policy.save(folder / POLICY)
     copy_ranking(policy, folder)
-    if policy.weights is None:
+    weights = policy.weights
+    if weights is None:
+        policy.save(folder / POLICY)
         card.write_text(card_of(policy), encoding="utf-8")
-    elif (source := policy.weights.check(policy.folder)) != folder.resolve():
+        return
+    # The weights lie beside the policy there, whatever folder they had.
+    policy.model_copy(update={"weights": weights.model_copy(update={"folder": None})}).save(folder / POLICY)
+    if (source := weights.check(policy.folder)) != folder.resolve():
         # Its card says what the weights were trained on.
-        for name in (*policy.weights.files, CARD):
+        for name in (*weights.files, CARD):
             shutil.copyfile(source / name, folder / name)
 
 

@@ -225,7 +225,9 @@ class Policy(StrictModel):
         """
         file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
         policy = cls.read(Document.read(file, PolicyError))
-        return policy.beside(file.parent) if policy.files else policy
+        # Trained weights do not go together with the ranking of channels, which lies beside the file.
+        name = None if policy.weights is None else policy.weights.folder
+        return policy.beside(file.parent / (name or "")) if policy.files else policy
 
     @classmethod
     def from_pretrained(cls, place: str | Path, revision: str | None = None) -> Self:
@@ -241,8 +243,9 @@ class Policy(StrictModel):
         """
         policy = cls.load(policy_file(place, revision))
         if not Path(place).expanduser().is_dir():
+            inside = None if policy.weights is None else policy.weights.folder
             for name in policy.files:
-                download(str(place), revision, name)
+                download(str(place), revision, "/".join(filter(None, (inside, name))))
         return policy
 
     @classmethod
@@ -326,7 +329,7 @@ class Policy(StrictModel):
             # The content of a ranking decides, and not the name of its file.
             plain["width_selection"] = canonical.width_selection.model_dump(exclude={"file"})
         if self.weights is not None:
-            plain["weights"] = self.weights.model_dump()
+            plain["weights"] = self.weights.model_dump(exclude={"folder"})
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

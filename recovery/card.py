@@ -1,6 +1,7 @@
 """The record and the card of a recovery: what was trained on what, for how long, and the figures before and after."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Facts:
         run: What is trained on what, with the model and the policy.
         figures: By metric, the values of `dense`, `before` and `after`; empty where nothing was measured.
         rows: The same with units, for the card: metric, dense, before, after.
+        no_rows: Why there are none.
     """
 
     settings: RecoverySettings
@@ -42,6 +44,7 @@ class Facts:
     run: Mapping[str, Any]
     figures: Mapping[str, Any]
     rows: Sequence[Sequence[str]]
+    no_rows: str = "None: no space was given, which would say what to measure."
 
     def document(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -59,9 +62,11 @@ class Facts:
 
 
 def write_record(folder: Path, policy: Policy, facts: Facts) -> None:
-    """Write `recovery.json` and the card, `README.md`."""
-    (folder / RECORD).write_text(json.dumps(facts.document(), indent=1) + "\n", encoding="utf-8")
+    """Write the card, `README.md`, and then `recovery.json` at once, which shows that the folder is whole."""
     (folder / "README.md").write_text(card_of(policy, facts), encoding="utf-8")
+    part = folder / f".{RECORD}.part"
+    part.write_text(json.dumps(facts.document(), indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / RECORD)
 
 
 def card_of(policy: Policy, facts: Facts) -> str:
@@ -108,7 +113,7 @@ def training_section(facts: Facts) -> list[str]:
 def table(facts: Facts) -> list[str]:
     """The figures before and after."""
     if not facts.rows:
-        return ["## Figures", "", "None: no space was given, which would say what to measure.", ""]
+        return ["## Figures", "", facts.no_rows, ""]
     head = ["| metric | dense | before | after |", "|---|---|---|---|"]
     note = ["", "Accuracy, and what else depends on examples, is of the report split."]
     return ["## Figures", "", *head, *(f"| {' | '.join(row)} |" for row in facts.rows), *note, ""]

@@ -1,8 +1,9 @@
 """One recovery from start to end: a model is trained under a policy, and the weights are written beside the policy."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..policies.apply import apply_policy
 from ..policies.choice import has_width
@@ -82,6 +84,7 @@ def recover(
     folder: Path,
     run: str,
     resume: bool = False,
+    keep: Callable[[Recovered], None] = lambda done: None,
 ) -> Recovered:
     """Train a model under a policy, and write the trained weights and the policy into a folder.
 
@@ -96,13 +99,14 @@ def recover(
         folder: The folder to write.
         run: Says what is trained on what; an interrupted training goes on only with the same text.
         resume: Whether to go on from the last checkpoint in the folder, where there is one.
+        keep: Called with the result in the process that writes files, before the checkpoints are removed.
 
     Raises:
         ModelError: the method finds nothing to train, or the model's weights have a dtype that cannot be trained.
         TrainingDataError: examples have mistakes.
         UsageError: the policy cannot be trained, or not by the method; or the folder has another training, or one that
             was not to be resumed.
-        RunError: the loss became infinite or NaN.
+        RunError: the loss or a trained weight became infinite or NaN.
     """
     if policy.weights is not None:
         hint = "start from the policy that it was trained for"
@@ -128,15 +132,17 @@ def recover(
         try:
             trainer.train(resume_from_checkpoint=start)
             curve = loss_curve(trainer)
+            refuse_infinite(parts.model, curve)
             if arguments.should_save:
                 policy = write(parts, policy, folder)
             trainer.accelerator.wait_for_everyone()
         finally:
             release(trainer, model)
-    if arguments.should_save:
+    done = Recovered(policy, curve, parts.count, len(encoded), arguments.should_save)
+    if done.is_main:
+        keep(done)
         shutil.rmtree(checkpoints)
-        policy._folder = folder.resolve()
-    return Recovered(policy, curve, parts.count, len(encoded), arguments.should_save)
+    return done
 
 
 def with_routers(policy: Policy) -> Policy:
@@ -164,7 +170,7 @@ def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:
     """Write the trained weights and the policy that names them."""
     trained = policy.model_copy(update={"weights": parts.write(folder), "measured": {}})
     trained.save(folder / "policy.yaml")
-    return trained
+    return trained.beside(folder)
 
 
 @contextmanager
@@ -195,17 +201,21 @@ def release(trainer: PolicyTrainer, model: PreTrainedModel) -> None:
 
 
 def loss_curve(trainer: PolicyTrainer) -> list[Step]:
-    """The loss curve of a training.
+    """The loss curve of a training."""
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [Step(int(e["step"]), e["loss"], e["learning_rate"], e["seconds"]) for e in entries]
+
+
+def refuse_infinite(model: nn.Module, curve: Sequence[Step]) -> None:
+    """Refuse trained weights that are no numbers, which the last step may have made of finite ones.
 
     Raises:
-        RunError: the last loss is no number.
+        RunError: there are some.
     """
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    curve = [Step(int(e["step"]), e["loss"], e["learning_rate"], e["seconds"]) for e in entries]
-    if not torch.tensor([step.loss for step in curve]).isfinite().all():
-        hint = "lower --learning-rate"
-        raise RunError("the training diverged", [f"found a loss of {curve[-1].loss} after step {curve[-1].step}"], hint)
-    return curve
+    wrong = [name for name, one in model.named_parameters() if one.requires_grad and not bool(one.isfinite().all())]
+    if wrong:
+        found = f"found infinite or NaN weights in {wrong[0]} after step {curve[-1].step}"
+        raise RunError("the training diverged", [found], "lower the learning rate")
 
 
 def end_ids(model: PreTrainedModel, processor: Any) -> list[int]:
@@ -261,7 +271,7 @@ def prepare(checkpoints: Path, run: str, resume: bool) -> str | None:
     file = checkpoints / RUN_FILE
     if int(os.environ.get("RANK", "0")):
         # The first process of a distributed run makes the folder, and refuses what is to be refused.
-        return get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
+        return last_checkpoint(checkpoints) if resume and checkpoints.is_dir() else None
     if file.exists():
         if not resume:
             hint = "go on with --resume, or give another folder with --out"
@@ -270,10 +280,25 @@ def prepare(checkpoints: Path, run: str, resume: bool) -> str | None:
             hint = "repeat the command that it began with, and add --resume; or give another folder with --out"
             details = [f"found {file.read_text(encoding='utf-8')}", f"expected {run}"]
             raise UsageError(f"{checkpoints.parent} has the training of other settings or data", details, hint)
-        return get_last_checkpoint(str(checkpoints))
+        return last_checkpoint(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     file.write_text(run, encoding="utf-8")
     return None
+
+
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The last whole checkpoint; None without one. The state of the trainer is the last file of a checkpoint."""
+    found = [path for path in checkpoints.glob("checkpoint-*") if is_json(path / TRAINER_STATE_NAME)]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
+def is_json(file: Path) -> bool:
+    """True for a whole JSON file."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def training_arguments(
@@ -297,6 +322,8 @@ def training_arguments(
         # A batch may have no image, and then the connector gets no gradient.
         ddp_find_unused_parameters=True,
         logging_steps=max(1, settings.steps // LOGS),
+        # Otherwise the trainer logs another loss in the place of one that is no number.
+        logging_nan_inf_filter=False,
         save_steps=settings.save_every or max(1, settings.steps // 10),
         save_total_limit=1,
         remove_unused_columns=False,

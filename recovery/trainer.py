@@ -1,6 +1,7 @@
 """transformers' Trainer for a model under a policy."""
 
 import inspect
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..policies.apply import PolicyHandle
+from ..policies.errors import RunError
 from .batches import IGNORED, EncodedExamples
 from .settings import RecoverySettings
 from .trained_parts import TrainedParts
@@ -108,7 +110,14 @@ class PolicyTrainer(Trainer):
         return logits[:, -learned.shape[1] - 1 : -1][learned].float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the seconds of training so far, those before an interruption included."""
+        """Log with the seconds of training so far, those before an interruption included.
+
+        Raises:
+            RunError: the loss is infinite or NaN.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            found = f"found a loss of {logs['loss']} at step {self.state.global_step}"
+            raise RunError("the training diverged", [found], "lower the learning rate")
         now = time.monotonic()
         before = self.state.log_history[-1]["seconds"] if self.state.log_history else 0.0
         logs["seconds"], self._started = before + now - self._started, now

@@ -1,14 +1,11 @@
 """The command that trains a model under a policy, and measures it before and after."""
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..policies.errors import RunError, UsageError
@@ -18,31 +15,17 @@ from ..policies.wording import escape_invisible
 if TYPE_CHECKING:
     from ..evaluators.base import Measurement
     from ..evaluators.subject import Subject
-    from ..recovery.examples import Example
     from ..recovery.recover import Recovered
     from ..recovery.settings import RecoverySettings
     from .workers.evaluate import PolicyEvaluator
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The examples that a model is trained on, and where they come from.
-
-    Attributes:
-        examples: The examples.
-        source: The file or the task, as the command line names it.
-        sha256: Of the file, or of the prompts, answers and pixels of a task's examples.
-    """
-
-    examples: "list[Example]"
-    source: str
-    sha256: str
+    from .workers.training import TrainingData
 
 
 def recover(options: argparse.Namespace) -> int:
     """`skipsearch recover`."""
     from ..recovery.settings import RecoverySettings
     from .signals import interruptible
+    from .workers.training import describe_run
 
     policy, settings = Policy.load(options.policy), settings_of(options, RecoverySettings)
     refuse_used(options)
@@ -120,57 +103,28 @@ def loaded(options: argparse.Namespace) -> "tuple[Subject, PolicyEvaluator | Non
     return load_subject(spec), None
 
 
-def training_data(options: argparse.Namespace, subject: "Subject", settings: "RecoverySettings") -> TrainingData:
+def training_data(options: argparse.Namespace, subject: "Subject", settings: "RecoverySettings") -> "TrainingData":
     """Read the training examples.
 
     Raises:
-        TrainingDataError: the file has mistakes.
-        EvaluatorError: the task has.
+        TrainingDataError: the file has mistakes, or examples that the space measures.
+        EvaluatorError: the task has mistakes.
         SpaceError: the task runs code that the command line does not allow.
     """
-    from ..evaluators.prompts import image_placeholder
-    from ..recovery.chat import chat_template
-    from ..recovery.examples import Example, read_examples, with_placeholder
-
-    placeholder = image_placeholder(subject) if subject.is_multimodal else None
-    file = Path(options.data)
-    if file.is_file() and file.suffix not in (".yaml", ".yml"):
-        template = chat_template(subject.processor)
-        examples = read_examples(file, options.images or file.parent, placeholder, template)
-        return TrainingData(examples, options.data, hashlib.sha256(file.read_bytes()).hexdigest())
-    from ..evaluators.training_examples import training_examples
+    from .space.search_settings import data_file
     from .space.trust import trusted_task
+    from .workers.training import read_training_data
 
-    task = trusted_task(options.data, "--data", options.trust_task_code)
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    count = settings.steps * settings.batch_size * settings.accumulate * devices
-    found = training_examples([task], count, settings.seed)
-    digest = hashlib.sha256()
-    for example in found:
-        digest.update(repr((example.prompt, example.answer)).encode())
-        for image in example.images:
-            digest.update(image.tobytes())
-    examples = [Example(with_placeholder(e.prompt, placeholder), e.answer, e.images) for e in found]
-    return TrainingData(examples, options.data, digest.hexdigest())
-
-
-def describe_run(policy: Policy, settings: "RecoverySettings", data: TrainingData, subject: "Subject") -> str:
-    """What is trained on what, by which an interrupted training is known."""
-    facts = {
-        "policy": policy.fingerprint,
-        "model": subject.spec.model_dump(exclude={"device"}),
-        "settings": settings.model_dump(exclude={"save_every"}),
-        "data": data.sha256,
-        "devices": int(os.environ.get("WORLD_SIZE", "1")),
-    }
-    return json.dumps(facts, sort_keys=True)
+    file = data_file(options.data)
+    tasks = [] if file is not None else [trusted_task(options.data, "--data", options.trust_task_code)]
+    return read_training_data(subject, settings, options.data, file, options.images, tasks)
 
 
 def train(
     options: argparse.Namespace,
     policy: Policy,
     settings: "RecoverySettings",
-    data: TrainingData,
+    data: "TrainingData",
     subject: "Subject",
     run: str,
 ) -> "Recovered":
@@ -209,7 +163,7 @@ def write_and_print(
     options: argparse.Namespace,
     done: "Recovered",
     settings: "RecoverySettings",
-    data: TrainingData,
+    data: "TrainingData",
     run: str,
     figures: "Mapping[str, Mapping[str, Measurement]]",
 ) -> None:

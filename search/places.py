@@ -11,6 +11,7 @@ RESULTS = Path("results")
 DATABASE = "study.db"
 RANKING = "energy.safetensors"  # in the folder of a study, and beside its policies
 STORAGE = "storage.json"  # in a study's folder, says where its database is if it is not `study.db`
+POLICIES = "policies"  # the folder of a study that holds policy files and the folders of trained weights
 
 
 def shipped_spaces() -> dict[str, Path]:

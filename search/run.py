@@ -196,14 +196,14 @@ def search_and_confirm(
     examples: "ExampleCounts",
     loggers: Loggers,
 ) -> None:
-    """Spend the budget of trials, through Ray Tune where the space says so, and confirm the front."""
+    """Spend the budget of trials, through Ray Tune where the space says so, train policies, and confirm the front."""
     from .driver.driver import Driver
 
     def log() -> None:
         loggers.update(study.finished_trials)
 
     driver = Driver(study, pool, progress, examples, log)
-    driver.timing.measure_noise()
+    driver.begin()
     if study.space.workers.runner == "tune":
         from .driver.ray_tune import tune_search
 
@@ -212,6 +212,7 @@ def search_and_confirm(
         reason = driver.search()
     study.end(reason)
     progress.note(f"the search ended: {reason}")
+    driver.recover()
     driver.confirm()
 
 

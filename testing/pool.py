@@ -1,9 +1,11 @@
 """A pool without Ray: its workers take turns on one evaluator in this process."""
 
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from ..search.trial.outcome import Outcome
+from ..search.workers.training import Training, require
 from ..search.workers.worker import Job
 
 
@@ -23,6 +25,7 @@ class LocalPool:
         self.shares_device = size > 1
         self.running: deque[Job] = deque()
         self.submitted: list[tuple[int, tuple[str, ...]]] = []
+        self._training: Training | None = None
 
     @property
     def has_idle(self) -> bool:
@@ -41,6 +44,15 @@ class LocalPool:
         """Forget the jobs that are not done."""
         self.running.clear()
 
+    def _trainings(self) -> Training:
+        if self._training is None:
+            self._training = Training(self.evaluator, require(self.evaluator.space.search.recover))
+        return self._training
+
+    def step_seconds(self, study: Path | None = None) -> float:
+        """As of the Ray pool."""
+        return self._trainings().step_seconds(study)
+
     def submit(self, job: Job) -> None:
         """Queue a job."""
         self.running.append(job)
@@ -54,4 +66,6 @@ class LocalPool:
             until: As of the Ray pool; a job is done whatever the time.
         """
         job = self.running.popleft()
+        if job.recover_to is not None:
+            return job, self._trainings().recover(job.policy, job.names, job.recover_to, job.steps)
         return job, self.evaluator.measure(job.policy, job.names, job.split, **job.options)

@@ -26,16 +26,21 @@ class TrainedWeights(StrictModel):
         format: `peft`, a LoRA adapter in PEFT's files, or `safetensors`, whole tensors in `trained.safetensors`.
         routers: Whether `routers.safetensors` has the routers of layers that rank image tokens by one.
         sha256: The SHA-256 of the files, one after the other.
+        folder: The folder of the files, beside the policy file; None where they lie beside it themselves.
     """
 
     format: WeightsFormat
     # Left out where there are none, so that fingerprints stay what they were.
     routers: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
     sha256: Sha256
+    folder: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None,
+        Field(exclude_if=lambda folder: folder is None),
+    ] = None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of the files, which lie in the policy's folder."""
+        """The names of the files."""
         return names_of(self.format, self.routers)
 
     @classmethod

@@ -44,6 +44,23 @@ def assess(record: StudyRecord) -> StudyRecord:
     return replace(record, assessment=assessment)
 
 
+def assess_trained(record: StudyRecord) -> StudyRecord:
+    """A study whose policies were trained, with what depends on its front assessed again.
+
+    The gain over the baselines, which are not trained, stays that of the front before the trainings.
+    """
+    if record.recovery is None:
+        return record
+    front = [record.trial(number) for number in policy_files(record)]
+    changed = replace(
+        record.assessment,
+        ties=ties(record),
+        random=random_baseline(record),
+        transfer=transfer(record.dense, front),
+    )
+    return replace(record, assessment=changed)
+
+
 def was_measured(trial: TrialResult) -> bool:
     """True for a trial that was measured itself, and is no duplicate of another."""
     return trial.duplicate_of is None and trial.state != "running" and bool(trial.seconds)

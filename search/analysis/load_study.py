@@ -6,23 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...evaluators.base import Measurement
 from ...policies.errors import StudyError
 from ...policies.wording import escape_invisible
 from ..baselines.dense_stats import DENSE_STATS
-from ..baselines.random_twin import random_twin
 from ..places import DATABASE
 from ..space.objectives import metric_definitions
 from ..space.space import Space
 from ..study.storage import open_study
 from ..study.study_times import smoothed_times, stand_ins_of
-from ..study.trial_attributes import parse_measurements
 from ..study.trial_cache import read_trials
 from ..trial.hypervolume import hypervolume_history, reference_point
 from ..trial.pareto import feasible_points, front_trials
 from ..trial.trial_result import TrialResult
-from .assessment import assess
+from .assessment import assess, assess_trained
 from .clocks import clocks
+from .random_baseline import random_measurements
+from .recovery_outcome import with_trained
 from .study_record import StudyRecord
 
 SPACE = "space.yaml"
@@ -36,11 +35,12 @@ def read_record(folder: Path) -> StudyRecord:
         StudyError: the folder holds no study, or its dense trial has not finished.
     """
     study = open_study(folder / DATABASE)
-    return assess(record_of(study.study_name, study.user_attrs, read_trials(study), folder))
+    searched = assess(record_of(study.study_name, study.user_attrs, read_trials(study), folder))
+    return assess_trained(with_trained(searched, study.user_attrs, folder))
 
 
 def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult], folder: Path) -> StudyRecord:
-    """A study as plain values, without the assessment, which takes seconds.
+    """A study as its search left it, without the assessment, which takes seconds; see `with_trained`.
 
     Args:
         name: Of the study.
@@ -82,15 +82,6 @@ def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult
         clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
         random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )
-
-
-def random_measurements(
-    trials: Sequence[TrialResult], attrs: Mapping[str, Any]
-) -> dict[int, Mapping[str, Measurement]]:
-    """By trial, what was measured of its random twin on the report split."""
-    twins = {trial.number: random_twin(trial.policy) for trial in trials}
-    texts = {number: attrs.get(f"random:{twin.fingerprint}") for number, twin in twins.items() if twin is not None}
-    return {number: parse_measurements(text) for number, text in texts.items() if text is not None}
 
 
 def from_dense(trials: Sequence[TrialResult], folder: Path) -> Sequence[TrialResult]:

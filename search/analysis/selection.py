@@ -14,6 +14,8 @@ from .reselect import best_trial, combined_bounds, parse_bounds, under_bounds
 from .study_record import StudyRecord
 from .suggest import suggest, why_no_suggestion
 
+TRAINED = "policies of this study were trained, and a policy that was not measured would have to be trained too"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -61,6 +63,6 @@ def select(folder: Path, constraints: Sequence[str], picks: Sequence[str]) -> Se
         record=record,
         bounds=bounds,
         pick=best_trial(record) if picks else None,
-        suggestion=suggest(record, space, bounds),
-        no_suggestion=why_no_suggestion(record, space),
+        suggestion=None if record.recovery is not None else suggest(record, space, bounds),
+        no_suggestion=TRAINED if record.recovery is not None else why_no_suggestion(record, space),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...evaluators.base import Direction, Measurement, Metric, Split
 from ..trial.pareto import objective_value
+from ..trial.recovery import Recovery
 from ..trial.trial_result import IntervalEstimate, TrialResult
 from .transfer import Transfer
 
@@ -96,6 +97,30 @@ class Assessment:
 
 
 @dataclass(frozen=True)
+class RecoveryOutcome:
+    """What the trainings of the best policies achieved, once a search had ended.
+
+    Attributes:
+        recoveries: The trainings, by trial.
+        settings: `search.recover` of the space.
+        ranks: Kendall's tau of the quality before a training with that after it, on the search split; None with too
+            few policies, or where all are equal.
+        report_ranks: The same on the report split, of the policies that are confirmed with trained weights and without.
+        hypervolume: Of the front before the trainings, and of that after them, on the search split.
+        report_hypervolume: The same on the report split; None unless both fronts are confirmed there.
+        searched: The study before the trainings.
+    """
+
+    recoveries: tuple[Recovery, ...]
+    settings: Mapping[str, Any]
+    ranks: IntervalEstimate | None
+    report_ranks: IntervalEstimate | None
+    hypervolume: tuple[float, float]
+    report_hypervolume: tuple[float, float] | None
+    searched: "StudyRecord"
+
+
+@dataclass(frozen=True)
 class Clock:
     """How a time was measured; ratios are to dense.
 
@@ -145,6 +170,8 @@ class StudyRecord:
         guide: The metric that guided the search; None where accuracy did.
         clocks: By time, how it was measured.
         random: By trial of the front, the report measurements of its random twin; see `baselines.random_twin`.
+        recovery: What trainings of the best policies achieved; trials and front are then those after the trainings.
+            None where none was done.
     """
 
     name: str
@@ -165,6 +192,12 @@ class StudyRecord:
     guide: str | None = None
     clocks: Mapping[str, Clock] = field(default_factory=dict)
     random: Mapping[int, Mapping[str, Measurement]] = field(default_factory=dict)
+    recovery: RecoveryOutcome | None = None
+
+    @property
+    def searched(self) -> "StudyRecord":
+        """The study as the search left it, before any policy was trained."""
+        return self if self.recovery is None else self.recovery.searched
 
     @property
     def dense(self) -> TrialResult:

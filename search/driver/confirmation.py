@@ -27,17 +27,22 @@ MAX_RANDOM = 6  # policies of the front that are compared with their random twin
 
 
 def trials_to_confirm(study: SearchStudy) -> list[TrialResult]:
-    """The dense trial, the front, and up to `MAX_CONFIRMED` trials of the front of the baselines."""
-    results, objectives = study.final_results(), study.space.objectives
+    """The dense trial, the front, and up to `MAX_CONFIRMED` trials of the front of the baselines.
+
+    Beside them, the policies of the front that trained ones change, with their trained weights and without.
+    """
+    results, outcomes, objectives = study.final_results(), study.outcomes(), study.space.objectives
     baselines = baseline_front(results, objectives, lambda result: study.violations(result.search))
-    chosen = {results[0].number, *front_trials(results, objectives)}
+    front = front_trials(outcomes, objectives)
+    trained = [result for result in outcomes if result.number in front and result.policy.weights is not None]
+    chosen = {results[0].number, *front, *front_trials(results, objectives)}
     chosen |= {result.number for result in evenly_spaced(baselines, MAX_CONFIRMED)}
-    return [result for result in results if result.number in chosen]
+    return [*(result for result in results if result.number in chosen), *trained]
 
 
 def dense_and_front(study: SearchStudy) -> list[TrialResult]:
-    """The dense trial and the front."""
-    results = study.final_results()
+    """The dense trial and the front, trained policies with their trained weights."""
+    results = study.outcomes()
     chosen = {results[0].number, *front_trials(results, study.space.objectives)}
     return [result for result in results if result.number in chosen]
 
@@ -88,7 +93,7 @@ def further_visits(
         evaluators: The evaluators that have a report split.
     """
     visits: list[tuple[Visit, Sequence[str], list[TrialResult]]] = []
-    twins = random_twins(study.final_results(), study.space.objectives)
+    twins = random_twins(study.outcomes(), study.space.objectives)
     if twins:
         visits.append((RANDOM, evaluators, twins))
     if study.space.has_transfer:

@@ -68,12 +68,14 @@ class Costs:
         evaluators: By name.
         contention: How much longer a measurement takes while other workers use the same device.
         forward: The share of a worker's seconds that it spends in forward passes of the model.
+        training_step: Seconds of an optimiser step of `search.recover`, measured with the dense model; 0 without one.
         measured: By phase, what a step of it was measured to cost; it counts in place of the sum of its evaluators.
     """
 
     evaluators: Mapping[str, EvaluatorCost] = field(default_factory=dict)
     contention: float = CONTENTION
     forward: float = 0.0
+    training_step: float = 0.0
     measured: Mapping[str, JobSeconds] = field(default_factory=dict)
 
     def job(self, examples: Mapping[str, int]) -> JobSeconds:

@@ -24,6 +24,7 @@ from .phases import MEASURING_DENSE, PROBING, PROMOTING, PROPOSING
 from .probing import Probing
 from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from .proposals import Proposals
+from .recovering import Recovering
 from .timing import Timing
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Driver:
         self._exclusive: deque[Trial] = deque()
         self._running_exclusive = False
         self.timing = Timing(study, pool, progress, self._limits)
+        recover = study.space.search.recover
+        self.recovering = None if recover is None else Recovering(study, pool, progress, recover)
         self.outlook = Outlook(study, pool, progress, examples)
         self._log = log
 
@@ -118,19 +121,41 @@ class Driver:
             self.pool.stop_workers()
         return self.proposals.reason
 
+    def begin(self) -> None:
+        """Measure what belongs to no trial: dense against dense, and a step of the trainings after the search.
+
+        Raises:
+            SkipsearchError: the model cannot be trained as the space asks.
+        """
+        self.timing.measure_noise()
+        if self.recovering is not None:
+            self.recovering.begin()
+
+    def recover(self) -> None:
+        """Train the best policies, where the space asks for it, in the time that confirming them leaves."""
+        if self.recovering is not None:
+            self._expect_no_trials()
+            self.recovering.recover(self.proposals.stopping.recover_until)
+
+    def _expect_no_trials(self) -> None:
+        for name in (PROBING, PROPOSING, PROMOTING):
+            self.progress.expect_more(name, 0)
+
     def confirm(self) -> None:
         """Measure the front, that of the baselines and dense on the report split, and time them again.
+
+        Policies that were trained are measured with their trained weights and without.
 
         Afterwards the front's ratios are measured with random tokens, the front and dense on the transfer tasks, and
         the patches that the front's policies keep are recorded; no choice depends on these.
         """
-        for name in (PROBING, PROPOSING, PROMOTING):
-            self.progress.expect_more(name, 0)
+        self._expect_no_trials()
         evaluators = [name for name in self.study.space.evaluate if self._evaluators[name].splits]
         ends = self.proposals.stopping.ends
         results = trials_to_confirm(self.study)
         if confirm(self.study, self.pool, self.progress, self._limits, results, evaluators, ends):
-            self.timing.measure_again(results, ends)
+            # Trained weights change no time.
+            self.timing.measure_again([one for one in results if one.policy.weights is None], ends)
             for visit, names, chosen in further_visits(self.study, evaluators):
                 confirm(self.study, self.pool, self.progress, self._limits, chosen, names, ends, visit)
 
@@ -296,8 +321,9 @@ class Driver:
 
     def _update_progress(self) -> None:
         self.outlook.update(self.probing.left)
-        # The time that is reserved to confirm the front, where the search has a time limit.
+        # The time that is reserved to train policies and to confirm the front, where the search has a time limit.
         self.proposals.stopping.confirm_seconds = self.outlook.closing_seconds
+        self.proposals.stopping.recover_seconds = self.outlook.recovering_seconds
         self.progress.update(self.study.results(), self.study.budget_used())
 
     def _defer(self, trial: Trial, reason: str) -> None:

@@ -18,7 +18,7 @@ from ..space.space import Space
 from ..study.expected_results import MAX_CONFIRMED
 from .confirmation import MAX_RANDOM
 from .costs import ASK_SECONDS, TELL_SECONDS, Costs, JobSeconds
-from .phases import CONFIRMING, DRAWING, PROBING, PROMOTING, PROPOSING, RANDOMISING, TRANSFERRING
+from .phases import CONFIRMING, DRAWING, PROBING, PROMOTING, PROPOSING, RANDOMISING, RECOVERING, TRANSFERRING
 from .probing import probe_budget
 from .promotion import FIRST_EXAMPLES
 from .timing import ROUNDS, TIMING_AGAIN
@@ -132,8 +132,14 @@ class Outline:
 
     @property
     def confirmed(self) -> float:
-        """How many policies are confirmed: dense, the front and the best baselines."""
-        return 1 + self.front + min(BASELINE_SHARE * self.trials, MAX_CONFIRMED)
+        """How many policies are confirmed: dense, the front, the best baselines, and the front after trainings."""
+        return 1 + self.front + min(BASELINE_SHARE * self.trials, MAX_CONFIRMED) + self.trained
+
+    @property
+    def trained(self) -> int:
+        """How many policies are trained once the search has ended."""
+        recover = self.space.search.recover
+        return 0 if recover is None else min(recover.top, self.trials)
 
     @property
     def front(self) -> float:
@@ -190,13 +196,24 @@ def phases(outline: Outline, costs: Costs) -> dict[str, Phase]:
         PROBING: Phase(outline.probes, new_policy(PROBING, TELL_SECONDS)),
         PROPOSING: Phase(outline.trials, new_policy(PROPOSING, ASK_SECONDS)),
         PROMOTING: promotions(outline, costs),
+        RECOVERING: recoveries(outline, costs),
         CONFIRMING: Phase(confirmed if report else 0.0, step(report)),
-        TIMING_AGAIN: Phase(ROUNDS * confirmed if has_times else 0.0, costs.visits()),
+        TIMING_AGAIN: Phase(ROUNDS * (confirmed - outline.trained) if has_times else 0.0, costs.visits()),
         RANDOMISING: Phase(twins, step(report)),
         TRANSFERRING: Phase(1 + outline.front if outline.space.has_transfer else 0.0, step(transfer)),
         DRAWING: Phase(outline.front if outline.has_ratios else 0.0, step({QUALITY: DRAWN_EXAMPLES})),
     }  # fmt: skip
     return {name: phase for name, phase in found.items() if phase.steps > 0}
+
+
+def recoveries(outline: Outline, costs: Costs) -> Phase:
+    """The trainings of all rounds, at the seconds of a step of dense, each with the measurement that follows."""
+    recover = outline.space.search.recover
+    rounds = [] if recover is None else recover.rounds(outline.trained)
+    count = sum(policies for _, policies in rounds)
+    seconds = sum(steps * policies for steps, policies in rounds) * costs.training_step / max(count, 1)
+    measured = costs.job({**outline.of_kind(False), **outline.count("search")})
+    return Phase(count, JobSeconds(beside=seconds, driver=TELL_SECONDS) + measured)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Says a forecast in words."""
 
 from .forecast import Forecast
-from .phases import CONFIRMING, DRAWING, PROBING, PROMOTING, PROPOSING, RANDOMISING, TRANSFERRING
+from .phases import CONFIRMING, DRAWING, PROBING, PROMOTING, PROPOSING, RANDOMISING, RECOVERING, TRANSFERRING
 from .timing import TIMING_AGAIN
 
 # What a step of each phase is called; `s` is added where there are several.
 STEPS = {
     PROBING: "probe", PROPOSING: "trial", PROMOTING: "promotion", CONFIRMING: "confirmation",
     TIMING_AGAIN: "second timing", RANDOMISING: "random twin", TRANSFERRING: "transfer measurement",
-    DRAWING: "drawn policy",
+    DRAWING: "drawn policy", RECOVERING: "recovery",
 }  # fmt: skip
 
 

@@ -1,16 +1,18 @@
 """The forecast of a running search: made after its dense trial, corrected by its trials, shown by its progress."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...evaluators.base import Measurement, evaluator_class
 from ..space.space import Space
 from ..study.study import SearchStudy
+from ..trial.recovery_attributes import TRAININGS
 from ..workers.ray_pool import Pool
 from .costs import dense_costs
 from .forecast import ExampleCounts, Forecast, Outline
 from .forecast_text import forecast_lines
-from .phases import CONFIRMING, DRAWING, PROBING, RANDOMISING, TRANSFERRING
+from .phases import CONFIRMING, DRAWING, PROBING, RANDOMISING, RECOVERING, TRANSFERRING
 from .remaining import corrected, remaining_steps
 from .timing import TIMING_AGAIN
 
@@ -37,9 +39,17 @@ class Outlook:
 
     @property
     def closing_seconds(self) -> float:
-        """Expected seconds of all that is measured once no trial is proposed any more; 0 before the dense trial."""
+        """Expected seconds of all that is measured of the final front; 0 before the dense trial."""
+        return self._seconds_left(CLOSING)
+
+    @property
+    def recovering_seconds(self) -> float:
+        """Expected seconds of the trainings; 0 before the dense trial."""
+        return self._seconds_left((RECOVERING,))
+
+    def _seconds_left(self, names: Sequence[str]) -> float:
         forecast = self._forecast
-        return sum(self._left.get(name, 0) * forecast.pace(name) for name in CLOSING) if forecast is not None else 0.0
+        return sum(self._left.get(name, 0) * forecast.pace(name) for name in names) if forecast is not None else 0.0
 
     def update(self, probes_left: int = 0) -> None:
         """Correct the numbers of steps to come by the trials so far.
@@ -73,7 +83,8 @@ class Outlook:
         examples = self._examples or examples_of(dense.search, study.space)
         guide = study.guide.evaluator if study.guide is not None else None
         outline = Outline.of(study.space, study.num_layers, guide, examples)
-        costs = dense_costs(dense.seconds, dense.search, guide)
+        step_seconds = study.study.user_attrs.get(TRAININGS, {}).get("step_seconds", 0.0)
+        costs = replace(dense_costs(dense.seconds, dense.search, guide), training_step=step_seconds)
         self._forecast = Forecast.of(outline, costs, self._pool.size, self._pool.shares_device)
         for name, phase in self._forecast.phases.items():
             self._progress.guess(name, self._forecast.pace(name))

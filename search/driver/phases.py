@@ -8,7 +8,7 @@ LOADING, PREPARING = "loading the model", "preparing the study"
 MEASURING_DENSE = "measuring dense"
 PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting", "confirming"
 TRANSFERRING, DRAWING = "measuring transfer tasks", "drawing kept patches"
-RANDOMISING = "measuring random choices of tokens"
+RANDOMISING, RECOVERING = "measuring random choices of tokens", "recovering"
 GUESSED_STEPS = 4  # how many measured steps a guess counts as
 
 

@@ -32,7 +32,7 @@ from ..places import RANKING
 from ..space.space import Space
 from ..study.asking import Proposal
 from ..study.study import SearchStudy
-from ..study.trial_attributes import parse_measurements
+from ..trial.measurements import parse_measurements
 from ..trial.outcome import Outcome
 from ..workers.evaluate import PolicyEvaluator
 from ..workers.ranking import take_ranking

@@ -7,7 +7,7 @@ from ..study.expected_results import MAX_CONFIRMED, ScorePredictor
 from ..trial.trial_result import TrialResult
 from .confirmation import random_twins
 from .forecast import SURVIVAL, Phase
-from .phases import CONFIRMING, PROMOTING, RANDOMISING, TRANSFERRING
+from .phases import CONFIRMING, PROMOTING, RANDOMISING, RECOVERING, TRANSFERRING
 from .promotion import FIRST_EXAMPLES, apparent_front, examples_answered, expected_points, is_paused
 from .timing import ROUNDS, TIMING_AGAIN
 
@@ -44,13 +44,16 @@ def remaining_steps(
     total = max((entry.n for entry in scored), default=FIRST_EXAMPLES)
     paused = [result for result, _ in candidates if result.number in front and is_paused(result, predictor)]
     baselines = sum(result.baseline is not None and result.number not in front for result, _ in candidates)
-    num_confirmed = len(front) + min(MAX_CONFIRMED, baselines)
+    recover = space.search.recover
+    trained = 0 if recover is None else min(recover.top, len(candidates))
+    num_timed = len(front) + min(MAX_CONFIRMED, baselines)
     return {
         PROMOTING: sum(promotions_left(result, total) for result in paused),
-        **({CONFIRMING: num_confirmed} if is_confirmed else {}),
+        **({RECOVERING: sum(count for _, count in recover.rounds(trained))} if recover is not None else {}),
+        **({CONFIRMING: num_timed + trained} if is_confirmed else {}),
         **({RANDOMISING: len(random_twins(results, space.objectives))} if is_confirmed else {}),
         **({TRANSFERRING: len(front)} if space.has_transfer else {}),
-        **({TIMING_AGAIN: ROUNDS * num_confirmed} if is_timed else {}),
+        **({TIMING_AGAIN: ROUNDS * num_timed} if is_timed else {}),
     }
 
 
@@ -62,6 +65,7 @@ def corrected(expected: Mapping[str, Phase], found: Mapping[str, float], progres
         found: What `remaining_steps` finds now.
         progress: The share of the probes and trials that are measured.
     """
-    names = {*expected, *found} & {PROMOTING, CONFIRMING, RANDOMISING, TRANSFERRING, TIMING_AGAIN}
+    kinds = {PROMOTING, RECOVERING, CONFIRMING, RANDOMISING, TRANSFERRING, TIMING_AGAIN}
+    names = {*expected, *found} & kinds
     steps = {name: expected[name].steps if name in expected else 0.0 for name in names}
     return {name: round((1 - progress) * steps[name] + progress * found.get(name, 0.0)) for name in names}

@@ -12,6 +12,7 @@ from ..trial.trial_result import TrialResult
 MINUTE = 60.0
 REPORT_SHARE, REPORT_SECONDS = 0.05, 60.0  # time reserved for the report: a share of the limit, at most so many seconds
 CONFIRM_SHARE = 0.3  # share of the limit that is reserved at most to confirm the front
+RECOVER_SHARE = 0.4  # share of the limit that is reserved at most to train policies
 
 
 class Stopping:
@@ -23,6 +24,7 @@ class Stopping:
 
     Attributes:
         confirm_seconds: Expected seconds to confirm the front, which are reserved.
+        recover_seconds: Expected seconds to train policies once the search has ended, which are reserved.
     """
 
     def __init__(self, space: Space, seconds_used: float = 0.0) -> None:
@@ -31,7 +33,7 @@ class Stopping:
         self._curve: list[float] = []
         self._hypervolume: IncrementalHypervolume | None = None
         self._dense: TrialResult | None = None
-        self.confirm_seconds = 0.0
+        self.confirm_seconds = self.recover_seconds = 0.0
 
     def follow(self, result: TrialResult) -> None:
         """Count a trial that has ended, was paused or was promoted; the first complete one must be dense.
@@ -69,9 +71,15 @@ class Stopping:
 
     @property
     def is_late(self) -> bool:
-        """True when no trial should start or be promoted any more, so that time is left to confirm the front."""
+        """True when no trial should start or be promoted any more, so that time is left for what follows."""
         limit = MINUTE * (self._space.search.stop.minutes or 0.0)
-        return time.monotonic() >= self.ends - min(self.confirm_seconds, CONFIRM_SHARE * limit)
+        return time.monotonic() >= self.recover_until - min(self.recover_seconds, RECOVER_SHARE * limit)
+
+    @property
+    def recover_until(self) -> float:
+        """When trainings must be over, so that time is left to confirm the front, on the monotonic clock."""
+        limit = MINUTE * (self._space.search.stop.minutes or 0.0)
+        return self.ends - min(self.confirm_seconds, CONFIRM_SHARE * limit)
 
     def reason(self) -> str | None:
         """Why no further trial should start; None where one may."""

@@ -18,7 +18,7 @@ from ..driver.timing import NOISE_MEASUREMENTS
 from ..space.parameters import Parameters
 from ..space.search_settings import Racing
 from ..space.space import Space
-from ..study.trial_attributes import measurements_json
+from ..trial.measurements import measurements_json
 from ..trial.modelled_time import is_time
 from ..trial.outcome import Outcome
 from ..workers.ray_pool import Pool
@@ -95,6 +95,9 @@ class Meter:
             note("measuring the statistics of the dense model that the baselines need")
             self._pool.probe_dense()
         spent = time.monotonic() - started if self._needs_statistics() else 0.0
+        if space.search.recover is not None:
+            note("timing a step of the trainings that follow the search")
+            costs = replace(costs, training_step=self._pool.step_seconds())
         note("timing policies of the space")
         costs, policies = self._policies(costs, dense)
         rows = [len(measurements_json(one)) for one in (dense.measurements, dense.estimates)]

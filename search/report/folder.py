@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...evaluators.base import TRANSFER_PREFIX, Measurement, Split
+from ...evaluators.base import TRANSFER_PREFIX, UNTRAINED_PREFIX, Measurement, Split
 from ...policies.errors import PolicyError
 from ...policies.hub import copy_ranking
 from ...policies.policy import Measured, ModelRef, Policy, Provenance
@@ -20,11 +20,12 @@ from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
 from ..analysis.study_record import StudyRecord, policy_files
 from ..analysis.transfer import accuracy_by_task
+from ..places import POLICIES
 from ..space.space import Space
+from ..space.units import EXAMPLE_UNITS, unit_of
 from ..trial.modelled_time import ModelledTime
 from ..trial.trial_result import TrialResult
 
-POLICIES = "policies"
 DIGESTS = ".written.json"  # SHA-256 of the policy files that were written last
 NOT_KEPT = ("node", "pid", "examples")  # what a worker says of itself and no later reader needs
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
@@ -135,8 +136,25 @@ def exported(record: StudyRecord, trial: TrialResult) -> Policy:
     """A trial's policy with its measurements and its provenance."""
     model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
     provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
-    update = {"model": model, "measured": measurements(trial, record.dense), "provenance": provenance}
+    found = measurements(trial, record.dense) | untrained(record, trial)
+    update = {"model": model, "measured": found, "provenance": provenance}
     return trial.policy.model_copy(update=update)
+
+
+def untrained(record: StudyRecord, trial: TrialResult) -> dict[str, Measured]:
+    """What training may change, as it was before the training of a trial's policy; empty for one without weights."""
+    before = record.searched.trial(trial.number)
+    if trial.policy.weights is None:
+        return {}
+    found: dict[str, Measured] = {}
+    splits: dict[Split, list[Mapping[str, Measurement]]] = {
+        "search": [before.search, record.dense.search],
+        "report": [before.report, record.dense.report],
+    }
+    for split, (entries, dense) in splits.items():
+        found |= {UNTRAINED_PREFIX + name: measured(entry, dense.get(name), split) for name, entry in entries.items()
+                  if name in trial.search and unit_of(name) in EXAMPLE_UNITS}  # fmt: skip
+    return found
 
 
 def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:

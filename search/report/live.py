@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..analysis.load_study import record_of
+from ..analysis.recovery_outcome import with_trained
 from ..analysis.study_record import StudyRecord
 from ..study.trial_cache import read_trials
 from .folder import exported
@@ -79,7 +80,8 @@ class LiveReport:
         self._last = self._clock()
         try:
             study = self._study.study
-            record = record_of(study.study_name, study.user_attrs, read_trials(study), self._folder)
+            searched = record_of(study.study_name, study.user_attrs, read_trials(study), self._folder)
+            record = with_trained(searched, study.user_attrs, self._folder)
             write_page(record, self._folder, self._state(record, ended_by))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, overload
 from ...policies.errors import StudyError
 from ...policies.policy import Policy
 from ..analysis.study_record import StudyRecord, policy_files
+from ..places import POLICIES
 from ..trial.trial_result import TrialResult
 from .console import Output
-from .folder import POLICIES, exported
+from .folder import exported
 from .layer_map import layer_map
 from .picture import draw_front
 from .terminal import front_table, print_summary, row

@@ -95,7 +95,7 @@ def baseline_dots(record: StudyRecord, plane: Plane) -> list[Dot]:
     """The baselines that the search started from; one that answered some of the examples by its expected result."""
     known = ScorePredictor.fit(record.trials)
     baselines = tuple(
-        with_expected_scores(record, trial, known) for trial in record.trials if trial.baseline is not None
+        with_expected_scores(record, trial, known) for trial in record.searched.trials if trial.baseline is not None
     )
     found = dots(replace(record, trials=(record.dense, *baselines)), plane)
     return [dot for dot in found if dot.trial.baseline is not None]

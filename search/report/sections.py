@@ -59,7 +59,8 @@ def headline(record: StudyRecord) -> str:
     trial, name, cost = headline_trial(record), headline_metric(record), first_cost(record.objectives)
     if trial is None:
         return "No policy was found that improves on the dense model."
-    sentence = f"The policy of trial {trial.number} "
+    trained = "" if trial.policy.weights is None else ", with trained weights, "
+    sentence = f"The policy of trial {trial.number}{trained or ' '}"
     if cost is not None:
         sentence += f"needs {percent_of_dense(record, trial, cost):.0f}\u00a0% of the dense {phrase(cost)}"
     if name is None:

@@ -6,7 +6,7 @@ from ..analysis.agreement import GUIDE_NAMES, losses_and_accuracies
 from ..analysis.assessment import selection_bias
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
-from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.study_record import RecoveryOutcome, StudyRecord, policy_files
 from ..analysis.transfer import MIN_POLICIES
 from ..space.guide_metrics import DIVERGENCE
 from ..space.units import amount, phrase, unit_of
@@ -36,13 +36,51 @@ def assessment_lines(record: StudyRecord) -> list[str]:
     assessment = record.assessment
     lines = [f"The search ended: {record.ended}."] if record.ended else []
     if assessment.gain is not None:
-        lines.append(gain_line(record, assessment.gain))
+        lines.append(gain_line(record.searched, assessment.gain))
         volumes = ", ".join(f"{baseline.name} {baseline.hypervolume:.4f}" for baseline in assessment.baseline_results)
         lines.append(f"Hypervolume of each baseline alone: {volumes}; of the search: {record.hypervolume[-1]:.4f}.")
     if assessment.forecast is not None:
         expected = f"{assessment.forecast.value:.4f} to the hypervolume{interval(assessment.forecast)}"
         lines.append(f"Forecast: another {AHEAD} trials are expected to add {expected}.")
-    return [*lines, *filter(None, [random_line(record), agreement_line(record)])]
+    return [*lines, *filter(None, [random_line(record), agreement_line(record), recovery_line(record)])]
+
+
+def recovery_line(record: StudyRecord) -> str:
+    """What was trained once the search had ended, and what that changed; empty where nothing was."""
+    found = record.recovery
+    if found is None:
+        return ""
+    trained = [one for one in found.recoveries if one.after is not None]
+    failed = len(found.recoveries) - len(trained)
+    members = sum(record.trial(number).policy.weights is not None for number in record.front)
+    minutes = sum(one.seconds for one in found.recoveries) / 60
+    policies = "1 policy was" if len(trained) == 1 else f"{len(trained)} policies were"
+    rounds = found.settings.get("survivors", ())
+    longer = f", and the better half for {', then '.join(map(str, rounds))}" if rounds else ""
+    start = (
+        f"Recovery: {policies} trained by {found.settings['method']} for {found.settings['steps']} steps each{longer}, "
+        f"{minutes:.1f} minutes in all{f'; {failed} failed' if failed else ''}. {members} of them "
+        f"{'is' if members == 1 else 'are'} on the front, whose hypervolume went from {found.hypervolume[0]:.4f} to "
+        f"{found.hypervolume[1]:.4f} on the search split"
+    )
+    if found.report_hypervolume is not None:
+        before, after = found.report_hypervolume
+        start += f", and from {before:.4f} to {after:.4f} on the report split"
+    return f"{start}. {rank_sentence(record, found)}"
+
+
+def rank_sentence(record: StudyRecord, found: RecoveryOutcome) -> str:
+    """How far the order of policies before their training is that after it."""
+    name = phrase(quality_metric(record) or "")
+    ranks = {"search": found.ranks, "report": found.report_ranks}
+    texts = [f"{rank.value:.2f}{tau_interval(rank)} on the {split} split" for split, rank in ranks.items() if rank]
+    if not texts:
+        trained = sum(one.after is not None for one in found.recoveries)
+        reason = (
+            f"at least {MIN_POLICIES} are needed" if trained < MIN_POLICIES else "all are equal before it or after it"
+        )
+        return f"Whether training changes the order of policies is not known: {reason}."
+    return f"Kendall tau of {name} before with {name} after: {', '.join(texts)}."
 
 
 def random_line(record: StudyRecord) -> str:

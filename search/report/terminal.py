@@ -12,13 +12,14 @@ from ...evaluators.base import Measurement, Split
 from ..analysis.assessment import selection_bias, was_measured
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
-from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.study_record import RecoveryOutcome, StudyRecord, policy_files
 from ..analysis.transfer import accuracy_by_task, searched_accuracy
 from ..space.units import EXAMPLE_UNITS, amount, phrase, unit_of, with_error
 from ..trial.modelled_time import ModelledTime
 from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
 from .console import Output
+from .recovery_rows import columns, recovery_rows
 from .sentences import assessment_lines, selection_bias_line, share_text, transfer_line
 from .time_sentences import time_data, time_lines
 
@@ -31,13 +32,26 @@ def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "model": record.model_id,
         "front": [row(record, record.trial(number), files.get(number)) for number in record.front],
-        "hypervolume": record.hypervolume[-1],
+        "hypervolume": record.hypervolume[-1] if record.recovery is None else record.recovery.hypervolume[1],
         "reference": dict(record.reference),
         "summary": dict(record.summary),
         "ended": record.ended,
         "verdict": assessment_data(record),
         "transfer": asdict(record.assessment.transfer) if record.assessment.transfer else None,
         "times": time_data(record),
+        **({} if record.recovery is None else {"recovery": recovery_data(record, record.recovery)}),
+    }
+
+
+def recovery_data(record: StudyRecord, found: RecoveryOutcome) -> dict[str, Any]:
+    """What trainings of the best policies achieved as plain data."""
+    return {
+        "settings": dict(found.settings),
+        "policies": [row.data() for row in recovery_rows(record)],
+        "ranks": asdict(found.ranks) if found.ranks else None,
+        "report_ranks": asdict(found.report_ranks) if found.report_ranks else None,
+        "hypervolume": found.hypervolume,
+        "report_hypervolume": found.report_hypervolume,
     }
 
 
@@ -45,7 +59,9 @@ def assessment_data(record: StudyRecord) -> dict[str, Any]:
     """The assessment as plain data; an interval that is unknown is null."""
     assessment = record.assessment
     return {
-        "rules": [{"trial": number, "rule": record.trial(number).baseline} for number in assessment.best_baselines],
+        "rules": [
+            {"trial": number, "rule": record.searched.trial(number).baseline} for number in assessment.best_baselines
+        ],
         "gain": asdict(assessment.gain) if assessment.gain else None,
         "confirmed_gain": asdict(assessment.confirmed_gain) if assessment.confirmed_gain else None,
         "outlook": {"trials": AHEAD, **asdict(assessment.forecast)} if assessment.forecast else None,
@@ -121,6 +137,8 @@ def print_summary(record: StudyRecord, folder: Path, console: Output | None = No
     for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
         if line:
             console.print(line, highlight=False, markup=False)
+    if record.recovery is not None:
+        console.print_table(trained_table(record))
     if record.assessment.transfer is not None:
         console.print_table(transfer_table(record))
         console.print(transfer_line(record), highlight=False, markup=False)
@@ -129,6 +147,23 @@ def print_summary(record: StudyRecord, folder: Path, console: Output | None = No
         console.print(reuse_line(record), highlight=False)
     where = f"report {folder / 'report.html'}, policies in {folder / 'policies'}"
     console.print(where, highlight=False, soft_wrap=True)
+
+
+def trained_table(record: StudyRecord) -> Table:
+    """A table of the policies that were trained, before and after."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trained", no_wrap=True)
+    for name, split in columns(record):
+        table.add_column(f"{name}, {split} split", justify="right")
+    for heading in ("rank", "minutes"):
+        table.add_column(heading, justify="right")
+    for row in recovery_rows(record):
+        own = Path(row.file).stem if row.file else f"trial {row.trial}"
+        changes = [" → ".join("–" if value is None else amount(value, unit_of(one.metric))
+                              for value in (one.before, one.after)) for one in row.changes]  # fmt: skip
+        ranks = f"{row.ranks[0]} → {row.ranks[1]}" if row.ranks else f"failed: {row.failure}"
+        table.add_row(own, *changes, ranks, f"{row.minutes:.1f}")
+    return table
 
 
 def transfer_table(record: StudyRecord) -> Table:

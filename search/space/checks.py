@@ -9,12 +9,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ...evaluators.base import Direction, Metric, available, evaluator_class, metrics_of
-from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, has_width
 from ...policies.document import Document, Problem
 from ...policies.errors import EvaluatorError, PolicyError
 from ...policies.policy import Policy
 from ...policies.wording import nearest
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
+from .guide_metrics import QUALITY
 from .layer_choices import as_options, expanded
 from .search_settings import is_policy_file
 from .space import Space
@@ -268,6 +269,42 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
         return []
     found = "energy is found on examples, and no evaluator has any; add accuracy to evaluate, or give a file"
     return [document.problem(("width_selection", "ranking"), found)]
+
+
+def recover_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
+    """Trainings that cannot be done: without their data, of a policy's widths, or beside evaluators that refuse them.
+
+    Args:
+        document: The file of the space.
+        space: The space.
+        folder: The folder of the file.
+    """
+    recover, path = space.search.recover, ("search", "recover")
+    if recover is None:
+        return []
+    problems = []
+    data = recover.data
+    if data is None and QUALITY not in space.evaluate:
+        problems.append(document.problem(path, "found no `data`, and no `accuracy` whose tasks have a training split"))
+    named = {"data": data if data is not None and is_data_path(data) else None, "images": recover.images}
+    for key, value in named.items():
+        if value is not None and not exists(folder / value):
+            found = f"there is no {(folder / value).absolute()}"
+            problems.append(document.problem((*path, key), found))
+    if has_width(dict(enumerate(AllowedChoices(space).of_any_layer()))):
+        found = "a policy with `ffn_ratio` or `head_ratio` cannot be trained; leave one of the two out"
+        problems.append(document.problem(path, found))
+    for name in space.evaluate:
+        evaluator = evaluator_class(name)
+        if evaluator.exclusive and any(metric.kind != "time" for metric in evaluator.metrics.values()):
+            found = f"{name} cannot measure a policy with trained weights; leave one of the two out"
+            problems.append(document.problem(path, found))
+    return problems
+
+
+def is_data_path(value: str) -> bool:
+    """True for training data that can only be a file: a path, or a name with the suffix of one."""
+    return "/" in value or value.endswith((".yaml", ".yml", ".json", ".jsonl"))
 
 
 def is_explicit_path(value: str) -> bool:

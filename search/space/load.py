@@ -19,6 +19,7 @@ from .checks import (
     metric_problems,
     model_problems,
     ranking_problems,
+    recover_problems,
     rule_problems,
     size_problems,
     start_problems,
@@ -88,6 +89,7 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         problems += [*forbid_problems(document, space), *model_problems(document, space, path.parent)]
         problems += start_problems(document, space, path.parent)
         problems += ranking_problems(document, space, path.parent)
+        problems += recover_problems(document, space, path.parent)
     if space is None or problems:
         raise document.failure(problems)
     return LoadedSpace(
@@ -132,7 +134,7 @@ def given_as(key: str, value: str) -> str:
 
 
 def with_absolute_paths(space: Space, folder: Path) -> Space:
-    """The space with the paths of its model, tasks, policy files, ranking and SQLite storage made absolute.
+    """The space with the paths of its model, tasks, policies, ranking, training data and SQLite storage made absolute.
 
     A model id or task that names no file under the folder is left to the hub, or to the tasks of lm-eval; a task file
     that is not there may be one of those that come with skipsearch.
@@ -156,7 +158,11 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
     name = space.model.id
     model_id = str((folder / name).resolve()) if exists(folder / name) else name
     storage = absolute_url(space.study.storage) if space.study.storage else None
-    start = space.search.start
+    start, recover = space.search.start, space.search.recover
+    if recover is not None:
+        named = {"data": recover.data, "images": recover.images}
+        found = {key: value for key, value in named.items() if value is not None and exists(folder / value)}
+        recover = recover.model_copy(update={key: str((folder / value).resolve()) for key, value in found.items()})
     if isinstance(start, list):
         start = [str((folder / entry).resolve()) if is_policy_file(entry) else entry for entry in start]
     ranking = space.width_selection.file
@@ -167,7 +173,7 @@ def with_absolute_paths(space: Space, folder: Path) -> Space:
             "model": space.model.model_copy(update={"id": model_id}),
             "width_selection": space.width_selection.model_copy(update={"file": ranking}),
             "evaluate": resolved(space.evaluate),
-            "search": space.search.model_copy(update={"start": start}),
+            "search": space.search.model_copy(update={"start": start, "recover": recover}),
             "study": space.study.model_copy(update={"storage": storage}),
         }
     )

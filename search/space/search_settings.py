@@ -1,11 +1,14 @@
 """How a search runs and where its study is: the `search`, `workers` and `study` sections of a space."""
 
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ...policies.choice import StrictModel
 from ...policies.wording import nearest, short
+from ...recovery.settings import RecoverySettings
 from ..baselines.registry import BASELINES, SOURCES
 from ..storage_url import check_storage_url
 
@@ -64,6 +67,57 @@ class Racing(StrictModel):
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 
+class Recover(RecoverySettings):
+    """Short trainings of the best policies, once the search has ended.
+
+    Attributes:
+        method: What is trained. Routers are not: they change what a policy computes, and with it its times.
+        top: The number of policies to train: those of the front, then those nearest to it.
+        survivors: Steps of further rounds: the better half of the policies of a round is trained anew, for so many
+            steps (training-aware selection as in DarwinLM). Each is longer than the one before.
+        data: A file of training examples, or an lm-eval task with a training split; null takes the training split of
+            the tasks that `accuracy` searches on.
+        images: The folder that relative paths of a file's images begin at; null takes the file's own.
+    """
+
+    method: Literal["lora", "full", "connector"]
+    top: Count = 8
+    survivors: list[Count] = []
+    data: Annotated[str, Field(min_length=1)] | None = None
+    images: str | None = None
+
+    @model_validator(mode="after")
+    def _each_round_is_longer(self) -> Self:
+        rounds = [self.steps, *self.survivors]
+        if any(later <= earlier for earlier, later in pairwise(rounds)):
+            found = ", ".join(map(str, rounds))
+            raise ValueError(f"found rounds of {found} steps, expected each of `survivors` to be longer than the last")
+        return self
+
+    def training(self, steps: int) -> RecoverySettings:
+        """The settings of each training of so many steps."""
+        return RecoverySettings(**{**self.model_dump(include={*RecoverySettings.model_fields}), "steps": steps})
+
+    def rounds(self, count: int) -> list[tuple[int, int]]:
+        """The steps of each round, and how many policies it trains at most where the first one trains `count`."""
+        found = []
+        for steps in (self.steps, *self.survivors):
+            found.append((steps, count))
+            count = (count + 1) // 2
+        return found
+
+    @property
+    def data_file(self) -> Path | None:
+        """The file of training examples; None where `data` names a task, or nothing."""
+        return None if self.data is None else data_file(self.data)
+
+
+def data_file(data: str) -> Path | None:
+    """The file that names of training data stand for; None for the name or the YAML file of a task."""
+    path = Path(data)
+    return path if path.is_file() and path.suffix not in (".yaml", ".yml") else None
+
+
 class Search(StrictModel):
     """How the search runs.
 
@@ -79,6 +133,7 @@ class Search(StrictModel):
         racing: When a trial is stopped early; `none` measures every trial on all examples.
         guide: `auto` guides the search by the loss of the right answers, or by the divergence from dense where no right
             answers are known; `none` searches by accuracy alone.
+        recover: Train the best policies once the search has ended, and measure them again; null trains none.
     """
 
     trials: Count = 200
@@ -89,6 +144,7 @@ class Search(StrictModel):
     stop: Stop = Stop()
     racing: Racing | Literal["none"] = Racing()
     guide: Annotated[Literal["auto", "none"], Field(exclude_if=lambda value: value == "auto")] = "auto"
+    recover: Annotated[Recover | None, Field(exclude_if=lambda value: value is None)] = None
 
     @property
     def baselines(self) -> list[str]:

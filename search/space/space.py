@@ -174,10 +174,10 @@ class Space(StrictModel):
     def fingerprint(self, digests: Digests | None = None) -> str:
         """A hash that is equal for spaces whose trials can share a study.
 
-        It leaves out the workers, the loggers, the storage and the settings that end a search or a trial early. Local
-        models, tasks and policy files enter by their content, wherever they lie.
+        It leaves out the workers, the loggers, the storage, the settings that end a search or a trial early, and those
+        of trainings after the search. Local models, tasks and policy files enter by their content, wherever they lie.
         """
-        may_change = {"trials", "max_failures", "stop", "racing"}
+        may_change = {"trials", "max_failures", "stop", "racing", "recover"}
         whole = dict.fromkeys(("workers", "log", "study"), True)
         # The content of a ranking decides, by its SHA-256, and not where it lies.
         left_out: dict[str, Any] = {**whole, "search": may_change, "width_selection": {"file"}}

@@ -35,7 +35,9 @@ def refuse_untrusted(space: Space, options: Namespace, given: Collection[str]) -
         found = f"model {space.model.id} with model.weights any: loading a pickle can run code"
         hint = "convert the weights to safetensors, or add `--set model.weights=any`"
         raise SpaceError("the space loads weights that are not safetensors", [found], hint)
-    functions = [line for task in task_files(space.evaluate) for line in task_functions(task, set())]
+    recover = space.search.recover
+    named = [space.evaluate, recover.data if recover is not None else None]
+    functions = [line for task in task_files(named) for line in task_functions(task, set())]
     if functions and not options.trust_task_code:
         hint = "read these functions, then add `--trust-task-code`"
         raise SpaceError("task files run code that is not from an installed package", [*dict.fromkeys(functions)], hint)

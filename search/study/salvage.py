@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...policies.errors import StudyError
-from ..places import DATABASE, RANKING, STORAGE
+from ..places import DATABASE, POLICIES, RANKING, STORAGE
 from .damage import REQUIRED_STUDY_ATTRS, STUDY_ATTR_TABLES, TABLES, faults
 from .database import connect_for_reading
 from .storage import open_storage
@@ -48,6 +48,8 @@ def salvage(folder: Path) -> tuple[Path, int, int]:
     for name in ("space.yaml", "environment.json", RANKING):
         with suppress(OSError):
             shutil.copyfile(folder / name, target / name)
+    for trained in (folder / POLICIES).glob("trained-*"):  # the weights that policies of the study name
+        shutil.copytree(trained, target / POLICIES / trained.name)
     return target, intact, total
 
 

@@ -29,7 +29,10 @@ from ..space.objectives import greedy_cost
 from ..space.parameters import Parameters
 from ..space.search_settings import is_policy_file
 from ..space.space import Space
+from ..trial.measurements import measurements_json
 from ..trial.outcome import Outcome
+from ..trial.recovery import Recovery, with_recoveries
+from ..trial.recovery_attributes import read_recoveries
 from ..trial.trial_result import TrialResult
 from .asking import Proposal, draw_new, sample_trial, writable
 from .expected_results import ScorePredictor
@@ -50,7 +53,7 @@ from .samplers import make_skip_sampler
 from .storage import quiet_optuna
 from .study_times import TimedTrialCache, stand_ins_of
 from .telling import add_promoted_trial, add_promotion_failure, trial_state
-from .trial_attributes import measurements_json, promotion_failures, read_trial, trial_attributes
+from .trial_attributes import promotion_failures, read_trial, trial_attributes
 from .warm_start import file_setting, skipped_share
 
 # What is measured once a search has ended: the report split, also of random twins (see `baselines.random_twin`), the
@@ -87,6 +90,7 @@ class SearchStudy(TimedTrialCache):
     ) -> None:  # fmt: skip
         quiet_optuna()
         self.space, self.num_layers, self.model_id = space, num_layers, model_id or space.model.id
+        self.folder = path.parent
         self.parameters = Parameters(space, num_layers)
         # Before the study is created, so that a mistake leaves none behind.
         for file in filter(is_policy_file, space.search.baselines):
@@ -366,6 +370,14 @@ class SearchStudy(TimedTrialCache):
     def confirm(self, fingerprint: str, measurements: Mapping[str, Measurement], key: VisitKey = "report") -> None:
         """Store the measurements of a policy that were made once the search had ended."""
         self.study.set_user_attr(f"{key}:{fingerprint}", measurements_json(measurements))
+
+    def recoveries(self) -> list[Recovery]:
+        """The trainings of policies once the search had ended."""
+        return read_recoveries(self.final_results(), self.study.user_attrs, self.folder, self.violations)
+
+    def outcomes(self) -> list[TrialResult]:
+        """The final results, of which a policy that was trained counts with its trained weights where these help."""
+        return with_recoveries(self.final_results(), self.recoveries(), self.space.objectives)
 
     def is_confirmed(self, policy: Policy, key: VisitKey = "report") -> bool:
         """True where the study has these measurements of a policy."""

@@ -15,9 +15,9 @@ from ...policies.policy import Policy
 from ..space.space import Space
 from ..times.smoothed import SmoothedTimes
 from ..times.stand_ins import StandIn, exclusive_evaluators, predicted_evaluators
+from ..trial.measurements import measurements_json
 from ..trial.modelled_time import ExpectedTime, measurement_fields
 from ..trial.trial_result import TrialResult
-from .trial_attributes import measurements_json
 from .trial_cache import TrialCache
 
 # Attributes of a study.

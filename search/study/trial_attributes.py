@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from ...evaluators.base import Measurement
 from ...policies.policy import Policy
 from ...policies.wording import escape_invisible
+from ..trial.measurements import parse_measurements
 from ..trial.modelled_time import ModelledTime, measurement_fields
 from ..trial.outcome import Outcome
 from ..trial.trial_result import State, TrialResult
@@ -96,13 +95,3 @@ def promotion_failures(study_attrs: Mapping[str, Any], number: int) -> list[dict
 def promotion_failures_key(number: int) -> str:
     """The attribute of a study that holds the failures of a promoted trial."""
     return f"setbacks:{number}"
-
-
-def parse_measurements(text: str | None) -> dict[str, Measurement]:
-    """Read measurements from the JSON of an attribute; an attribute that is missing has none."""
-    return {name: Measurement(**entry) for name, entry in json.loads(text or "{}").items()}
-
-
-def measurements_json(measurements: Mapping[str, Measurement]) -> str:
-    """Measurements as the JSON of an attribute."""
-    return json.dumps({name: asdict(entry) for name, entry in measurements.items()})

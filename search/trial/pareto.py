@@ -128,9 +128,11 @@ def front_trials(trials: Sequence[TrialResult], objectives: Mapping[str, Directi
 
 
 def evenly_spaced(trials: Sequence[TrialResult], count: int) -> list[TrialResult]:
-    """At most `count` trials, evenly spaced over a sequence, with its first and last."""
+    """At most `count` trials, evenly spaced over a sequence, with its first and last; of one, the one in the middle."""
     if len(trials) <= count:
         return [*trials]
+    if count == 1:
+        return [trials[len(trials) // 2]]
     return [trials[round(index * (len(trials) - 1) / (count - 1))] for index in range(count)]
 
 

@@ -156,10 +156,10 @@ class PolicyEvaluator:
         seconds["total"] = time.perf_counter() - started
         # Only here, where the exception and the tensors that its frames refer to are gone.
         if outcome.failure and outcome.fault == "memory":
-            self._free_memory()
+            self.free_memory()
         return replace(outcome, seconds=seconds)
 
-    def _free_memory(self) -> None:
+    def free_memory(self) -> None:
         """Free the memory that torch caches on the device, which was too small for a policy."""
         import torch
 

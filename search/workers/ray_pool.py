@@ -7,6 +7,7 @@ Faults of the machine are handled here. The job of a worker that died, or whose 
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -89,8 +90,20 @@ class Pool:
             SkipsearchError: they cannot be measured.
             RunError: no worker is left.
         """
-        stats: DenseStats = self._ask_one("probe_dense")
+        stats: DenseStats = self._ask_one("probe_dense", "looked at the dense model")
         return stats
+
+    def step_seconds(self, study: Path | None = None) -> float:
+        """The seconds of an optimiser step of `search.recover` with the dense model, measured on one worker.
+
+        Args:
+            study: The folder of the study, which the worker must see; None without a study.
+
+        Raises:
+            SkipsearchError: the model cannot be trained, or the training data has mistakes.
+            RunError: no worker is left, or the worker does not see the folder.
+        """
+        return float(self._ask_one("step_seconds", "timed a training step", study))
 
     def rank_channels(self) -> bytes:
         """Rank the channels of the model by energy, on one worker; see `ranking.make_ranking`.
@@ -99,7 +112,7 @@ class Pool:
             SkipsearchError: they cannot be ranked.
             RunError: no worker is left.
         """
-        content: bytes = self._ask_one("rank_channels")
+        content: bytes = self._ask_one("rank_channels", "ranked the channels")
         return content
 
     def share_ranking(self, content: bytes) -> None:
@@ -119,23 +132,24 @@ class Pool:
         except RayError:
             pass  # The process has died, which its next job finds out; the one in its place has the ranking.
 
-    def _ask_one(self, method: str) -> Any:
-        """What a method of one idle worker returns; of another one, where a process dies.
+    def _ask_one(self, method: str, done: str, *arguments: Any) -> Any:
+        """The result of a method of one worker, which is no job; another one takes the place of a worker that dies.
 
-        Raises:
-            SkipsearchError: the method raised it.
-            RunError: no worker is left.
+        Args:
+            method: Its name.
+            done: What it does, for the message of a worker that died.
+            arguments: Of the method.
         """
         while True:
             while not self._slots.idle:
                 self._poll()
             slot = self._slots.idle.popleft()
             try:
-                found = ray.get(getattr(slot.actor, method).remote(), timeout=DENSE_SECONDS)
+                found = ray.get(getattr(slot.actor, method).remote(*arguments), timeout=DENSE_SECONDS)
             except RayTaskError as cause:
                 raise worker_error(cause) from None
             except RayError as cause:
-                self._slots.handle_fault(slot, f"looked at the dense model: {first_line(cause)}")
+                self._slots.handle_fault(slot, f"{done}: {first_line(cause)}")
                 continue
             self._slots.idle.appendleft(slot)
             return found
@@ -170,7 +184,11 @@ class Pool:
         self._send(slot, job)
 
     def _send(self, slot: WorkerSlot, job: Job) -> None:
-        reference = slot.actor.measure.remote(job.policy.document(), list(job.names), job.split, **job.options)
+        policy, names = job.policy.document(), list(job.names)
+        if job.recover_to is not None:
+            reference = slot.actor.recover.remote(policy, names, job.recover_to, job.steps)
+        else:
+            reference = slot.actor.measure.remote(policy, names, job.split, job.policy.folder, **job.options)
         slot.since = time.monotonic()
         self._running[reference] = (slot, job)
 
@@ -251,7 +269,8 @@ class Pool:
                 raise cause.cause from None
             outcome = Outcome(failure=first_line(worker_error(cause)), traceback=str(cause))
         except RayError:  # The process died or was killed for its memory, or its result was lost.
-            return self._lose(slot, job, f"its process ended {slot.activity}")
+            doing = slot.activity if job.recover_to is None else "while it trained a policy, or measured a trained one"
+            return self._lose(slot, job, f"its process ended {doing}")
         if outcome.fault == "machine":
             return self._lose(slot, job, outcome.failure or "")
         # At the end of the queue, so that jobs that run alone are spread over all workers.

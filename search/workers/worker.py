@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from .dense_probe import probe_dense
 from .early_stopping import Rival
 from .evaluate import PolicyEvaluator
 from .ranking import make_ranking, take_ranking
+from .training import Training, require
 
 NAMESPACE = b"skipsearch"  # of the keys in Ray's key-value store
 
@@ -35,6 +37,7 @@ class Worker:
         self._space = Space.model_validate(space)
         self._threads, self._ranking = threads, ranking
         self._evaluator: PolicyEvaluator | None = None
+        self._training: Training | None = None
         self._key = ray.get_runtime_context().get_actor_id() or ""
 
     def _loaded(self) -> PolicyEvaluator:
@@ -68,9 +71,25 @@ class Worker:
         """The memory of this process, in bytes; see `PolicyEvaluator.memory`."""
         return self._loaded().memory()
 
-    def measure(self, policy: dict[str, Any], names: list[str], split: Split, **options: Any) -> Outcome:
-        """Measure one policy; see `PolicyEvaluator.measure`."""
-        return self._loaded().measure(Policy.model_validate(policy), names, split, **options)
+    def measure(
+        self, policy: dict[str, Any], names: list[str], split: Split, folder: Path | None = None, **options: Any
+    ) -> Outcome:
+        """Measure one policy, whose trained weights lie in a folder; see `PolicyEvaluator.measure`."""
+        found = Policy.model_validate(policy)
+        return self._loaded().measure(found if folder is None else found.beside(folder), names, split, **options)
+
+    def _trainings(self) -> Training:
+        if self._training is None:
+            self._training = Training(self._loaded(), require(self._space.search.recover))
+        return self._training
+
+    def step_seconds(self, study: Path | None) -> float:
+        """Measure a step of `search.recover`; see `Training.step_seconds`."""
+        return self._trainings().step_seconds(study)
+
+    def recover(self, policy: dict[str, Any], names: list[str], folder: Path, steps: int) -> Outcome:
+        """Train the model under a policy and measure that; see `Training.recover`."""
+        return self._trainings().recover(Policy.model_validate(policy), names, folder, steps)
 
 
 def running_evaluator(actor: Any) -> str | None:
@@ -96,6 +115,8 @@ class Job:
         max_examples: How many examples are enough for now; None measures all.
         times: The policy's expected times by metric.
         seconds: The time limit; None sets none.
+        recover_to: The folder for the weights of a model that is trained under the policy first; None trains none.
+        steps: The steps of that training.
         tag: The driver's reference to what it submitted.
         lost_workers: How many workers died or broke while they measured it.
         out_of_memory: True where its device was too small once.
@@ -111,6 +132,8 @@ class Job:
     max_examples: int | None = None
     times: Mapping[str, ExpectedTime] = field(default_factory=dict)
     seconds: float | None = None
+    recover_to: Path | None = None
+    steps: int = 0
     tag: Any = None
     lost_workers: int = 0
     out_of_memory: bool = False

@@ -21,6 +21,7 @@ from skipsearch.policies.errors import (
     ModelError,
     PolicyError,
     PolicyMismatch,
+    RunError,
     TrainingDataError,
     UsageError,
 )
@@ -29,7 +30,7 @@ from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.parts import lora_targets, trained_parameters
-from skipsearch.recovery.recover import recover
+from skipsearch.recovery.recover import last_checkpoint, recover
 from skipsearch.recovery.settings import RecoverySettings
 
 SKIPS = Policy(layers={1: {"attention": "skip", "ffn": "skip"}, 2: {"ffn": "skip", "phase": "decode"}})
@@ -198,6 +199,24 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert [(step.step, step.loss) for step in resumed.curve] == [(step.step, step.loss) for step in whole.curve]
     assert resumed.policy.weights == whole.policy.weights
     assert all(torch.equal(value, before[key]) for key, value in subject.model.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_training_that_diverges_is_refused_and_leaves_the_model_as_it_was(steps, subject_of, examples, tmp_path):
+    subject = subject_of("llama")
+    before = copy.deepcopy(subject.model.state_dict())
+    with pytest.raises(RunError, match="the training diverged"):
+        trained(subject, SKIPS, examples("llama"), tmp_path / "out", method="full", steps=steps, learning_rate=1e300)
+    assert all(torch.equal(value, before[key]) for key, value in subject.model.state_dict().items())
+    assert not (tmp_path / "out" / "policy.yaml").exists()
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
+    for step, state in ((4, "{}"), (8, '{"step'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
 def test_what_the_policy_skips_is_not_trained(subject_of):

@@ -13,6 +13,7 @@ from ...study.storage import open_study
 from ...study.trial_cache import read_trials
 from ...trial.pareto import front_trials
 from ..load_study import record_of
+from ..recovery_outcome import with_trained
 from ..study_record import StudyRecord, policy_files
 
 
@@ -61,7 +62,8 @@ def load_studies(folders: Sequence[Path]) -> list[ComparedStudy]:
     found = []
     for folder in folders:
         study = open_study(folder / DATABASE)
-        record = record_of(study.study_name, study.user_attrs, read_trials(study), folder)
+        searched = record_of(study.study_name, study.user_attrs, read_trials(study), folder)
+        record = with_trained(searched, study.user_attrs, folder)
         space = Space.model_validate(study.user_attrs["space"])
         found.append(ComparedStudy(record.name, folder, record, space, policy_files(record)))
     names = [study.name for study in found]

@@ -9,9 +9,9 @@ from ....evaluators.base import Split
 from ....policies.errors import PolicyError
 from ....policies.policy import Policy
 from ...analysis.compare.studies import ComparedStudy
+from ...places import POLICIES
 from ...space.units import amount, phrase
 from ...trial.trial_result import TrialResult
-from ..folder import POLICIES
 from ..html.front_map import FrontMap, front_map
 from ..html.page import figure_html, write_at_once
 from ..html.templates import render

@@ -24,6 +24,7 @@ from .kept_patches import kept_patches
 from .live import LiveState, live_panel
 from .other_metrics import other_metrics_table
 from .policies import policy_table
+from .recoveries import trained_table
 from .templates import render
 from .transfer import transfer_table
 
@@ -103,10 +104,11 @@ def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = No
         layer_map=front_map(record),
         table=policy_table(record, folder, None if live is None else live.documents),
         other_metrics=other_metrics_table(record),
+        trained=trained_table(record),
         patches=kept_patches(record),
         transfer=transfer_table(record),
-        baselines=baseline_table(record),
-        hypervolume=figure_html(hypervolume_figure(record), "hypervolume"),
+        baselines=baseline_table(record.searched),
+        hypervolume=figure_html(hypervolume_figure(record.searched), "hypervolume"),
         reference=reference_text(record),
         assessment=assessment_lines(record),
         measured=measured_sections(record),
@@ -136,6 +138,7 @@ def _row(record: StudyRecord, trial: TrialResult) -> dict[str, Any]:
         "front": trial.number in record.front,
         "fingerprint": trial.policy.fingerprint,
         "policy": ", ".join(describe(trial.policy)),
+        **({} if record.recovery is None else {"trained": trial.policy.weights is not None}),
         "worker": trial.worker,
         "failure": trial.failure,
         "seconds": trial.seconds.get("total"),

@@ -123,12 +123,13 @@ def _column_note(record: StudyRecord, name: str, split: Split) -> str:
 
 
 def _row_note(record: StudyRecord, trial: TrialResult) -> str:
-    """The trial's number, and the policy that it is tied with."""
+    """The trial's number, whether its model was trained, and the policy that it is tied with."""
+    own = f"trial {trial.number}{', trained' if trial.policy.weights is not None else ''}"
     tied_with = record.assessment.ties.get(trial.number)
     if tied_with is None:
-        return f"trial {trial.number}"
+        return own
     other = "dense" if tied_with == record.dense.number else f"trial {tied_with}"
-    return f"trial {trial.number}, tied with {other}"
+    return f"{own}, tied with {other}"
 
 
 def _cell(record: StudyRecord, trial: TrialResult, name: str, split: Split) -> MeasurementCell:

@@ -99,9 +99,18 @@ def test_time_is_left_to_confirm_the_front_and_write_the_report(path, monkeypatc
     assert not found.is_late
     now[0] = found.ends - 100
     assert found.is_late
-    found.confirm_seconds = 1e6
-    now[0] = found.ends - 181
+    # Trainings come between the trials and the confirmation.
+    found.recover_seconds = 60.0
+    now[0] = found.ends - 161
+    assert not found.is_late and found.recover_until == found.ends - 100
+    now[0] = found.ends - 160
+    assert found.is_late
+    found.recover_seconds = 1e6
+    now[0] = found.ends - 341
     assert not found.is_late
+    found.confirm_seconds = 1e6
+    now[0] = found.ends - 421
+    assert not found.is_late and found.recover_until == found.ends - 180
 
 
 def test_luck_on_few_examples_is_no_growth(path):

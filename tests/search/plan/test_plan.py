@@ -15,8 +15,8 @@ from skipsearch.search.cli import main
 from skipsearch.search.driver.costs import Costs, EvaluatorCost, JobSeconds, dense_costs
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.forecast import Forecast, Outline, Phase
-from skipsearch.search.driver.forecast_text import span
-from skipsearch.search.driver.phases import CONFIRMING, PROBING, PROMOTING, PROPOSING
+from skipsearch.search.driver.forecast_text import phase_text, span
+from skipsearch.search.driver.phases import CONFIRMING, PROBING, PROMOTING, PROPOSING, RECOVERING
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.driver.remaining import corrected
 from skipsearch.search.driver.timing import TIMING_AGAIN
@@ -155,6 +155,24 @@ def test_dense_tells_what_an_example_costs_also_where_the_guide_knew_its_answer(
         costs = dense_costs(seconds, {"answer_loss": guide, "accuracy": entry}, "answer_loss")
         assert costs.evaluators["accuracy"].each == pytest.approx(each)
         assert costs.evaluators["flops"] == EvaluatorCost(0.1) and costs.forward == pytest.approx(5 / 7)
+
+
+def test_trainings_cost_their_steps_and_are_confirmed_but_not_timed(path):
+    trainings = "{method: full, steps: 50, top: 3, data: tiny.yaml}"
+    plain, trained = (searching.loaded(path, **CHANGES, **more).space for more in ({}, {"search__recover": trainings}))
+    parts = {"accuracy": EvaluatorCost(0.0, 0.02, 0.5), "flops": EvaluatorCost(0.1), "latency": EvaluatorCost(1.0)}
+    costs = Costs(parts, training_step=0.3)
+    found = [Forecast.of(Outline.of(space, LAYERS, None, EXAMPLES), costs, 1, False) for space in (plain, trained)]
+    assert RECOVERING not in found[0].phases
+    phase = found[1].phases[RECOVERING]
+    assert phase.steps == 3 and phase.each.beside == pytest.approx(50 * 0.3 + 0.02 * 100 * 0.5 + 0.1)
+    assert found[1].phases[CONFIRMING].steps == found[0].phases[CONFIRMING].steps + 3
+    assert found[1].phases[TIMING_AGAIN].steps == found[0].phases[TIMING_AGAIN].steps
+    assert "3 recoveries 48 s" in phase_text(found[1])
+    more = searching.loaded(path, **CHANGES, search__recover=trainings.replace("top", "survivors: [80], top")).space
+    rounds = Forecast.of(Outline.of(more, LAYERS, None, EXAMPLES), costs, 1, False).phases[RECOVERING]
+    assert rounds.steps == 3 + 2
+    assert rounds.steps * rounds.each.beside == pytest.approx((3 * 50 + 2 * 80) * 0.3 + 5 * 1.1)
 
 
 def test_trials_take_over_from_the_forecast():

@@ -191,7 +191,8 @@ def test_what_is_no_constraint(text):
 
 SAME = ["search.trials=7", "search.max_failures=3", "workers.count=3", "workers.cpus=2", "workers.runner=tune",
         "search.stop={stagnation: 30, gain: 0.01}", "search.stop.minutes=5", "search.racing=none",
-        "log.tensorboard=events", "study.storage=sqlite:///studies.db"]  # fmt: skip
+        "search.recover={method: lora}", "log.tensorboard=events",
+        "study.storage=sqlite:///studies.db"]  # fmt: skip
 OTHER = [
     "search.seed=1",
     "search.sampler=tpe",
