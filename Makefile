@@ -20,10 +20,11 @@ demo: setup
 
 # Linters, types and the tests of files that take a few seconds.
 check: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not soak"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not slow and not soak"
 
+# One process more than cores, since searches wait for Ray to start and to stop.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 # The documentation in build/site; `site` serves it. Material's notice of its end in 2027 is in docs/README.md.
 docs: setup

@@ -149,6 +149,7 @@ def test_images_after_cached_tokens_and_attentions_are_refused():
         run(eager, inputs, output_attentions=True)
 
 
+@pytest.mark.soak
 def test_a_window_runs_under_a_compiler():
     model, inputs = built("llava", "sdpa"), batch_of("llava").padded()
     with apply_policy(model, policy_of({0: {"window": 1}, 2: {"window": 1, "ffn": "skip"}})):
