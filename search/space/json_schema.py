@@ -16,6 +16,7 @@ from .schedules import (
     SkipVisionOptions,
     VTWOptions,
 )
+from .search_settings import Recover
 from .space import OPTIONAL, Space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def space_schema() -> dict[str, Any]:
     schema["anyOf"] = [{"required": [key]} for key in ("layers", "schedules")]
     keys["layers"]["minItems"] = 1
     _describe_schedules(schema["$defs"])
+    _describe_trainings(schema["$defs"])
     for key in OPTIONAL:
         keys[key] = {"description": keys[key].pop("description", ""), "anyOf": [keys[key], NULL]}
     return {"$schema": DIALECT, "title": "skipsearch space", **schema}
@@ -75,6 +77,12 @@ def _describe_schedules(definitions: dict[str, Any]) -> None:
     for name, in_space in SCHEDULES:
         for key, entry in definitions[in_space.__name__]["properties"].items():
             entry.setdefault("description", in_policies[name]["properties"][key]["description"])
+
+
+def _describe_trainings(definitions: dict[str, Any]) -> None:
+    """Describe the keys of a training that `skipsearch recover` has too."""
+    for key, entry in model_schema(Recover)["properties"].items():
+        definitions[Recover.__name__]["properties"][key].setdefault("description", entry["description"])
 
 
 FILES = {
