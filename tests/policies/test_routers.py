@@ -24,6 +24,11 @@ LAYERS_OF = {
         2: {"token_ratio": 0.6, "ffn_ratio": 0.5},
         3: {"attention": "skip", "token_ratio": 0.5},
     },
+    "in pairs, of fewer heads": {
+        0: {"token_ratio": 0.5, "wiring": "pair"},
+        1: {"token_ratio": 0.7},
+        2: {"token_ratio": 0.6, "head_ratio": 0.5},
+    },
 }
 OPTIONS = {"tanh": None, "linear": {"gate": "linear", "alpha": 0.5}, "kept alone": {"reweights_rest": False}}
 
