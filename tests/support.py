@@ -368,5 +368,6 @@ def taken(name, layers):
     for number in sorted(taken):
         paired = taken[number].get("wiring") == "pair"
         if paired and (number == LAYERS - 1 or taken.get(number - 1, {}).get("wiring") == "pair"):
-            taken[number] = {key: value for key, value in taken[number].items() if key != "wiring"}
+            alone = {key: value for key, value in taken[number].items() if key != "wiring"}
+            taken |= {number: {} if refused(name, number, alone) else alone}
     return taken

@@ -137,7 +137,8 @@ def policies(target, source, allowed, family):
     random.Random(f"{target.name} {family}").shuffle(left)
     while left:
         together = dict(zip(range(1, LAYERS - 1), left, strict=False))
-        if target.can(policy_of(together), source):
+        pairs = sum(choice.get("wiring") == "pair" for choice in together.values())
+        if pairs > 1 or target.can(policy_of(together), source):
             together = {1: left[0]}
         yield policy_of(together)
         left = left[len(together) :]

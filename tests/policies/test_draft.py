@@ -12,7 +12,10 @@ from configurations import VOCABULARY
 from contract import (
     CHOICES,
     HALF,
+    HEAD_TOKENS,
+    HEADS,
     NAMED,
+    PAIRS,
     PHASES,
     PLAIN,
     RATIOS,
@@ -21,6 +24,7 @@ from contract import (
     TOKENS,
     WIDTH_TOKENS,
     WIDTHS,
+    WINDOWS,
     Choice,
     policy_of,
     rotated,
@@ -46,7 +50,8 @@ def attention_of(name: str) -> str:
 
 
 IN_PHASES = [choice for choices in ROLE_PHASES.values() for choice in choices]
-ABOUT_IMAGES = [*TOKENS, *RATIOS, *ROLE_TOKENS["roles: tokens"], *ROLE_TOKENS["rest"], *WIDTH_TOKENS]
+OF_ROLES = [*ROLE_TOKENS["roles: tokens"], *ROLE_TOKENS["rest"]]
+ABOUT_IMAGES = [*TOKENS, *RATIOS, *OF_ROLES, *WIDTH_TOKENS, *HEAD_TOKENS]
 
 
 def row_of(name: str, seed: int = 0) -> Batch:
@@ -57,7 +62,10 @@ def row_of(name: str, seed: int = 0) -> Batch:
 
 def layers_of(name: str) -> list[dict[int, Choice]]:
     """Policies that put each choice into some layer; one of them for most families, drawn by its name."""
-    choices = [*PLAIN, *PHASES, *IN_PHASES, *WIDTHS, *(ABOUT_IMAGES if FAMILIES[name].image_tokens else [])]
+    choices = [*PLAIN, *PHASES, *IN_PHASES, *WIDTHS, *HEADS, *PAIRS]
+    choices += ABOUT_IMAGES if FAMILIES[name].image_tokens else []
+    # The draft of a model whose grid is in an input of its own does not get that input from transformers.
+    choices += WINDOWS if FAMILIES[name].image_tokens and name != "llava-next" else []
     every = rotated(choices, name)
     chosen = every[::LAYERS] if name in THOROUGH else every[:1]
     return [taken(name, dict(enumerate(layers))) for layers in chosen]

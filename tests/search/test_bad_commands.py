@@ -186,7 +186,7 @@ COMMANDS = {
     "eval half.yaml --space text.yaml": [
         "error: LlamaForCausalLM has no image tokens, so no choice can be about them",
         "  layer 1 has token_ratio 0.5",
-        "hint: leave token_ratio and `tokens: image` out of policies and spaces for this model",
+        "hint: leave token_ratio, window and `tokens: image` out of policies and spaces for this model",
     ],
     "eval policy.yaml --space space.yaml --set model.id=/nowhere/model": [
         "error: model folder /nowhere/model does not exist",
