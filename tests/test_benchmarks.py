@@ -63,6 +63,7 @@ def test_what_is_counted_at_full_size_is_what_papers_report():
         assert abs(row["difference"]) < (0.03 if unexplained else 0.01)
 
 
+@pytest.mark.soak
 def test_a_race_saves_answers_and_no_hypervolume():
     settings = figures_of("racing.py", "--quick")["settings"]
     assert [row["patience"] for row in settings] == ["none", 3] * 2

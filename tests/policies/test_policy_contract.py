@@ -103,7 +103,7 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
     record_property("works", [name, attention, columns, "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize(("name", "attention"), sample(CASES, 2))
 def test_tokens_have_their_roles_and_their_shares_of_channels(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     columns = working(name, *support.TEXT_ROLES, *support.TEXT_WIDTHS, *support.IMAGE_ROLES, *support.IMAGE_WIDTHS)
@@ -301,7 +301,7 @@ def drawn(draw, name):
     return policy.canonical() if once else policy
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", [*range(150), *(pytest.param(one, marks=pytest.mark.soak) for one in range(150, 300))])
 def test_a_random_policy_computes_what_its_formulas_say_and_leaves_nothing(seed):
     draw = random.Random(seed)
     name, attention = draw.choice(CASES)
