@@ -21,12 +21,15 @@ def selection_bias_line(record: StudyRecord) -> str:
     if bias is None or name is None:
         return ""
     confirmed = sum(name in record.trial(number).report for number in policy_files(record))
-    policies = "confirmed policy looks" if confirmed == 1 else f"{confirmed} confirmed policies look"
+    one = confirmed == 1
+    policies, they_were = (
+        ("confirmed policy looks", "it was") if one else (f"{confirmed} confirmed policies look", "they were")
+    )
     unit = unit_of(name)
     size = f"{abs(100 * bias):.1f} points" if unit == "fraction" else amount(abs(bias), unit)
     return (
         f"Selection bias: compared with dense, the {policies} {size} of {phrase(name)} "
-        f"{'better' if bias >= 0 else 'worse'} on the search split, which they were selected on, than on the report "
+        f"{'better' if bias >= 0 else 'worse'} on the search split, which {they_were} selected on, than on the report "
         "split, on average."
     )
 

@@ -25,10 +25,13 @@ def time_lines(record: StudyRecord) -> list[str]:
 def gap_line(name: str, gap: float, clock: Clock) -> str:
     """The mean difference between the front's times measured again and the search's estimates of them."""
     raw = "" if clock.raw_gap is None else f", and from the unsmoothed measurements by {signed_points(clock.raw_gap)}"
+    one = clock.again == 1
+    policies = "policy of the front differs" if one else f"{clock.again} policies of the front differ"
+    within = f"{clock.within} of {clock.again} {'is within its' if one else 'are within their'} 95 % interval"
     return (
-        f"Selection bias of times: timed again, interleaved with dense and with each other, the {clock.again} policies "
-        f"of the front differ in {phrase(name)} from the search's estimates by {signed_points(gap)} of dense on average"
-        f"{raw}; {clock.within} of {clock.again} are within their 95 % intervals."
+        f"Selection bias of times: timed again, interleaved with dense and with each other, the {policies} "
+        f"in {phrase(name)} from the search's estimates by {signed_points(gap)} of dense on average"
+        f"{raw}; {within}{'' if one else 's'}."
     )
 
 
