@@ -20,6 +20,7 @@ from .policy import Policy
 from .runtime.compatibility import transformers_model
 from .runtime.requests import PROMPT_END
 from .runtime.tokens import image_token_ids
+from .windows.grids import grid_reader, of_llava_next
 
 # Families whose assisted generation in transformers is wrong without any policy, by the type of their model.
 UNDRAFTABLE = {
@@ -49,6 +50,7 @@ def draft(model: Any, policy: Policy) -> PreTrainedModel:
     """
     refuse_trained(policy)
     twin = dense_draft(model)
+    refuse_hidden_grids(twin, policy)
     apply_policy(twin, policy)
     return twin
 
@@ -63,6 +65,21 @@ def refuse_trained(policy: Policy) -> None:
         reason = "a draft shares the tensors of its target, and this policy replaces some of them"
         hint = "load the model twice, and apply the policy to the one that is the assistant"
         raise PolicyMismatch("a policy with trained weights is no draft", [reason], hint)
+
+
+def refuse_hidden_grids(model: PreTrainedModel, policy: Policy) -> None:
+    """Refuse windows where only `image_sizes` says how image tokens lie: transformers keeps it from assistants.
+
+    Raises:
+        ModelError: naming the first layer with a window.
+    """
+    windows = [index for index, choice in policy.layers.items() if choice.window is not None]
+    if windows and grid_reader(model.config) is of_llava_next:
+        raise ModelError(
+            f"a draft of {type(model).__name__} cannot have windows",
+            [f"layer {windows[0]} has one, and transformers hands no `image_sizes` to an assistant"],
+            "leave `window` out of the draft's policy",
+        )
 
 
 def dense_draft(model: Any) -> PreTrainedModel:

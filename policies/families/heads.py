@@ -245,19 +245,20 @@ def narrow_attention(attention: nn.Module, heads: Heads, start: int, stop: int) 
 
 @torch.no_grad()
 def head_norms(heads: Heads) -> Tensor:
-    """For each group the product of the norms of its values' rows and of its output columns, float32, shape (groups,).
+    """For each group the product of the norms of its values' rows and of its output columns, shape (groups,).
 
     The norms are Frobenius norms over all heads of the group. Values that all groups share count for none of them. What
     each group's values and outputs are for some input may rank groups in another way; this needs no input.
     """
     read, made = heads.layers[-1], heads.values
     columns = read.weight.unflatten(1, (heads.groups, -1))
-    product = torch.linalg.vector_norm(columns, dim=(0, 2), dtype=torch.float32)
+    precision = torch.promote_types(columns.dtype, torch.float32)
+    product = torch.linalg.vector_norm(columns, dim=(0, 2), dtype=precision)
     if made is None:
         return product
     first = sum(made.sizes[:-1]) * heads.groups
     rows = made.weight[first : first + made.sizes[-1] * heads.groups].unflatten(0, (heads.groups, -1))
-    values = torch.linalg.vector_norm(rows[:, -heads.value_width :], dim=(1, 2), dtype=torch.float32)
+    values = torch.linalg.vector_norm(rows[:, -heads.value_width :], dim=(1, 2), dtype=precision)
     return product * values.to(product.device)
 
 

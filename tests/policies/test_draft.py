@@ -64,7 +64,7 @@ def layers_of(name: str) -> list[dict[int, Choice]]:
     """Policies that put each choice into some layer; one of them for most families, drawn by its name."""
     choices = [*PLAIN, *PHASES, *IN_PHASES, *WIDTHS, *HEADS, *PAIRS]
     choices += ABOUT_IMAGES if FAMILIES[name].image_tokens else []
-    # The draft of a model whose grid is in an input of its own does not get that input from transformers.
+    # Transformers hands a draft no `image_sizes`, which say how the tokens of LLaVA-NeXT lie.
     choices += WINDOWS if FAMILIES[name].image_tokens and name != "llava-next" else []
     every = rotated(choices, name)
     chosen = every[::LAYERS] if name in THOROUGH else every[:1]
@@ -268,6 +268,7 @@ def test_other_models_that_cannot_be_drafted_for():
     assert "layer" in refusal(built("llama", "sdpa"), policy_of({9: NAMED["skip_ffn"]}), PolicyMismatch)
     offloaded = accelerate.cpu_offload(FAMILIES["llama"].build("sdpa"), torch.device("cpu"))
     assert "of its tensors are offloaded" in refusal(offloaded)
+    assert "layer 1 has one" in refusal(built("llava-next", "sdpa"), policy_of({1: WINDOWS[0]}))
 
 
 class Copying(nn.Linear):
