@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from skipsearch import LayerChoice, Policy
 from skipsearch.policies.choice import CHOICES, WidthSelection
 from skipsearch.policies.errors import PolicyMismatch
-from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.schemas import policy_schema
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 
