@@ -15,8 +15,7 @@ from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
 from .metadata import Measured, ModelRef, Provenance, readable_number
 from .schedules import Schedule
-from .scores.router import why_not_routed
-from .scores.table import ROUTER
+from .scores.router import impossible_routes
 from .scores.token_selection import TokenSelection, canonical_tokens
 from .trained.files import TrainedWeights
 from .wiring.pairs import impossible_pairs, without_empty_pairs
@@ -82,12 +81,11 @@ class Policy(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _can_be_routed(self) -> Self:
-        routed = self.layers if self.token_selection.score == ROUTER else {}
-        wrong = [f"layer {index} has {found}" for index, one in routed.items() if (found := why_not_routed(one))]
-        if wrong:
-            reason = f"score {ROUTER} takes a token_ratio above 0 for a whole prompt and nothing of the rest"
-            raise ValueError(f"{reason}; {', '.join(wrong)}")
+    def _can_be_routed(self, info: ValidationInfo) -> Self:
+        # `read` reports the mistakes of a document together with others, each with its line.
+        wrong = impossible_routes(self.layers, self.token_selection.score)
+        if wrong and not isinstance(info.context, Document):
+            raise ValueError("; ".join(f"layers[{index}]: {reason}" for index, reason in wrong.items()))
         return self
 
     def __hash__(self) -> int:
@@ -135,15 +133,17 @@ class Policy(StrictModel):
         document.require_schema(SCHEMA)
         policy = document.validate(cls)
         count = policy.model.num_layers
-        reasons = impossible_pairs(policy.layers, count)
+        unrouted = impossible_routes(policy.layers, policy.token_selection.score)
+        reasons = [*impossible_pairs(policy.layers, count).items(), *unrouted.items()]
         if count is not None:
-            beyond = [index for index in policy.layers if index >= count]
-            reasons |= {index: f"found layer {index}, expected 0 to {count - 1}" for index in beyond}
-        if reasons:
-            raise document.failure([document.problem(("layers", index), text) for index, text in reasons.items()])
+            beyond = (index for index in policy.layers if index >= count)
+            reasons += [(index, f"found layer {index}, expected 0 to {count - 1}") for index in beyond]
+        problems = [document.problem(("layers", index), text) for index, text in reasons]
         if policy.width_selection.ranking == "energy" and policy.width_selection.file is None:
             text = "found no file and sha256, expected those that `skipsearch rank` prints"
-            raise document.failure([document.problem(("width_selection", "ranking"), text)])
+            problems.append(document.problem(("width_selection", "ranking"), text))
+        if problems:
+            raise document.failure(problems)
         return policy
 
     @classmethod
