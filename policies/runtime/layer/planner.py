@@ -10,8 +10,9 @@ from ...scores.table import find_score
 from ...scores.token_selection import TokenSelection
 from ..attend import Eviction, Split, Tokens
 from ..calls import ForwardCall
+from ..images import ImageSplit
 from ..selection import AllOrNone
-from ..tokens import CLASSES, ForwardTokens, ImageSplit
+from ..tokens import CLASSES, ForwardTokens
 from .roles import roles
 from .shorter import Plan
 
