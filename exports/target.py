@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..policies.card import count_choices as count_choices
 from ..policies.card import is_hub_id
-from ..policies.policy import ModelRef, Policy
+from ..policies.metadata import ModelRef
+from ..policies.policy import Policy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from .choice import KEEP, LayerChoice, WidthSelection, has_width
 from .errors import PolicyError
 from .families.layers import HANDLE, DecoderLayer, decoder_layers, layer_list, leave_to_handle, take_back
-from .policy import Policy, TokenSelection
+from .policy import Policy
 from .rankings.scores import check_scores, ranking_scores
 from .runtime.calls import CallTracker
 from .runtime.compatibility import (
@@ -25,15 +25,16 @@ from .runtime.compatibility import (
     check_windows,
     transformers_model,
 )
+from .runtime.layer.roles import roles
+from .runtime.layer.shorter import first_handed_on
+from .runtime.layer.wrap import WrappedLayer
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
-from .runtime.roles import roles
-from .runtime.shorter import first_handed_on
 from .runtime.tokens import ForwardTokens, image_token_ids
-from .runtime.wrap import WrappedLayer
 from .scores.router import RouterOptions
 from .scores.score import Record
 from .scores.table import find_score
+from .scores.token_selection import TokenSelection
 from .trained.routed_layer import RoutedLayer
 from .trained.routers import Routers, trained_routers
 from .trained.swap import trained_swap
@@ -85,8 +86,8 @@ class PolicyHandle:
         self._wrapped = wrapped_layers(model, self.policy, self.layers, routers)
         self._pairs = pairs_of(self._wrapped)
         needs = Needs(
-            phases=any(wrapped.treats_answers_apart for wrapped in self._wrapped),
-            images=any(wrapped.needs_ids for wrapped in self._wrapped),
+            phases=any(wrapped.planner.treats_answers_apart for wrapped in self._wrapped),
+            images=any(wrapped.planner.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
             evicts=any(wrapped.roles.evicts for wrapped in self._wrapped),
             grids=any(wrapped.choice.window is not None for wrapped in self._wrapped),
@@ -98,7 +99,7 @@ class PolicyHandle:
                 wrapped.head_attention.slots = 1 + max(layer.slot for layer in self.layers)
         hand_on(model, self.layers, self._wrapped)
         self._attentions = Attentions(self.layers, self._wrapped, self._calls)
-        self._tracks_calls = any(wrapped.fixed_plan is None for wrapped in self._wrapped)
+        self._tracks_calls = any(wrapped.planner.fixed_plan is None for wrapped in self._wrapped)
         self._hooks: list[Any] = []
         self._installed = False
         for layer in self.layers:
@@ -359,7 +360,11 @@ def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Seq
     for one, following in pairwise(wrapped):
         if paired & {one.layer.index, following.layer.index}:
             continue
-        if one.layer.index >= first and following.layer.index == one.layer.index + 1 and following.fixed_plan is None:
+        if (
+            one.layer.index >= first
+            and following.layer.index == one.layer.index + 1
+            and following.planner.fixed_plan is None
+        ):
             one.hands_to = following.layer.module
 
 

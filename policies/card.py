@@ -10,7 +10,8 @@ import yaml
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .policy import Measured, Policy
+    from .policy import Policy
+from .metadata import Measured
 
 LIBRARY = "skipsearch"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")

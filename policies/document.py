@@ -124,9 +124,12 @@ class Document:
         self._sources[path] = (0, len(self._sources)), source
 
     def checked(self, model: type[ModelT]) -> tuple[ModelT | None, list[Problem]]:
-        """The data as a pydantic model, None where it is invalid, and all mistakes."""
+        """The data as a pydantic model, None where it is invalid, and all mistakes.
+
+        Validators find the document in their context: they leave to its reader what that reports with lines.
+        """
         try:
-            return model.model_validate(self.data), list(self._problems)
+            return model.model_validate(self.data, context=self), list(self._problems)
         except ValidationError as cause:
             return None, self._problems + self.mistakes(model, cause)
 

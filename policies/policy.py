@@ -2,151 +2,27 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from .choice import CHOICES, KEEP, LAST_LAYER, LayerChoice, Ratio, StrictModel, WidthSelection, has_width
+from .choice import KEEP, LAST_LAYER, LayerChoice, StrictModel, WidthSelection, has_width
 from .document import Document
 from .drawing import drawing
 from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
+from .metadata import Measured, ModelRef, Provenance, readable_number
 from .schedules import Schedule
-from .scores.router import RouterOptions, RouterScore, why_not_routed
-from .scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
+from .scores.router import impossible_routes
+from .scores.token_selection import TokenSelection, canonical_tokens
 from .trained.files import TrainedWeights
 from .wiring.pairs import impossible_pairs, without_empty_pairs
 from .wording import escape_invisible
 
 SCHEMA: Final = "skipsearch/policy/v1"
-Z95: Final = 1.96  # standard errors on each side of a 95 % interval
-ROUTED: Final = f"`{RouterScore.name}`: {RouterScore.meaning}."
-Dropped = Literal["discard", "merge"]
 LayerIndex = Annotated[int, Field(ge=0, le=LAST_LAYER)]
-
-# Scoped choices that are the same as a token ratio of 0, unless a ratio removes tokens for good; by the one, the other.
-SAME_WITHOUT_REMOVAL = {
-    LayerChoice(attention="skip", ffn="skip", tokens="image"): LayerChoice(token_ratio=0.0),
-    LayerChoice(token_ratio=0.0, rest="keys_only"): CHOICES["freeze_image"],
-    LayerChoice(token_ratio=0.0, rest="attention"): LayerChoice(ffn="skip", tokens="image"),
-    LayerChoice(token_ratio=0.0, rest="ffn"): LayerChoice(attention="skip", tokens="image"),
-}
-
-
-class TokenSelection(StrictModel):
-    """How layers with a token ratio select image tokens.
-
-    Attributes:
-        score: The score that ranks them; see `scores.table`.
-        diversity: With the score `relevance`, the weight of `diverse` in a mixture of the two, 0 to 1.
-        reselect: `each_layer` lets a token that one layer leaves out come back in the next; `once` removes it for good,
-            from all later layers, also from layers without a ratio.
-        dropped: What becomes of a token that is removed for good: `discard`, or `merge` into the remaining one that it
-            resembles most; see `scores.merge`.
-        router: With the score `router`, what the routers do beside ranking; as p-MoD's by default.
-    """
-
-    score: Annotated[ScoreName, Field(description=f"The score that ranks them. {DESCRIPTION} {ROUTED}")] = "attention"
-    # Keys that were added later are left out at their default, so that fingerprints stay what they were.
-    diversity: Annotated[Ratio, Field(exclude_if=lambda weight: weight == 0)] = 0.0
-    reselect: Literal["each_layer", "once"] = "each_layer"
-    dropped: Annotated[Dropped, Field(exclude_if=lambda value: value == "discard")] = "discard"
-    router: Annotated[RouterOptions | None, Field(exclude_if=lambda value: value is None)] = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.score == ROUTER and self.reselect == "once":
-            raise ValueError(f"found reselect: once beside score {ROUTER}, which ranks all image tokens in each layer")
-        if self.router is not None and self.score != ROUTER:
-            raise ValueError(f"found router beside score {self.score}, expected score {ROUTER}")
-        if self.dropped == "merge" and self.reselect != "once":
-            reason = "a token that may come back is not dropped; write `reselect: once` beside it"
-            raise ValueError(f"found dropped: merge with reselect: {self.reselect}: {reason}")
-        if self.diversity and self.score != RELEVANCE:
-            raise ValueError(f"found diversity beside score {self.score}, expected score {RELEVANCE}")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The ranking in one phrase, such as `attention` or `relevance, diversity 0.5, merged`."""
-        parts = [self.score, f"diversity {self.diversity:g}" if self.diversity else "", "merged"]
-        return ", ".join(filter(None, parts if self.dropped == "merge" else parts[:2]))
-
-    def canonical(self) -> "TokenSelection":
-        """The canonical form, equal for selections that compute the same."""
-        if self.router == RouterOptions():
-            return self.model_copy(update={"router": None})
-        only_diverse = {"score": "diverse", "diversity": 0.0}
-        return self.model_copy(update=only_diverse) if self.diversity == 1 else self
-
-
-class ModelRef(StrictModel):
-    """The model that a policy was made for.
-
-    Attributes:
-        id: A hub id, or the path of a folder.
-        revision: A branch, tag or commit on the hub.
-        num_layers: The number of its decoder layers; another number is refused.
-    """
-
-    id: str | None = None
-    revision: str | None = None
-    num_layers: Annotated[int, Field(ge=1, le=LAST_LAYER + 1)] | None = None
-
-
-class Measured(StrictModel):
-    """The value of one metric that a search measured, beside the dense model's.
-
-    Attributes:
-        value: The value; an accuracy is a fraction, the unit of other metrics is the suffix of their name.
-        dense: The value of the dense model.
-        stderr: Standard error of an accuracy, or of a latency that was measured in several visits or modelled.
-        iqr: Interquartile range of a latency.
-        n: Number of examples or repeats; 0 for a latency that was predicted and not measured.
-        split: The examples: `search` (they guided the search), `report` (the search never saw them), or `transfer`
-            (another task). Latencies of the split `report` were measured again at the end of the search.
-        modelled: The latency that the search used: a model of all its latencies removes the noise; `stderr` is the
-            standard error of this value.
-    """
-
-    value: float
-    dense: float | None = None
-    stderr: float | None = None
-    iqr: float | None = None
-    n: int | None = None
-    split: Literal["search", "report", "transfer"] | None = None
-    modelled: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, `Z95` standard errors on each side; that of a modelled latency is around `modelled`.
-
-        None without a standard error, and where it is 0: examples that all agree say nothing about the spread.
-        """
-        if not self.stderr:
-            return None
-        middle = self.value if self.modelled is None else self.modelled
-        return middle - Z95 * self.stderr, middle + Z95 * self.stderr
-
-
-class Provenance(StrictModel):
-    """Where a policy comes from.
-
-    Attributes:
-        study: The study's name.
-        trial: The trial that measured the policy.
-        skipsearch: The version that wrote the file.
-        unmeasured: What is expected of a policy that was not measured; it has no trial.
-    """
-
-    study: str | None = None
-    trial: int | None = None
-    skipsearch: str | None = None
-    unmeasured: str | None = None
 
 
 class Policy(StrictModel):
@@ -205,12 +81,11 @@ class Policy(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _can_be_routed(self) -> Self:
-        routed = self.layers if self.token_selection.score == ROUTER else {}
-        wrong = [f"layer {index} has {found}" for index, one in routed.items() if (found := why_not_routed(one))]
-        if wrong:
-            reason = f"score {ROUTER} takes a token_ratio above 0 for a whole prompt and nothing of the rest"
-            raise ValueError(f"{reason}; {', '.join(wrong)}")
+    def _can_be_routed(self, info: ValidationInfo) -> Self:
+        # `read` reports the mistakes of a document together with others, each with its line.
+        wrong = impossible_routes(self.layers, self.token_selection.score)
+        if wrong and not isinstance(info.context, Document):
+            raise ValueError("; ".join(f"layers[{index}]: {reason}" for index, reason in wrong.items()))
         return self
 
     def __hash__(self) -> int:
@@ -258,15 +133,17 @@ class Policy(StrictModel):
         document.require_schema(SCHEMA)
         policy = document.validate(cls)
         count = policy.model.num_layers
-        reasons = impossible_pairs(policy.layers, count)
+        unrouted = impossible_routes(policy.layers, policy.token_selection.score)
+        reasons = [*impossible_pairs(policy.layers, count).items(), *unrouted.items()]
         if count is not None:
-            beyond = [index for index in policy.layers if index >= count]
-            reasons |= {index: f"found layer {index}, expected 0 to {count - 1}" for index in beyond}
-        if reasons:
-            raise document.failure([document.problem(("layers", index), text) for index, text in reasons.items()])
+            beyond = (index for index in policy.layers if index >= count)
+            reasons += [(index, f"found layer {index}, expected 0 to {count - 1}") for index in beyond]
+        problems = [document.problem(("layers", index), text) for index, text in reasons]
         if policy.width_selection.ranking == "energy" and policy.width_selection.file is None:
             text = "found no file and sha256, expected those that `skipsearch rank` prints"
-            raise document.failure([document.problem(("width_selection", "ranking"), text)])
+            problems.append(document.problem(("width_selection", "ranking"), text))
+        if problems:
+            raise document.failure(problems)
         return policy
 
     @classmethod
@@ -283,20 +160,8 @@ class Policy(StrictModel):
     def canonical(self) -> Self:
         """The canonical form: equal `layers` for policies that compute the same; measurements and provenance stay."""
         changed = {index: choice.canonical() for index, choice in sorted(self.layers.items())}
-        selection = self.token_selection
-        if not any(choice.ranks_images for choice in changed.values()):
-            # No ratio removes a token from later layers.
-            selection = selection.model_copy(update={"reselect": "each_layer", "dropped": "discard"})
-        if selection.reselect == "once":
-            changed = drop_ineffective_ratios(changed)
-        elif selection.score != ROUTER:
-            changed = {index: SAME_WITHOUT_REMOVAL.get(choice, choice) for index, choice in changed.items()}
+        changed, selection = canonical_tokens(changed, self.token_selection)
         layers = without_empty_pairs({index: choice for index, choice in changed.items() if choice is not KEEP})
-        ratios = [choice.token_ratio for choice in layers.values() if choice.token_ratio is not None]
-        selection = selection.canonical() if ratios else TokenSelection()
-        if not any(ratios):
-            # Where every ratio is 0, no score ranks anything.
-            selection = TokenSelection(reselect=selection.reselect)
         width = self.width_selection if has_width(layers) else WidthSelection()
         return self.model_copy(update={"layers": layers, "token_selection": selection, "width_selection": width})
 
@@ -431,23 +296,3 @@ class Policy(StrictModel):
             HubError: see `hub.upload`.
         """
         return upload(self, repository, private, token, message)
-
-
-def drop_ineffective_ratios(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:
-    """Drop token ratios that remove nothing under `reselect: once`: those not below every earlier ratio."""
-    lowest, result = 1.0, {}
-    for index, choice in layers.items():
-        ratio = choice.token_ratio
-        if ratio is not None and ratio >= lowest:
-            choice = choice.model_copy(update={"token_ratio": None}).canonical()
-        elif ratio is not None and choice.ranks_images:
-            lowest = ratio
-        result[index] = choice
-    return result
-
-
-def readable_number(value: Any) -> Any:
-    """Round a number for the file: whole numbers without a fraction, others to six significant digits."""
-    if not isinstance(value, float) or not math.isfinite(value):
-        return value
-    return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")

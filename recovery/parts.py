@@ -11,7 +11,7 @@ from ..policies.choice import LayerChoice
 from ..policies.errors import ModelError
 from ..policies.families.layers import DecoderLayer, decoder_layers
 from ..policies.policy import Policy
-from ..policies.runtime.roles import roles
+from ..policies.runtime.layer.roles import roles
 from .settings import Method
 
 # What model families call the modules that map image features to embeddings of the decoder.

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..policies.errors import RunError, UsageError
-from ..policies.policy import Measured, Policy
+from ..policies.metadata import Measured
+from ..policies.policy import Policy
 from ..policies.wording import escape_invisible
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from slow_widths import units
 from torch import nn
 
 from families import IMAGE, Family, layer_list
-from skipsearch.policies.policy import LayerChoice, Policy
+from skipsearch.policies.choice import LayerChoice
+from skipsearch.policies.policy import Policy
 
 CLASSES = {"both": {"image", "text", "answer"}, "prefill": {"image", "text"}, "decode": {"answer"}}
 KINDS = {"all": {"image", "text", "answer"}, "image": {"image"}, "text": {"text", "answer"}}

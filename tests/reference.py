@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from families import IMAGE, Family, layer_list, run
 from skipsearch.policies.choice import LayerChoice
-from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 PHASES = {"prefill": {"image", "text"}, "decode": {"answer"}, "both": {"image", "text", "answer"}}
 TOKENS = {"image": {"image"}, "text": {"text", "answer"}, "all": {"image", "text", "answer"}}

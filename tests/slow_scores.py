@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from skipsearch.policies.policy import TokenSelection
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 RECORDED = ("attention", "change", "key_norm")
 STEPS = 2**16  # distances are multiples of one over this

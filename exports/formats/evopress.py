@@ -6,7 +6,8 @@ Written by `evo_drop_search.py` and read by `drop_layers_from_config` in `src/mo
 
 from ...policies.choice import LAST_LAYER
 from ...policies.errors import PolicyError
-from ...policies.policy import ModelRef, Policy
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from ...policies.wording import short
 from .sublayers import Given, depth, policy_of, skipped
 

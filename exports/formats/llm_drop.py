@@ -9,7 +9,8 @@ from typing import Any
 
 from ...policies.choice import LAST_LAYER
 from ...policies.document import Document, Problem
-from ...policies.policy import ModelRef, Policy
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from ...policies.wording import short
 from .sublayers import Given, depth, layer_numbers, policy_of, skipped
 

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from ...policies.errors import ExportError
-from ...policies.policy import ModelRef, Policy
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from .mergekit_slices import Slices
 from .sublayers import Given, depth, policy_of, skipped
 

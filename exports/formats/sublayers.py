@@ -8,7 +8,8 @@ from typing import Any
 from ...policies.choice import LAST_LAYER, LayerChoice
 from ...policies.document import Document, KeyPath, Problem
 from ...policies.errors import ExportError, PolicyError
-from ...policies.policy import ModelRef, Policy
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from ...policies.wording import short
 from ..target import named_choices
 

@@ -9,7 +9,8 @@ import json
 from pathlib import PurePath
 
 from ...policies.errors import PolicyError
-from ...policies.policy import ModelRef, Policy
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from ...policies.wording import nearest, short
 from .sublayers import Given, layer_numbers, policy_of, skipped
 

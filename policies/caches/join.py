@@ -81,10 +81,15 @@ def join_partial(one: PartialLayer, other: PartialLayer, rows: tuple[int, int]) 
             layer.keys, layer.values = (part[:1, :, :0].repeat(count, 1, 1, 1) for part in (like.keys, like.values))
     batch, seen = one, max(one.seen, other.seen)
     batch._dropped_before = max(layer._dropped_before + seen - layer.seen for layer in (one, other))
-    if one.keys is not None and other.keys is not None:
-        stored = max(one.keys.shape[-2], other.keys.shape[-2])
+    filled = [
+        (layer, layer.keys, layer.values)
+        for layer in (one, other)
+        if layer.keys is not None and layer.values is not None
+    ]
+    if filled:
+        stored = max(keys.shape[-2] for _, keys, _ in filled)
         places, valid, keys, values = (
-            torch.cat(parts) for parts in zip(*(aligned(layer, seen, stored) for layer in (one, other)), strict=True)
+            torch.cat(parts) for parts in zip(*(aligned(*parts, seen, stored) for parts in filled), strict=True)
         )
         batch.keys, batch.values, batch._scattered = keys, values, places
         batch.valid = None if bool(valid.all()) else valid
@@ -93,25 +98,28 @@ def join_partial(one: PartialLayer, other: PartialLayer, rows: tuple[int, int]) 
     return batch
 
 
-def aligned(layer: PartialLayer, seen: int, stored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def aligned(
+    layer: PartialLayer, keys: Tensor, values: Tensor, seen: int, stored: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A layer's columns in a longer sequence, padded on the left.
 
     Args:
         layer: A layer that stores keys and values.
+        keys: These keys.
+        values: These values.
         seen: Tokens of the longer sequence.
         stored: Columns of the batch.
 
     Returns:
         Their places, which of them are valid, both of shape (batch, stored), keys, and values.
     """
-    assert layer.keys is not None and layer.values is not None
-    places = layer.columns(layer.keys.shape[0], layer.keys.device) + seen - layer.seen
+    places = layer.columns(keys.shape[0], keys.device) + seen - layer.seen
     valid = torch.ones_like(places, dtype=torch.bool) if layer.valid is None else layer.valid
     return (
         padded(places, stored, -1),
         padded(valid, stored, -1),
-        padded(layer.keys, stored, -2),
-        padded(layer.values, stored, -2),
+        padded(keys, stored, -2),
+        padded(values, stored, -2),
     )
 
 

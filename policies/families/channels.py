@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .anatomy import Sublayers
 from .experts import ExpertMatrix, NarrowExperts, fused_experts
 from .layers import eval_mode
+from .sublayers import Sublayers
 from .twins import agree, twin_of
 
 # The names of linear layers that make channels, that make gates and values in one, and that read channels.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..choice import Ranking
-from .anatomy import Sublayers
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
+from .sublayers import Sublayers
 from .twins import agree, twin_of
 from .widths import NarrowSublayer
 

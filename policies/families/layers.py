@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from .anatomy import ANATOMIES, Kind, Sublayers, first, parameters
+from .anatomy import ANATOMIES, Kind, first, parameters
+from .sublayers import Sublayers
 from .twins import Twins
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .anatomy import PER_TOKEN, Sublayers
+from .anatomy import PER_TOKEN
+from .sublayers import Sublayers
 
 # The name of `attend_alone` in transformers' table of attention functions.
 ALONE: Final = "skipsearch_alone"

@@ -19,8 +19,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..choice import Ranking
 from ..errors import ModelError, PolicyError
-from .anatomy import Sublayers
 from .channels import ChannelAxis, Group, channel_groups, narrow_parts
+from .sublayers import Sublayers
 
 # By weight, what runs a part of it. One that changes its order would change what the others compute.
 _users: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..families.anatomy import Sublayers
 from ..families.channels import Group, random_tokens
 from ..families.experts import ExpertMatrix, expert_channels
 from ..families.layers import eval_mode
+from ..families.sublayers import Sublayers
 from ..families.twins import agree
 
 # Gets the number of a group of channels; its activations, shape (tokens, channels); the factors by which the FFN

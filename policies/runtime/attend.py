@@ -16,8 +16,8 @@ from ..caches.cache import cache_layer, find_cache, partial_layer, skip_all_toke
 from ..caches.partial import PartialLayer
 from ..families.layers import DecoderLayer
 from ..families.twins import AddedKeys, alone_twin, is_current, key_twin, take_keys
+from .layer.roles import Roles
 from .narrow import KeyPlaces, check_implementation, cut_arguments, fit_mask, valid_mask
-from .roles import Roles
 from .selection import AllOrNone, Selection, remembered
 
 Tokens: TypeAlias = Selection | AllOrNone

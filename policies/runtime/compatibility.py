@@ -12,8 +12,8 @@ from ..families.channels import Group, channel_groups, shared_weight, why_not_na
 from ..families.heads import find_heads, why_not_fewer_heads
 from ..families.layers import DecoderLayer
 from ..windows.grids import grid_reader
-from .roles import roles
-from .shorter import first_handed_on
+from .layer.roles import roles
+from .layer.shorter import first_handed_on
 from .tokens import ALL_CLASSES, image_token_ids, scope
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from ..families.layers import DecoderLayer
 from .calls import CallTracker
+from .layer.wrap import WrappedLayer
 from .requests import refusal
 from .selection import AllOrNone
-from .wrap import WrappedLayer
 
 LIFT_POLICY = "lift the policy with `handle.dense()` to look at attentions"
 
@@ -30,7 +30,7 @@ class Attentions:
         self._always_skipped = {
             one.layer.index
             for one in wrapped
-            if one.fixed_plan is not None and one.fixed_plan.attended is AllOrNone.NONE
+            if one.planner.fixed_plan is not None and one.planner.fixed_plan.attended is AllOrNone.NONE
         }
         self._narrow = [one.layer.index for one in wrapped if one.heads is not None]
         self._calls = calls

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..families.layers import DecoderLayer, decoder_layers
+from .images import ImageTokens
 from .patch import Patch
 from .retention import PrefixTrie, Store
-from .tokens import ImageTokens
 
 if TYPE_CHECKING:
     from ..apply import LayerStep, PolicyHandle

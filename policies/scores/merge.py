@@ -21,7 +21,7 @@ from .diverse import to_steps
 from .score import per_row, unit_vectors
 
 if TYPE_CHECKING:
-    from ..runtime.tokens import ImageTokens
+    from ..runtime.images import ImageTokens
 
 
 def merge_removed(

@@ -1,5 +1,6 @@
 """Scores image tokens by a router that was trained with the model."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -35,6 +36,13 @@ class RouterOptions(StrictModel):
     def weights(self, logits: "Tensor") -> "Tensor":
         """The weights ω of tokens, in the shape of their logits."""
         return self.alpha * (logits.tanh() if self.gate == "tanh" else logits) + self.beta
+
+
+def impossible_routes(layers: Mapping[int, LayerChoice], score: str) -> dict[int, str]:
+    """Why layers cannot rank their image tokens by a router; empty where all of them can, and with another score."""
+    expected = "expected a token_ratio above 0 without rest, evict, phase and tokens, because of the score router"
+    reasons = ((index, why_not_routed(choice)) for index, choice in layers.items() if score == RouterScore.name)
+    return {index: f"found {reason}, {expected}" for index, reason in reasons if reason}
 
 
 def why_not_routed(choice: LayerChoice) -> str | None:

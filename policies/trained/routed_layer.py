@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..families.anatomy import first
-from ..runtime.attend import Attend, cut, put_back
-from ..runtime.selection import AllOrNone, Selection
-from ..runtime.shorter import Plan
+from ..runtime.attend import cut
+from ..runtime.layer.wrap import WrappedLayer
 from ..runtime.tokens import ForwardTokens
-from ..runtime.wrap import WrappedLayer, flags_of
 from ..scores.router import RouterOptions
 
 
@@ -61,24 +59,3 @@ class RoutedLayer(WrappedLayer):
         states, rest = first(output), tokens.split_images(tokens.kept).rest
         states = torch.where(rest.mask[..., None], states * weights.to(states.dtype), states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
-
-    def compose(
-        self,
-        hidden: Tensor,
-        arguments: dict[str, Any],
-        plan: Plan,
-        attend: Attend,
-        selection: Selection | None,
-    ) -> Tensor:
-        """Compose the layer from its sublayers, the FFN's update times the weights; see `WrappedLayer.compose`."""
-        if plan.gates is None:
-            return super().compose(hidden, arguments, plan, attend, selection)
-        chosen = plan.fed if plan.attended is AllOrNone.NONE else plan.attended
-        x, parts = cut(hidden, chosen), self.layer.sublayers
-        middle, flags = x, flags_of(plan.parallel, chosen)
-        if plan.attended is not AllOrNone.NONE:
-            middle = x + attend(parts.attention_norm(x), arguments, chosen, chosen)
-        if plan.fed is not AllOrNone.NONE:
-            update = self.run_ffn(self.ffn_input(x, middle, flags), arguments, plan.narrow is plan.fed)
-            middle = middle + plan.gates.to(update.dtype) * update
-        return put_back(hidden, middle, chosen)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..families.anatomy import first
+from ..runtime.layer.wrap import WrappedLayer
 from ..runtime.tokens import ALL_CLASSES, CLASSES
-from ..runtime.wrap import WrappedLayer
 
 
 class Pair:
@@ -82,7 +82,7 @@ class Pair:
         if classes == ALL_CLASSES:
             return True
         if call is None:
-            raise self.begin.unknown_tokens(hidden)
+            raise self.begin.planner.unknown_tokens(hidden)
         if call.tokens is None:
             return call.single_class in classes
         counts = call.tokens.counts

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ...evaluators.base import Measurement
-from ...policies.policy import Z95
+from ...policies.metadata import Z95
 from ..times.noise import time_noise, time_spread
 from ..times.stand_ins import StandIn
 from ..trial.modelled_time import ModelledTime, is_time

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...evaluators.base import Measurement
-from ...policies.policy import ModelRef, Policy, Provenance
+from ...policies.metadata import ModelRef, Provenance
+from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..sampler.additive_cost import AdditiveCost
 from ..sampler.candidates import double_moves, single_moves

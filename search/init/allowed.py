@@ -13,9 +13,10 @@ from ...policies.apply import apply_policy
 from ...policies.choice import CHOICES, LayerChoice
 from ...policies.errors import ModelError, PolicyError, SkipsearchError
 from ...policies.families.layers import DecoderLayer, decoder_layers
-from ...policies.policy import Policy, TokenSelection
+from ...policies.policy import Policy
 from ...policies.runtime.compatibility import check_kind
 from ...policies.runtime.tokens import image_token_ids
+from ...policies.scores.token_selection import TokenSelection
 from .small_model import SmallModel, first_line
 
 TEXT, IMAGE_TOKENS, STEPS = 5, 8, 2  # of the prompt: text tokens before and after the image tokens; tokens to generate

@@ -15,7 +15,8 @@ from typing import Any
 from ...evaluators.base import TRANSFER_PREFIX, UNTRAINED_PREFIX, Measurement, Split
 from ...policies.errors import PolicyError
 from ...policies.hub import copy_ranking
-from ...policies.policy import Measured, ModelRef, Policy, Provenance
+from ...policies.metadata import Measured, ModelRef, Provenance
+from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
 from ..analysis.study_record import StudyRecord, policy_files

@@ -10,7 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from ...policies.choice import LayerChoice
-from ...policies.policy import Measured, Policy
+from ...policies.metadata import Measured
+from ...policies.policy import Policy
 from ...policies.wording import escape_invisible
 from ..space.units import three_digits, unit_of, versus_dense, with_error
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..trial.arrays import Codes, Floats
-from .acquisition import Acquisition, ModelCache, Observations
+from .acquisition import Acquisition, ModelCache
+from .observations import Observations
 from .search_space import CategoricalSpace
 
 MAX_PARENTS = 12

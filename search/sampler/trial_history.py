@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..trial.arrays import Codes
-from .acquisition import Observations
 from .candidates import Strategy
+from .observations import Observations
 from .search_space import CategoricalSpace
 
 IDENTITY_CACHE = 1 << 14  # policies whose identity is cached: candidates that rank high often rank high again

@@ -24,10 +24,10 @@ from ...policies.choice import (
     Window,
     Wiring,
 )
-from ...policies.policy import Dropped, TokenSelection
 from ...policies.rankings.files import ALPHA
 from ...policies.schedules import Changing
 from ...policies.scores.table import DESCRIPTION, RELEVANCE, ROUTER, ScoreName
+from ...policies.scores.token_selection import Dropped, TokenSelection
 from ...policies.wording import nearest, short
 
 RANGE = r"^(all|[0-9]+|[0-9]+-([0-9]+|last))$"

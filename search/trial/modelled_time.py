@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...evaluators.base import Measurement
-from ...policies.policy import Z95
+from ...policies.metadata import Z95
 from ..space.constraint import Constraint
 from ..space.units import unit_of
 from ..trial.arrays import Floats

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ...policies.policy import Z95
+from ...policies.metadata import Z95
 from .time_model import TimeEstimate
 
 Point = tuple[float, ...]

@@ -18,7 +18,8 @@ from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import EvaluatorError
-from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 IMAGE_TOKENS = (tiny.IMAGE_SIZE // tiny.PATCH_SIZE) ** 2
 

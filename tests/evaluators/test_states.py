@@ -15,8 +15,9 @@ from skipsearch.evaluators.answer_loss import AnswerLossEvaluator, AnswerLossOpt
 from skipsearch.evaluators.divergence import DivergenceEvaluator, DivergenceOptions
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
-from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.policies.policy import Policy
 from skipsearch.policies.runtime.prefix import PrefixStates
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 KINDS = {
     "divergence": (DivergenceEvaluator, DivergenceOptions),

@@ -18,7 +18,7 @@ from skipsearch.exports.registry import target_class
 from skipsearch.exports.target import Options, Source
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import ExportError, PolicyError, PolicyMismatch, SpaceError
-from skipsearch.policies.policy import ModelRef
+from skipsearch.policies.metadata import ModelRef
 from skipsearch.search.cli import main
 
 BASE = "some/model"

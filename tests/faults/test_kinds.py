@@ -11,7 +11,8 @@ import yaml
 from skipsearch.evaluators import base
 from skipsearch.evaluators.base import KIND_OF_UNIT, Measurement, Metric
 from skipsearch.policies.errors import ModelError, PolicyError
-from skipsearch.policies.policy import ModelRef, Policy, Provenance
+from skipsearch.policies.metadata import ModelRef, Provenance
+from skipsearch.policies.policy import Policy
 from skipsearch.policies.wording import escape_invisible
 from skipsearch.search.cli import main
 from skipsearch.search.places import study_folder

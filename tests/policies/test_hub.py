@@ -22,7 +22,7 @@ from skipsearch.exports.registry import target_class
 from skipsearch.exports.target import Source
 from skipsearch.policies.choice import CHOICES, LayerChoice
 from skipsearch.policies.errors import ExportError, HubError, ModelError, PolicyError, PolicyMismatch
-from skipsearch.policies.policy import Measured, ModelRef
+from skipsearch.policies.metadata import Measured, ModelRef
 
 HUB = ModelRef(id="org/base", revision="abc", num_layers=4)
 SKIPPED = {1: CHOICES["parallel"], 2: LayerChoice(attention="skip", phase="decode"), 3: CHOICES["skip_ffn"]}

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from skipsearch import LayerChoice, Policy
 from skipsearch.policies.choice import CHOICES, WidthSelection
 from skipsearch.policies.errors import PolicyMismatch
-from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.schemas import policy_schema
+from skipsearch.policies.scores.token_selection import TokenSelection
 
 SKIP_LAYER = {"attention": "skip", "ffn": "skip"}
 
@@ -335,6 +335,22 @@ def test_a_pair_that_cannot_be_is_told_with_its_place(tmp_path):
     )
     with pytest.raises(PolicyMismatch, match="layer 3 cannot begin a pair"):
         policy_of({3: {"wiring": "pair"}}).check_fits(4, "a model")
+
+
+def test_what_routers_cannot_rank_is_told_beside_other_mistakes(tmp_path):
+    layers = "  1: {wiring: pair}\n  2: {wiring: pair, token_ratio: 0.5, rest: ffn}\n  3: {token_ratio: 0}\n  7: {}\n"
+    rest = "token_selection: {score: router}\nwidth_selection: {ranking: energy}\n"
+    told = complaint(tmp_path, HEAD + "model: {num_layers: 6}\nlayers:\n" + layers + rest)
+    assert "5 problems" in told
+    expected = "expected a token_ratio above 0 without rest, evict, phase and tokens, because of the score router"
+    assert f"policy.yaml:5:3  layers[2]: found rest: ffn, {expected}" in told
+    assert f"policy.yaml:6:3  layers[3]: found token_ratio: 0, {expected}" in told
+    for other in (
+        "5:3  layers[2]: found wiring: pair",
+        "7:3  layers[7]",
+        "9:19  width_selection.ranking: found no file",
+    ):
+        assert f"policy.yaml:{other}" in told
 
 
 # The schema

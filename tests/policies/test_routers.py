@@ -112,10 +112,10 @@ def test_the_file_beside_a_policy_has_its_routers(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "selection", "found"),
     [
-        ({"token_ratio": 0.5, "rest": "ffn"}, {}, "layer 1 has rest: ffn"),
-        ({"token_ratio": 0.0}, {}, "layer 1 has token_ratio: 0"),
-        ({"token_ratio": 0.5, "phase": "decode"}, {}, "layer 1 has phase: decode"),
-        ({"token_ratio": 0.5, "ffn": "skip", "tokens": "image"}, {}, "layer 1 has tokens: image"),
+        ({"token_ratio": 0.5, "rest": "ffn"}, {}, r"layers\[1\]: found rest: ffn"),
+        ({"token_ratio": 0.0}, {}, "found token_ratio: 0, expected a token_ratio above 0"),
+        ({"token_ratio": 0.5, "phase": "decode"}, {}, "found phase: decode"),
+        ({"token_ratio": 0.5, "ffn": "skip", "tokens": "image"}, {}, "found tokens: image"),
         ({"token_ratio": 0.5}, {"reselect": "once"}, "found reselect: once beside score router"),
         ({"token_ratio": 0.5}, {"score": "norm", "router": {}}, "found router beside score norm"),
     ],

@@ -18,12 +18,12 @@ from skipsearch import Policy, apply_policy
 from skipsearch.policies import plugins
 from skipsearch.policies.document import Document
 from skipsearch.policies.errors import PolicyError
-from skipsearch.policies.policy import TokenSelection
 from skipsearch.policies.runtime.tokens import ForwardTokens
 from skipsearch.policies.schemas import policy_schema
 from skipsearch.policies.scores import table
 from skipsearch.policies.scores.relevance import MixedScore
 from skipsearch.policies.scores.table import CLASSES, SCORES, find_score
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.testing import check_score
 from skipsearch.testing.scores import BATCH, COUNTS, RECORDED, TOKENS, sample_states, sample_tokens, scores_of
 

@@ -25,7 +25,7 @@ from skipsearch.policies.errors import (
     TrainingDataError,
     UsageError,
 )
-from skipsearch.policies.policy import TokenSelection
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
 from skipsearch.recovery.examples import Example

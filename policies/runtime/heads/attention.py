@@ -17,9 +17,9 @@ from ...families.heads import NarrowHeads
 from ...families.layers import DecoderLayer
 from ..attend import Tokens, cut, put_back
 from ..calls import ForwardCall
+from ..layer.roles import Roles
 from ..narrow import narrow
 from ..requests import is_paged, refusal
-from ..roles import Roles
 from ..selection import AllOrNone
 from .places import OtherPlace, check_heads, place_of_others
 

@@ -8,7 +8,7 @@ from made_studies import refronted, study
 from skipsearch import LayerChoice, Policy
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES
-from skipsearch.policies.policy import TokenSelection
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.baselines.random_twin import random_twin

@@ -15,7 +15,7 @@ from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.policies.errors import UsageError
-from skipsearch.policies.policy import Provenance
+from skipsearch.policies.metadata import Provenance
 from skipsearch.search.analysis import selection
 from skipsearch.search.analysis.reselect import (
     best_trial,

@@ -7,7 +7,8 @@ import pytest
 import searching
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.policy import Measured, Policy
+from skipsearch.policies.metadata import Measured
+from skipsearch.policies.policy import Policy
 from skipsearch.search import cli
 from skipsearch.search.driver.progress import best_saving
 from skipsearch.search.report.figures import hover_text

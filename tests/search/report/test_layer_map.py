@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice, WidthSelection
-from skipsearch.policies.policy import Measured, ModelRef, Policy, Provenance, TokenSelection
+from skipsearch.policies.metadata import Measured, ModelRef, Provenance
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.report.layer_map import COLOURS, cell, cells, describe, layer_map
 from skipsearch.search.space.units import amount, phrase, signed_points
 

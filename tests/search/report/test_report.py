@@ -12,7 +12,8 @@ from made_studies import DRAWN, METRICS, changed, refronted, study, without_libr
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
-from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from skipsearch.search.report.figures import hover_text
 from skipsearch.search.report.html.front_map import front_map

@@ -10,11 +10,13 @@ import optuna
 import pytest
 from threadpoolctl import threadpool_limits
 
-from skipsearch.search.sampler import acquisition
-from skipsearch.search.sampler.acquisition import FittedModels, ModelCache, Observations
+from skipsearch.search.sampler import fitted_models
+from skipsearch.search.sampler.acquisition import ModelCache
 from skipsearch.search.sampler.additive_cost import fit_costs
+from skipsearch.search.sampler.fitted_models import FittedModels
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
+from skipsearch.search.sampler.observations import Observations
 from skipsearch.search.sampler.search_space import CategoricalSpace
 from skipsearch.search.sampler.skip_sampler import BLAS, SkipSampler
 from skipsearch.search.trial.hypervolume import hypervolume
@@ -540,7 +542,7 @@ def test_an_estimate_says_which_bounds_are_expected_to_be_broken():
 
 @pytest.mark.parametrize("costs", [0, 1])
 def test_a_surrogate_trains_on_so_many_policies_however_long_the_search(costs, monkeypatch):
-    monkeypatch.setattr(acquisition, "MAX_TRAINING_POLICIES", 32)
+    monkeypatch.setattr(fitted_models, "MAX_TRAINING_POLICIES", 32)
     space, draw = CategoricalSpace([CHOICES] * 6), np.random.default_rng(0)
     for count in (40, 300, 800):
         codes = np.vstack([np.zeros((1, 6), int), draw.integers(4, size=(count - 1, 6))]).astype(np.int16)

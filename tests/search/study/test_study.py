@@ -10,7 +10,8 @@ from optuna.storages import RDBStorage
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.errors import RunError, SkipsearchError, StudyError
-from skipsearch.policies.policy import Policy, TokenSelection
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.baselines.dense_stats import DenseStats
 from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.parameters import Parameters

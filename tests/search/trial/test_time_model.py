@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
-from skipsearch.policies.policy import Z95, Policy, TokenSelection
+from skipsearch.policies.metadata import Z95
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.trial.time_model import TimedPolicy, TimeEstimate, TimeModel, features
 
 LAYERS = 12

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import output_capturing
 
-from ..families.layers import DecoderLayer, argument_names
-from .attend import Split, Tokens
-from .selection import AllOrNone, Selection, ShorterStates
-from .tokens import ForwardTokens
+from ...families.layers import DecoderLayer, argument_names
+from ..attend import Split, Tokens
+from ..selection import AllOrNone, Selection, ShorterStates
+from ..tokens import ForwardTokens
 
 
 class Plan(NamedTuple):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from ..choice import DOES, LayerChoice
-from .tokens import GROUPS, TokenGroups, scope
+from ...choice import DOES, LayerChoice
+from ..tokens import GROUPS, TokenGroups, scope
 
 Does: TypeAlias = tuple[str, str]
 

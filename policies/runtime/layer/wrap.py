@@ -1,4 +1,4 @@
-"""One decoder layer under a policy: its sublayers composed anew, in place of its forward."""
+"""One decoder layer under a policy: what runs in the place of its forward."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,35 +8,30 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, StaticLayer
 
-from ..caches.cache import cache_layer, find_cache, shorter_layer, skip_all_tokens
-from ..caches.partial import PartialLayer
-from ..caches.static import ShortStaticLayer
-from ..choice import LayerChoice, WidthSelection
-from ..errors import ModelError
-from ..families.anatomy import first
-from ..families.heads import NarrowHeads
-from ..families.layers import DecoderLayer
-from ..families.widths import NarrowFFN, NarrowSublayer
-from ..policy import TokenSelection
-from ..scores.merge import merge_removed
-from ..scores.score import Record
-from ..scores.table import find_score
-from ..windows.attend import WindowedAttention
-from ..windows.neighbours import Neighbours
-from .attend import Attend, Eviction, LayerKeys, Split, SplitAttention, Tokens, cut, cut_flags, put_back
-from .calls import CallTracker, ForwardCall
-from .heads.attention import HeadAttention
-from .narrow import narrow
-from .patch import Patch
-from .roles import roles
-from .selection import AllOrNone, Selection
+from ...caches.cache import cache_layer, find_cache, shorter_layer, skip_all_tokens
+from ...caches.partial import PartialLayer
+from ...caches.static import ShortStaticLayer
+from ...choice import LayerChoice, WidthSelection
+from ...families.anatomy import first
+from ...families.heads import NarrowHeads
+from ...families.layers import DecoderLayer
+from ...families.widths import NarrowFFN, NarrowSublayer
+from ...scores.score import Record
+from ...scores.token_selection import TokenSelection
+from ...windows.attend import WindowedAttention
+from ...windows.neighbours import Neighbours
+from ..attend import LayerKeys, Tokens
+from ..calls import CallTracker, ForwardCall
+from ..heads.attention import HeadAttention
+from ..narrow import narrow
+from ..patch import Patch
+from ..selection import AllOrNone, Selection
+from ..watch import WatchedAttention, last_recorded
+from .compose import Composition
+from .planner import TokenPlanner
 from .shorter import DENSE, Plan, cut_to_plan, is_read
-from .streams import run_concurrently
-from .tokens import CLASSES, ForwardTokens, ImageSplit
-from .watch import WatchedAttention, last_recorded
 
 FROM_ATTENTION: tuple[Record, ...] = ("attention", "key_norm")
-ALL_OR_NONE = {True: AllOrNone.ALL, False: AllOrNone.NONE}
 
 
 class WrappedLayer:
@@ -50,13 +45,10 @@ class WrappedLayer:
         width: How channels are ranked.
 
     Attributes:
-        score: The score that ranks image tokens.
+        planner: What decides which tokens the layer processes in a forward.
         roles: What each group of tokens does.
-        plans: By class, the plan of a forward whose tokens all belong to that class.
-        treats_answers_apart: True where an answer is treated in another way than the text of a prompt.
-        needs_ids: True where image tokens are treated in another way than text.
+        composition: The sublayers, composed anew.
         slot: The number under which the layer stores in a cache.
-        fixed_plan: The plan, where it is the same in every forward; else None.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
         narrow: The FFN with a share of its channels; None where the choice has no such share.
         heads: The attention with a share of its heads; None where the choice has no such share.
@@ -78,25 +70,14 @@ class WrappedLayer:
     ) -> None:
         self.layer = layer
         self.choice = choice
-        self.selection = selection
-        self.score = find_score(selection.score, selection.diversity)
         self.record = record
-        self.roles = roles(choice)
-        self.split_attention = SplitAttention(layer, self.roles)
-        self.plans: dict[str, Plan] = {name: self._plan_of_class(name) for name in CLASSES}
-        images_differ = self.plans["image"] != self.plans["text"]
-        self.treats_answers_apart = self.plans["answer"] != self.plans["text"] or self.roles.evicts
-        self.needs_ids = choice.token_ratio is not None or choice.window is not None or images_differ
-        pairs_text = "text" in self.roles.paired
-        self.treats_answers_apart |= ("answer" in self.roles.paired) != pairs_text
-        self.needs_ids |= ("image" in self.roles.paired) != pairs_text
-        varies = self.needs_ids or self.treats_answers_apart or record is not None or selection.reselect == "once"
-        varies |= any(plan.split is not None for plan in self.plans.values())
-        self.fixed_plan = None if varies else self.plans["text"]
+        self.planner = TokenPlanner(layer.index, choice, selection, record)
+        self.roles = self.planner.roles
         self.slot = layer.slot
         ratio, share = choice.ffn_ratio, choice.head_ratio
         self.narrow = None if ratio is None else NarrowFFN(layer.sublayers, ratio, width.ranking)
         self.heads = None if share is None else NarrowHeads(layer.sublayers, share, width.ranking)
+        self.composition = Composition(layer, choice, self.roles, self.narrow)
         self.head_attention = None if self.heads is None else HeadAttention(layer, self.heads, self.roles)
         self.windowed = None if choice.window is None else WindowedAttention(layer)
         self.patch = Patch(layer.module)
@@ -131,11 +112,11 @@ class WrappedLayer:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; this replaces its forward."""
-        call = None if self.fixed_plan is not None else self.calls.current
+        call = None if self.planner.fixed_plan is not None else self.calls.current
         if call is not None and self.is_dense_step(call, args, kwargs):
             return self.patch.original(*args, **kwargs)
         hidden, arguments = self.split_arguments(args, kwargs)
-        plan = self.fixed_plan or self.plan(hidden, call)
+        plan = self.planner.fixed_plan or self.plan(hidden, call)
         tokens = None if call is None else call.tokens
         if tokens is None:
             return self.run_plan(hidden, arguments, plan, call)
@@ -150,7 +131,7 @@ class WrappedLayer:
 
     def run_and_record_change(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer, and record how far it moved each token."""
-        call = None if self.fixed_plan is not None else self.calls.current
+        call = None if self.planner.fixed_plan is not None else self.calls.current
         if call is None or call.tokens is None:
             return self.run(*args, **kwargs)
         before = call.tokens.whole(self.split_arguments(args, kwargs)[0])
@@ -160,7 +141,7 @@ class WrappedLayer:
 
     def is_dense_step(self, call: ForwardCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True where the layer's own forward takes a step with the arguments as they are."""
-        is_dense = self.heads is None and self.plans["answer"] == DENSE
+        is_dense = self.heads is None and self.planner.plans["answer"] == DENSE
         if call.tokens is not None or call.single_class != "answer" or not is_dense:
             return False
         cache = find_cache(kwargs)
@@ -211,9 +192,9 @@ class WrappedLayer:
             return self.run_original(call, hidden, arguments, attended)
         attend = partial(self.run_attention, call=call, attention=attention)
         if checkpoints:
-            compose = partial(self.compose, arguments=arguments, plan=plan, attend=attend, selection=selection)
+            compose = partial(self.composition.run, arguments=arguments, plan=plan, attend=attend, selection=selection)
             return self.layer.sublayers.as_layer_output(module._gradient_checkpointing_func(compose, hidden))
-        return self.layer.sublayers.as_layer_output(self.compose(hidden, arguments, plan, attend, selection))
+        return self.layer.sublayers.as_layer_output(self.composition.run(hidden, arguments, plan, attend, selection))
 
     def run_original(self, call: ForwardCall | None, hidden: Tensor, arguments: dict[str, Any], tokens: Tokens) -> Any:
         """Run the layer's own forward, and record its attention where a later layer ranks by it."""
@@ -226,68 +207,6 @@ class WrappedLayer:
         recorded = last_recorded(attention_calls, self.layer.index)
         forward_tokens.record_attention(recorded, self.record, tokens, tokens, static)
         return output
-
-    def compose(
-        self,
-        hidden: Tensor,
-        arguments: dict[str, Any],
-        plan: Plan,
-        attend: Attend,
-        selection: Selection | None,
-    ) -> Tensor:
-        """Compose the layer from its sublayers: x' = x + A(N1 x); y = x' + F(N2 x'), each for its own tokens."""
-        attended, fed, parallel, split, narrow, wide = plan[:6]
-        # The tokens of the forward that the attention processes.
-        asking = attended if selection is None else selection
-        alike = narrow is AllOrNone.NONE or narrow is fed
-        if split is None and alike and attended is fed is not AllOrNone.NONE:
-            # One gather and one scatter serve both sublayers.
-            part, flags = cut(hidden, fed), flags_of(parallel, fed)
-            return put_back(hidden, self.both_sublayers(part, arguments, asking, flags, narrow is fed, attend), fed)
-        middle = hidden
-        if split is not None:
-            middle = self.split_attention.add(hidden, arguments, split, attend)
-        elif attended is not AllOrNone.NONE:
-            part = cut(hidden, attended)
-            normed = self.layer.sublayers.attention_norm(part)
-            update = attend(normed, arguments, asking, asking)
-            middle = put_back(hidden, part + update, attended)
-        for tokens, is_narrow in ((narrow, True), (wide, False)):
-            if tokens is not AllOrNone.NONE:
-                part, layer_input = cut(middle, tokens), cut(hidden, tokens)
-                normed = self.ffn_input(layer_input, part, flags_of(parallel, tokens))
-                middle = put_back(middle, part + self.run_ffn(normed, arguments, is_narrow), tokens)
-        return middle
-
-    def run_ffn(self, normed: Tensor, arguments: dict[str, Any], is_narrow: bool) -> Tensor:
-        """F of a normalised input; `is_narrow` where only a share of the channels runs."""
-        parts = self.narrow.parts() if is_narrow and self.narrow is not None else None
-        return self.layer.sublayers.run_ffn(normed, arguments, parts)
-
-    def both_sublayers(
-        self,
-        x: Tensor,
-        arguments: dict[str, Any],
-        tokens: Tokens,
-        parallel: bool | Tensor,
-        is_narrow: bool,
-        attend: Attend,
-    ) -> Tensor:
-        """Run both sublayers for the same tokens, concurrently where neither reads the other's output."""
-        parts = self.layer.sublayers
-        normed = parts.attention_norm(x)
-        if parallel is True or parts.parallel:
-            # Where the wiring shares the attention's norm, it is computed once.
-            shared = parallel is True and self.choice.norm == "shared"
-            ffn_input = normed if shared else self.ffn_input(x, x, parallel)
-            attention, ffn = run_concurrently(
-                x,
-                lambda: attend(normed, arguments, tokens, tokens),
-                lambda: self.run_ffn(ffn_input, arguments, is_narrow),
-            )
-            return x + attention + ffn
-        middle = x + attend(normed, arguments, tokens, tokens)
-        return middle + self.run_ffn(self.ffn_input(x, middle, parallel), arguments, is_narrow)
 
     def run_attention(
         self,
@@ -320,15 +239,6 @@ class WrappedLayer:
         if window not in call.neighbours:
             call.neighbours[window] = Neighbours.of(call.tokens, call.grids, window)
         return call.neighbours[window]
-
-    def ffn_input(self, x: Tensor, middle: Tensor, parallel: bool | Tensor) -> Tensor:
-        """The normalised input of the FFN: N2 x', or for parallel tokens the norm of the layer's input x."""
-        parts = self.layer.sublayers
-        norm = parts.attention_norm if self.choice.norm == "shared" else parts.ffn_norm
-        if parallel is True:
-            return norm(x)
-        own = parts.ffn_norm(x if parts.parallel else middle)
-        return own if parallel is False else torch.where(parallel[..., None], norm(x), own)
 
     def split_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The hidden states, and all other arguments by name."""
@@ -364,8 +274,8 @@ class WrappedLayer:
                 image tokens are unknown.
         """
         if call is None:
-            raise self.unknown_tokens(hidden)
-        plan = self._plan_by_classes(hidden, call)
+            raise self.planner.unknown_tokens(hidden)
+        plan = self.planner.plan(hidden, call)
         if self.neighbours(call) is not None:
             call.shortened.add(self.layer.index)
         elif plan.split is None:
@@ -373,71 +283,3 @@ class WrappedLayer:
         else:
             call.record_split(self.layer.index, plan.split)
         return plan
-
-    def _plan_of_class(self, name: str) -> Plan:
-        """The plan of a forward whose tokens all belong to one class."""
-        does = self.roles
-        asks, fed = ALL_OR_NONE[name in does.asks], ALL_OR_NONE[name in does.fed]
-        narrow, wide = ALL_OR_NONE[name in does.narrow], ALL_OR_NONE[name in does.fed - does.narrow]
-        if name not in does.seen_only | does.alone:
-            return Plan(asks, fed, name in does.parallel, None, narrow, wide, ALL_OR_NONE[name in does.all_heads])
-        seen_only, alone = ALL_OR_NONE[name in does.seen_only], ALL_OR_NONE[name in does.alone]
-        return Plan(asks, fed, name in does.parallel, Split(asks, seen_only, alone, seen_only), narrow, wide)
-
-    def _plan_by_classes(self, hidden: Tensor, call: ForwardCall) -> Plan:
-        tokens = call.tokens
-        if tokens is None:
-            if self.needs_ids and not call.images_known:
-                raise self.unknown_tokens(hidden)
-            return self.plans[call.single_class]
-        if tokens.shorter is None and tokens.recorded.shape != hidden.shape[:2]:
-            raise self.unknown_tokens(hidden)
-        images, merged = self._divide_images(hidden, tokens)
-        attended, fed = tokens.select(self.roles.asks, images), tokens.select(self.roles.fed, images)
-        parallel, split = tokens.of_groups(self.roles.parallel, images), self._split(tokens, images, attended)
-        narrow = tokens.select(self.roles.narrow, images)
-        wide = fed if narrow is AllOrNone.NONE else tokens.select(self.roles.fed - self.roles.narrow, images)
-        all_heads = tokens.select(self.roles.all_heads, images)
-        return Plan(attended, fed, parallel, split, narrow, wide, all_heads, merged)
-
-    def _divide_images(self, hidden: Tensor, tokens: ForwardTokens) -> tuple[ImageSplit, Tensor | None]:
-        """The image tokens that the layer keeps, and the others; with `reselect: once`, the others are removed.
-
-        Returns:
-            The tokens; and the layer's input with the removed ones merged into those kept, or None where none is.
-        """
-        ratio, kept, merged = self.choice.token_ratio, tokens.remaining, None
-        if ratio is not None:
-            kept = tokens.choose_images(hidden, ratio, self.score)
-        images, tokens.kept = tokens.split_images(kept), kept
-        tokens.processed = images.of(self.roles.moves if self.record == "change" else self.roles.stores) or kept
-        if self.selection.reselect == "once" and self.choice.ranks_images:
-            if self.selection.dropped == "merge" and kept is not tokens.remaining and any(kept.counts):
-                merged, tokens.sizes = merge_removed(tokens.whole(hidden), tokens.remaining, kept, tokens.sizes)
-            tokens.remaining = kept
-        return images, merged
-
-    def _split(self, tokens: ForwardTokens, images: ImageSplit, asking: Tokens) -> Split | None:
-        """How the tokens of a forward take part in the attention; None where some do in full, and the others do not."""
-        does = self.roles
-        seen_only, alone = tokens.select(does.seen_only, images), tokens.select(does.alone, images)
-        eviction = None
-        if does.evicts and any(images.rest.counts):
-            answers = tokens.masks["answer"] if any(tokens.counts["answer"]) else None
-            eviction = Eviction(images.rest.mask, images.rest.counts, answers)
-        if seen_only is alone is AllOrNone.NONE and eviction is None:
-            return None
-        return Split(asking, seen_only, alone, tokens.select(does.stores, images), eviction)
-
-    def unknown_tokens(self, hidden: Tensor) -> ModelError:
-        """The error for a forward whose input ids were not seen."""
-        return ModelError(
-            "this policy needs the input ids, to know which tokens are image tokens",
-            [f"layer {self.layer.index} got hidden states of shape {tuple(hidden.shape)} without them"],
-            "call the model that the policy was applied to, with `input_ids`",
-        )
-
-
-def flags_of(flags: bool | Tensor, tokens: Tokens) -> bool | Tensor:
-    """The flags of some tokens, shape (batch, kept)."""
-    return cut_flags(flags, tokens) if isinstance(flags, Tensor) else flags

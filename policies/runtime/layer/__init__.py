@@ -1,0 +1,1 @@
+"""One decoder layer under a policy."""
