@@ -23,14 +23,8 @@ LINES = {
 }
 OPTIONAL_LINES = {
     "head_ratio": ("head_ratio: [1, 0.75, 0.5]", "the share of the attention's heads that run"),
-    "window": (
-        "window: [null, 2]",
-        "an image token sees others so many rows and columns away; instead of token_ratio and head_ratio",
-    ),
-    PAIR: (
-        "wiring: [sequential, parallel, pair]",
-        "pair: the next layer reads this layer's input too; the last layer begins none and needs a rule without",
-    ),
+    "window": ("window: [null, 2]", "an image token sees others so far away; in place of token_ratio"),
+    PAIR: ("wiring: [sequential, parallel, pair]", "pair: the next layer reads its input too; none in the last layer"),
 }
 IMAGE_LIMITS, TEXT_LIMITS = (100, 500), (200, 1000)  # examples of each task that guide the search, and that report
 SCHEDULED_DEPTH = 8  # layers; patterns of fewer are hardly told apart
