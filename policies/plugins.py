@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -29,7 +30,7 @@ class PluginGroup:
 
     def available(self) -> tuple[str, ...]:
         """The names of all plug-ins, built in or from installed packages."""
-        return tuple(sorted({*self.built_in, *(entry.name for entry in entry_points(group=self.group))}))
+        return tuple(sorted({*self.built_in, *(entry.name for entry in installed(self.group))}))
 
     def find(self, name: str) -> Any:
         """Find a plug-in by its name.
@@ -37,7 +38,7 @@ class PluginGroup:
         Raises:
             SkipsearchError: there is none, several packages have one, or it lacks a part of the interface.
         """
-        found = {entry.value: entry for entry in entry_points(group=self.group) if entry.name == name}
+        found = {entry.value: entry for entry in installed(self.group) if entry.name == name}
         if name in self.built_in:
             found[self.built_in[name]] = EntryPoint(name, self.built_in[name], self.group)
         if not found:
@@ -60,6 +61,12 @@ class PluginGroup:
         if problems:
             raise self.error(f"{entry.value}, {origin(entry)}, is no {self.noun}", problems)
         return found
+
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """The plug-ins of installed packages; read once a process, because it opens a file of every package."""
+    return tuple(entry_points(group=group))
 
 
 def origin(entry: EntryPoint) -> str:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import evaluator_class
+from ..sampler.skip_sampler import BLAS
 from ..study.asking import Proposal
 from ..study.study import SearchStudy
 from ..trial.outcome import Outcome
@@ -109,13 +110,15 @@ class Driver:
         self.progress.phase(PROPOSING)
         self._update_progress()
         stopping = self.proposals.stopping
-        while True:
-            self._fill_workers()
-            if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
-                break
-            finished = self.pool.next(stopping.ends)
-            if finished is not None:
-                self._finish(*finished)
+        # Predicted scores decide on promotions, and so on what is proposed afterwards.
+        with BLAS.limit(limits=1):
+            while True:
+                self._fill_workers()
+                if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
+                    break
+                finished = self.pool.next(stopping.ends)
+                if finished is not None:
+                    self._finish(*finished)
         if self.pool.busy:
             self.progress.note(f"time is up with {self.pool.busy} trials running; `--resume` measures them")
             self.pool.stop_workers()

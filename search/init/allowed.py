@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,20 +18,29 @@ from ...policies.policy import Policy
 from ...policies.runtime.compatibility import check_kind
 from ...policies.runtime.tokens import image_token_ids
 from ...policies.scores.token_selection import TokenSelection
+from ...policies.windows.grids import grid_reader, of_llava_next, of_patch_grids
 from .small_model import SmallModel, first_line
 
 TEXT, IMAGE_TOKENS, STEPS = 5, 8, 2  # of the prompt: text tokens before and after the image tokens; tokens to generate
+GRID = (3, 4)  # rows and columns of an image of a model that takes pictures of any size
 ROUNDING = 1e-3
 OFFERED: Mapping[str, LayerChoice] = {
     "attention": LayerChoice(attention="skip"),
     "ffn": LayerChoice(ffn="skip"),
     "skip_layer": CHOICES["skip_layer"],
     "wiring": LayerChoice(wiring="parallel"),
+    "ffn_ratio": LayerChoice(ffn_ratio=0.5),
     "token_ratio": LayerChoice(token_ratio=0.5),
+}
+PAIR = "wiring: pair"
+# Keys that a space has in comments.
+OPTIONAL: Mapping[str, LayerChoice] = {
+    "head_ratio": LayerChoice(head_ratio=0.5),
+    "window": LayerChoice(window=1),
+    PAIR: LayerChoice(wiring="pair"),
 }
 FURTHER: Mapping[str, LayerChoice] = {
     "norm: shared": LayerChoice(wiring="parallel", norm="shared"),
-    "ffn_ratio: 0.5": LayerChoice(ffn_ratio=0.5),
     "phase: decode": LayerChoice(attention="skip", phase="decode"),
     "phase: prefill": LayerChoice(ffn="skip", phase="prefill"),
     "attention: keys_only": LayerChoice(attention="keys_only", phase="prefill"),
@@ -63,6 +73,7 @@ class Allowed:
         num_layers: The number of its decoder layers.
         layer_names: The classes of its layers, in the order of their first appearance.
         offered: By key of a space, where it works.
+        optional: The same for keys that a space has in comments.
         further: The same for choices that a space may have too.
         selections: The values of `token_selection.reselect` that work.
         no_images: Why choices about image tokens are left out; empty where they were tried.
@@ -71,6 +82,7 @@ class Allowed:
     num_layers: int
     layer_names: tuple[str, ...]
     offered: Mapping[str, Verdict]
+    optional: Mapping[str, Verdict]
     further: Mapping[str, Verdict]
     selections: tuple[str, ...] = ()
     no_images: str = ""
@@ -132,6 +144,12 @@ class Trial:
         found = self.problem(Policy(layers={index: choice for index in layers})) if layers else ""
         return Verdict(frozenset(), found) if found else Verdict(layers, reason)
 
+    def verdict_of_pairs(self, choice: LayerChoice) -> Verdict:
+        """All layers where any two neighbours of the small model form a pair, else none."""
+        begins = range(len(self.layers) - 1)
+        found = next(filter(None, (self.problem(Policy(layers={index: choice})) for index in begins)), "")
+        return Verdict(frozenset(() if found else range(len(self.layers))), found)
+
 
 def allowed(small: SmallModel, name: str) -> Allowed:
     """Try every choice on a small model.
@@ -145,28 +163,54 @@ def allowed(small: SmallModel, name: str) -> Allowed:
     """
     layers = decoder_layers(small.model)
     trial, no_images = trial_of(small.model, layers, name)
-    about_images = {key for key, choice in {**OFFERED, **FURTHER}.items() if of_images(choice)}
-    tried = {key: choice for key, choice in {**OFFERED, **FURTHER}.items() if not (no_images and key in about_images)}
-    found = {key: trial.verdict(choice) for key, choice in tried.items()}
+    tried = {**OFFERED, **OPTIONAL, **FURTHER}
+    tried = {key: choice for key, choice in tried.items() if not (no_images and of_images(choice))}
+    found = {key: verdict(trial, choice) for key, choice in tried.items()}
     if not any(found[key].layers for key in OFFERED if key in found):
         reasons = [f"{key}: {found[key].reason}" for key in OFFERED if key in found]
         raise ModelError(f"no layer of {name} allows a choice", reasons, "choose a model of another family")
-    reselects = selections(trial, found)
-    names = tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers))
-    places = {key: replace(verdict, layers=of_large(small, verdict.layers)) for key, verdict in found.items()}
-    offered = {key: verdict for key, verdict in places.items() if key in OFFERED}
-    further = {key: verdict for key, verdict in places.items() if key in FURTHER}
-    return Allowed(len(small.stands_for), names, offered, further, reselects, no_images)
+    places = {key: of_large(small, one, key == PAIR) for key, one in found.items()}
+    return Allowed(
+        len(small.stands_for), tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers)),
+        *({key: one for key, one in places.items() if key in keys} for keys in (OFFERED, OPTIONAL, FURTHER)),
+        selections(trial, found), no_images,
+    )  # fmt: skip
 
 
-def of_large(small: SmallModel, layers: frozenset[int]) -> frozenset[int]:
-    """The layers of the large model that some layers of the small one stand for."""
-    return frozenset(index for index, place in enumerate(small.stands_for) if place in layers)
+def verdict(trial: Trial, choice: LayerChoice) -> Verdict:
+    """Where a choice works on a small model."""
+    if choice == OPTIONAL[PAIR]:
+        return trial.verdict_of_pairs(choice)
+    return (windowed(trial) if choice.window is not None else trial).verdict(choice)
+
+
+def of_large(small: SmallModel, found: Verdict, paired: bool) -> Verdict:
+    """The verdict on the large model's layers, by the small one's; the last layer begins no pair."""
+    total = len(small.stands_for)
+    layers = (index for index in range(total - paired) if small.stands_for[index] in found.layers)
+    return replace(found, layers=frozenset(layers))
 
 
 def of_images(choice: LayerChoice) -> bool:
     """True for a choice about image tokens."""
-    return choice.token_ratio is not None or choice.tokens == "image"
+    return choice.token_ratio is not None or choice.window is not None or choice.tokens == "image"
+
+
+def windowed(trial: Trial) -> Trial:
+    """The trial with a prompt of which the image tokens are whole grids; the same one where no grid is known."""
+    model: Any = trial.model
+    reader, config = grid_reader(model.config), model.config
+    if reader is None:
+        return trial
+    sizes: dict[str, Tensor] = {}
+    if reader is of_patch_grids:
+        merged = config.vision_config.spatial_merge_size
+        sizes["image_grid_thw"] = torch.tensor([[1, *(merged * side for side in GRID)]])
+    if reader is of_llava_next:
+        sizes["image_sizes"] = torch.tensor([[config.vision_config.image_size] * 2])
+    grids = islice(reader(config, sizes), 2 if reader is of_llava_next else 1)
+    inputs = prompt(image_token_ids(model), sum(grid.tokens for grid in grids))
+    return Trial(model, trial.layers, {**inputs, **sizes})
 
 
 def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) -> tuple[Trial, str]:
@@ -192,14 +236,15 @@ def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) 
         raise ModelError(what, [first_line(cause)], "choose a model that generates text from a prompt") from cause
 
 
-def prompt(images: tuple[int, ...]) -> dict[str, Tensor]:
+def prompt(images: tuple[int, ...], count: int = IMAGE_TOKENS) -> dict[str, Tensor]:
     """A prompt of one row: text, image tokens where the model has any, text.
 
     Args:
         images: The ids of tokens that stand for parts of an image.
+        count: How many image tokens it has.
     """
     text = [token for token in range(11, 11 + 2 * TEXT + len(images)) if token not in images][: 2 * TEXT]
-    ids = [*text[:TEXT], *images[:1] * IMAGE_TOKENS, *text[TEXT:]]
+    ids = [*text[:TEXT], *images[:1] * count, *text[TEXT:]]
     tensor = torch.tensor([ids])
     return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
 
@@ -211,7 +256,8 @@ def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor
     out: Any = generate(model, dict(inputs), STEPS, output_logits=True, suppress_tokens=unwanted)
     whole = out.sequences[:, :-1]
     with torch.no_grad():
-        again: Any = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
+        uncached = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        again: Any = model(**uncached, use_cache=False)
     return torch.cat(out.logits), again.logits[0, -1]
 
 

@@ -11,7 +11,7 @@ from ...evaluators.base import Metric, declared_metrics
 from ...policies.errors import UsageError
 from ...policies.wording import nearest
 from ..places import SPACES
-from .allowed import Allowed
+from .allowed import PAIR, Allowed
 
 IMAGE_TASKS = ("tasks/pope.yaml", "tasks/gqa.yaml", "tasks/textvqa.yaml")
 TEXT_TASKS = ("arc_easy", "hellaswag")
@@ -47,11 +47,13 @@ class Rule:
         first: The first layer.
         last: The last layer.
         keys: The keys of `OFFERED` that they allow, in its order.
+        optional: The keys of `OPTIONAL` that all of them allow.
     """
 
     first: int
     last: int
     keys: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
@@ -128,7 +130,14 @@ def rules(found: Allowed) -> list[Rule]:
     kept = 0 if found.num_layers < SMALL_DEPTH else 1 + bool(found.selections)
     keys = [() if index < kept else keys_of(found, index) for index in range(found.num_layers)]
     runs = [(allowed, [*members]) for allowed, members in groupby(range(found.num_layers), keys.__getitem__)]
-    return [Rule(members[0], members[-1], allowed) for allowed, members in runs]
+    return [Rule(members[0], members[-1], allowed, optional_keys(found, members)) for allowed, members in runs]
+
+
+def optional_keys(found: Allowed, layers: Sequence[int]) -> tuple[str, ...]:
+    """The keys of `OPTIONAL` that all of some layers allow; the last layer of the model begins no pair."""
+    begins = [index for index in layers if index < found.num_layers - 1] or layers
+    needed = {key: begins if key == PAIR else layers for key in found.optional}
+    return tuple(key for key, one in found.optional.items() if {*needed[key]} <= one.layers)
 
 
 def keys_of(found: Allowed, layer: int) -> tuple[str, ...]:

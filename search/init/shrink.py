@@ -17,6 +17,7 @@ MAIN_HEADS = (
     "num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads", "decoder_attention_heads",
     "encoder_attention_heads",
 )  # fmt: skip
+KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
 MAIN_WIDTHS = ("hidden_size", "d_model", "n_embd", "embed_dim", "hidden_dim", "dim_model")
 IS_VOCABULARY = re.compile(r"vocab(ulary)?_size")
 IS_TOKEN = re.compile(r"_ids?$|_ind(ex|ices)$")
@@ -88,6 +89,13 @@ def factor_of(part: PreTrainedConfig, heads: int) -> int | None:
     return given and (given if given % heads else given // heads)
 
 
+def shares_keys(config: PreTrainedConfig) -> bool:
+    """True where several heads share their keys, and not all of them the same ones."""
+    text = config.get_text_config()
+    heads, groups = (first_of(text, names) for names in (MAIN_HEADS, KEY_HEADS))
+    return heads is not None and groups is not None and 1 < groups < heads
+
+
 def first_of(part: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
     """The first number of some names that a configuration has."""
     return next((vars(part)[name] for name in names if is_count(vars(part).get(name))), None)
@@ -119,7 +127,7 @@ def narrower(part: PreTrainedConfig, factor: int, kept: int) -> Callable[[str], 
         if IS_GROUPS.search(name):
             return lambda value: min(value, 1)
         if IS_KEY_HEADS.search(name):
-            return lambda value: kept if value >= heads else 1
+            return lambda value: kept if value >= heads else min(value, kept // 2)
         if name in MAIN_HEADS or IS_HEADS.search(name):
             return lambda value: max(value // factor, 1)
         if IS_INNER_WIDTH.search(name):

@@ -16,12 +16,13 @@ from ...evaluators.subject import model_kind
 from ...exports.checkpoint.config_fields import config_without
 from ...policies.errors import ModelError
 from ...policies.families.layers import decoder_layers, layer_list
-from .shrink import shrunk
+from .shrink import shares_keys, shrunk
 
 Kind: TypeAlias = tuple[tuple[str, str], ...]
 
 # Heads of each attention, and whether the depth is cut: some families cannot be built with two heads, or few layers.
-SIZES = ((2, True), (4, True), (2, False))
+# Of four heads that share keys in pairs, half can be left out.
+SIZES, SIZES_OF_SHARED_KEYS = ((2, True), (4, True), (2, False)), ((4, True), (2, True), (4, False))
 MOST_WEIGHTS = 500_000_000  # two gigabytes
 MOST_KINDS = 8
 NOISE = 0.1
@@ -52,7 +53,7 @@ def small_model(config: PreTrainedConfig, name: str, trust_remote_code: bool = F
         ModelError: the model cannot be built, or its layers cannot be taken apart.
     """
     failed: Exception | None = None
-    for heads, is_cut in SIZES:
+    for heads, is_cut in SIZES_OF_SHARED_KEYS if shares_keys(config) else SIZES:
         try:
             small = made_small(shrunk(config, heads), is_cut, trust_remote_code)
             decoder_layers(small.model)

@@ -10,7 +10,7 @@ import yaml
 from ...evaluators.base import available, declared_metrics, evaluator_class
 from ...evaluators.subject import ModelSpec
 from ..space.space import SCHEMA
-from .allowed import FURTHER, OFFERED, Allowed
+from .allowed import FURTHER, OFFERED, PAIR, Allowed
 from .proposal import QUALITY, Rule, Wishes
 
 COLUMN = 46  # where comments begin
@@ -18,7 +18,13 @@ LINES = {
     "attention": ("[run, skip]", "skip: no attention, and no keys and values of the layer"),
     "ffn": ("[run, skip]", "skip: no feed-forward network"),
     "wiring": ("[sequential, parallel]", "parallel: the FFN reads the layer's input, as the attention does"),
+    "ffn_ratio": ("[1, 0.75, 0.5]", "the share of the FFN's channels that run"),
     "token_ratio": ("[1, 0.75, 0.5, 0.25]", "the share of the image tokens that the layer processes"),
+}
+OPTIONAL_LINES = {
+    "head_ratio": ("head_ratio: [1, 0.75, 0.5]", "the share of the attention's heads that run"),
+    "window": ("window: [null, 2]", "an image token sees others so far away; in place of token_ratio"),
+    PAIR: ("wiring: [sequential, parallel, pair]", "pair: the next layer reads its input too; none in the last layer"),
 }
 IMAGE_LIMITS, TEXT_LIMITS = (100, 500), (200, 1000)  # examples of each task that guide the search, and that report
 SCHEDULED_DEPTH = 8  # layers; patterns of fewer are hardly told apart
@@ -91,6 +97,8 @@ class Proposal:
             for key in LINES:
                 if key in rule.keys and not (named_choices and key in SUBLAYERS):
                     yield line(f"    {key}: {LINES[key][0]}", LINES[key][1])
+            for key in rule.optional:
+                yield line(f"    # {OPTIONAL_LINES[key][0]}", OPTIONAL_LINES[key][1])
         yield from self._left_out()
 
     def _why_kept(self, rule: Rule) -> str:
@@ -104,7 +112,7 @@ class Proposal:
         further = [key for key in FURTHER if key in self.found.further and len(self.found.further[key].layers) == total]
         if further:
             yield remark(f"Every layer also allows, though this space does not offer it: {'; '.join(further)}.")
-        for key, verdict in {**self.found.offered, **self.found.further}.items():
+        for key, verdict in {**self.found.offered, **self.found.optional, **self.found.further}.items():
             if verdict.reason:
                 where = f"in {total - len(verdict.layers)} of {total} layers" if verdict.layers else "in any layer"
                 yield remark(f"Not {named(key)} {where}: {verdict.reason}.")

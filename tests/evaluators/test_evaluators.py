@@ -144,7 +144,7 @@ def install(monkeypatch, *values, package=None):
     entries = [EntryPoint(value.split(":")[1].lower(), value, base.GROUP) for value in values]
     if package:
         entries = [entry._for(SimpleNamespace(name=package, version="1.2")) for entry in entries]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == base.GROUP else [])
+    monkeypatch.setattr(plugins, "installed", lambda group: entries if group == base.GROUP else [])
 
 
 def test_an_installed_evaluator_is_found(monkeypatch):
@@ -188,7 +188,7 @@ def test_a_built_in_one_that_is_also_an_entry_point_is_no_collision(monkeypatch)
     install(monkeypatch, BUILT_IN["flops"].replace("FlopsEvaluator", "Flops"))
     monkeypatch.setitem(BUILT_IN, "flops", BUILT_IN["flops"])
     entry = EntryPoint("flops", BUILT_IN["flops"], base.GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "installed", lambda group: [entry])
     assert evaluator_class("flops").name == "flops"
 
 

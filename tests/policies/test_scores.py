@@ -208,7 +208,7 @@ def install(monkeypatch):
     def installed(**values):
         entries = [EntryPoint(name, f"{__name__}:{value}", table.GROUP) for name, value in values.items()]
         entries = [entry._for(SimpleNamespace(name="extra-scores", version="1.2")) for entry in entries]
-        monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == table.GROUP else [])
+        monkeypatch.setattr(plugins, "installed", lambda group: entries if group == table.GROUP else [])
         caches_cleared()
 
     yield installed

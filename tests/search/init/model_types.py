@@ -19,12 +19,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 
 from skipsearch.evaluators.subject import ModelSpec
 from skipsearch.policies.errors import ModelError, SkipsearchError
-from skipsearch.search.init.allowed import Allowed, allowed
+from skipsearch.search.init.allowed import OFFERED, OPTIONAL, PAIR, Allowed, allowed
 from skipsearch.search.init.init import new_space
 from skipsearch.search.init.proposal import Wishes
 from skipsearch.search.init.small_model import silence, small_model
 
-KEYS = ("attention", "ffn", "wiring", "token_ratio")
+KEYS = (*(key for key in OFFERED if key != "skip_layer"), *OPTIONAL)
 MISSING = "needs a package that is missing"
 NO_DECODER = ("is no language model", "is an encoder with a decoder")
 
@@ -87,7 +87,10 @@ def with_keys(row: Row, config: transformers.PreTrainedConfig) -> Row:
 def found_in(row: Row, found: Allowed) -> Row:
     """The row with what its layers allow."""
     row.layers = found.num_layers
-    row.keys = {key: len(found.offered[key].layers) / found.num_layers for key in KEYS if key in found.offered}
+    tried = {**found.offered, **found.optional}
+    # The last layer begins no pair.
+    layers = {key: len(one.layers) + (key == PAIR and bool(one.layers)) for key, one in tried.items()}
+    row.keys = {key: layers[key] / found.num_layers for key in KEYS if key in tried}
     row.images = bool(found.selections)
     return row
 
@@ -135,8 +138,8 @@ def page(rows: list[Row]) -> str:
 def table(rows: list[Row], needs: bool = False) -> str:
     """The rows of types whose layers were tried."""
     more = " needs |" if needs else ""
-    head = f"| model type | layers | attention | ffn | wiring | token_ratio |{more}"
-    lines = [head, "| --- | --: | :-: | :-: | :-: | :-: |" + (" --- |" if needs else "")]
+    head = f"| model type | layers | {' | '.join(KEYS)} |{more}"
+    lines = [head, f"| --- | --: |{' :-: |' * len(KEYS)}" + (" --- |" if needs else "")]
     for row in rows:
         keys = [tick(row.keys.get(key)) if key != "token_ratio" or row.images else "–" for key in KEYS]
         cells = [f"`{row.type}`", str(row.layers or "–"), *keys, *([row.needs] if needs else [])]
@@ -152,8 +155,9 @@ with a reason.
 
 A tick means that every layer allows the key: a small model of random weights was built from the configuration, and with
 the choice in all its layers it ran, with a cache and without, to the same logits. A dash stands where a model has no
-image tokens. `no` means that a choice changes nothing there, or does not run; the space has the reason as a comment. A
-checkpoint may differ from the default configuration of its type: `skipsearch init MODEL` reads its own.
+image tokens. `no` means that a choice changes nothing there, or does not run; the space has the reason as a comment.
+`head_ratio`, `window` and `wiring: pair` stand in comments in the space. A checkpoint may differ from the default
+configuration of its type: `skipsearch init MODEL` reads its own.
 
 The page is written by
 

@@ -26,15 +26,16 @@ from skipsearch.search.init.small_model import layer_kinds, representatives, sma
 from skipsearch.search.init.space_text import Proposal
 from skipsearch.search.space.load import SPACES, load_space
 
-EVERY = {"attention": 1.0, "ffn": 1.0, "wiring": 1.0}
+EVERY = {"attention": 1.0, "ffn": 1.0, "wiring": 1.0, "ffn_ratio": 1.0, "head_ratio": 1.0, "wiring: pair": 1.0}
 # What a space for a model type offers, by key the share of its layers.
 OFFERED = {
     "llama": EVERY,
     "gptj": EVERY,
     "cohere2": {**EVERY, "wiring": 0.0},  # both sublayers read the layer's input in the dense model too
-    "mllama": {**EVERY, "attention": 0.8},  # a decode step leaves cross-attention out where it has stored nothing
-    "qwen3_next": EVERY,
-    "llava": {**EVERY, "token_ratio": 1.0},
+    # A decode step leaves cross-attention out where it has stored nothing.
+    "mllama": {**EVERY, "attention": 0.8, "head_ratio": 0.8, "wiring: pair": 0.0},
+    "qwen3_next": {**EVERY, "head_ratio": 0.25},  # the others are recurrences
+    "llava": {**EVERY, "token_ratio": 1.0, "window": 1.0},
 }
 REFUSED = {
     "bert": "no decoder layers found in BertLMHeadModel",
@@ -106,9 +107,10 @@ def test_each_kind_of_layer_stands_in_the_small_model():
 
 
 def test_a_space_says_any_set_of_keys(tmp_path):
-    for place, given in enumerate(chain.from_iterable(combinations(OFFERED_KEYS, size) for size in range(1, 6))):
+    sets = chain.from_iterable(combinations(OFFERED_KEYS, size) for size in range(1, len(OFFERED_KEYS) + 1))
+    for place, given in enumerate(sets):
         offered = {key: Verdict(frozenset(range(4 if place % 2 else 9)), "") for key in given}
-        found = Allowed(9, ("Layer",), offered, {}, ("once",) if "token_ratio" in given else ())
+        found = Allowed(9, ("Layer",), offered, {}, {}, ("once",) if "token_ratio" in given else ())
         spec = ModelSpec(id="some/model")
         proposal = Proposal("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
         (tmp_path / "space.yaml").write_text(proposal.text())
@@ -141,7 +143,8 @@ def test_what_the_options_ask_for_is_in_the_space(here, capsys):
     more = ["--minimize", "divergence", "--trials", "9", "--limit", "2", "--json"]
     assert main(["init", "llava", "-o", "sub/mine.yaml", *arguments, *more]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["num_layers"], told["layers"]) == (4, {"0-3": ["attention", "ffn", "wiring", "token_ratio"]})
+    keys = ["attention", "ffn", "wiring", "ffn_ratio", "token_ratio"]
+    assert (told["num_layers"], told["layers"]) == (4, {"0-3": keys})
     assert told["next"][1] == "skipsearch run sub/mine.yaml"
     space = load_space("sub/mine.yaml").space
     assert [*space.objectives] == ["accuracy", "ttft_ms", "kv_cache_bytes", "divergence"]
