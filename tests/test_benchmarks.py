@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import runpy
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,13 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def printed(script: str, *arguments: str | Path) -> list[str]:
-    done = subprocess.run([sys.executable, FOLDER / script, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    """Run a benchmark in this process, which has loaded torch already; gives the lines that it prints."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        patch.syspath_prepend(FOLDER)
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    return out.getvalue().splitlines()
 
 
 def figures_of(script: str, *arguments: str) -> dict[str, Any]:

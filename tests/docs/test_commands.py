@@ -18,6 +18,7 @@ from transformers import AutoProcessor
 from skipsearch.policies.document import Document
 from skipsearch.policies.errors import PolicyError, SpaceError
 from skipsearch.policies.policy import Policy
+from skipsearch.search import api
 from skipsearch.search.cli import main
 from skipsearch.search.options import parse_options
 from skipsearch.search.space.load import read_space
@@ -56,8 +57,15 @@ def inputs(folder):
     return {**processor(text=prompt, images=Image.new("RGB", (56, 56)), return_tensors="pt"), "max_new_tokens": 2}
 
 
+@pytest.fixture
+def small_searches(monkeypatch):
+    """Searches of Python code measure as little as those of commands."""
+    whole = api.load
+    monkeypatch.setattr(api, "load", lambda space, given: whole(space, {**given, **less([space])}))
+
+
 @pytest.mark.parametrize("page", page_names())
-def test_the_code_of_a_page_runs(page, folder, done, inputs, monkeypatch):
+def test_the_code_of_a_page_runs(page, folder, done, inputs, small_searches, monkeypatch):
     """From top to bottom: files are written, Python is executed, commands are run."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
@@ -124,11 +132,15 @@ def is_elsewhere(arguments):
 
 def fewer(arguments):
     """Options of a search that measures less, and goes on where an earlier page began the same study."""
-    less = {**LESS, **(LESS_TIME if "digits" in arguments else {})}
-    less |= {} if "--trials" in arguments else {"search.trials": 3}
+    settings = less(arguments) | ({} if "--trials" in arguments else {"search.trials": 3})
     name = arguments[arguments.index("--name") + 1] if "--name" in arguments else Path(arguments[1]).stem
     again = ["--resume"] if Path("results", name).exists() and "--resume" not in arguments else []
-    return [*(f"--set={key}={value}" for key, value in less.items()), *again]
+    return [*(f"--set={key}={value}" for key, value in settings.items()), *again]
+
+
+def less(arguments):
+    """Settings of a search that measures less."""
+    return {key: str(value) for key, value in {**LESS, **(LESS_TIME if "digits" in arguments else {})}.items()}
 
 
 def run_module(name, *arguments):

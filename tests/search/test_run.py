@@ -75,6 +75,11 @@ def own_ray() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
+def own_address() -> str:
+    """That of the Ray of this file."""
+    return ray.get_runtime_context().gcs_address
+
+
 @contextmanager
 def begun(log: Path, path: Path, folder: Path, *more: str):
     """A search in a process of its own, which ends with the test; what it says stands in the log."""
@@ -162,14 +167,6 @@ def test_the_folder_is_made_again_from_the_database(finished):
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_one_seed_and_one_worker_propose_the_same(path, tmp_path):
-    runs = [run_study(searching.loaded(path), tmp_path / name, shown=False) for name in ("a", "b")]
-    first, second = ([trial.policy.fingerprint for trial in run.trials] for run in runs)
-    assert first == second
-    values = [[trial.search["accuracy"].value for trial in run.trials] for run in runs]
-    assert values[0] == values[1]
-
-
 def finished_in(database: Path) -> dict:
     return {trial.number: trial.user_attrs for trial in open_study(database).trials if trial.state.is_finished()}
 
@@ -182,29 +179,24 @@ def figures(record) -> list:
     return list(zip(facts, values, strict=True))
 
 
-def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path):
-    """`kill -9` in mid-run, twice, then `run --resume`, ends in the trials of a run that was never killed."""
-    trials, log, database = 24, tmp_path / "log", tmp_path / "tiny" / DATABASE
-    before: dict = {}
+def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path, capsys):
+    """`kill -9` in mid-run, twice, then `run --resume`, ends in the trials of a run that was never killed.
+
+    So one seed and one worker propose the same. The first search has a Ray of its own, which dies with it.
+    """
+    trials, log, database = 16, tmp_path / "log", tmp_path / "tiny" / DATABASE
+    more, before = ["--trials", str(trials)], dict[int, dict]()
     for count in (4, 4):
-        flags = ["--trials", str(trials), *(["--resume"] if before else [])]
-        with begun(log, path, tmp_path, *flags) as process:
+        with begun(log, path, tmp_path, *more) as process:
             wait_for_trials(process, log, database, len(before) + count)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         after = finished_in(database)
         assert len(before) + count <= len(after) < trials
         assert before.items() <= after.items()
-        before = after
-    resumed = subprocess.run(
-        command(path, tmp_path, "--trials", str(trials), "--resume", "--json"),
-        env=own_ray(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["summary"]["trials"] == trials
+        before, more = after, ["--trials", str(trials), "--resume", "--address", own_address()]
+    assert main(["run", str(path), "--out", str(tmp_path), "--quiet", *more, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["trials"] == trials
     assert before.items() <= finished_in(database).items()
     killed = read_record(tmp_path / "tiny")
     measured = [t.policy.fingerprint for t in killed.trials if t.duplicate_of is None and t.search]
@@ -221,7 +213,7 @@ def test_a_search_in_postgresql_is_killed_and_resumed(path, tmp_path, server, ca
         return int(re.match(r"\d*", progress_at(address))[0] or 0)
 
     more = ["--trials", "200", "--set", f"study.storage={address.url}"]
-    with begun(log, path, folder.parent, *more, "--address", ray.get_runtime_context().gcs_address) as process:
+    with begun(log, path, folder.parent, *more, "--address", own_address()) as process:
         deadline = time.monotonic() + PATIENCE
         while count() < 3:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -270,24 +262,37 @@ def answer(pool):
             return found
 
 
-@pytest.mark.parametrize("busy", [True, False])
-def test_a_lost_worker_is_replaced_and_its_job_done_again(path, busy):
+@pytest.fixture(scope="module")
+def pool(path):
     pool = Pool(searching.loaded(path).space)
-    try:
-        [described] = pool.describe()
-        assert os.getpriority(os.PRIO_PROCESS, described["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
-        if busy:
-            pool.submit(Job(Policy(), ["accuracy", "flops"]))
-            os.kill(described["pid"], signal.SIGKILL)
-        else:
-            os.kill(described["pid"], signal.SIGKILL)
-            time.sleep(0.5)
-            pool.submit(Job(Policy(), ["accuracy", "flops"]))
-        job, outcome = answer(pool)
-        assert outcome.failure is None and job.lost_workers == 1 and "accuracy" in outcome.measurements
-        assert pool.describe()[0]["pid"] != described["pid"]
-    finally:
-        pool.stop_workers()
+    yield pool
+    pool.stop_workers()
+
+
+def test_a_fault_of_one_policy_is_its_own(pool):
+    pool.describe()
+    pool.submit(Job(Policy.model_validate({"layers": {9: {"ffn": "skip"}}}), ["flops"]))
+    _, outcome = answer(pool)
+    assert outcome.failure.startswith("policy has a choice for layer 9, model has layers 0 to 3")
+    pool.submit(Job(Policy(), ["flops"]))
+    _, outcome = answer(pool)
+    assert outcome.failure is None
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_lost_worker_is_replaced_and_its_job_done_again(pool, busy):
+    [described] = pool.describe()
+    assert os.getpriority(os.PRIO_PROCESS, described["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
+    if busy:
+        pool.submit(Job(Policy(), ["accuracy", "flops"]))
+        os.kill(described["pid"], signal.SIGKILL)
+    else:
+        os.kill(described["pid"], signal.SIGKILL)
+        time.sleep(0.5)
+        pool.submit(Job(Policy(), ["accuracy", "flops"]))
+    job, outcome = answer(pool)
+    assert outcome.failure is None and job.lost_workers == 1 and "accuracy" in outcome.measurements
+    assert pool.describe()[0]["pid"] != described["pid"]
 
 
 @pytest.mark.parametrize("runner", ["actors", "tune"])
@@ -298,7 +303,7 @@ def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner)
         "objectives": "{prefill_flops: minimize, ttft_ms: minimize}",
         "constraints": "{prefill_flops: '<= 10'}",
     }
-    loaded = searching.loaded(path, **changes, workers__count=2, workers__runner=runner, search__trials=4)
+    loaded = searching.loaded(path, **changes, workers__runner=runner, search__trials=4)
     record = run_study(loaded, tmp_path / "tiny", shown=False)
     assert "ttft_ms" in record.dense.search and record.front == ()
     assert all("ttft_ms" not in trial.search for trial in record.trials[1:])
@@ -307,20 +312,6 @@ def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner)
 def test_one_search_at_a_time_writes_to_a_study(path, tmp_path):
     with lock_study(tmp_path / "tiny"), pytest.raises(StudyError, match="another search is writing"):
         run_study(searching.loaded(path), tmp_path / "tiny", shown=False)
-
-
-def test_a_fault_of_one_policy_is_its_own(path):
-    pool = Pool(searching.loaded(path).space)
-    try:
-        pool.describe()
-        pool.submit(Job(Policy.model_validate({"layers": {9: {"ffn": "skip"}}}), ["flops"]))
-        _, outcome = answer(pool)
-        assert outcome.failure.startswith("policy has a choice for layer 9, model has layers 0 to 3")
-        pool.submit(Job(Policy(), ["flops"]))
-        _, outcome = answer(pool)
-        assert outcome.failure is None
-    finally:
-        pool.stop_workers()
 
 
 def test_a_model_that_does_not_load_is_told_as_itself(path):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -200,12 +197,12 @@ def test_shipped_tasks_are_found_from_any_folder(tmp_path):
     assert tasks[0] == str(tmp_path / "tasks/pope.yaml") and tasks[1] == str(SPACES / "tasks/gqa.yaml")
 
 
-def test_a_model_of_ones_own_is_searched_without_an_editor(world, tmp_path):
+def test_a_model_of_ones_own_is_searched_without_an_editor(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
     def run(*arguments):
-        done = subprocess.run([sys.executable, "-m", "skipsearch", *arguments], cwd=tmp_path, capture_output=True,
-                              text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert main([*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
 
     model, task = str(world / "llava"), str(world / "tasks/image_mc.yaml")
     run("init", model, "-o", "own.yaml", "--tasks", task, "--minimize", "prefill_flops", "--trials", "6")
