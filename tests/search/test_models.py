@@ -15,8 +15,11 @@ from skipsearch.search.cli import main
 from skipsearch.search.models.folder import write_models_folder
 from skipsearch.search.models.run import run_models
 from skipsearch.search.places import MODELS, study_folders
+from skipsearch.search.run import run_study
 from skipsearch.search.space.load import load_space, load_spaces
 from skipsearch.search.space.trust import refuse_untrusted_models
+from skipsearch.search.workers.evaluate import PolicyEvaluator
+from skipsearch.testing.pool import LocalPool
 
 SMALLER = {"processor": "Tiny CPU", "workers": [{"device": "cpu", "threads": 1, "parameters": 600, "dtype": "float32"}]}
 
@@ -84,8 +87,9 @@ def test_no_search_begins_where_a_later_model_cannot_be_searched(path, tmp_path)
     deep = written(path, one=("range: 1-last", "range: 1-3"))
     with pytest.raises(SpaceError, match="names layer 3, the model has layers 0 to 1"):
         run_models(load_spaces(str(deep)), tmp_path / "deep", "deep", shown=False)
-    gone = written(path, one=("{id: ./small/llava, name: small}", "no/such-model-anywhere"))
-    with pytest.raises(ModelError, match="no/such-model-anywhere"):
+    path.with_name("empty").mkdir()
+    gone = written(path, one=("./small/llava", "./empty"))
+    with pytest.raises(ModelError, match="empty"):
         run_models(load_spaces(str(gone)), tmp_path / "gone", "gone", shown=False)
     with pytest.raises(StudyError, match="holds no study to resume"):
         run_models(load_spaces(str(path)), tmp_path / "new", "new", resume=True, shown=False)
@@ -190,23 +194,42 @@ def test_a_model_that_has_not_begun_is_said(made, tmp_path, capsys):
     assert "models.json was not written by a search" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_search_of_two_models_is_resumed_and_the_same_in_python(path, tmp_path):
-    spaces = {"name": "two", "out": tmp_path, "quiet": True, "search__trials": 4, "search__guide": "none"}
-    with searching.cluster():
-        studies = skipsearch.search_models(path, **spaces)
-        assert [*studies] == ["big", "small"]
-        assert [one.record.num_layers for one in studies.values()] == [4, 2]
-        assert [one.record.name for one in studies.values()] == ["two/big", "two/small"]
-        before = [[(trial.policy, trial.search) for trial in one.trials] for one in studies.values()]
-        assert (tmp_path / "two/space.yaml").read_text() == load_spaces(str(path))[0].text + (
-            "\n# --set search.trials=4\n# --set search.guide=none")  # fmt: skip
-        assert main(["run", str(path), "--name", "two", "--out", str(tmp_path), "--quiet"]) == 2
-        more = ["--set", "search.trials=6", "--set", "search.guide=none", "--resume", "--json"]
-        assert main(["run", str(path), "--name", "two", "--out", str(tmp_path), "--quiet", *more]) == 0
+class PoolHere(LocalPool):
+    """One worker in this process."""
+
+    jobs = ()
+
+    def __init__(self, space):
+        super().__init__(PolicyEvaluator(space))
+
+    def describe(self):
+        return [self.evaluator.describe() | {"node": "here"}]
+
+    def close(self):
+        self.running.clear()
+
+
+def test_a_search_of_two_models_is_resumed_and_the_same_in_python(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("skipsearch.search.run.start_pool", lambda space, set_handlers: PoolHere(space))
+    [alone, _] = load_spaces(str(path), {"search.trials": "2"})
+    run_study(alone, tmp_path / "two/big", "two/big", shown=False)  # as if interrupted before the second model
+    given = {"name": "two", "out": tmp_path, "quiet": True, "search__trials": 2}
+    studies = skipsearch.search_models(path, **given)
+    assert [*studies] == ["big", "small"]
+    assert [one.record.num_layers for one in studies.values()] == [4, 2]
+    assert [one.record.name for one in studies.values()] == ["two/big", "two/small"]
+    before = [[(trial.policy, trial.search["accuracy"].value) for trial in one.trials] for one in studies.values()]
+    assert (tmp_path / "two/space.yaml").read_text().endswith("\n# --set search.trials=2")
+    assert (tmp_path / "two/small/space.yaml").read_text().endswith("\n# the study of the model small\n")
+    command = ["run", str(path), "--name", "two", "--out", str(tmp_path), "--quiet"]
+    assert main(command) == 2 and "already holds a study" in capsys.readouterr().err
+    assert main([*command, "--trials", "3", "--resume", "--json"]) == 0
+    assert [*json.loads(capsys.readouterr().out)["models"]] == ["big", "small"]
     again = [skipsearch.load_study(f"two/{name}", tmp_path) for name in studies]
-    assert [[(trial.policy, trial.search) for trial in one.trials[:5]] for one in again] == before
-    assert all(len(one.trials) == 7 for one in again) and (tmp_path / "two/report.html").exists()
+    for one, seen in zip(again, before, strict=True):
+        assert [(trial.policy, trial.search["accuracy"].value) for trial in one.trials[: len(seen)]] == seen
+        assert len(one.trials) == len(seen) + 1
+    assert (tmp_path / "two/report.html").exists()
     with pytest.raises(UsageError, match="takes a space of several `models`"):
         skipsearch.search_models("digits")
     with pytest.raises(SpaceError, match="names 2 models"):
