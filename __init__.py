@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .policies.errors import SkipsearchError
     from .policies.policy import Policy
     from .policies.pretrained import from_pretrained
-    from .search.api import load_study, search
+    from .search.api import load_study, search, search_models
     from .search.run import run_study
     from .search.space.space import Space
 
@@ -32,6 +32,7 @@ _HOME = {
     "from_pretrained": ".policies.pretrained",
     "load_study": ".search.api",
     "run_study": ".search.run",
+    "search_models": ".search.api",
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "load_study",
     "run_study",
     "search",
+    "search_models",
 ]
 
 

@@ -36,6 +36,9 @@ def routed(**options) -> dict:
     return {**DECAY, "token_selection": {"score": "router", "router": options}}
 
 
+GAMMA_MOD = {"gate": "sigmoid", "alpha": 1.0, "beta": 0.0, "reweights_rest": False, "reads": "norm", "shared": True}
+
+
 # ima-lmms' interval 2 never skips the first and the last layer; the second policy skips each other layer to the end.
 POLICIES = {
     "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
@@ -44,7 +47,10 @@ POLICIES = {
     "p-MoD": routed(),
     "p-MoD without TanhNorm": routed(gate="linear"),
     "p-MoD without STRing": routed(reweights_rest=False),
+    "γ-MoD's router": routed(**GAMMA_MOD),
+    "γ-MoD's router by its threshold": routed(**GAMMA_MOD, threshold=0.5),
 }
+ROUTER_LOSS = {"sigmoid": 0.01}  # by gate, as γ-MoD trains; none for the others
 # A small model takes larger steps than the defaults, which are for billions of weights.
 LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4, "router": 1e-2}
 
@@ -64,18 +70,21 @@ def questions(count: int, seed: int) -> list[Example]:
 
 def recovered(subject, policy, method, examples, exam, options) -> dict:
     """Train one method, and answer the questions with what it wrote."""
+    router = policy.token_selection.router
     settings = RecoverySettings(
+        router_loss=0.0 if router is None else ROUTER_LOSS.get(router.gate, 0.0),
         method=method, steps=options.steps, batch_size=BATCH, learning_rate=LEARNING_RATES[method], seed=options.seed,
         distil="kl" if options.distil else None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         done = recover(subject.model, subject.processor, policy, examples, settings, Path(folder), "benchmark")
-        with apply_policy(subject.model, folder):
-            right = exam.right(subject.model)
+        with apply_policy(subject.model, folder) as handle:
+            right, flops = exam.right(subject.model), share_of_flops(subject, handle)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     losses = [step.loss for step in done.curve]
     return {
-        "accuracy": share(right), "minutes": round(done.minutes, 2), "trained": done.count, "bytes": size,
+        "accuracy": share(right), "flops": flops,
+        "minutes": round(done.minutes, 2), "trained": done.count, "bytes": size,
         "first_loss": round(statistics.fmean(losses[: max(1, len(losses) // 10)]), 4),
         "last_loss": round(statistics.fmean(losses[-max(1, len(losses) // 10) :]), 4),
     }  # fmt: skip

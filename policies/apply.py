@@ -329,9 +329,8 @@ def wrapped_layer(
     selection, width = policy.token_selection, policy.width_selection
     if routers is None or choice.token_ratio is None:
         return WrappedLayer(layer, choice, selection, record, width)
-    router = routers[str(layer.index)]
     options = selection.router or RouterOptions()
-    return RoutedLayer(layer, choice, selection, record, width, router=router, options=options)
+    return RoutedLayer(layer, choice, selection, record, width, routers=routers, options=options)
 
 
 def check_order(model: PreTrainedModel, policy: Policy) -> None:

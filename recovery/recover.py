@@ -117,6 +117,9 @@ def recover(
         raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
     if settings.method == "router":
         policy = with_routers(policy)
+    if settings.router_loss and not routed_layers(policy):
+        reason = "no layer of it ranks image tokens by a router"
+        raise UsageError("--router-loss needs routers", [reason], "leave it out, or train with --method router")
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS

@@ -30,6 +30,8 @@ class RecoverySettings(StrictModel):
         warmup: Share of the steps in which the learning rate rises from 0.
         weight_decay: AdamW's weight decay.
         lora_rank: Rank of the adapter; its alpha is twice the rank.
+        router_loss: Weight of a further loss: the cross-entropy between each router's σ(r) and what its layer kept,
+            summed over layers. γ-MoD takes 0.01, p-MoD none.
         distil: `kl` trains on KL(dense || policy) at the answers' tokens; None trains on the answers themselves.
         precision: `bf16` computes in bfloat16 and keeps trained weights in float32; `fp32` computes in float32; `auto`
             is `bf16` for a model whose weights are bfloat16.
@@ -46,6 +48,8 @@ class RecoverySettings(StrictModel):
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     lora_rank: Count = 16
+    # Left out where it is 0, so that a training that began without this key can go on.
+    router_loss: Annotated[float, Field(ge=0, allow_inf_nan=False, exclude_if=lambda weight: weight == 0)] = 0.0
     distil: Literal["kl"] | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False

@@ -51,6 +51,7 @@ class PolicyTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints on standard output
         self.model_accepts_loss_kwargs = True
         self._handle, self._parts, self._distils = handle, parts, settings.distil == "kl"
+        self._routing_weight = settings.router_loss
         self._keeps_some = "logits_to_keep" in inspect.signature(handle.model.forward).parameters
         self._started = time.monotonic()
 
@@ -79,6 +80,8 @@ class PolicyTrainer(Trainer):
         learned = right != IGNORED
         teacher = self._dense_predictions(inputs, learned) if self._distils else None
         self._handle.prompt_ends = ends
+        routing = [] if self._parts.routers is None else self._parts.routers.losses
+        routing.clear()
         try:
             logits = model(**inputs).logits
         finally:
@@ -91,7 +94,12 @@ class PolicyTrainer(Trainer):
         )
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients of several devices are averaged, and `count` is of all of them.
-        return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        loss = loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        if not self._routing_weight or not routing:
+            return loss
+        # A mean over the forwards of the step, as far as the trainer does not divide by their number itself.
+        forwards = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+        return loss + self._routing_weight * torch.stack(routing).sum() / forwards
 
     @torch.no_grad()
     def _dense_predictions(self, inputs: Mapping[str, Any], learned: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,11 +11,11 @@ import yaml
 
 from ..policies.document import Document
 from ..policies.errors import SpaceError, UsageError
-from .places import DATABASE, RESULTS, study_folder, study_path
+from .places import DATABASE, RESULTS, refuse_several, study_folder, study_path
 from .report.notebook import Study
-from .space.load import load_space, read_space
+from .space.load import load_spaces, only_one, read_spaces
 from .space.space import SCHEMA, LoadedSpace, Space
-from .space.trust import refuse_untrusted
+from .space.trust import refuse_untrusted, refuse_untrusted_models
 
 
 def search(
@@ -59,19 +60,73 @@ def search(
     from .study.remote.address import address_of
 
     flags = {"search.trials": trials, "search.seed": seed, "search.sampler": sampler, "workers.address": address}
-    given = {key: value for key, value in flags.items() if value is not None}
-    given |= {key.replace("__", "."): value for key, value in overrides.items()}
-    loaded = load(space, {key: as_yaml(key, value) for key, value in given.items()})
+    given = {key: value for key, value in flags.items() if value is not None} | dotted_keys(overrides)
+    loaded = only_one(load(space, given), "search it with `skipsearch.search_models`, or name one in `models`")
     refuse_untrusted(loaded.space, Namespace(trust_task_code=trust_task_code), given)
     name = loaded.name if name is None else name
     folder = study_folder(Path(out), name)
-    try:
+    with saying_what_is_kept(folder):
         begun = exists(folder / DATABASE, address_of(loaded.space, name))
         record = run_study(loaded, folder, name, resume and begun, shown=not quiet)
+    return Study(record, folder)
+
+
+def search_models(
+    space: str | Path | Space | Mapping[str, Any],
+    *,
+    name: str | None = None,
+    out: str | Path = RESULTS,
+    resume: bool = True,
+    quiet: bool = False,
+    trust_task_code: bool = False,
+    **overrides: Any,
+) -> dict[str, Study]:
+    """Search a space with each of its `models`, and write what `skipsearch run` writes.
+
+    Args:
+        space: See `search`.
+        name: The name of the folder above those of the studies; None for the space's, or for those of the models.
+        out: See `search`.
+        resume: See `search`.
+        quiet: See `search`.
+        trust_task_code: See `search`.
+        overrides: Keys of the space, as in `search__trials=20`.
+
+    Returns:
+        By the name of a model, its study.
+
+    Raises:
+        SkipsearchError: what the command refuses, as the same exception.
+    """
+    from .models.run import has_begun, run_models, study_of
+
+    given = dotted_keys(overrides)
+    spaces = load(space, given)
+    if len(spaces) == 1:
+        found = [f"found {spaces[0].model_id}"]
+        raise UsageError("search_models takes a space of several `models`", found, "use `search` for one model")
+    refuse_untrusted_models([loaded.space for loaded in spaces], Namespace(trust_task_code=trust_task_code), given)
+    name = spaces[0].name if name is None else name
+    folder = study_folder(Path(out), name)
+    with saying_what_is_kept(folder):
+        begun = any(has_begun(*study_of(loaded, folder, name)) for loaded in spaces)
+        studies = run_models(spaces, folder, name, resume and begun, shown=not quiet)
+    return {model: Study(record, folder / model) for model, record in studies.records.items()}
+
+
+def dotted_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a space as `--set` has them: two underscores stand for the dot."""
+    return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+@contextmanager
+def saying_what_is_kept(folder: Path) -> Iterator[None]:
+    """Say where the trials are when the search is interrupted."""
+    try:
+        yield
     except KeyboardInterrupt:
         print(f"interrupted; finished trials are kept in {folder}: run this again to go on", file=sys.stderr)
         raise
-    return Study(record, folder)
 
 
 def load_study(study: str | Path, out: str | Path = RESULTS) -> Study:
@@ -87,25 +142,34 @@ def load_study(study: str | Path, out: str | Path = RESULTS) -> Study:
     from .analysis.load_study import read_record
 
     folder = study_path(str(study), Path(out))
+    refuse_several(folder, "read one of these")
     return Study(read_record(folder), folder)
 
 
-def load(space: str | Path | Space | Mapping[str, Any], overrides: Mapping[str, str]) -> LoadedSpace:
-    """Load a space from whatever describes it.
+def load(space: str | Path | Space | Mapping[str, Any], given: Mapping[str, Any]) -> list[LoadedSpace]:
+    """Load a space from whatever describes it, once for each of its models.
+
+    Args:
+        space: See `search`.
+        given: Other values of its keys, by dotted key.
 
     Raises:
         SpaceError: it has mistakes.
         UsageError: it is none of these, or holds a value that YAML has no form for.
     """
+    overrides = {key: as_yaml(key, value) for key, value in given.items()}
     if isinstance(space, str | Path):
-        return load_space(str(space), overrides)
+        return load_spaces(str(space), overrides)
     if not isinstance(space, Space | Mapping):
         found = f"found {type(space).__name__}, expected a path, a name, a Space or a mapping"
         raise UsageError("this is no space", [found], "`skipsearch ls` lists the shipped spaces")
     keys = space.model_dump(mode="json", by_alias=True) if isinstance(space, Space) else {"schema": SCHEMA, **space}
+    if isinstance(space, Space) and space.models:
+        del keys["model"]
     text = as_yaml("the space", keys, flow=False)
-    loaded = read_space(Document(text, "the space", SpaceError), Path.cwd() / "space.yaml", overrides)
-    return loaded.model_copy(update={"name": PurePath(loaded.model_id).name})
+    spaces = read_spaces(Document(text, "the space", SpaceError), Path.cwd() / "space.yaml", overrides)
+    name = "-".join(loaded.model_name or PurePath(loaded.model_id).name for loaded in spaces)
+    return [loaded.model_copy(update={"name": name}) for loaded in spaces]
 
 
 def as_yaml(key: str, value: Any, flow: bool = True) -> str:

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
 from ..policies.wording import escape_invisible
@@ -20,7 +21,11 @@ from .cli_plan import plan
 from .cli_rank import rank
 from .cli_recover import recover
 from .options import parse_options, parse_overrides
-from .places import study_folder, study_path
+from .places import MODELS, refuse_several, study_folder, study_path
+
+if TYPE_CHECKING:
+    from .models.folder import ModelStudies
+    from .space.space import LoadedSpace
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -73,27 +78,36 @@ def print_error(error: SkipsearchError) -> None:
 def run(options: argparse.Namespace) -> int:
     """`skipsearch run`."""
     from .signals import interruptible
-    from .space.load import load_space
-    from .space.trust import refuse_untrusted
+    from .space.load import load_spaces
+    from .space.trust import refuse_untrusted_models
 
     flags = {"search.trials": options.trials, "search.seed": options.seed, "search.sampler": options.sampler,
              "workers.address": options.address}  # fmt: skip
     overrides = parse_overrides(options.overrides) | {key: value for key, value in flags.items() if value is not None}
-    loaded = load_space(options.space, overrides)
-    refuse_untrusted(loaded.space, options, overrides)
-    name = options.name or loaded.name
+    spaces = load_spaces(options.space, overrides)
+    refuse_untrusted_models([loaded.space for loaded in spaces], options, overrides)
+    name = options.name or spaces[0].name
     folder = study_folder(options.out, name)
     with interruptible():
         try:
-            from .report.terminal import print_summary, summary_data
-            from .run import run_study
-
-            record = run_study(loaded, folder, name, options.resume, shown=not options.quiet)
+            return run_spaces(options, spaces, folder, name)
         except KeyboardInterrupt as interrupt:
             command = shlex.join(options.command_line if options.resume else [*options.command_line, "--resume"])
             message = f"interrupted; finished trials are kept in {folder}\nhint: go on with `{command}`"
             print(f"\n{message}", file=sys.stderr)
             return int(getattr(interrupt, "exit_code", INTERRUPTED))
+
+
+def run_spaces(options: argparse.Namespace, spaces: "Sequence[LoadedSpace]", folder: Path, name: str) -> int:
+    """Search a space of one model, or of several one after the other, and print the result."""
+    if len(spaces) > 1:
+        from .models.run import run_models
+
+        return print_studies(run_models(spaces, folder, name, options.resume, shown=not options.quiet), options.json)
+    from .report.terminal import print_summary, summary_data
+    from .run import run_study
+
+    record = run_study(spaces[0], folder, name, options.resume, shown=not options.quiet)
     if options.json:
         print(json.dumps(summary_data(record, folder)))
     else:
@@ -177,6 +191,12 @@ def report(options: argparse.Namespace) -> int:
     if options.unmeasured and not (options.picks or options.constraints):
         hint = "give a bound, as in --pick 'ttft_ms<=0.6*dense'"
         raise UsageError("--unmeasured needs --pick or --constraint", hint=hint)
+    if options.salvage or options.picks or options.constraints:
+        refuse_several(folder, "name one of these; `skipsearch compare` tests --pick between them")
+    elif (folder / MODELS).exists():
+        from .models.folder import write_models_folder
+
+        return print_studies(write_models_folder(folder), options.json)
     if options.salvage:
         from .study.salvage import salvage
 
@@ -190,6 +210,17 @@ def report(options: argparse.Namespace) -> int:
         print(json.dumps(summary_data(record, folder)))
     else:
         print_summary(record, folder)
+    return DONE
+
+
+def print_studies(studies: "ModelStudies", as_json: bool) -> int:
+    """Print the studies of several models, as tables or as JSON."""
+    from .models.folder import models_data, print_models
+
+    if as_json:
+        print(json.dumps(models_data(studies)))
+    else:
+        print_models(studies)
     return DONE
 
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from ..policies.errors import UsageError
-from .places import study_path
+from .places import model_folders, study_path
 
 
 def add_compare_options(compare: argparse.ArgumentParser) -> None:
     """The options of `compare`, beside `--json` and `--out`."""
-    compare.add_argument("studies", nargs="+", metavar="STUDY", help="folders, or names under --out; two or more")
+    compare.add_argument("studies", nargs="+", metavar="STUDY",
+                         help="folders, or names under --out; two or more, or one with several models")  # fmt: skip
     compare.add_argument("-o", "--html", type=Path, metavar="FILE", help="write a page that needs no other file")
     compare.add_argument("--axes", default="", metavar="METRICS",
                          help="compare these objectives alone, such as accuracy,prefill_flops")  # fmt: skip
@@ -29,7 +30,9 @@ def compare(options: argparse.Namespace) -> int:
     from .report.compare.terminal import comparison_data, print_comparison
 
     axes = [name.strip() for name in options.axes.split(",") if name.strip()]
-    comparison = compare_studies([study_path(name, options.out) for name in options.studies], options.picks, axes)
+    given = [study_path(name, options.out) for name in options.studies]
+    folders = [folder for path in given for folder in model_folders(path) or [path]]
+    comparison = compare_studies(folders, options.picks, axes)
     if output is not None:
         from .report.compare.page import write_comparison
 

@@ -46,13 +46,14 @@ def spaces(prefix: str, **_: object) -> list[str]:
 
 def studies(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The studies under `--out`, and folders."""
-    names = [folder.name for folder in study_folders(_out(parsed_args))]
+    out = _out(parsed_args)
+    names = [str(folder.relative_to(out)) for folder in study_folders(out)]
     return [*names, *DirectoriesCompleter()(prefix)]
 
 
 def policies(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The policies of the studies, and YAML files."""
-    found = sorted(_out(parsed_args).glob("*/policies/*.yaml"))
+    found = [file for folder in study_folders(_out(parsed_args)) for file in sorted(folder.glob("policies/*.yaml"))]
     return [*map(str, found), *YAML(prefix)]
 
 

@@ -180,6 +180,7 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
         "warmup": "share of the steps in which it rises (default: 0.05)",
         "weight-decay": "of AdamW (default: 0)",
         "lora-rank": "of the adapter (default: 16)",
+        "router-loss": "weight of the loss that lets routers foresee what is kept (default: 0; γ-MoD: 0.01)",
         "seed": "of the order of the examples (default: 0)",
         "save-every": "steps between checkpoints (default: a tenth of the steps)",
     }.items():

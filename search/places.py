@@ -1,16 +1,18 @@
 """Where spaces and studies are. It loads nothing heavy, so that listing and completing names is quick."""
 
+import json
 from pathlib import Path
 
 import yaml
 
-from ..policies.errors import UsageError
+from ..policies.errors import StudyError, UsageError
 
 SPACES = Path(__file__).resolve().parents[1] / "spaces"
 RESULTS = Path("results")
 DATABASE = "study.db"
 RANKING = "energy.safetensors"  # in the folder of a study, and beside its policies
 STORAGE = "storage.json"  # in a study's folder, says where its database is if it is not `study.db`
+MODELS = "models.json"  # in a folder that holds one study for each of several models
 POLICIES = "policies"  # the folder of a study that holds policy files and the folders of trained weights
 
 
@@ -31,8 +33,25 @@ def _model(file: Path) -> str:
 
 
 def study_folders(out: Path) -> list[Path]:
-    """The folders of the studies in a folder, by name."""
-    return sorted({file.parent for name in (DATABASE, STORAGE) for file in out.glob(f"*/{name}")})
+    """The folders of the studies in a folder, by name; those of several models stand in a folder of their own."""
+    above = [out, *(file.parent for file in out.glob(f"*/{MODELS}"))]
+    return sorted({file.parent for one in above for name in (DATABASE, STORAGE) for file in one.glob(f"*/{name}")})
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """The folders of the studies of several models, in the order of their space; empty for another folder.
+
+    Raises:
+        StudyError: the list of the models was not written by a search.
+    """
+    file = folder / MODELS
+    if not file.exists():
+        return []
+    try:
+        return [folder / str(name) for name in json.loads(file.read_text(encoding="utf-8"))["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = 'expected {"models": [NAME, …]}'
+        raise StudyError(f"{file} was not written by a search", [expected], "restore it, or write it by hand") from None
 
 
 def holds_study(folder: Path) -> bool:
@@ -41,9 +60,22 @@ def holds_study(folder: Path) -> bool:
 
 
 def study_path(given: str, out: Path) -> Path:
-    """The folder of a study, from its path or from its name in the folder above it."""
+    """The folder of a study, or of the studies of several models, from its path or its name in the folder above it."""
     path, under_out = Path(given), out / given
-    return path if holds_study(path) or (path.is_dir() and not under_out.is_dir()) else under_out
+    found = holds_study(path) or (path / MODELS).exists()
+    return path if found or (path.is_dir() and not under_out.is_dir()) else under_out
+
+
+def refuse_several(folder: Path, instead: str) -> None:
+    """Refuse a folder that holds the studies of several models where one study is expected.
+
+    Raises:
+        StudyError: naming the studies.
+    """
+    found = model_folders(folder)
+    if found:
+        what = f"{folder} holds the studies of {len(found)} models, expected one study"
+        raise StudyError(what, [str(one) for one in found], instead)
 
 
 def study_folder(out: Path, name: str) -> Path:

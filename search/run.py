@@ -15,7 +15,7 @@ from ..policies.errors import RunError, StudyError
 from .analysis.load_study import ENVIRONMENT, read_environment
 from .analysis.study_record import StudyRecord
 from .loggers.loggers import Loggers, check_loggers
-from .places import DATABASE, RANKING
+from .places import DATABASE, RANKING, refuse_several
 from .report.folder import environment, start_folder, write_folder
 from .report.live import LiveReport
 from .signals import Stopped, interruptible
@@ -103,6 +103,7 @@ def check_folder(folder: Path, resume: bool, address: Address | None = None) -> 
     """
     from .study.opening import check_free
 
+    refuse_several(folder, "give the study of one model another name with `--name`")
     check_free(folder / DATABASE, resume, address)
     above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not os.access(above, os.W_OK | os.X_OK):

@@ -39,10 +39,10 @@ def cost(policy: Policy) -> float:
     return sum(0.4 * (one.attention == "run") + 0.6 * (one.ffn == "run") for one in choices) / LAYERS
 
 
-def accuracy(policy: Policy, per_task: int) -> Measurement:
-    """Examples of two tasks, each right as long as enough of the work is left."""
+def accuracy(policy: Policy, per_task: int, scale: float = 1.0) -> Measurement:
+    """Examples of two tasks, each right as long as enough of the work is left; fewer of a smaller model."""
     draw = random.Random(policy.fingerprint)
-    scores = [float((place * 7 % per_task) / per_task < 0.9 * cost(policy) + draw.uniform(-0.1, 0.1))
+    scores = [float((place * 7 % per_task) / per_task < 0.9 * scale**0.2 * cost(policy) + draw.uniform(-0.1, 0.1))
               for place in range(per_task)]  # fmt: skip
     both = [*scores, *reversed(scores)]
     value = sum(scores) / per_task
@@ -50,45 +50,51 @@ def accuracy(policy: Policy, per_task: int) -> Measurement:
     return Measurement(value, len(both), stderr=0.04, detail={"tasks": tasks, "per_example": both, "floor": 0.25})
 
 
-def outcome(policy: Policy) -> Outcome:
-    """What the search measures of a policy; those that skip the last layer fail."""
+def outcome(policy: Policy, scale: float = 1.0) -> Outcome:
+    """What the search measures of a policy of a model of some scale; those that skip the last layer fail."""
     if policy.choices(LAYERS)[-1].skips_layer:
         return Outcome(failure="out of <memory>", traceback="Traceback\nMemoryError: out of <memory>")
     share = cost(policy)
     measured = {
-        "accuracy": accuracy(policy, 40),
-        "prefill_flops": Measurement(2e9 * share, detail={"prompt": "a prompt of 61 tokens"}),
-        "ttft_ms": Measurement(100 * share, n=5, dense=100.0, iqr=1.0),
+        "accuracy": accuracy(policy, 40, scale),
+        "prefill_flops": Measurement(2e9 * scale * share, detail={"prompt": "a prompt of 61 tokens"}),
+        "ttft_ms": Measurement(100 * scale * share, n=5, dense=100.0 * scale, iqr=1.0),
     }
     return Outcome(measured, {"total": 0.1, "forward": 0.09})
 
 
-def begin(folder: Path, overrides: dict | None = None) -> SearchStudy:
+def begin(folder: Path, overrides: dict | None = None, name: str | None = None) -> SearchStudy:
     """A study that has not measured anything, in a folder as a search makes it."""
     folder.mkdir(parents=True)
     (folder / "space.yaml").write_text(SPACE)
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     space = load_space(str(folder / "space.yaml"), overrides or {}).space
-    return SearchStudy(folder / "study.db", folder.name, space, LAYERS)
+    return SearchStudy(folder / "study.db", name or folder.name, space, LAYERS)
 
 
-def spend(study: SearchStudy, trials: int | None = None) -> None:
+def spend(study: SearchStudy, trials: int | None = None, scale: float = 1.0) -> None:
     """Measure some trials, or all of the budget."""
     proposals, count = Proposals(study), 0
     while (trials is None or count < trials) and (proposal := proposals.next()) is not None:
-        proposals.finish(proposal, outcome(proposal.policy))
+        proposals.finish(proposal, outcome(proposal.policy, scale))
         count += 1
 
 
-def made_study(folder: Path, overrides: dict | None = None, environment: dict | None = None) -> Path:
+def made_study(
+    folder: Path,
+    overrides: dict | None = None,
+    environment: dict | None = None,
+    name: str | None = None,
+    scale: float = 1.0,
+) -> Path:
     """A finished study whose front is confirmed and has its files."""
-    study = begin(folder, overrides)
+    study = begin(folder, overrides, name)
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT | (environment or {})))
-    spend(study)
+    spend(study, scale=scale)
     record = read_record(folder)
     for number in record.front:
         policy = record.trial(number).policy
-        study.confirm(policy.fingerprint, {"accuracy": accuracy(policy, 60)})
+        study.confirm(policy.fingerprint, {"accuracy": accuracy(policy, 60, scale)})
     write_policies(read_record(folder), folder / POLICIES)
     return folder
 

@@ -33,6 +33,7 @@ from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
 from skipsearch.policies.scores.token_selection import TokenSelection
 
+ALL_LAYERS = -1  # the number of a router that all layers share
 PHASES = {"prefill": {"image", "text"}, "decode": {"answer"}, "both": {"image", "text", "answer"}}
 TOKENS = {"image": {"image"}, "text": {"text", "answer"}, "all": {"image", "text", "answer"}}
 
@@ -82,9 +83,13 @@ class Row:
                 found |= {next(images): (number, r, c) for r in range(rows) for c in range(columns)}
         return found
 
-    def logits(self, number: int, x: Tensor) -> dict[int, Tensor]:
+    def logits(self, number: int, layer: nn.Module, x: Tensor, policy: Policy) -> dict[int, Tensor]:
         """What the layer's router says of each image token; nothing without a router."""
-        router = self.routers.get(number)
+        options, router = policy.token_selection.router, self.routers.get(number)
+        if policy.choice(number).token_ratio is not None:
+            router = self.routers.get(ALL_LAYERS, router)
+        if options is not None and options.reads == "norm":
+            x = n1(layer, x[None])[0]
         images = [] if router is None else [i for i in range(len(self.ids)) if self.kind(i) == "image"]
         return {i: (router.weight[0].to(x.dtype) * x[i]).sum() + router.bias[0].to(x.dtype) for i in images}
 
@@ -97,7 +102,9 @@ class Row:
         if choice.token_ratio is None or choice.tokens == "text":
             return set(candidates), set()
         wanted = min(int(Fraction(str(choice.token_ratio)) * len(images)), len(candidates))
-        if logits:
+        if logits and selection.router is not None and selection.router.threshold is not None:
+            kept = {i for i in candidates if logits[i].sigmoid().item() > selection.router.threshold}
+        elif logits:
             kept = set(sorted(candidates, key=lambda i: -logits[i].item())[:wanted])
         else:
             kept = self.chosen(x, candidates, wanted, selection)
@@ -134,7 +141,7 @@ def reference(
     routers: nn.ModuleDict | None = None,
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
-    routed = {int(number): router for number, router in (routers or {}).items()}
+    routed = {ALL_LAYERS if name == "shared" else int(name): router for name, router in (routers or {}).items()}
     row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed)
     first_of_pair: dict[int, Tensor] = {}
 
@@ -181,7 +188,7 @@ def one_layer(
     """What a layer gives for its input under the policy."""
     choice, entering, record = policy.choice(number), x, policy.token_selection.score
     scope, x = row.scope(choice), x.clone()
-    logits = row.logits(number, x[0])
+    logits = row.logits(number, layer, x[0], policy)
     kept, rest = row.divided(x[0], choice, policy.token_selection, logits)
     only_evicts = choice.phase == "decode"
     does = {i: (choice.attention, choice.ffn) if i in scope else ("run", "run") for i in range(len(row.ids))}
@@ -222,7 +229,8 @@ def weight(i: int, logits: dict[int, Tensor], policy: Policy) -> Tensor | float:
         return 1.0
     if options is None:
         return 0.2 * logits[i].tanh() + 1.0
-    return options.alpha * (logits[i].tanh() if options.gate == "tanh" else logits[i]) + options.beta
+    gated = {"tanh": torch.tanh, "linear": lambda r: r, "sigmoid": lambda r: 1 / (1 + torch.exp(-r))}[options.gate]
+    return options.alpha * gated(logits[i]) + options.beta
 
 
 def attention(

@@ -61,6 +61,7 @@ class ForwardTokens:
             processed, float32, shape (batch, tokens); 0 for a token without a record.
         has_record: Whether image tokens of each row have been recorded.
         routed: The logits of the running layer's router, float32, shape (batch, tokens); None where it has none.
+        routed_counts: How many image tokens of each row the running layer's router keeps; None where its ratio says.
         shorter: The hidden states on their way from layer to layer, while they are cut; else None.
         sizes: How many tokens each token stands for, shape (batch, tokens); None where none was merged.
         unions: Masks of several classes together, by the classes.
@@ -82,6 +83,7 @@ class ForwardTokens:
     has_record: list[bool]
     kept: ImageTokens | None = None
     routed: Tensor | None = None
+    routed_counts: list[int] | None = None
     shorter: ShorterStates | None = None
     sizes: Tensor | None = None
     unions: dict[TokenClasses, Tensor] = field(default_factory=dict)
@@ -155,7 +157,7 @@ class ForwardTokens:
         return cls(masks, counts, images, rows, None, images, images, nothing, [False] * batch)
 
     def choose_images(self, hidden: Tensor, ratio: float, score: ImageTokenScore) -> ImageTokens:
-        """Choose the trunc(ratio * n) best of a row's n image tokens, among those that remain.
+        """Choose the trunc(ratio * n) best of a row's n image tokens, or `routed_counts`, among those that remain.
 
         Args:
             hidden: What enters the layer, shape (batch, tokens, width); it may be cut, as `shorter` says.
@@ -163,7 +165,8 @@ class ForwardTokens:
             score: The score that ranks them.
         """
         remaining = self.remaining.counts
-        keep = [min(int(n * ratio + ROUNDING), rest) for n, rest in zip(self.images.counts, remaining, strict=True)]
+        shares = [min(int(n * ratio + ROUNDING), rest) for n, rest in zip(self.images.counts, remaining, strict=True)]
+        keep = shares if self.routed_counts is None else self.routed_counts
         if keep == remaining:
             return self.remaining
         # What was recorded needs no hidden states.

@@ -1,9 +1,9 @@
 """Scores image tokens by a router that was trained with the model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..choice import LayerChoice, StrictModel
 from ..errors import PolicyError
@@ -16,26 +16,47 @@ Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 class RouterOptions(StrictModel):
-    """What a router's logit r does beside ranking image tokens (p-MoD, arXiv:2412.04449).
+    """What a router's logit r does beside ranking image tokens.
 
-    A layer adds ω F(N2 x') instead of F(N2 x') for an image token that it keeps.
+    The defaults are p-MoD's (arXiv:2412.04449). γ-MoD's (arXiv:2410.13859) are `gate: sigmoid`, `alpha: 1`, `beta: 0`,
+    `reweights_rest: false`, `reads: norm`, `shared: true`. A layer adds ω F(N2 x') instead of F(N2 x') for an image
+    token that it keeps.
 
     Attributes:
-        gate: `tanh` is ω = alpha tanh(r) + beta, p-MoD's TanhNorm; `linear` is ω = alpha r + beta.
+        gate: `tanh` is ω = alpha tanh(r) + beta, p-MoD's TanhNorm; `linear` is ω = alpha r + beta; `sigmoid` is
+            ω = alpha σ(r) + beta, the softmax of γ-MoD's two logits, of which r is the difference.
         alpha: See `gate`.
-        beta: See `gate`; a router that is not trained yet has ω = beta.
+        beta: See `gate`; with `tanh` and `linear`, a router that is not trained yet has ω = beta.
         reweights_rest: Whether image tokens that the layer leaves out become ω x, p-MoD's symmetric reweighting; else
             they stay x, and the router learns from kept tokens alone.
+        reads: What enters the router: the `hidden` states that enter the layer, or these after the `norm` before its
+            attention.
+        shared: Whether all layers share one router; else each has its own.
+        threshold: With `sigmoid`, a layer processes the image tokens with σ(r) above this, whatever their number; the
+            token ratio holds in training alone. None keeps the share that the ratio says.
     """
 
-    gate: Literal["tanh", "linear"] = "tanh"
+    gate: Literal["tanh", "linear", "sigmoid"] = "tanh"
     alpha: Finite = 0.2
     beta: Finite = 1.0
     reweights_rest: Annotated[bool, Field(strict=True)] = True
+    # Keys that were added later are left out at their default, so that fingerprints stay what they were.
+    reads: Annotated[Literal["hidden", "norm"], Field(exclude_if=lambda value: value == "hidden")] = "hidden"
+    shared: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
+    threshold: Annotated[
+        Annotated[float, Field(gt=0, lt=1, strict=True)] | None, Field(exclude_if=lambda value: value is None)
+    ] = None
+
+    @model_validator(mode="after")
+    def _has_a_probability(self) -> Self:
+        if self.threshold is not None and self.gate != "sigmoid":
+            raise ValueError(f"found threshold beside gate {self.gate}, expected gate sigmoid")
+        return self
 
     def weights(self, logits: "Tensor") -> "Tensor":
         """The weights ω of tokens, in the shape of their logits."""
-        return self.alpha * (logits.tanh() if self.gate == "tanh" else logits) + self.beta
+        gated = {"tanh": logits.tanh, "linear": lambda: logits, "sigmoid": logits.sigmoid}[self.gate]()
+        return self.alpha * gated + self.beta
 
 
 def impossible_routes(layers: Mapping[int, LayerChoice], score: str) -> dict[int, str]:
@@ -59,11 +80,11 @@ class RouterScore:
     """The logit of the layer's router; not its gate, whose values tie where it saturates."""
 
     name: ClassVar[str] = "router"
-    meaning: ClassVar[str] = "a linear router in each layer, which `skipsearch recover` trains"
+    meaning: ClassVar[str] = "a linear router in each layer, or one for all, which `skipsearch recover` trains"
     records: ClassVar[Record | None] = None
 
     def depends_on_positions_only(self, inputs: ScoreInputs) -> bool:
-        """False: every layer has a router of its own."""
+        """False: a router reads the hidden states."""
         return False
 
     def scores(self, inputs: ScoreInputs) -> "Tensor":

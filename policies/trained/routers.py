@@ -1,15 +1,16 @@
-"""Routers of a policy: one linear score for each layer that leaves image tokens out, and their file beside the policy.
+"""Routers of a policy: linear scores of the layers that leave image tokens out, and their file beside the policy.
 
-A router is r = w·x + b on the hidden state x that enters its layer, without a norm (p-MoD, arXiv:2412.04449). It begins
-at zero: then every token counts the same, and the first ones are kept.
+A router is r = w·x + b on the hidden state x that enters its layer (p-MoD, arXiv:2412.04449), or on N1 x, one for all
+layers (γ-MoD, arXiv:2410.13859). It begins at zero: then every token counts the same, and the first ones are kept.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import PolicyError, PolicyMismatch
@@ -17,24 +18,38 @@ from ..policy import Policy
 from ..scores.table import ROUTER
 from .files import ROUTERS
 
+SHARED: Final = "shared"
+
 
 class Routers(nn.ModuleDict):
-    """Routers by the number of their layer, as text; float32.
+    """Routers by the number of their layer, as text, or one under `shared`; float32.
 
     Args:
         layers: The numbers of the layers.
         width: The width of the hidden states.
+        shared: Whether all layers share one router.
+
+    Attributes:
+        losses: In training, one entry for each layer of the last forward: the cross-entropy between the router's σ(r)
+            and whether the layer kept a token, mean over image tokens, in nats (γ-MoD's masked routing learning).
     """
 
-    def __init__(self, layers: Sequence[int], width: int) -> None:
-        super().__init__({str(index): nn.Linear(width, 1) for index in layers})
+    def __init__(self, layers: Sequence[int], width: int, shared: bool = False) -> None:
+        super().__init__({name: nn.Linear(width, 1) for name in ([SHARED] if shared else map(str, layers))})
+        self.losses: list[Tensor] = []
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     @classmethod
     def of(cls, model: PreTrainedModel, policy: Policy) -> "Routers":
         """Routers at zero, on the CPU, for the layers of a policy that rank image tokens by them."""
-        return cls(routed_layers(policy), model.config.get_text_config().hidden_size)
+        options = policy.token_selection.router
+        is_shared = options is not None and options.shared
+        return cls(routed_layers(policy), model.config.get_text_config().hidden_size, is_shared)
+
+    def of_layer(self, index: int) -> nn.Module:
+        """The router of a layer."""
+        return self[SHARED] if SHARED in self else self[str(index)]
 
     def save(self, folder: Path) -> None:
         """Write the routers into a folder."""

@@ -12,7 +12,7 @@ from ...policies.errors import ModelError, SpaceError
 from ...policies.families.layers import decoder_layers
 from ...policies.policy import Policy
 from ..space.layer_choices import as_options
-from ..space.load import read_space
+from ..space.load import only_one, read_spaces
 from ..space.space import Space
 from .allowed import Allowed, allowed, trial_of
 from .proposal import Rule, Wishes, costs, rules, tasks
@@ -83,7 +83,7 @@ def new_space(spec: ModelSpec, wishes: Wishes, file: Path) -> NewSpace:
         notes=notes if files.unread else [],
     )
     text = proposal.text()
-    space = read_space(Document(text, str(file), SpaceError), file, {}).space
+    space = only_one(read_spaces(Document(text, str(file), SpaceError), file, {})).space
     with silence():
         try_policies(space, small, spec.id)
     return NewSpace(text, space, found, proposal.rules, proposal.notes)

@@ -210,22 +210,6 @@ def metrics_by_name(evaluators: list[str]) -> dict[str, tuple[str, Metric]]:
     return metrics
 
 
-def model_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
-    """A model id that is empty, or a relative path without a folder.
-
-    Args:
-        document: The file of the space.
-        space: The space.
-        folder: The folder of the file.
-    """
-    name = space.model.id
-    if not name:
-        return [document.problem(("model", "id"), "found '', expected a hub id or the path of a folder")]
-    if is_explicit_path(name) and not exists(folder / name):
-        return [document.problem(("model", "id"), f"there is no folder {(folder / name).absolute()}")]
-    return []
-
-
 def start_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
     """Policy files of `search.start` that cannot be read, or have mistakes.
 

@@ -38,10 +38,14 @@ def space_schema() -> dict[str, Any]:
     schema = model_schema(Space)
     keys = schema["properties"]
     _add_evaluators(keys, schema["$defs"])
-    # One of the two is enough.
-    schema["required"].remove("layers")
-    schema["anyOf"] = [{"required": [key]} for key in ("layers", "schedules")]
-    keys["layers"]["minItems"] = 1
+    for key in ("layers", "model"):  # Another key may take its place.
+        schema["required"].remove(key)
+    schema["allOf"] = [
+        {"anyOf": [{"required": [key]} for key in ("layers", "schedules")]},
+        {"oneOf": [{"required": [key]} for key in ("model", "models")]},
+    ]
+    keys["layers"]["minItems"] = keys["models"]["minItems"] = 1
+    keys["models"]["items"] = {"anyOf": [{"type": "string"}, keys["models"]["items"]]}
     _describe_schedules(schema["$defs"])
     _describe_trainings(schema["$defs"])
     for key in OPTIONAL:

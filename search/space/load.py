@@ -1,6 +1,6 @@
 """Loads a space from its file and the command line, reports every mistake at once, and makes its paths absolute."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from .checks import (
     forbid_problems,
     is_explicit_path,
     metric_problems,
-    model_problems,
     ranking_problems,
     recover_problems,
     rule_problems,
@@ -25,6 +24,7 @@ from .checks import (
     start_problems,
     tied_problems,
 )
+from .models.checks import model_problems
 from .search_settings import is_policy_file
 from .space import SCHEMA, LoadedSpace, Space
 
@@ -51,21 +51,52 @@ def space_path(given: str) -> Path:
 
 
 def load_space(given: str, overrides: Mapping[str, str] | None = None) -> LoadedSpace:
-    """Load a space.
+    """Load a space of one model.
 
     Args:
         given: A path, or the name of a shipped space.
         overrides: YAML values by dotted key, such as `search.trials: 20`.
 
     Raises:
-        SpaceError: the file has mistakes; the error lists each with its line and column.
+        SpaceError: the file has mistakes, of which the error lists each with its line and column; or several models.
+    """
+    return only_one(load_spaces(given, overrides))
+
+
+def only_one(spaces: Sequence[LoadedSpace], instead: str | None = None) -> LoadedSpace:
+    """The space of one model.
+
+    Args:
+        spaces: A space, once for each of its models.
+        instead: What to do with several; None to name one.
+
+    Raises:
+        SpaceError: there are several.
+    """
+    if len(spaces) > 1:
+        found = [f"{space.model_name}: {space.model_id}" for space in spaces]
+        hint = f"name one of them: --set 'models=[{spaces[0].model_id}]'"
+        what = f"the space {spaces[0].name} names {len(spaces)} models, expected one here"
+        raise SpaceError(what, found, instead or hint)
+    return spaces[0]
+
+
+def load_spaces(given: str, overrides: Mapping[str, str] | None = None) -> list[LoadedSpace]:
+    """Load a space, once for each of its models.
+
+    Args:
+        given: See `load_space`.
+        overrides: See `load_space`.
+
+    Raises:
+        SpaceError: the file has mistakes.
     """
     path = space_path(given)
-    return read_space(Document.read(path, SpaceError), path, overrides or {})
+    return read_spaces(Document.read(path, SpaceError), path, overrides or {})
 
 
-def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> LoadedSpace:
-    """Read the space of a document.
+def read_spaces(document: Document, path: Path, overrides: Mapping[str, str]) -> list[LoadedSpace]:
+    """Read the space of a document, once for each of its models.
 
     Args:
         document: The parsed file.
@@ -73,12 +104,37 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
         overrides: See `load_space`.
 
     Raises:
-        SpaceError: see `load_space`.
+        SpaceError: see `load_spaces`.
     """
     text = document.text
     for key, value in overrides.items():
         override(document, key, value)
         text += f"\n# {given_as(key, value)}"
+    space = checked_space(document, path.parent)
+    by_name = space.of_each_model() or {"": space}
+    names = by_name if len(by_name) > 1 else ("",)
+    return [
+        LoadedSpace(
+            space=with_absolute_paths(one, path.parent),
+            name=path.stem,
+            text=text,
+            model_id=one.model.id,
+            model_name=name,
+        )
+        for name, one in zip(names, by_name.values(), strict=True)
+    ]
+
+
+def checked_space(document: Document, folder: Path) -> Space:
+    """The space of a document, as written.
+
+    Args:
+        document: The parsed file, with the overrides of the command line.
+        folder: The folder of the file.
+
+    Raises:
+        SpaceError: the file has mistakes.
+    """
     document.require_schema(SCHEMA)
     space, problems = document.checked(Space)
     if space is not None and (too_large := size_problems(document, space)):
@@ -86,15 +142,13 @@ def read_space(document: Document, path: Path, overrides: Mapping[str, str]) -> 
     problems += [*evaluator_problems(document), *metric_problems(document)]
     if space is not None:
         problems += [*rule_problems(document, space), *tied_problems(document, space)]
-        problems += [*forbid_problems(document, space), *model_problems(document, space, path.parent)]
-        problems += start_problems(document, space, path.parent)
-        problems += ranking_problems(document, space, path.parent)
-        problems += recover_problems(document, space, path.parent)
+        problems += [*forbid_problems(document, space), *model_problems(document, space, folder)]
+        problems += start_problems(document, space, folder)
+        problems += ranking_problems(document, space, folder)
+        problems += recover_problems(document, space, folder)
     if space is None or problems:
         raise document.failure(problems)
-    return LoadedSpace(
-        space=with_absolute_paths(space, path.parent), name=path.stem, text=text, model_id=space.model.id
-    )
+    return space
 
 
 def override(document: Document, key: str, value: str) -> None:
@@ -188,7 +242,7 @@ def validate_file(path: Path) -> str:
     """Check a space or a policy, told apart by its `schema`.
 
     Returns:
-        `space` or `policy`.
+        `space`, `space of 2 models` or `policy`.
 
     Raises:
         SpaceError: a space has mistakes, or the file is neither a space nor a policy.
@@ -196,8 +250,8 @@ def validate_file(path: Path) -> str:
     """
     document = Document.read(path, SpaceError)
     if document.require_schema(SCHEMA, POLICY_SCHEMA) == SCHEMA:
-        read_space(document, path, {})
-        return "space"
+        models = len(read_spaces(document, path, {}))
+        return "space" if models == 1 else f"space of {models} models"
     document.error = PolicyError
     Policy.read(document)
     return "policy"

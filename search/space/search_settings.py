@@ -87,6 +87,12 @@ class Recover(RecoverySettings):
     images: str | None = None
 
     @model_validator(mode="after")
+    def _has_no_routers(self) -> Self:
+        if self.router_loss:
+            raise ValueError(f"found router_loss {self.router_loss:g}, and a search trains no routers; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _each_round_is_longer(self) -> Self:
         rounds = [self.steps, *self.survivors]
         if any(later <= earlier for earlier, later in pairwise(rounds)):

@@ -18,6 +18,7 @@ from .fingerprint import Digests, with_digests
 from .guide_metrics import ANSWER_LOSS, DIVERGENCE, QUALITY
 from .layer_choices import LayerRule, SelectionOptions, WidthOptions, is_default
 from .log import Log
+from .models.named_model import ModelEntry
 from .schedules import ScheduleOptions
 from .search_settings import Search, StudySettings, Workers, is_policy_file
 from .ties_and_bans import ForbiddenTogether, ForbidRule, Group, TieEvery
@@ -32,6 +33,7 @@ class Space(StrictModel):
     Attributes:
         schema: The kind of the file and the version of its keys.
         model: The model to search, and how to load it.
+        models: Several models in place of one: each has a study of its own, and a report shows them together.
         layers: The choices of ranges of layers; other layers are kept. May be left out beside schedules.
         schedules: Patterns over all layers, of which a policy takes one or none. Where `layers` chooses something other
             than `keep`, it overrides the schedule.
@@ -51,6 +53,7 @@ class Space(StrictModel):
 
     schema_: Literal["skipsearch/space/v1"] = Field(alias="schema")
     model: ModelSpec
+    models: Annotated[list[ModelEntry], Field(exclude_if=is_default)] = []
     layers: list[LayerRule]
     schedules: Annotated[list[ScheduleOptions], Field(min_length=1, exclude_if=is_default)] = []
     tied: Annotated[list[Group] | TieEvery, Field(exclude_if=is_default)] = []
@@ -71,16 +74,25 @@ class Space(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_empty_sections(cls, data: Any) -> Any:
-        """Let sections and evaluators stand empty for their defaults, and `layers` be missing beside schedules."""
+        """Let sections and evaluators stand empty for their defaults.
+
+        `layers` may be missing beside schedules, and `model` beside `models`.
+        """
         if not isinstance(data, Mapping):
             return data
         filled = {key: {} if value is None and key in OPTIONAL else value for key, value in data.items()}
+        if filled.get("models"):
+            filled.setdefault("model", {"id": ""})  # `of_each_model` has the models.
         if filled.get("schedules"):
             filled["layers"] = [] if filled.get("layers") is None else filled["layers"]
         if isinstance(filled.get("evaluate"), Mapping):
             evaluate = with_accuracy_defaults(filled["evaluate"])
             filled["evaluate"] = {name: {} if options is None else options for name, options in evaluate.items()}
         return filled
+
+    def of_each_model(self) -> dict[str, "Space"]:
+        """A space of each of several models, by the model's name; empty for a space of one model."""
+        return {one.label: self.model_copy(update={"model": one.spec, "models": []}) for one in self.models}
 
     def metrics(self) -> dict[str, Metric]:
         """Every metric that the space's evaluators measure."""
@@ -199,9 +211,11 @@ class LoadedSpace(StrictModel):
         name: The name of the file without its suffix.
         text: The file verbatim, with the overrides of the command line as comments at its end.
         model_id: The model as written; a path in it is relative to the file.
+        model_name: What the model's study is called among those of several models; empty for a space of one model.
     """
 
     space: Space
     name: str
     text: str
     model_id: str
+    model_name: str = ""

@@ -4,7 +4,7 @@ import re
 import site
 import sysconfig
 from argparse import Namespace
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,25 @@ FUNCTION = re.compile(r"!function\s+([\w.]+)")
 INCLUDE = re.compile(r"^include:\s*['\"]?([^'\"\s]+)", re.MULTILINE)
 
 
-def refuse_untrusted(space: Space, options: Namespace, given: Collection[str]) -> None:
+def refuse_untrusted(space: Space, options: Namespace, given: Collection[str], key: str = "model") -> None:
     """Refuse a space that runs code which the command line does not allow; a space may come from anywhere.
 
     Args:
         space: The space, with absolute paths.
         options: The command line, with `trust_task_code`.
         given: Keys of the space that the command line sets.
+        key: The key of the model, such as `models.0` for the first of several.
 
     Raises:
         SpaceError: the space would run code; the error lists it.
     """
-    if space.model.trust_remote_code and "model.trust_remote_code" not in given:
-        found = f"model {space.model.id} with model.trust_remote_code, which runs code that comes with it"
-        hint = "read that code, then add `--set model.trust_remote_code=true`"
+    if space.model.trust_remote_code and f"{key}.trust_remote_code" not in given:
+        found = f"model {space.model.id} with {key}.trust_remote_code, which runs code that comes with it"
+        hint = f"read that code, then add `--set {key}.trust_remote_code=true`"
         raise SpaceError("the space runs code of its model", [found], hint)
-    if space.model.weights == "any" and "model.weights" not in given:
-        found = f"model {space.model.id} with model.weights any: loading a pickle can run code"
-        hint = "convert the weights to safetensors, or add `--set model.weights=any`"
+    if space.model.weights == "any" and f"{key}.weights" not in given:
+        found = f"model {space.model.id} with {key}.weights any: loading a pickle can run code"
+        hint = f"convert the weights to safetensors, or add `--set {key}.weights=any`"
         raise SpaceError("the space loads weights that are not safetensors", [found], hint)
     recover = space.search.recover
     named = [space.evaluate, recover.data if recover is not None else None]
@@ -41,6 +42,18 @@ def refuse_untrusted(space: Space, options: Namespace, given: Collection[str]) -
     if functions and not options.trust_task_code:
         hint = "read these functions, then add `--trust-task-code`"
         raise SpaceError("task files run code that is not from an installed package", [*dict.fromkeys(functions)], hint)
+
+
+def refuse_untrusted_models(spaces: Sequence[Space], options: Namespace, given: Collection[str]) -> None:
+    """Refuse a space for any of its models; see `refuse_untrusted`.
+
+    Args:
+        spaces: The space, once for each of its models.
+        options: See `refuse_untrusted`.
+        given: See `refuse_untrusted`.
+    """
+    for place, space in enumerate(spaces):
+        refuse_untrusted(space, options, given, "model" if len(spaces) == 1 else f"models.{place}")
 
 
 def task_files(value: Any) -> Iterator[Path]:

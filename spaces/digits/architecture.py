@@ -18,6 +18,7 @@ from transformers import (
 from .data import IMAGE_SIZE
 
 PATCH_SIZE = 8
+LAYERS = 12  # of the decoder
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 _TEXT = (
@@ -69,8 +70,8 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_config() -> LlavaConfig:
-    """Describe the model: 4 vision layers of width 96, 12 decoder layers of width 128."""
+def build_config(layers: int = LAYERS) -> LlavaConfig:
+    """Describe the model: 4 vision layers of width 96, decoder layers of width 128."""
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=256,
@@ -85,7 +86,7 @@ def build_config() -> LlavaConfig:
         vocab_size=len(SPECIAL_TOKENS) + len(WORDS),
         hidden_size=128,
         intermediate_size=320,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -106,10 +107,10 @@ def build_config() -> LlavaConfig:
     )
 
 
-def build_model(seed: int) -> LlavaForConditionalGeneration:
+def build_model(seed: int, layers: int = LAYERS) -> LlavaForConditionalGeneration:
     """Build the model with random weights."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(build_config())
+    model = LlavaForConditionalGeneration(build_config(layers))
     text = model.config.text_config
     model.generation_config = GenerationConfig(
         pad_token_id=text.pad_token_id,

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from . import data
-from .architecture import PROMPT, build_model, build_processor, to_pixel_values
+from .architecture import LAYERS, PROMPT, build_model, build_processor, to_pixel_values
 from .packing import Segments, answered, image_slice, pack, segment_logits, segment_loss
 from .regularise import Regulariser
 
@@ -106,6 +106,12 @@ def train_tower(model: LlavaForConditionalGeneration, pools: dict[str, data.Digi
         labels = rng.integers(0, 10, (500, 4))
         found = reader(tower_patches(model, data.render(pools["search"], labels, rng))).argmax(-1).numpy()
     log.info("tower: %.4f of the digits in unseen scenes named right", (found == labels).mean())
+
+
+def take_tower(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Copy the vision tower of a trained model, which two models that differ in the decoder alone can share."""
+    trained = LlavaForConditionalGeneration.from_pretrained(folder)
+    model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ def decoder_stages(arguments: argparse.Namespace) -> list[Stage]:
 
 def train(arguments: argparse.Namespace) -> None:
     """Run all stages and save model and processor."""
-    model, processor, pools = build_model(arguments.seed), build_processor(), data.digit_pools()
+    model, processor, pools = build_model(arguments.seed, arguments.layers), build_processor(), data.digit_pools()
     started = time.monotonic()
 
     def checkpointed(name: str, action: Callable[[], None]) -> None:
@@ -227,7 +233,10 @@ def train(arguments: argparse.Namespace) -> None:
             torch.save(model.state_dict(), kept)
 
     first_seed = arguments.seed * 10
-    checkpointed("tower", lambda: train_tower(model, pools, arguments.tower_steps, first_seed))
+    if arguments.tower:
+        take_tower(model, arguments.tower)
+    else:
+        checkpointed("tower", lambda: train_tower(model, pools, arguments.tower_steps, first_seed))
     model.model.vision_tower.requires_grad_(False)
     for index, stage in enumerate(decoder_stages(arguments), 1):
         # Every stage has a seed of its own, so that it does the same after a checkpoint as in one go.
@@ -243,6 +252,8 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "model", help="folder of the model and its processor")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the decoder")
+    parser.add_argument("--tower", type=Path, help="take the vision tower of this model instead of training one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=1800)
     parser.add_argument("--caption-steps", type=int, default=400)

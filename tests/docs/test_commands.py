@@ -21,7 +21,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search import api
 from skipsearch.search.cli import main
 from skipsearch.search.options import parse_options
-from skipsearch.search.space.load import read_space
+from skipsearch.search.space.load import read_spaces
 
 PATIENCE = 400
 # Programs of others, which a reader installs or has: their commands are not run.
@@ -92,7 +92,7 @@ def check_yaml(text, page):
     if schema == "skipsearch/policy/v1":
         Document(text, page, PolicyError).validate(Policy)
     elif schema:
-        read_space(Document(text, page, SpaceError), ROOT / "spaces" / "page.yaml", {})
+        read_spaces(Document(text, page, SpaceError), ROOT / "spaces" / "page.yaml", {})
 
 
 def run(command, folder):

@@ -25,6 +25,7 @@ from skipsearch.policies.errors import (
     TrainingDataError,
     UsageError,
 )
+from skipsearch.policies.scores.router import RouterOptions
 from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
@@ -43,6 +44,10 @@ RATIO = Policy(
 )
 DECAY = Policy(layers={1: {"token_ratio": 0.75}, 3: {"token_ratio": 0.4}})
 ROUTED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router")})
+# γ-MoD's: one router for all layers, which reads N1 x and selects by a threshold once it is trained.
+GAMMA_MOD = RouterOptions(gate="sigmoid", alpha=1.0, beta=0.0, reweights_rest=False, reads="norm", shared=True,
+                          threshold=0.4)  # fmt: skip
+SHARED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router", router=GAMMA_MOD)})
 QUICK = {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0}
 
 
@@ -84,7 +89,7 @@ CASES = {
     "full, from dense": ("llava", RATIO, {"method": "full", "distil": "kl", "gradient_checkpointing": True}),
     "connector": ("llava", RATIO, {"method": "connector"}),
     "router": ("llava", DECAY, {"method": "router", "learning_rate": 0.1}),
-    "full with routers": ("llava", ROUTED, {"method": "full", "gradient_checkpointing": True}),
+    "full with one router": ("llava", SHARED, {"method": "full", "gradient_checkpointing": True, "router_loss": 0.01}),
     "lora with routers": ("llava", ROUTED, {"method": "lora", "lora_rank": 4, "distil": "kl"}),
     "lora in bf16": ("llava", RATIO, {"method": "lora", "precision": "bf16", "gradient_checkpointing": True}),
     "full in bf16": ("llama", SKIPS, {"method": "full", "distil": "kl", "dtype": "bfloat16"}),
@@ -249,6 +254,8 @@ def test_what_cannot_be_trained_is_refused(subject_of, examples, tmp_path):
     with pytest.raises(UsageError, match="leaves out no image tokens"):
         trained(llama, SKIPS, data, tmp_path / "r", method="router")
     once = RATIO.model_copy(update={"token_selection": TokenSelection(reselect="once")})
+    with pytest.raises(UsageError, match="--router-loss needs routers"):
+        trained(llama, SKIPS, data, tmp_path / "r", method="lora", router_loss=0.01)
     with pytest.raises(UsageError, match="routers cannot rank"):
         trained(llama, once, data, tmp_path / "r", method="router")
     with pytest.raises(ModelError, match="no linear layers to adapt"):

@@ -20,7 +20,7 @@ from skipsearch import Policy, Space
 from skipsearch.policies.errors import SkipsearchError, SpaceError, StudyError, UsageError
 from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.analysis.study_record import policy_files
-from skipsearch.search.api import as_yaml, load
+from skipsearch.search.api import load
 from skipsearch.search.places import shipped_spaces
 from skipsearch.search.report.console import Output
 from skipsearch.search.report.folder import exported
@@ -67,13 +67,14 @@ def test_search_can_be_sent_to_another_process():
 @pytest.mark.parametrize("name", shipped_spaces())
 def test_a_space_is_the_same_as_a_name_a_path_a_value_and_a_mapping(name):
     file = shipped_spaces()[name]
-    space = load(name, {}).space
-    assert load(file, {}).space == load(str(file), {}).space == load(space, {}).space == space
+    [loaded] = load(name, {})
+    space = loaded.space
+    assert all(load(same, {})[0].space == space for same in (file, str(file), space))
     keys = space.model_dump(mode="json", by_alias=True)
     keys.pop("schema")
-    loaded = load(keys, {})
+    [loaded] = load(keys, {})
     assert loaded.space == space and loaded.name == Path(space.model.id).name
-    assert Space.model_validate(load(space, {}).space.model_dump(by_alias=True)) == space
+    assert Space.model_validate(space.model_dump(by_alias=True)) == space
 
 
 @pytest.mark.parametrize(
@@ -85,13 +86,13 @@ def test_a_space_is_the_same_as_a_name_a_path_a_value_and_a_mapping(name):
     ids=lambda part: str(part)[:16],
 )  # fmt: skip
 def test_a_value_means_what_set_means(key, value, text, path):
-    assert load(path, {key: as_yaml(key, value)}).space == load_space(str(path), {key: text}).space
+    assert load(path, {key: value})[0].space == load_space(str(path), {key: text}).space
 
 
 @pytest.mark.parametrize("number", [1e-5, 0.1, 3, float("inf"), True])
 def test_numbers_stay_numbers(number, path):
     with pytest.raises(SpaceError) as told:
-        load(path, {"search.sampler": as_yaml("search.sampler", number)})
+        load(path, {"search.sampler": number})
     assert "found '" not in str(told.value)
 
 

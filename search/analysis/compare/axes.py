@@ -12,11 +12,23 @@ from .studies import ComparedStudy
 
 # Options of evaluators on examples that change neither the examples nor what is asked about them.
 NEUTRAL = ("batch_size", "memory_bytes", "states_bytes", "transfer")
+# Evaluators whose metrics compare a policy with its own dense model, so that they say nothing beside another model.
+RELATIVE = ("divergence", "speculative")
 MISSING = "none"
 
 
-def common_axes(studies: Sequence[ComparedStudy], chosen: Sequence[str] = ()) -> list[str]:
+def common_axes(
+    studies: Sequence[ComparedStudy], chosen: Sequence[str] = (), leave_out: bool = False
+) -> tuple[list[str], list[str]]:
     """The objectives that all studies have, in the order of the first study, or those of them that are chosen.
+
+    Args:
+        studies: The studies.
+        chosen: Some of the objectives; empty for all.
+        leave_out: Leave out an axis that does not measure the same in all studies, in place of refusing all.
+
+    Returns:
+        The axes, and the differences of those that were left out, one line each.
 
     Raises:
         UsageError: a chosen one is no objective of every study.
@@ -35,16 +47,19 @@ def common_axes(studies: Sequence[ComparedStudy], chosen: Sequence[str] = ()) ->
         raise StudyError("the studies have no objective in common", found, "compare studies with the same objectives")
     differences = {name: [line for other in others for line in axis_differences(first, other, name)] for name in names}
     wrong = {name: lines for name, lines in differences.items() if lines}
-    if wrong:
-        fitting = [name for name in names if name not in wrong]
+    fitting = [name for name in names if name not in wrong]
+    lines = [line for found in wrong.values() for line in found]
+    if wrong and not (leave_out and fitting):
         hint = f"compare the others alone: `--axes {','.join(fitting)}`" if fitting else None
-        what = f"{' and '.join(wrong)} cannot be compared, since the studies measured something else"
-        raise StudyError(what, [line for lines in wrong.values() for line in lines], hint)
-    return names
+        raise StudyError(f"{' and '.join(wrong)} cannot be compared, since the studies measured something else",
+                         lines, hint)  # fmt: skip
+    return fitting, lines
 
 
 def axis_differences(first: ComparedStudy, other: ComparedStudy, name: str) -> list[str]:
     """What differs in an axis of two studies, one line each: expected is the first study's, found the other's."""
+    if first.model != other.model and evaluator_of(first, name) in RELATIVE:
+        return [f"{name}: measured against each study's own dense model; those of {first.name} and {other.name} differ"]
     by_content = all(path.exists() for study in (first, other) for path in local_files(study, name))
     expected, found = (axis_facts(study, name, by_content) for study in (first, other))
     if not all(name in study.record.dense.report for study in (first, other)):  # One front is not confirmed yet.
@@ -85,9 +100,14 @@ def axis_facts(study: ComparedStudy, name: str, by_content: bool) -> dict[str, A
     return facts | (hardware(record.environment) if metric.kind == "time" else {})
 
 
+def evaluator_of(study: ComparedStudy, name: str) -> str:
+    """The evaluator that measures an objective."""
+    return next(key for key in study.space.evaluate if name in metrics_of(key, study.space.evaluate[key]))
+
+
 def evaluator_options(study: ComparedStudy, name: str) -> dict[str, Any]:
     """The options of the evaluator of an objective by key path, with defaults, without those that change no answer."""
-    evaluator = next(key for key in study.space.evaluate if name in metrics_of(key, study.space.evaluate[key]))
+    evaluator = evaluator_of(study, name)
     kind = evaluator_class(evaluator)
     options = kind.options.model_validate(study.space.evaluate[evaluator]).model_dump(mode="json")
     kept = {key: value for key, value in options.items() if not (kind.splits and key in NEUTRAL)}

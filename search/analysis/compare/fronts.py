@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ....evaluators.base import Measurement, Split
 from ...space.units import EXAMPLE_UNITS
 from ...trial.hypervolume import hypervolume_history, reference_value
-from ...trial.pareto import objective_value
+from ...trial.pareto import objective_value, pareto
 from ...trial.trial_result import TrialResult
 from ..baseline_comparison import on_report_split
 from .studies import ComparedStudy
@@ -89,6 +89,23 @@ def common_reference(studies: Sequence[ComparedStudy]) -> dict[str, float]:
         else:
             found[name] = value
     return found
+
+
+def combined_front(studies: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, TrialResult]]:
+    """The policies of all studies that no policy of any study dominates on the search split, most expensive first.
+
+    The dense model of each study is among the candidates.
+    """
+    first, names = studies[0], [*studies[0].record.objectives]
+    candidates = [
+        (study, study.record.trial(number))
+        for study in studies
+        for number in dict.fromkeys([study.record.dense.number, *study.record.front])
+    ]
+    points = [[coordinate(first, study, trial, name, "search") for name in names] for study, trial in candidates]
+    directions = [*first.record.objectives.values()]
+    cost = next((place for place, name in enumerate(names) if is_cost(first, name)), 0)
+    return [candidates[index] for index in sorted(pareto(points, directions), key=lambda index: -points[index][cost])]
 
 
 def front_volume(first: ComparedStudy, study: ComparedStudy, reference: Mapping[str, float]) -> FrontVolume:

@@ -55,7 +55,7 @@ def paired_tests(
         return None, [], ["no objective is measured on examples"]
     tests, reasons = [], []
     for one, other in combinations([study.name for study in studies if study.name in chosen], 2):
-        found = _test(name, (one, chosen[one]), (other, chosen[other]))
+        found = paired_test(name, (one, chosen[one]), (other, chosen[other]))
         if found is None:
             reasons.append(f"{one} and {other}: no scores of the same single examples are kept")
         else:
@@ -63,8 +63,17 @@ def paired_tests(
     return name, tests, reasons
 
 
-def _test(name: str, one: tuple[str, TrialResult], other: tuple[str, TrialResult]) -> PairedTest | None:
-    """The test on the report split where both are confirmed there, else on the search split."""
+def paired_test(name: str, one: tuple[str, TrialResult], other: tuple[str, TrialResult]) -> PairedTest | None:
+    """The test on the report split where both are confirmed there, else on the search split.
+
+    Args:
+        name: The metric.
+        one: The name of a study, and its policy.
+        other: The same of another study.
+
+    Returns:
+        None where the examples are not the same.
+    """
     splits: tuple[tuple[Split, Measurement | None, Measurement | None], ...] = (
         ("report", one[1].report.get(name), other[1].report.get(name)),
         ("search", one[1].search.get(name), other[1].search.get(name)),

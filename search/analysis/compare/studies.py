@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ....policies.errors import UsageError
@@ -22,7 +22,7 @@ class ComparedStudy:
     """One study of a comparison.
 
     Attributes:
-        name: Its name, or its folder where two studies have one name.
+        name: Its name, of studies of several models that of the model; its folder where two studies have one name.
         folder: Its folder, as given.
         record: The study, without an assessment.
         space: Its space.
@@ -66,6 +66,9 @@ def load_studies(folders: Sequence[Path]) -> list[ComparedStudy]:
         record = with_trained(searched, study.user_attrs, folder)
         space = Space.model_validate(study.user_attrs["space"])
         found.append(ComparedStudy(record.name, folder, record, space, policy_files(record)))
+    above = {PurePosixPath(study.name).parent for study in found}
+    if len(above) == 1:
+        found = [replace(study, name=PurePosixPath(study.name).name) for study in found]
     names = [study.name for study in found]
     return [study if names.count(study.name) == 1 else replace(study, name=str(study.folder)) for study in found]
 

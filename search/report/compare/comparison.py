@@ -7,7 +7,8 @@ from pathlib import Path
 from ....evaluators.base import Measurement, Split
 from ...analysis.compare.axes import common_axes
 from ...analysis.compare.differences import allowed, settings
-from ...analysis.compare.fronts import FrontVolume, common_reference, front_volume
+from ...analysis.compare.equal_cost import EqualCost, equal_costs
+from ...analysis.compare.fronts import FrontVolume, combined_front, common_reference, front_volume
 from ...analysis.compare.pairs import PairedTest, paired_tests, task_table
 from ...analysis.compare.studies import ComparedStudy, load_studies, on_axes
 from ...analysis.reselect import best_trial, combined_bounds, no_feasible_policy, parse_bounds, under_bounds
@@ -27,6 +28,9 @@ class Comparison:
         chosen_by: How the policies were chosen.
         not_chosen: Why a study has none, one line each.
         left_out: Objectives that not all studies have.
+        unlike: Why an objective that all studies have is no axis, one line each.
+        combined: The policies that no policy of any study dominates, each with its study.
+        equal_costs: Bigger models at the cost of smaller ones; empty for studies of one model.
         quality: The metric that is tested; None without any.
         tests: A paired test for each pair of studies.
         untested: Why a pair has none, one line each.
@@ -42,6 +46,9 @@ class Comparison:
     chosen_by: str
     not_chosen: Sequence[str]
     left_out: Sequence[str]
+    unlike: Sequence[str]
+    combined: Sequence[tuple[ComparedStudy, TrialResult]]
+    equal_costs: Sequence[EqualCost]
     quality: str | None
     tests: Sequence[PairedTest]
     untested: Sequence[str]
@@ -54,8 +61,15 @@ class Comparison:
         """The common objectives."""
         return [*self.reference]
 
+    @property
+    def is_absolute(self) -> bool:
+        """True for studies of several models, whose costs are given as they are and not as shares of dense."""
+        return any(study.model != self.studies[0].model for study in self.studies)
 
-def compare_studies(folders: Sequence[Path], picks: Sequence[str] = (), axes: Sequence[str] = ()) -> Comparison:
+
+def compare_studies(
+    folders: Sequence[Path], picks: Sequence[str] = (), axes: Sequence[str] = (), leave_out: bool = False
+) -> Comparison:
     """Compare studies.
 
     Args:
@@ -63,13 +77,14 @@ def compare_studies(folders: Sequence[Path], picks: Sequence[str] = (), axes: Se
         picks: Bounds such as `ttft_ms<=0.6*dense`, under which each study's best policy is tested; without any, the
             policy of its headline is.
         axes: Some of the common objectives; empty for all.
+        leave_out: See `common_axes`.
 
     Raises:
         UsageError: the studies are too few, or an axis or a bound names something that was not measured.
         StudyError: a study cannot be read, or an axis does not measure the same in all studies.
     """
     loaded = load_studies(folders)
-    names = common_axes(loaded, axes)
+    names, unlike = common_axes(loaded, axes, leave_out)
     studies = [on_axes(study, names) for study in loaded]
     first = studies[0]
     chosen, reasons = choose(studies, picks)
@@ -86,6 +101,9 @@ def compare_studies(folders: Sequence[Path], picks: Sequence[str] = (), axes: Se
         chosen_by=", ".join(picks) or "the cheapest that loses at most one point, or 0.01 nats, on the search split",
         not_chosen=reasons,
         left_out=[name for name in every if any(name not in study.record.objectives for study in loaded)],
+        unlike=unlike,
+        combined=combined_front(studies),
+        equal_costs=equal_costs(studies, quality),
         quality=quality,
         tests=tests,
         untested=untested,

@@ -8,13 +8,12 @@ from markupsafe import escape
 
 from ....evaluators.base import Direction, Split
 from ...analysis.compare.studies import ComparedStudy
-from ...space.units import phrase
 from ...trial.pareto import pareto
 from ...trial.trial_result import TrialResult
 from ..figures import hover_text, layout
 from ..planes import Plane
 from .comparison import Comparison
-from .wording import axis_unit, on_axis
+from .wording import axis_title, on_axis
 
 # The palette of Okabe and Ito without its yellow, which is hard to see on white. Symbols tell studies apart too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -22,8 +21,11 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "h
 
 
 def front_figure(comparison: Comparison, plane: Plane) -> go.Figure:
-    """The front of each study as steps; confirmed policies as open symbols, where the report split has them."""
-    x, y = (f"{phrase(name)}, {axis_unit(comparison, name)}" for name in (plane.x, plane.y))
+    """The front of each study as steps; confirmed policies as open symbols, where the report split has them.
+
+    Of several models, each has a star for its dense model.
+    """
+    x, y = (axis_title(comparison, name) for name in (plane.x, plane.y))
     figure = go.Figure(layout=layout(x, y, legend=""))
     for index, study in enumerate(comparison.studies):
         front = [study.record.trial(number) for number in study.record.front]
@@ -37,6 +39,13 @@ def front_figure(comparison: Comparison, plane: Plane) -> go.Figure:
         confirmed = [trial for trial in front if plane.y in trial.report]
         marker = {"color": colour, "symbol": f"{symbol}-open", "size": 8}
         figure.add_trace(_points(comparison, index, plane, confirmed, "report", marker, ""))
+        if comparison.is_absolute:
+            marker = {"color": colour, "symbol": "star", "size": 16}
+            figure.add_trace(_points(comparison, index, plane, [study.record.dense], "search", marker, ""))
+    if comparison.is_absolute:
+        for name, update in ((plane.x, figure.update_xaxes), (plane.y, figure.update_yaxes)):
+            if comparison.studies[0].record.metrics[name].unit in ("flops", "bytes"):
+                update(tickformat="~s")
     return figure
 
 

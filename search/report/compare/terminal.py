@@ -1,7 +1,7 @@
 """What `compare` prints on standard output: a table, or JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -10,16 +10,22 @@ from ....evaluators.base import Split
 from ...analysis.compare.fronts import coordinate
 from ...analysis.compare.studies import ComparedStudy
 from ...space.units import amount, phrase
+from ...trial.pareto import objective_value
+from ...trial.trial_result import TrialResult
 from ..console import Output
 from .comparison import Comparison
 from .wording import (
     cell,
+    equal_cost_sentences,
+    equal_cost_title,
     front_notes,
     has_report,
     pair_notes,
     pair_sentence,
+    policy_label,
     reference_text,
     report_volume,
+    split_columns,
     subset_sentence,
 )
 
@@ -30,13 +36,22 @@ def print_comparison(comparison: Comparison) -> None:
     """Print one row per study, then the tests and what differs between the spaces."""
     console = Output()
     console.print(study_table(comparison))
-    if comparison.chosen:
-        console.print(chosen_table(comparison))
+    chosen = [(one, comparison.chosen[one.name]) for one in comparison.studies if one.name in comparison.chosen]
+    if chosen:
+        console.print(policies_table(comparison, "chosen", chosen))
+    console.print(policies_table(comparison, "combined front", comparison.combined))
     lines = [f"Hypervolumes against {reference_text(comparison)}. Chosen: {comparison.chosen_by}."]
     lines += front_notes(comparison)
     lines += [pair_sentence(comparison, test) for test in comparison.tests] + pair_notes(comparison)
     for line in lines:
         console.print(line, markup=False, highlight=False)
+    for found in comparison.equal_costs:
+        bigger = [(one, found.best[one.name]) for one in comparison.studies if one.name in found.best]
+        console.print(f"{equal_cost_title(comparison, found)}:", markup=False, highlight=False)
+        smaller = (found.smaller, found.smaller.record.dense)
+        console.print(policies_table(comparison, "policy", [smaller, *bigger]))
+        for line in equal_cost_sentences(comparison, found):
+            console.print(line, markup=False, highlight=False)
     for split, (counts, _) in comparison.tasks.items():
         console.print(task_scores(comparison, split))
         console.print(subset_sentence([*counts.items()], split), markup=False, highlight=False)
@@ -56,18 +71,16 @@ def study_table(comparison: Comparison) -> Table:
     return table
 
 
-def chosen_table(comparison: Comparison) -> Table:
-    """The policy of each study that is tested."""
-    columns: list[tuple[str, Split]] = []
-    for name in comparison.axes:
-        columns += [(name, "search"), (name, "report")] if has_report(comparison, name) else [(name, "search")]
-    headings = (f"{phrase(name)}\n{split if has_report(comparison, name) else ''}" for name, split in columns)
-    table = _table("study", "chosen", *headings)
-    for study in comparison.studies:
-        trial = comparison.chosen.get(study.name)
-        if trial is not None:
-            label = Path(study.files.get(trial.number, f"trial {trial.number}")).stem
-            table.add_row(study.name, label, *(cell(comparison, study, trial, *column)[0] for column in columns))
+def policies_table(
+    comparison: Comparison, heading: str, policies: Sequence[tuple[ComparedStudy, TrialResult]]
+) -> Table:
+    """Policies of several studies."""
+    headings = (f"{phrase(name)}\n{split if has_report(comparison, name) else ''}"
+                for name, split in split_columns(comparison))  # fmt: skip
+    table = _table("study", heading, *headings)
+    for study, trial in policies:
+        cells = (cell(comparison, study, trial, *column)[0] for column in split_columns(comparison))
+        table.add_row(study.name, policy_label(study, trial), *cells)
     return table
 
 
@@ -105,6 +118,18 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "left_out": [*comparison.left_out],
         "reference": dict(comparison.reference),
         "studies": [study_data(comparison, study) for study in comparison.studies],
+        "combined_front": [{"study": study.name, "trial": trial.number, **absolute_values(comparison, study, trial)}
+                           for study, trial in comparison.combined],
+        "equal_costs": [
+            {
+                "metric": found.metric,
+                "smaller": found.smaller.name,
+                "best": {name: trial.number for name, trial in found.best.items()},
+                "tests": [asdict(test) for test in found.tests],
+                "notes": [*found.untested],
+            }
+            for found in comparison.equal_costs
+        ],
         "quality": comparison.quality,
         "tests": [asdict(test) for test in comparison.tests],
         "notes": front_notes(comparison) + pair_notes(comparison),
@@ -116,6 +141,12 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "allowed": {key: [*cells] for key, cells in comparison.allowed.items()},
         "settings": {key: [*cells] for key, cells in comparison.settings.items()},
     }  # fmt: skip
+
+
+def absolute_values(comparison: Comparison, study: ComparedStudy, trial: TrialResult) -> dict[str, float]:
+    """The objectives of a policy on the search split, in the units of their metrics."""
+    record = study.record
+    return {name: objective_value(name, trial.search[name], record.dense.search[name]) for name in comparison.axes}
 
 
 def study_data(comparison: Comparison, study: ComparedStudy) -> dict[str, Any]:

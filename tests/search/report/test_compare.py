@@ -125,11 +125,26 @@ def test_every_part_of_an_axis_counts(comparison) -> None:
     assert "prefill_flops, unit: expected flops (all), found ms (ffn)" in axis_differences(one, unit, "prefill_flops")
 
 
+def of_another_model(study):
+    """A study with another model in its space."""
+    named = study.space.model.model_copy(update={"id": "another/model"})
+    return replace(study, space=study.space.model_copy(update={"model": named}))
+
+
+def test_what_is_measured_against_its_own_dense_model_is_no_axis_of_two(comparison) -> None:
+    one, other = comparison.studies
+    evaluate = {**one.space.evaluate, "divergence": {"tasks": ["arc_easy"]}}
+    spaces = [replace(study, space=study.space.model_copy(update={"evaluate": evaluate})) for study in (one, other)]
+    assert axis_differences(spaces[0], of_another_model(spaces[1]), "divergence") == [
+        "divergence: measured against each study's own dense model; those of all and ffn differ"
+    ]
+
+
 def test_costs_of_another_model_are_scaled_to_the_first_ones(comparison) -> None:
     one, other = comparison.studies
-    twice = changed(other, "prefill_flops", value=2 * other.record.dense.search["prefill_flops"].value)
-    named = twice.space.model.model_copy(update={"id": "another/model"})
-    larger = replace(twice, space=twice.space.model_copy(update={"model": named}))
+    larger = of_another_model(
+        changed(other, "prefill_flops", value=2 * other.record.dense.search["prefill_flops"].value)
+    )
     policy = larger.record.trial(larger.record.front[-1])
     share = policy.search["prefill_flops"].value / one.record.dense.search["prefill_flops"].value
     assert coordinate(one, larger, policy, "prefill_flops", "search") == pytest.approx(share)
@@ -152,7 +167,8 @@ def test_the_page_stands_alone_and_leads_to_every_policy(studies, comparison) ->
     hostile = replace(comparison.studies[0], name="<script>alert(1)</script>")
     chosen = {hostile.name: comparison.chosen["all"], "ffn": comparison.chosen["ffn"]}
     volumes = {hostile.name: comparison.volumes["all"], "ffn": comparison.volumes["ffn"]}
-    attacked = replace(comparison, studies=[hostile, comparison.studies[1]], chosen=chosen, volumes=volumes, tests=[])
+    attacked = replace(comparison, studies=[hostile, comparison.studies[1]], chosen=chosen, volumes=volumes, tests=[],
+                       combined=[(hostile, hostile.record.dense)])  # fmt: skip
     assert "<script>alert" not in comparison_page(attacked)
 
 

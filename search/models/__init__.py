@@ -1,0 +1,1 @@
+"""One search for each of several models, and their results side by side."""

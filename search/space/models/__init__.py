@@ -1,0 +1,1 @@
+"""The models of a space: what each is called, and mistakes in what names them."""
