@@ -20,7 +20,9 @@ from ..policies.choice import has_width
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
 from ..policies.scores.table import ROUTER
+from ..policies.trained.adapters import adapted_layers
 from ..policies.trained.routers import routed_layers
+from .adapters import freeze, with_adapters
 from .batches import EncodedExamples
 from .examples import Example
 from .settings import RecoverySettings
@@ -111,12 +113,14 @@ def recover(
     if policy.weights is not None:
         hint = "start from the policy that it was trained for"
         raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
-    if has_width(policy.canonical().layers):
-        reason = "training changes which channels and heads are the best"
-        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
-        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
+    refuse_widths(policy, settings)
     if settings.method == "router":
         policy = with_routers(policy)
+    if settings.method == "adapter":
+        policy = with_adapters(policy)
+    if settings.freeze and not adapted_layers(policy):
+        hint = "train with --method adapter"
+        raise UsageError("there is nothing to freeze", ["the policy has no `attention: adapter`"], hint)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
@@ -126,7 +130,7 @@ def recover(
     with (
         attributes_restored(model),
         trained_parts(model, policy, settings) as parts,
-        apply_policy(model, policy, parts.routers) as handle,
+        apply_policy(model, policy, parts.routers, parts.adapters) as handle,
     ):
         trainer = PolicyTrainer(handle, parts, encoded, settings, arguments)
         try:
@@ -134,6 +138,8 @@ def recover(
             curve = loss_curve(trainer)
             refuse_infinite(parts.model, curve)
             if arguments.should_save:
+                if settings.freeze and parts.adapters is not None:
+                    freeze(handle, parts.adapters, encoded)
                 policy = write(parts, policy, folder)
             trainer.accelerator.wait_for_everyone()
         finally:
@@ -143,6 +149,20 @@ def recover(
         keep(done)
         shutil.rmtree(checkpoints)
     return done
+
+
+def refuse_widths(policy: Policy, settings: RecoverySettings) -> None:
+    """Refuse to train weights by which the policy ranks channels or heads, or under a ranking in a file of its own.
+
+    Raises:
+        UsageError: the policy has them.
+    """
+    reason = "training changes which channels and heads are the best"
+    if settings.method == "adapter":
+        reason = "the ranking `energy` has a file, and trained weights have another folder"
+    if has_width(policy.canonical().layers) and (settings.method != "adapter" or policy.width_selection.file):
+        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
+        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it, or rank by `weights`")
 
 
 def with_routers(policy: Policy) -> Policy:

@@ -145,9 +145,10 @@ def measured(evaluator: "PolicyEvaluator", policy: Policy, trained: Policy) -> "
     Raises:
         RunError: one could not be measured.
     """
+    from ..policies.trained.adapters import without_adapters
     from ..policies.trained.routers import routed_layers
 
-    found, states = {}, {"dense": Policy(), "before": policy, "after": trained}
+    found, states = {}, {"dense": Policy(), "before": without_adapters(policy), "after": trained}
     if routed_layers(policy):
         # Routers that are not trained rank nothing.
         del states["before"]
