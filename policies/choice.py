@@ -10,7 +10,7 @@ LAST_LAYER: Final = 9999
 LARGEST_WINDOW: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
 # An adapter is trained for one policy, so spaces do not offer it.
-AttentionChoice: TypeAlias = AttentionRole | Literal["adapter"]
+AttentionChoice: TypeAlias = Literal["run", "skip", "keys_only", "queries_only", "adapter"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
 Wiring: TypeAlias = Literal["sequential", "parallel", "pair"]
 Ranking: TypeAlias = Literal["weights", "first", "energy"]
