@@ -1,6 +1,6 @@
 """Applying a policy to a transformers model, and removing it again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -174,6 +174,15 @@ class PolicyHandle:
         finally:
             if lifted and applied_policy(self.model) is self:
                 self._install()
+
+    def use_adapters(self, layers: Collection[int]) -> None:
+        """Run the adapters of some layers, and the attentions of all others that have one, until the next call.
+
+        For training alone: `policy` and `steps()` go on to name all adapters.
+        """
+        for wrapped in self._wrapped:
+            if isinstance(wrapped, AdaptedLayer):
+                wrapped.active = wrapped.layer.index in layers
 
     @property
     def tokens(self) -> ForwardTokens | None:

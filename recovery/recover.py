@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..policies.apply import apply_policy
+from ..policies.apply import PolicyHandle, apply_policy
 from ..policies.choice import has_width
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
@@ -26,6 +26,7 @@ from .adapters import freeze, with_adapters
 from .batches import EncodedExamples
 from .examples import Example
 from .settings import RecoverySettings
+from .subsets import SubsetTrainer, refuse_too_few, with_chosen
 from .trained_parts import TrainedParts, trained_parts
 from .trainer import PolicyTrainer
 
@@ -110,17 +111,7 @@ def recover(
             was not to be resumed.
         RunError: the loss or a trained weight became infinite or NaN.
     """
-    if policy.weights is not None:
-        hint = "start from the policy that it was trained for"
-        raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
-    refuse_widths(policy, settings)
-    if settings.method == "router":
-        policy = with_routers(policy)
-    if settings.method == "adapter":
-        policy = with_adapters(policy)
-    if settings.freeze and not adapted_layers(policy):
-        hint = "train with --method adapter"
-        raise UsageError("there is nothing to freeze", ["the policy has no `attention: adapter`"], hint)
+    policy = prepared_policy(policy, settings)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
@@ -132,11 +123,13 @@ def recover(
         trained_parts(model, policy, settings) as parts,
         apply_policy(model, policy, parts.routers, parts.adapters) as handle,
     ):
-        trainer = PolicyTrainer(handle, parts, encoded, settings, arguments)
+        trainer = trainer_of(handle, parts, encoded, settings, arguments)
         try:
             trainer.train(resume_from_checkpoint=start)
             curve = loss_curve(trainer)
             refuse_infinite(parts.model, curve)
+            if isinstance(trainer, SubsetTrainer) and parts.adapters is not None:
+                policy = with_chosen(policy, trainer.chosen, parts.adapters)
             if arguments.should_save:
                 if settings.freeze and parts.adapters is not None:
                     freeze(handle, parts.adapters, encoded)
@@ -149,6 +142,35 @@ def recover(
         keep(done)
         shutil.rmtree(checkpoints)
     return done
+
+
+def prepared_policy(policy: Policy, settings: RecoverySettings) -> Policy:
+    """The policy to train, with what the method puts into it.
+
+    Raises:
+        UsageError: it cannot be trained, or not by the method.
+    """
+    if policy.weights is not None:
+        hint = "start from the policy that it was trained for"
+        raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
+    refuse_widths(policy, settings)
+    if settings.method == "router":
+        policy = with_routers(policy)
+    if settings.method == "adapter":
+        policy = with_adapters(policy)
+    if settings.freeze and not adapted_layers(policy):
+        hint = "train with --method adapter"
+        raise UsageError("there is nothing to freeze", ["the policy has no `attention: adapter`"], hint)
+    if settings.skip is not None:
+        refuse_too_few(policy, settings.skip)
+    return policy
+
+
+def trainer_of(handle: PolicyHandle, parts: TrainedParts, examples: EncodedExamples, settings: RecoverySettings,
+               arguments: TrainingArguments) -> PolicyTrainer:  # fmt: skip
+    """The trainer, which also chooses attentions where it is to keep some of them skipped."""
+    given = (handle, parts, examples, settings, arguments)
+    return PolicyTrainer(*given) if settings.skip is None else SubsetTrainer(*given, size=settings.skip)
 
 
 def refuse_widths(policy: Policy, settings: RecoverySettings) -> None:

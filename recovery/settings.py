@@ -1,9 +1,9 @@
 """How a model is trained under a policy."""
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..policies.choice import StrictModel
 
@@ -64,9 +64,18 @@ class RecoverySettings(TrainingSettings):
 
     Attributes:
         adapter_rank: Width in between of an adapter in place of an attention, even.
+        skip: With `adapter`, how many of the attentions that the policy skips are to stay skipped: the training finds
+            out which; None for all of them.
         freeze: Replace the mean and the gate of these adapters, once they are trained, by averages over training
             examples; then they cost nothing where the FFN is dense.
     """
 
     adapter_rank: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    skip: Count | None = None
     freeze: bool = False
+
+    @model_validator(mode="after")
+    def _chooses_adapters(self) -> Self:
+        if self.skip is not None and self.method != "adapter":
+            raise ValueError(f"found skip beside method {self.method}, expected method adapter")
+        return self

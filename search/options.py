@@ -182,6 +182,7 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
         "weight-decay": "of AdamW (default: 0)",
         "lora-rank": "of the LoRA adapter (default: 16)",
         "adapter-rank": "width in between of an adapter in place of an attention (default: 32)",
+        "skip": "how many of the policy's skipped attentions stay skipped, with adapter (default: all)",
         "seed": "of the order of the examples (default: 0)",
         "save-every": "steps between checkpoints (default: a tenth of the steps)",
     }.items():

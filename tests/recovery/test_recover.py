@@ -46,6 +46,7 @@ DECAY = Policy(layers={1: {"token_ratio": 0.75}, 3: {"token_ratio": 0.4}})
 ROUTED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router")})
 NO_ATTENTION = Policy(layers={1: {"attention": "skip", "ffn_ratio": 0.5}, 3: {"attention": "skip"}})
 ADAPTED = Policy(layers={1: {"attention": "adapter"}, 3: {"attention": "adapter"}})
+ANY_ATTENTION = Policy(layers=dict.fromkeys(range(4), {"attention": "skip"}))
 QUICK = {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0}
 
 
@@ -184,13 +185,13 @@ class Stopping:
 
 @pytest.mark.parametrize(
     ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED),
-     ("adapter", "llama", NO_ATTENTION)],
+     ("adapter", "llama", NO_ATTENTION), ("adapter", "llama", ANY_ATTENTION)],
 )  # fmt: skip
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     method, name, policy, subject_of, examples, tmp_path
 ):
     subject, data = subject_of(name), examples(name)
-    settings = {"method": method, "steps": 8, "save_every": 3}
+    settings = {"method": method, "steps": 8, "save_every": 3, "skip": 2 if policy is ANY_ATTENTION else None}
     whole = trained(subject, policy, data, tmp_path / "whole", **settings)
     processor = subject.processor
     subject.processor = Stopping(processor, 5)
@@ -261,6 +262,27 @@ def test_frozen_adapters_have_the_means_over_the_prompts_of_the_training_example
     torch.testing.assert_close(adapter.frozen, torch.stack(found).mean(0))
 
 
+def test_the_attentions_that_are_missed_least_stay_skipped(subject_of, examples, tmp_path):
+    subject, data = subject_of("llama"), examples("llama", 8)
+    with torch.no_grad():
+        for index in (0, 2):  # without these the model loses nothing
+            subject.model.model.layers[index].self_attn.o_proj.weight.zero_()
+        for index in (1, 3):
+            subject.model.model.layers[index].self_attn.o_proj.weight.mul_(8.0)
+    done = trained(
+        subject, ANY_ATTENTION, data, tmp_path / "out", method="adapter", steps=40, skip=2, distil="kl",
+        learning_rate=1e-6, freeze=True,
+    )  # fmt: skip
+    assert {index: choice.attention for index, choice in done.policy.canonical().layers.items()} == {
+        0: "adapter", 2: "adapter",
+    }  # fmt: skip
+    assert list(Adapters.read(tmp_path / "out", [0, 2], subject.model.config.hidden_size)) == ["0", "2"]
+    with apply_policy(subject.model, tmp_path / "out") as handle:
+        found = logits_of(subject.model, batch_of(subject, data))
+        with handle.dense():
+            torch.testing.assert_close(found, logits_of(subject.model, batch_of(subject, data)), rtol=0, atol=2e-2)
+
+
 # Refusals
 
 
@@ -286,6 +308,10 @@ def test_what_cannot_be_trained_is_refused(subject_of, examples, tmp_path):
         removing = {0: {"token_ratio": 0.5}, 1: {"attention": "skip"}}
         once = Policy(layers=removing, token_selection=TokenSelection(reselect="once"))
         trained(llama, once, data, tmp_path / "r", method="adapter")
+    with pytest.raises(UsageError, match="no attention to choose"):
+        trained(llama, NO_ATTENTION, data, tmp_path / "r", method="adapter", skip=2)
+    with pytest.raises(ValueError, match="found skip beside method full"):
+        RecoverySettings(method="full", skip=2)
     with pytest.raises(UsageError, match="nothing to freeze"):
         trained(llama, SKIPS, data, tmp_path / "r", method="full", freeze=True)
     with pytest.raises(ModelError, match="no linear layers to adapt"):
