@@ -76,6 +76,7 @@ class PolicyHandle:
         model: The transformers model, which runs under the policy.
         policy: The policy, in canonical form.
         layers: The model's decoder layers.
+        needs: What the policy needs to know of a forward.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class PolicyHandle:
             self.layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self.layers, routers, adapters)
         self._pairs = pairs_of(self._wrapped)
-        needs = Needs(
+        self.needs = Needs(
             phases=any(wrapped.planner.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.planner.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
@@ -102,7 +103,7 @@ class PolicyHandle:
             grids=any(wrapped.choice.window is not None for wrapped in self._wrapped),
             means=any(wrapped.means for wrapped in self._wrapped),
         )
-        self._calls = CallTracker(model, image_token_ids(model), needs)
+        self._calls = CallTracker(model, image_token_ids(model), self.needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
             if wrapped.head_attention is not None:

@@ -16,17 +16,16 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..policies.apply import PolicyHandle, apply_policy
-from ..policies.choice import has_width
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
 from ..policies.scores.table import ROUTER
-from ..policies.trained.adapters import adapted_layers
 from ..policies.trained.routers import routed_layers
-from .adapters import freeze, with_adapters
+from .adapters import freeze
 from .batches import EncodedExamples
 from .examples import Example
+from .prepared import prepared_policy
 from .settings import RecoverySettings
-from .subsets import SubsetTrainer, refuse_too_few, with_chosen
+from .subsets import SubsetTrainer, with_chosen
 from .trained_parts import TrainedParts, trained_parts
 from .trainer import PolicyTrainer
 
@@ -112,6 +111,8 @@ def recover(
         RunError: the loss or a trained weight became infinite or NaN.
     """
     policy = prepared_policy(policy, settings)
+    if settings.method == "router":
+        policy = with_routers(policy)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
@@ -144,47 +145,11 @@ def recover(
     return done
 
 
-def prepared_policy(policy: Policy, settings: RecoverySettings) -> Policy:
-    """The policy to train, with what the method puts into it.
-
-    Raises:
-        UsageError: it cannot be trained, or not by the method.
-    """
-    if policy.weights is not None:
-        hint = "start from the policy that it was trained for"
-        raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
-    refuse_widths(policy, settings)
-    if settings.method == "router":
-        policy = with_routers(policy)
-    if settings.method == "adapter":
-        policy = with_adapters(policy)
-    if settings.freeze and not adapted_layers(policy):
-        hint = "train with --method adapter"
-        raise UsageError("there is nothing to freeze", ["the policy has no `attention: adapter`"], hint)
-    if settings.skip is not None:
-        refuse_too_few(policy, settings.skip)
-    return policy
-
-
 def trainer_of(handle: PolicyHandle, parts: TrainedParts, examples: EncodedExamples, settings: RecoverySettings,
                arguments: TrainingArguments) -> PolicyTrainer:  # fmt: skip
     """The trainer, which also chooses attentions where it is to keep some of them skipped."""
     given = (handle, parts, examples, settings, arguments)
     return PolicyTrainer(*given) if settings.skip is None else SubsetTrainer(*given, size=settings.skip)
-
-
-def refuse_widths(policy: Policy, settings: RecoverySettings) -> None:
-    """Refuse to train weights by which the policy ranks channels or heads, or under a ranking in a file of its own.
-
-    Raises:
-        UsageError: the policy has them.
-    """
-    reason = "training changes which channels and heads are the best"
-    if settings.method == "adapter":
-        reason = "the ranking `energy` has a file, and trained weights have another folder"
-    if has_width(policy.canonical().layers) and (settings.method != "adapter" or policy.width_selection.file):
-        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
-        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it, or rank by `weights`")
 
 
 def with_routers(policy: Policy) -> Policy:

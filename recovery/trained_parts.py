@@ -260,7 +260,8 @@ def trained_parts(model: PreTrainedModel, policy: Policy, settings: RecoverySett
         own = OwnTensors(model, [] if nothing else list(trained_parameters(model, policy, settings.method)))
     routers = Routers.of(model, policy) if routed_layers(policy) else None
     adapters = Adapters.of(model, policy, settings.adapter_rank) if adapted_layers(policy) else None
-    made: TrainedParts = own if routers is adapters is None else WithModules(own, model, routers, adapters)
+    none = routers is None and adapters is None
+    made: TrainedParts = own if none else WithModules(own, model, routers, adapters)
     try:
         yield made
     finally:
