@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..families.anatomy import Sublayers
 from ..families.channels import ChannelLayer, channel_groups, of_linear_layers, of_weights, random_tokens
 from ..families.layers import eval_mode
+from ..families.sublayers import Sublayers
 from ..families.twins import agree, twin_of
 from .adapters import Adapter
 
