@@ -43,6 +43,7 @@ GAMMA_MOD = {"gate": "sigmoid", "alpha": 1.0, "beta": 0.0, "reweights_rest": Fal
 POLICIES = {
     "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
     "every second": {"layers": {layer: CHOICES["skip_layer"] for layer in range(1, LAYERS, 2)}},
+    "a third of the attentions": {"layers": {layer: CHOICES["skip_attention"] for layer in range(1, LAYERS, 3)}},
     "p-MoD by attention": DECAY,
     "p-MoD": routed(),
     "p-MoD without TanhNorm": routed(gate="linear"),
@@ -52,7 +53,7 @@ POLICIES = {
 }
 ROUTER_LOSS = {"sigmoid": 0.01}  # by gate, as γ-MoD trains; none for the others
 # A small model takes larger steps than the defaults, which are for billions of weights.
-LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4, "router": 1e-2}
+LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4, "router": 1e-2, "adapter": 3e-3}
 
 
 def questions(count: int, seed: int) -> list[Example]:
@@ -74,7 +75,7 @@ def recovered(subject, policy, method, examples, exam, options) -> dict:
     settings = RecoverySettings(
         router_loss=0.0 if router is None else ROUTER_LOSS.get(router.gate, 0.0),
         method=method, steps=options.steps, batch_size=BATCH, learning_rate=LEARNING_RATES[method], seed=options.seed,
-        distil="kl" if options.distil else None,
+        distil="kl" if options.distil else None, freeze=options.freeze, skip=options.skip,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         done = recover(subject.model, subject.processor, policy, examples, settings, Path(folder), "benchmark")
@@ -110,6 +111,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--distil", action="store_true", help="train on the dense model's predictions")
+    parser.add_argument("--freeze", action="store_true", help="freeze adapters, so that FFNs take them in")
+    parser.add_argument("--skip", type=int, help="how many of the policy's attentions stay skipped, with adapter")
     parser.add_argument("--methods", nargs="+", choices=list(RATES), default=["connector", "lora", "full"])
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     options = parser.parse_args()

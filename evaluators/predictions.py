@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..policies.apply import PolicyHandle
 from ..policies.runtime.answers import with_answers
-from .accuracy.text_model import TextModel
+from .accuracy.text_model import TextModel, refuse_whole_texts
 from .answers import Row, encode
 
 
@@ -24,7 +24,12 @@ def predict(rows: list[Row], model: TextModel, batch: Hashable) -> Tensor:
 
     Returns:
         Log-probabilities, shape (positions, vocabulary), float32.
+
+    Raises:
+        EvaluatorError: see `refuse_whole_texts`.
     """
+    if any(row.back > 1 for row in rows):
+        refuse_whole_texts(model.handle)
     prompts = encode([row.prompt for row in rows], model)
     ends = prompts["attention_mask"].sum(dim=1)
     inputs = with_answers(prompts, [row.fed for row in rows], model.tokenizer.pad_token_id)

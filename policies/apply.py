@@ -1,6 +1,6 @@
 """Applying a policy to a transformers model, and removing it again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,8 @@ from .scores.router import RouterOptions
 from .scores.score import Record
 from .scores.table import find_score
 from .scores.token_selection import TokenSelection
+from .trained.adapted_layer import AdaptedLayer
+from .trained.adapters import Adapters, trained_adapters
 from .trained.routed_layer import RoutedLayer
 from .trained.routers import Routers, trained_routers
 from .trained.swap import trained_swap
@@ -74,25 +76,34 @@ class PolicyHandle:
         model: The transformers model, which runs under the policy.
         policy: The policy, in canonical form.
         layers: The model's decoder layers.
+        needs: What the policy needs to know of a forward.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy, routers: Routers | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: Policy,
+        routers: Routers | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.model = model
         self.policy = policy.canonical()
         self._swap = trained_swap(model, policy)
         routers = trained_routers(model, self.policy) if routers is None else routers
+        adapters = trained_adapters(model, self.policy) if adapters is None else adapters
         with torch.no_grad():
             self.layers = decoder_layers(model)
-        self._wrapped = wrapped_layers(model, self.policy, self.layers, routers)
+        self._wrapped = wrapped_layers(model, self.policy, self.layers, routers, adapters)
         self._pairs = pairs_of(self._wrapped)
-        needs = Needs(
+        self.needs = Needs(
             phases=any(wrapped.planner.treats_answers_apart for wrapped in self._wrapped),
             images=any(wrapped.planner.needs_ids for wrapped in self._wrapped),
             ranks=any(wrapped.choice.token_ratio is not None for wrapped in self._wrapped),
             evicts=any(wrapped.roles.evicts for wrapped in self._wrapped),
             grids=any(wrapped.choice.window is not None for wrapped in self._wrapped),
+            means=any(wrapped.means for wrapped in self._wrapped),
         )
-        self._calls = CallTracker(model, image_token_ids(model), needs)
+        self._calls = CallTracker(model, image_token_ids(model), self.needs)
         for wrapped in self._wrapped:
             wrapped.calls = self._calls
             if wrapped.head_attention is not None:
@@ -165,6 +176,15 @@ class PolicyHandle:
             if lifted and applied_policy(self.model) is self:
                 self._install()
 
+    def use_adapters(self, layers: Collection[int]) -> None:
+        """Run the adapters of some layers, and the attentions of all others that have one, until the next call.
+
+        For training alone: `policy` and `steps()` go on to name all adapters.
+        """
+        for wrapped in self._wrapped:
+            if isinstance(wrapped, AdaptedLayer):
+                wrapped.active = wrapped.layer.index in layers
+
     @property
     def tokens(self) -> ForwardTokens | None:
         """The tokens of the running forward; None outside a forward, and where all tokens are of one class."""
@@ -211,7 +231,7 @@ class PolicyHandle:
             wrapped.install()
         for pair in self._pairs:
             pair.install()
-        alters = any(wrapped.choice.attention == "skip" or wrapped.heads is not None for wrapped in self._wrapped)
+        alters = any(wrapped.choice.skips_attention or wrapped.heads is not None for wrapped in self._wrapped)
         if alters or self._tracks_calls:
             # Hooks run in the order they were registered: this one reads the call before the tracker forgets it.
             self._hooks.append(self.model.get_decoder().register_forward_hook(self._attentions.fill, with_kwargs=True))
@@ -244,7 +264,12 @@ def applied_policy(model: PreTrainedModel) -> PolicyHandle | None:
     return next((handle for handle in handles if handle is not None), None)
 
 
-def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: Routers | None = None) -> PolicyHandle:
+def apply_policy(
+    model: PreTrainedModel,
+    policy: Policy | str | Path,
+    routers: Routers | None = None,
+    adapters: Adapters | None = None,
+) -> PolicyHandle:
     """Apply a policy to a model, so that the model computes only what the policy leaves of it.
 
     Wraps the decoder layers in place; weights, module names and hooks stay. Use it as a context manager, or keep the
@@ -256,6 +281,7 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: R
         policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
             it is applied.
         routers: Routers in training, where the policy ranks image tokens by them; None reads those beside the policy.
+        adapters: Adapters in training, where the policy has them in place of attentions; None reads those beside it.
 
     Returns:
         The handle.
@@ -275,11 +301,15 @@ def apply_policy(model: PreTrainedModel, policy: Policy | str | Path, routers: R
             "remove that one first: call `remove()` on its handle, which `applied_policy(model)` finds, or leave its "
             "`with` block",
         )
-    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy), routers)
+    return PolicyHandle(inner, policy if isinstance(policy, Policy) else Policy.load(policy), routers, adapters)
 
 
 def wrapped_layers(
-    model: PreTrainedModel, policy: Policy, layers: Sequence[DecoderLayer], routers: Routers | None
+    model: PreTrainedModel,
+    policy: Policy,
+    layers: Sequence[DecoderLayer],
+    routers: Routers | None,
+    adapters: Adapters | None,
 ) -> list[WrappedLayer]:
     """Wrap the layers that differ from keep, record something, follow a removal of image tokens, or end a pair."""
     policy.check_fits(len(layers), type(model).__name__)
@@ -296,7 +326,7 @@ def wrapped_layers(
     recorded = set() if record is None else recorded_layers(policy, layers, record)
     removal = first_removal(policy, choices)
     made = [
-        wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers)
+        wrapped_layer(layer, choice, policy, record if layer.index in recorded else None, routers, adapters)
         for layer, choice in zip(layers, choices, strict=True)
         if not choice.is_keep
         or layer.index in recorded
@@ -323,10 +353,18 @@ def give_scores(policy: Policy, wrapped: Sequence[WrappedLayer]) -> None:
 
 
 def wrapped_layer(
-    layer: DecoderLayer, choice: LayerChoice, policy: Policy, record: Record | None, routers: Routers | None
+    layer: DecoderLayer,
+    choice: LayerChoice,
+    policy: Policy,
+    record: Record | None,
+    routers: Routers | None,
+    adapters: Adapters | None,
 ) -> WrappedLayer:
-    """Wrap a layer, with its router where the policy ranks image tokens by one."""
+    """Wrap a layer, with its router where the policy ranks image tokens by one, and its adapter where it has one."""
     selection, width = policy.token_selection, policy.width_selection
+    if adapters is not None and choice.attention == "adapter":
+        adapter = adapters.of_layer(layer.index)
+        return AdaptedLayer(layer, choice, selection, record, width, adapter=adapter)
     if routers is None or choice.token_ratio is None:
         return WrappedLayer(layer, choice, selection, record, width)
     options = selection.router or RouterOptions()

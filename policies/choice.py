@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LAST_LAYER: Final = 9999
 LARGEST_WINDOW: Final = 9999
 AttentionRole: TypeAlias = Literal["run", "skip", "keys_only", "queries_only"]
+# An adapter is trained for one policy, so spaces do not offer it.
+AttentionChoice: TypeAlias = Literal["run", "skip", "keys_only", "queries_only", "adapter"]
 Rest: TypeAlias = Literal["skip", "keys_only", "attention", "ffn"]
 Wiring: TypeAlias = Literal["sequential", "parallel", "pair"]
 Ranking: TypeAlias = Literal["weights", "first", "energy"]
 # By `rest`, what the tokens do that a ratio leaves out: the values of `attention` and `ffn`.
-DOES: Final[Mapping[Rest, tuple[AttentionRole, Literal["run", "skip"]]]] = {
+DOES: Final[Mapping[Rest, tuple[AttentionChoice, Literal["run", "skip"]]]] = {
     "skip": ("skip", "skip"),
     "keys_only": ("keys_only", "skip"),
     "attention": ("run", "skip"),
@@ -46,7 +48,8 @@ class LayerChoice(StrictModel):
     Attributes:
         attention: Run the attention sublayer, or skip it with its norm; a skipped one stores no keys and values. Tokens
             with `keys_only` store keys and values and ask for nothing, as if frozen; tokens with `queries_only` attend
-            to visible tokens and to themselves, and no other token sees them.
+            to visible tokens and to themselves, and no other token sees them. `adapter` skips the attention, and a
+            trained adapter changes what enters the FFN; see `trained.adapters`.
         ffn: Run the feed-forward sublayer, or skip it with its norm.
         ffn_ratio: Share of the FFN's channels that run, above 0 and up to 1: the trunc(ratio * channels) best ones.
         head_ratio: Share of the heads that the attention of the tokens in scope sums over, above 0 and up to 1: the
@@ -67,7 +70,7 @@ class LayerChoice(StrictModel):
             included); the remaining tokens go through the full layer.
     """
 
-    attention: AttentionRole = "run"
+    attention: AttentionChoice = "run"
     ffn: Literal["run", "skip"] = "run"
     ffn_ratio: Width | None = None
     head_ratio: Width | None = None
@@ -80,6 +83,15 @@ class LayerChoice(StrictModel):
     phase: Literal["both", "prefill", "decode"] = "both"
     tokens: Literal["all", "image", "text"] = "all"
 
+    @model_validator(mode="after")
+    def _goes_with_an_adapter(self) -> Self:
+        given = self.model_dump(exclude_defaults=True, exclude={"attention", "ffn_ratio"})
+        if self.attention == "adapter" and given:
+            found = ", ".join(f"{key}: {value}" for key, value in given.items())
+            reason = "an adapter takes the place of the attention for all tokens in both phases, and feeds the FFN"
+            raise ValueError(f"found {found} beside attention: adapter; {reason}")
+        return self
+
     @property
     def is_keep(self) -> bool:
         """True where the layer does what the dense layer does."""
@@ -89,6 +101,11 @@ class LayerChoice(StrictModel):
     def skips_layer(self) -> bool:
         """True where neither sublayer runs for the tokens to which the choice applies."""
         return self.attention == self.ffn == "skip"
+
+    @property
+    def skips_attention(self) -> bool:
+        """True where the attention runs for no token in scope, and stores nothing."""
+        return self.attention in ("skip", "adapter")
 
     @property
     def ranks_images(self) -> bool:

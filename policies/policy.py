@@ -88,6 +88,15 @@ class Policy(StrictModel):
             raise ValueError("; ".join(f"layers[{index}]: {reason}" for index, reason in wrong.items()))
         return self
 
+    @model_validator(mode="after")
+    def _keeps_the_tokens_of_adapters(self) -> Self:
+        adapted = [index for index, choice in self.layers.items() if choice.attention == "adapter"]
+        removes = self.token_selection.reselect == "once" and any(one.ranks_images for one in self.layers.values())
+        if adapted and removes:
+            reason = "an adapter takes the mean over all tokens of a prompt; write `reselect: each_layer`"
+            raise ValueError(f"found reselect: once beside attention: adapter in layer {adapted[0]}; {reason}")
+        return self
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 

@@ -15,15 +15,17 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..policies.apply import apply_policy
-from ..policies.choice import has_width
+from ..policies.apply import PolicyHandle, apply_policy
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
 from ..policies.scores.table import ROUTER
 from ..policies.trained.routers import routed_layers
+from .adapters import freeze
 from .batches import EncodedExamples
 from .examples import Example
+from .prepared import prepared_policy
 from .settings import RecoverySettings
+from .subsets import SubsetTrainer, with_chosen
 from .trained_parts import TrainedParts, trained_parts
 from .trainer import PolicyTrainer
 
@@ -108,13 +110,7 @@ def recover(
             was not to be resumed.
         RunError: the loss or a trained weight became infinite or NaN.
     """
-    if policy.weights is not None:
-        hint = "start from the policy that it was trained for"
-        raise UsageError("a policy with trained weights cannot be recovered again", hint=hint)
-    if has_width(policy.canonical().layers):
-        reason = "training changes which channels and heads are the best"
-        what = "a policy with `ffn_ratio` or `head_ratio` cannot be recovered"
-        raise UsageError(what, [reason], "leave `ffn_ratio` and `head_ratio` out of it")
+    policy = prepared_policy(policy, settings)
     if settings.method == "router":
         policy = with_routers(policy)
     if settings.router_loss and not routed_layers(policy):
@@ -129,14 +125,18 @@ def recover(
     with (
         attributes_restored(model),
         trained_parts(model, policy, settings) as parts,
-        apply_policy(model, policy, parts.routers) as handle,
+        apply_policy(model, policy, parts.routers, parts.adapters) as handle,
     ):
-        trainer = PolicyTrainer(handle, parts, encoded, settings, arguments)
+        trainer = trainer_of(handle, parts, encoded, settings, arguments)
         try:
             trainer.train(resume_from_checkpoint=start)
             curve = loss_curve(trainer)
             refuse_infinite(parts.model, curve)
+            if isinstance(trainer, SubsetTrainer) and parts.adapters is not None:
+                policy = with_chosen(policy, trainer.chosen, parts.adapters)
             if arguments.should_save:
+                if settings.freeze and parts.adapters is not None:
+                    freeze(handle, parts.adapters, encoded)
                 policy = write(parts, policy, folder)
             trainer.accelerator.wait_for_everyone()
         finally:
@@ -146,6 +146,13 @@ def recover(
         keep(done)
         shutil.rmtree(checkpoints)
     return done
+
+
+def trainer_of(handle: PolicyHandle, parts: TrainedParts, examples: EncodedExamples, settings: RecoverySettings,
+               arguments: TrainingArguments) -> PolicyTrainer:  # fmt: skip
+    """The trainer, which also chooses attentions where it is to keep some of them skipped."""
+    given = (handle, parts, examples, settings, arguments)
+    return PolicyTrainer(*given) if settings.skip is None else SubsetTrainer(*given, size=settings.skip)
 
 
 def with_routers(policy: Policy) -> Policy:

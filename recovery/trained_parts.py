@@ -13,13 +13,15 @@ from transformers import PreTrainedModel
 
 from ..policies.errors import ModelError
 from ..policies.policy import Policy
+from ..policies.trained.adapters import Adapters, adapted_layers
 from ..policies.trained.files import FILES, TrainedWeights, WeightsFormat
 from ..policies.trained.routers import Routers, routed_layers
 from ..policies.trained.swap import WeightSwap
 from .parts import lora_targets, trained_parameters
 from .settings import RecoverySettings
 
-ROUTERS = "skipsearch_routers"  # the module of a model that has routers in training
+# The modules of a model that has routers or adapters in training.
+ROUTERS, ADAPTERS = "skipsearch_routers", "skipsearch_adapters"
 
 
 class TrainedParts(Protocol):
@@ -38,6 +40,11 @@ class TrainedParts(Protocol):
     @property
     def routers(self) -> Routers | None:
         """The routers that are trained; None where the policy ranks image tokens by none."""
+        ...
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The adapters that are trained; None where the policy has none."""
         ...
 
     def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -76,6 +83,7 @@ class OwnTensors:
 
     form: WeightsFormat = "safetensors"
     routers: Routers | None = None
+    adapters: Adapters | None = None
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.model: nn.Module = model
@@ -138,6 +146,7 @@ class LoraAdapter:
 
     form: WeightsFormat = "peft"
     routers: Routers | None = None
+    adapters: Adapters | None = None
 
     def __init__(self, model: PreTrainedModel, targets: list[str], rank: int) -> None:
         try:
@@ -180,21 +189,31 @@ class LoraAdapter:
             vars(model).pop(name, None)
 
 
-class WithRouters:
-    """Trains routers beside other parts of a model.
+class WithModules:
+    """Trains routers and adapters beside other parts of a model.
 
     Args:
         parts: The other parts.
-        model: The model, which has the routers among its modules until they are removed.
-        routers: The routers.
+        model: The model, which has the routers and adapters among its modules until they are removed.
+        routers: The routers; None for none.
+        adapters: The adapters; None for none.
     """
 
-    def __init__(self, parts: OwnTensors | LoraAdapter, model: PreTrainedModel, routers: Routers) -> None:
+    def __init__(
+        self,
+        parts: OwnTensors | LoraAdapter,
+        model: PreTrainedModel,
+        routers: Routers | None,
+        adapters: Adapters | None,
+    ) -> None:
         self._parts, self._base = parts, model
-        self.routers = routers.to(model.device)
-        self.model, self.form = parts.model, parts.form
-        self.count = parts.count + sum(one.numel() for one in routers.parameters())
-        model.add_module(ROUTERS, routers)
+        self.routers, self.adapters = routers, adapters
+        self.model, self.form, self.count = parts.model, parts.form, parts.count
+        named: dict[str, Routers | Adapters | None] = {ROUTERS: routers, ADAPTERS: adapters}
+        self._own = {name: one for name, one in named.items() if one is not None}
+        for name, one in self._own.items():
+            self.count += sum(parameter.numel() for parameter in one.parameters())
+            model.add_module(name, one.to(model.device))
 
     def dense_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """See `TrainedParts`."""
@@ -203,22 +222,26 @@ class WithRouters:
     def save(self, folder: Path) -> None:
         """See `TrainedParts`."""
         self._parts.save(folder)
-        self.routers.save(folder)
+        for one in self._own.values():
+            one.save(folder)
 
     def load(self, folder: Path) -> None:
         """See `TrainedParts`."""
         self._parts.load(folder)
-        self.routers.load(folder)
+        for one in self._own.values():
+            one.load(folder)
 
     def write(self, folder: Path) -> TrainedWeights:
         """See `TrainedParts`."""
         self._parts.write(folder)
-        self.routers.save(folder)
-        return TrainedWeights.of(folder, self.form, routers=True)
+        for one in self._own.values():
+            one.save(folder)
+        return TrainedWeights.of(folder, self.form, routers=ROUTERS in self._own, adapters=ADAPTERS in self._own)
 
     def remove(self) -> None:
         """See `TrainedParts`."""
-        del self._base._modules[ROUTERS]
+        for name in self._own:
+            del self._base._modules[name]
         self._parts.remove()
 
 
@@ -233,9 +256,12 @@ def trained_parts(model: PreTrainedModel, policy: Policy, settings: RecoverySett
     if settings.method == "lora":
         own = LoraAdapter(model, lora_targets(model, policy), settings.lora_rank)
     else:
-        names = [] if settings.method == "router" else list(trained_parameters(model, policy, settings.method))
-        own = OwnTensors(model, names)
-    made: TrainedParts = WithRouters(own, model, Routers.of(model, policy)) if routed_layers(policy) else own
+        nothing = settings.method in ("router", "adapter")
+        own = OwnTensors(model, [] if nothing else list(trained_parameters(model, policy, settings.method)))
+    routers = Routers.of(model, policy) if routed_layers(policy) else None
+    adapters = Adapters.of(model, policy, settings.adapter_rank) if adapted_layers(policy) else None
+    none = routers is None and adapters is None
+    made: TrainedParts = own if none else WithModules(own, model, routers, adapters)
     try:
         yield made
     finally:

@@ -145,9 +145,12 @@ def measured(evaluator: "PolicyEvaluator", policy: Policy, trained: Policy) -> "
     Raises:
         RunError: one could not be measured.
     """
+    from ..policies.trained.adapters import adapted_layers, without_adapters
     from ..policies.trained.routers import routed_layers
 
-    found, states = {}, {"dense": Policy(), "before": policy, "after": trained}
+    # Training may have chosen among adapters, which change nothing before it.
+    own = without_adapters(trained.model_copy(update={"weights": None})) if adapted_layers(trained) else policy
+    found, states = {}, {"dense": Policy(), "before": own, "after": trained}
     if routed_layers(policy):
         # Routers that are not trained rank nothing.
         del states["before"]

@@ -163,8 +163,9 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
     recover.add_argument("--space", help="what to train and measure on (default: the space of the policy's study)")
     recover.add_argument("--model", help="a hub id or folder to train, in place of a space; then nothing is measured")
     _add_loading(recover)
-    recover.add_argument("--method", required=True, choices=["lora", "full", "connector", "router"],
-                         help="what is trained: an adapter, the decoder, or what maps images to it")  # fmt: skip
+    recover.add_argument("--method", required=True, choices=["lora", "full", "connector", "router", "adapter"],
+                         help="what is trained: LoRA, the decoder, what maps images to it, routers, or adapters in "
+                         "place of skipped attentions")  # fmt: skip
     recover.add_argument("--data", required=True, metavar="DATA",
                          help="a file (JSON lines of prompt and answer, or LLaVA's conversations), or an lm-eval task "
                          "with a training split")  # fmt: skip
@@ -176,15 +177,19 @@ def _add_recover_options(recover: argparse.ArgumentParser) -> None:
         "steps": "optimiser steps (default: 200)",
         "batch-size": "examples in a forward, on each device (default: 8)",
         "accumulate": "forwards in a step (default: 1)",
-        "learning-rate": "the highest (default: 2e-4 for lora, 2e-5 for full, 1e-3 for connector and router)",
+        "learning-rate": "the highest (default: 2e-4 for lora, 2e-5 for full, 1e-3 for all others)",
         "warmup": "share of the steps in which it rises (default: 0.05)",
         "weight-decay": "of AdamW (default: 0)",
-        "lora-rank": "of the adapter (default: 16)",
+        "lora-rank": "of the LoRA adapter (default: 16)",
         "router-loss": "weight of the loss that lets routers foresee what is kept (default: 0; γ-MoD: 0.01)",
+        "adapter-rank": "width in between of an adapter in place of an attention (default: 32)",
+        "skip": "how many of the policy's skipped attentions stay skipped, with adapter (default: all)",
         "seed": "of the order of the examples (default: 0)",
         "save-every": "steps between checkpoints (default: a tenth of the steps)",
     }.items():
         recover.add_argument(f"--{name}", metavar="N", help=text)
+    recover.add_argument("--freeze", action="store_true", default=None,
+                         help="freeze the mean and the gate of adapters, so that an FFN takes them in")  # fmt: skip
     recover.add_argument("--distil", choices=["kl"], help="train on the dense model's predictions, not on the answers")
     recover.add_argument("--precision", choices=["auto", "bf16", "fp32"], help="(default: auto, as the weights are)")
     recover.add_argument("--gradient-checkpointing", action="store_true", default=None,

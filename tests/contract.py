@@ -222,19 +222,19 @@ def scored(model: Any, handle: Any, batch: Batch, side: str) -> Tensor:
         handle.prompt_ends = None
 
 
-def check(model: Any, batch: Batch, policy: Policy, routers: Any = None) -> None:
+def check(model: Any, batch: Batch, policy: Policy, routers: Any = None, adapters: Any = None) -> None:
     """Hold one policy against its formulas: forward, padded on both sides, cached, and with beams."""
     try:
-        check_forward_and_cached(model, batch, policy, routers)
+        check_forward_and_cached(model, batch, policy, routers, adapters)
     except AssertionError as error:
         error.add_note(f"{batch.family.name} under\n{policy.to_yaml()}")
         raise
 
 
-def check_forward_and_cached(model: Any, batch: Batch, policy: Policy, routers: Any) -> None:
+def check_forward_and_cached(model: Any, batch: Batch, policy: Policy, routers: Any, adapters: Any) -> None:
     inputs = batch.padded("left")
     length = inputs["input_ids"].shape[1]
-    with apply_policy(model, policy, routers) as handle:
+    with apply_policy(model, policy, routers, adapters) as handle:
         prompts = run(model, batch.padded("right")).logits
         greedy = told(model, inputs)
         beams = told(model, inputs, num_beams=BEAMS, length_penalty=0.0)
@@ -245,7 +245,8 @@ def check_forward_and_cached(model: Any, batch: Batch, policy: Policy, routers: 
     # transformers computes a recurrence in chunks for a prompt, and step by step in decode: two roundings.
     within = 3e-5 if batch.family.linear else 1e-5
     for row, ids in enumerate(batch.ids):
-        expected = reference(model, batch.family, policy, longer.alone(row), len(ids), routers=routers)
+        trained = {"routers": routers, "adapters": adapters}
+        expected = reference(model, batch.family, policy, longer.alone(row), len(ids), **trained)
         close(batch.real(prompts, row, "right"), expected[: len(ids)], within)
         close(longer.real(whole["left"], row, "left"), expected, within)
         close(longer.real(whole["right"], row, "right"), expected, within)

@@ -15,6 +15,7 @@ import slow_scores
 import torch
 import transformers as t
 from layer_formulas import a, f, n1, n2, parallel, recurrence
+from slow_adapters import adapted
 from slow_heads import (
     attention_of,
     columns_of,
@@ -48,6 +49,7 @@ class Row:
         size: How many tokens each token stands for, where it is more than one.
         answer: The places of answer tokens; all from `end` on where it is None.
         routers: By the number of a layer, its router, where image tokens are ranked by routers.
+        adapters: By the number of a layer, the adapter in place of its attention.
     """
 
     ids: list[int]
@@ -57,6 +59,7 @@ class Row:
     gone: set[int] = field(default_factory=set)
     size: dict[int, int] = field(default_factory=dict)
     routers: dict[int, nn.Linear] = field(default_factory=dict)
+    adapters: dict[int, nn.Module] = field(default_factory=dict)
 
     def kind(self, i: int) -> str:
         """The class of a token."""
@@ -139,10 +142,12 @@ def reference(
     answer: tuple[int, ...] | None = None,
     gradients: bool = False,
     routers: nn.ModuleDict | None = None,
+    adapters: nn.ModuleDict | None = None,
 ) -> Tensor:
     """The logits of one unpadded row, shape (tokens, vocabulary), where `end` tokens are the prompt."""
     routed = {ALL_LAYERS if name == "shared" else int(name): router for name, router in (routers or {}).items()}
-    row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed)
+    in_place = {int(number): adapter for number, adapter in (adapters or {}).items()}
+    row = Row(inputs["input_ids"][0].tolist(), end, answer, routers=routed, adapters=in_place)
     first_of_pair: dict[int, Tensor] = {}
 
     def formula(number: int) -> Any:
@@ -206,8 +211,15 @@ def one_layer(
     middle = x + attention(layer, x, arguments, does, evicted, (family, number, row), record, few, choice.window)
     y = middle.clone()
     dropped = [] if ratio is None or choice.ffn == "skip" else dropped_channels(layer, ratio, ranking)
+    changed = {}
+    if number in row.adapters:
+        prompt = [i for i in does if row.kind(i) != "answer"]
+        fed = adapted(row.adapters[number], [n2(layer, x[:, [i]])[0, 0] for i in does], prompt)
+        changed = dict(zip(does, fed, strict=True))
     for i in (i for i, (_, ffn) in does.items() if ffn == "run"):
-        if choice.wiring == "parallel" and i in concerned:
+        if i in changed:
+            normed = changed[i][None, None]
+        elif choice.wiring == "parallel" and i in concerned:
             normed = n1(layer, x[:, [i]]) if choice.norm == "shared" else n2(layer, x[:, [i]])
         else:
             normed = n2(layer, x[:, [i]] if parallel(layer) else middle[:, [i]])

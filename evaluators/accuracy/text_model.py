@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from ...policies.errors import EvaluatorError
 from ...policies.runtime.prefix import PrefixStates
 from .memo import Memo
 from .shared_prompts import can_share, prompts_to_share, score
@@ -94,7 +95,12 @@ class TextModel(HFLM):
         return self._log_likelihoods[key][1]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Sum of the log-probabilities of each text; all of its tokens count as prompt."""
+        """Sum of the log-probabilities of each text; all of its tokens count as prompt.
+
+        Raises:
+            EvaluatorError: see `refuse_whole_texts`.
+        """
+        refuse_whole_texts(self.handle)
         self.rolling = True
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -134,7 +140,7 @@ class TextModel(HFLM):
         return passes if len(passes) == 1 or self._policy_has_phases() else single_pass
 
     def _policy_has_phases(self) -> bool:
-        return self.handle is not None and any(c.phase != "both" for c in self.handle.policy.layers.values())
+        return self.handle is not None and self.handle.needs.phases
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = inps.tolist()
@@ -190,3 +196,15 @@ class TextModel(HFLM):
         """The model's input for the prompt of one request, with its images where it has any."""
         ids, mask = self.tok_batch_encode([arguments[0]])
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def refuse_whole_texts(handle: "PolicyHandle | None") -> None:
+    """Refuse to score texts without a prompt under a policy with adapters in place of attentions.
+
+    Raises:
+        EvaluatorError: the policy has some, and they are not frozen.
+    """
+    if handle is not None and handle.needs.means:
+        reason = "each token would be predicted from a mean over all tokens of the text, those after it included"
+        hint = "freeze the adapters with `skipsearch recover --freeze`"
+        raise EvaluatorError("a text without a prompt cannot be scored under adapters", [reason], hint)

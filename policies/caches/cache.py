@@ -129,7 +129,7 @@ def counting_layer(layer: CacheLayerMixin, device: torch.device) -> PartialLayer
 
 
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of all keys, values and recurrent states in a cache, and of the positions that partial layers store."""
+    """Bytes of all keys, values and recurrent states in a cache, and of what partial layers store beside them."""
     return sum(tensor_bytes(getattr(layer, name, None)) for layer in cache.layers for name in TENSORS)
 
 

@@ -95,6 +95,8 @@ def join_partial(one: PartialLayer, other: PartialLayer, rows: tuple[int, int]) 
         batch.valid = None if bool(valid.all()) else valid
     batch.seen = batch._tail_start = seen
     batch.shared_places = None
+    if one.prompt is not None and other.prompt is not None:
+        batch.prompt = torch.cat([one.prompt, other.prompt])
     return batch
 
 

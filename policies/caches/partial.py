@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from ..errors import ModelError
 from ..runtime.selection import Selection
 
-PER_ROW = ("keys", "values", "_scattered", "valid")
+PER_ROW = ("keys", "values", "_scattered", "valid", "prompt")
 
 
 class PartialLayer(DynamicLayer):
@@ -31,6 +31,8 @@ class PartialLayer(DynamicLayer):
         shared_places: The places of the prompt's stored tokens, shape (batch, stored), one tensor for all layers that
             store the same ones and every later token; None where that cannot be said.
         record_past: True where a sliding window drops nothing before the next `crop`, so that `crop` can go back.
+        prompt: What an adapter in place of the attention keeps of the prompt, shape (batch, numbers); None before the
+            prompt, and where the layer has no adapter.
     """
 
     supports_early_init = False
@@ -43,6 +45,7 @@ class PartialLayer(DynamicLayer):
         self.valid: Tensor | None = None
         self._scattered: Tensor | None = None
         self.shared_places: Tensor | None = None
+        self.prompt: Tensor | None = None
         self._tail_start = self.seen
         self._announced: tuple[int, Tensor | None, Tensor | None] | None = None
         self.record_past = bool(getattr(replaced, "record_past", False))
@@ -64,6 +67,10 @@ class PartialLayer(DynamicLayer):
             self._scattered = self.columns(self.keys.shape[0], self.keys.device)
         self.seen += count
         self._tail_start = self.seen
+
+    def remember(self, prompt: Tensor) -> None:
+        """Keep what an adapter needs of the prompt; see `prompt`."""
+        self.prompt = prompt
 
     def announce(self, count: int, index: Tensor | None = None, valid: Tensor | None = None) -> None:
         """Say which tokens the next update stores.
@@ -181,7 +188,7 @@ class PartialLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         self.seen = self._tail_start = self._dropped_before = 0
-        self.keys = self.values = self._scattered = self.valid = self.shared_places = None
+        self.keys = self.values = self._scattered = self.valid = self.shared_places = self.prompt = None
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -202,6 +209,7 @@ class PartialLayer(DynamicLayer):
         if tokens_to_remove and self.keys is not None and self.values is not None:
             self._forget_from(left, self.keys, self.values)
         self.seen, self._tail_start = left, min(left, self._tail_start)
+        self.prompt = self.prompt if left else None
         if self.keys is not None and self.values is not None:
             self._drop_outside_window(self.keys, self.values)
 

@@ -17,10 +17,16 @@ class SkippedStaticLayer(StaticLayer):
     Args:
         replaced: The cache layer in whose place this one is put.
         device: Where the model runs; the count lives there, because CUDA graphs need it.
+
+    Attributes:
+        prompt: What an adapter in place of the attention keeps of the prompt, shape (batch, numbers); None before the
+            prompt, and where the layer has no adapter.
     """
 
     def __init__(self, replaced: StaticLayer, device: torch.device) -> None:
         CacheLayerMixin.__init__(self)
+        self.prompt: Tensor | None = None
+        self._room: Tensor | None = None
         self.max_cache_len = replaced.max_cache_len
         self.cumulative_length = torch.zeros((), dtype=torch.long, device=device)
         self.cumulative_length_int = 0
@@ -35,6 +41,15 @@ class SkippedStaticLayer(StaticLayer):
         if self.is_sliding:
             self.cumulative_length_int += count
 
+    def remember(self, prompt: Tensor) -> None:
+        """Keep what an adapter needs of the prompt, in the same memory for each prompt, which a CUDA graph reads."""
+        if self._room is None or self._room.shape != prompt.shape:
+            self._room = prompt.clone()
+            mark_static(self._room)
+        else:
+            self._room.copy_(prompt)
+        self.prompt = self._room
+
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse to store: the layer runs without the policy that made this cache.
 
@@ -44,12 +59,15 @@ class SkippedStaticLayer(StaticLayer):
         raise used_without_policy()
 
     def reset(self) -> None:
-        """Set the count to 0."""
+        """Set the count to 0, and forget the prompt."""
         self.cumulative_length.zero_()
         self.cumulative_length_int = 0
+        self.prompt = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Nothing to reorder."""
+        """Reorder what is kept of the prompt."""
+        if self.prompt is not None:
+            self.remember(self.prompt.index_select(0, beam_idx.to(self.prompt.device)))
 
     def offload(self) -> None:
         """Nothing to move."""

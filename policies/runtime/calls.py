@@ -37,7 +37,16 @@ from ..families.layers import argument_names
 from ..windows.grids import SIZES, Grid, grids_by_row
 from .attend import Split
 from .patch import Patch
-from .requests import GenerateCall, Needs, is_empty, refusal, refuse_options, refuse_packed
+from .requests import (
+    GenerateCall,
+    Needs,
+    is_empty,
+    prompt_mask,
+    refusal,
+    refuse_options,
+    refuse_packed,
+    refuse_pieces,
+)
 from .selection import AllOrNone, Selection
 from .tokens import ForwardTokens
 
@@ -51,6 +60,8 @@ class ForwardCall:
         single_class: Where `tokens` is None, the class of all tokens: `text` or `answer`.
         tokens: The tokens by class; None where all are of one class.
         images_known: False where the policy needs the image tokens, and the input ids were not seen.
+        prompt: The tokens of the prompt, padding apart, shape (batch, tokens), where an adapter takes a mean over them
+            in this forward; else None.
         unattended: Layers whose attention did not run.
         shortened: Layers whose attention ran for some tokens only, or for each one over some keys only.
         grids: The grids of each row's images; None where no image token sees through a window.
@@ -62,6 +73,7 @@ class ForwardCall:
     single_class: str = "text"
     tokens: ForwardTokens | None = None
     images_known: bool = True
+    prompt: Tensor | None = None
     unattended: set[int] = field(default_factory=set)
     shortened: set[int] = field(default_factory=set)
     grids: list[tuple[Grid, ...]] | None = None
@@ -199,6 +211,9 @@ class CallTracker:
         if isinstance(end, int) and end <= 0:
             call.single_class = "answer"
             return call
+        if self._needs.means and not self._is_cut_back(cache):
+            refuse_pieces(end, count, cache)
+            call.prompt = prompt_mask(tokens, given.get("attention_mask"), end)
         mixed = isinstance(end, Tensor) or end < count
         if not self._needs.images and not mixed:
             return call

@@ -152,6 +152,11 @@ def check_kind(layer: DecoderLayer, choice: LayerChoice, ranking: Ranking = "wei
     elif layer.kind == "linear" and choice.attention == "skip" and (limited or choice.rest == "attention"):
         reason = "a recurrence that some tokens skip has no state for the others"
         hint = "leave `phase` and `tokens` out"
+    elif layer.kind != "attention" and choice.attention == "adapter":
+        reason, hint = (
+            "an adapter takes the place of an attention between tokens",
+            "leave `attention: adapter` out there",
+        )
     elif layer.kind == "cross" and (limited or choice.token_ratio is not None):
         reason = "attention to the image is for all tokens and both phases"
         hint = "leave `phase` and `tokens` out"

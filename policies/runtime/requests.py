@@ -26,6 +26,7 @@ class Needs:
         ranks: True where a token ratio ranks image tokens.
         evicts: True where keys and values of image tokens leave a cache after the prompt.
         grids: True where image tokens see through a window.
+        means: True where an adapter takes a mean over the prompt.
     """
 
     phases: bool
@@ -33,6 +34,7 @@ class Needs:
     ranks: bool
     evicts: bool = False
     grids: bool = False
+    means: bool = False
 
 
 @dataclass(eq=False)
@@ -152,7 +154,7 @@ def refuse_packed(given: Mapping[str, Any], cache: Cache | None, needs: Needs) -
     positions = given.get("position_ids")
     packed = given.get("cu_seq_lens_q") is not None or given.get("seq_idx") is not None
     if (
-        (needs.ranks or needs.grids)
+        (needs.ranks or needs.grids or needs.means)
         and isinstance(positions, Tensor)
         and positions.dim() == 2
         and positions.shape[1] > 1
@@ -172,3 +174,87 @@ def is_paged(given: Mapping[str, Any]) -> bool:
 def refusal(feature: str, reason: str, hint: str) -> ModelError:
     """The error for a way of calling that a policy does not support."""
     return ModelError(f"{feature} cannot be used under this policy", [reason], hint)
+
+
+def prompt_mask(tokens: Tensor, mask: Any, end: int | Tensor) -> Tensor | None:
+    """Which tokens of a forward belong to the prompt, padding apart, shape (batch, tokens); None where none does.
+
+    Args:
+        tokens: The input ids (batch, tokens), or the embeddings (batch, tokens, width).
+        mask: The attention mask, where the input has one.
+        end: One past the last prompt token, of all rows or of each one, shape (batch,).
+
+    Raises:
+        ModelError: the mask does not say which tokens are padding.
+    """
+    (batch, count), device = tokens.shape[:2], tokens.device
+    if not some_end(end, 1):
+        return None
+    real = real_tokens(mask, batch, count, device)
+    places = torch.arange(count, device=device)
+    return real & (places[None] < torch.as_tensor(end, device=device).reshape(-1, 1))
+
+
+def real_tokens(mask: Any, batch: int, count: int, device: torch.device) -> Tensor:
+    """Which tokens of a forward are no padding, shape (batch, tokens).
+
+    Args:
+        mask: None; shape (batch, tokens) with 0 for padding; or, as with static caches, the masks that layers get, of
+            shape (batch, 1, queries, keys), alone or by the kind of layer.
+        batch: The rows.
+        count: The tokens of the forward.
+        device: Where the tokens are.
+
+    Raises:
+        ModelError: the mask is of another kind.
+    """
+    if isinstance(mask, Mapping):
+        mask = next((one for one in mask.values() if one is not None), None)
+    if mask is None:
+        return torch.ones(batch, count, dtype=torch.bool, device=device)
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask[:, -count:].to(device).bool()
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        # Of a prompt in an empty cache, query i sees key i unless it is padding.
+        own = mask[:, 0].diagonal(dim1=-2, dim2=-1)[:, :count].to(device)
+        return (own if own.dtype == torch.bool else own == 0).expand(batch, -1)
+    found = f"a {type(mask).__name__}" + (f" of {mask.dim()} dimensions" if isinstance(mask, Tensor) else "")
+    reason = f"its layers take a mean over the prompt without padding, and {found} does not say where padding is"
+    raise refusal("this attention mask", reason, "pass `attention_mask` of shape (batch, tokens)")
+
+
+def refuse_pieces(end: int | Tensor, count: int, cache: Cache | None) -> None:
+    """Refuse a forward that has only a part of a prompt, over all of which an adapter takes its mean.
+
+    Args:
+        end: One past the last prompt token, of all rows or of each one.
+        count: The tokens of the forward.
+        cache: Its cache.
+
+    Raises:
+        ModelError: more of the prompt is to come, or an earlier part was read before.
+    """
+    if not some_end(end, 1):
+        return
+    reason = None
+    if some_end(end, count + 1):
+        reason = "an adapter takes the mean over the whole prompt, and more of it is to come"
+    elif cache is not None and not is_empty(cache, count):
+        reason = "an adapter takes the mean over the whole prompt, and an earlier forward read a part of it"
+    if reason is not None:
+        hint = "pass the whole prompt in one forward, or freeze the adapters with `skipsearch recover --freeze`"
+        raise refusal("a prompt in pieces", reason, hint)
+
+
+def unread_prompt(layer: int) -> ModelError:
+    """The error for a token after a prompt that an adapter did not see."""
+    return ModelError(
+        "an adapter in place of an attention needs the prompt",
+        [f"layer {layer} got a token after it, with a cache that was filled without the policy"],
+        "start from an empty cache, with the policy applied",
+    )
+
+
+def some_end(end: int | Tensor, least: int) -> bool:
+    """True where the prompt of some row ends at that place or after it."""
+    return bool((end >= least).any()) if isinstance(end, Tensor) else end >= least

@@ -17,6 +17,7 @@ FILES: Final[Mapping[WeightsFormat, tuple[str, ...]]] = {
     "safetensors": ("trained.safetensors",),
 }
 ROUTERS: Final = "routers.safetensors"
+ADAPTERS: Final = "adapters.safetensors"
 
 
 class TrainedWeights(StrictModel):
@@ -25,6 +26,7 @@ class TrainedWeights(StrictModel):
     Attributes:
         format: `peft`, a LoRA adapter in PEFT's files, or `safetensors`, whole tensors in `trained.safetensors`.
         routers: Whether `routers.safetensors` has the routers of layers that rank image tokens by one.
+        adapters: Whether `adapters.safetensors` has the adapters of layers with one in place of their attention.
         sha256: The SHA-256 of the files, one after the other.
         folder: The folder of the files, beside the policy file; None where they lie beside it themselves.
     """
@@ -32,6 +34,7 @@ class TrainedWeights(StrictModel):
     format: WeightsFormat
     # Left out where there are none, so that fingerprints stay what they were.
     routers: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
+    adapters: Annotated[bool, Field(strict=True, exclude_if=lambda value: not value)] = False
     sha256: Sha256
     folder: Annotated[
         Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None,
@@ -41,19 +44,19 @@ class TrainedWeights(StrictModel):
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the files."""
-        return names_of(self.format, self.routers)
+        return names_of(self.format, self.routers, self.adapters)
 
     @classmethod
-    def of(cls, folder: Path, form: WeightsFormat, routers: bool = False) -> "TrainedWeights":
+    def of(cls, folder: Path, form: WeightsFormat, routers: bool = False, adapters: bool = False) -> "TrainedWeights":
         """The weights that lie in a folder.
 
         Raises:
             OSError: a file is missing or cannot be read.
         """
         digest = hashlib.sha256()
-        for name in names_of(form, routers):
+        for name in names_of(form, routers, adapters):
             digest.update((folder / name).read_bytes())
-        return cls(format=form, routers=routers, sha256=digest.hexdigest())
+        return cls(format=form, routers=routers, adapters=adapters, sha256=digest.hexdigest())
 
     def check(self, folder: Path | None) -> Path:
         """The folder of the weights, once their content is what the policy names.
@@ -68,7 +71,7 @@ class TrainedWeights(StrictModel):
         hint = "copy the whole folder that `skipsearch recover` wrote"
         if missing:
             raise PolicyError(f"{folder} lacks trained weights", [f"expected {name}" for name in missing], hint)
-        found = self.of(folder, self.format, self.routers).sha256
+        found = self.of(folder, self.format, self.routers, self.adapters).sha256
         if found != self.sha256:
             raise PolicyError(f"{folder} has other weights than its policy", [self._wanted(), f"found {found}"], hint)
         return folder
@@ -77,6 +80,6 @@ class TrainedWeights(StrictModel):
         return f"expected {' and '.join(self.files)} with SHA-256 {self.sha256}"
 
 
-def names_of(form: WeightsFormat, routers: bool) -> tuple[str, ...]:
-    """The names of the files of a form, with those of routers where there are some."""
-    return (*FILES[form], ROUTERS) if routers else FILES[form]
+def names_of(form: WeightsFormat, routers: bool, adapters: bool) -> tuple[str, ...]:
+    """The names of the files of a form, with those of routers and adapters where there are some."""
+    return (*FILES[form], *([ROUTERS] if routers else []), *([ADAPTERS] if adapters else []))

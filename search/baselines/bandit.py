@@ -5,11 +5,11 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from ...recovery.redundancy import draw_subsets, most_redundant, probabilities, updated
 from .placing import Choices, Domains, cumulative_policies, matching_choices, place, unique_policies
 
-# EAS skips 12 of 32 attentions. Its LLaVA variant draws 5 subsets an update and steps by 1, over thousands of updates.
+# EAS skips 12 of 32 attentions.
 SKIPPED_SHARE: Final = 12 / 32
-SUBSETS_PER_UPDATE: Final = 5
 
 
 def bandit(
@@ -21,9 +21,7 @@ def bandit(
 ) -> list[Choices]:
     """Policies that skip the attentions which a bandit finds most redundant.
 
-    An attention is an arm with a score s that starts at 0. Each update draws distinct subsets of 3/8 of the arms, and
-    sigmoid(s) is the weight of an arm. The reward of a subset is exp(-loss). The score of each of its arms moves by
-    `step * (reward - mean reward) * sigmoid(s) * (1 - sigmoid(s))`.
+    Each update tries subsets of 3/8 of the attentions; see `recovery.redundancy`.
 
     Args:
         domains: The choices that each layer allows.
@@ -51,26 +49,8 @@ def bandit(
     scores = dict.fromkeys(arms, 0.0)
     rng = random.Random(seed)
     for _ in range(updates):
-        probabilities = {arm: 1 / (1 + math.exp(-score)) for arm, score in scores.items()}
-        subsets = draw_subsets(probabilities, size, rng)
+        subsets = draw_subsets(probabilities(scores), size, rng)
         rewards = [math.exp(-evaluate(place(skips[0], subset, domains))) for subset in subsets]
-        mean = sum(rewards) / len(rewards)
-        for subset, reward in zip(subsets, rewards, strict=True):
-            for arm in subset:
-                scores[arm] += step * (reward - mean) * probabilities[arm] * (1 - probabilities[arm])
-    most_redundant = sorted(arms, key=lambda arm: -scores[arm])[:size]
-    return unique_policies(cumulative_policies(skips[0], most_redundant, domains), domains)
-
-
-def draw_subsets(weights: dict[int, float], size: int, rng: random.Random) -> list[list[int]]:
-    """Draw distinct subsets of the arms, each by weighted sampling without replacement."""
-    subsets: list[list[int]] = []
-    while len(subsets) < min(SUBSETS_PER_UPDATE, math.comb(len(weights), size)):
-        # Exponential clocks: the arms with the smallest draws of Exp(weight) are a weighted sample without replacement.
-        times = {arm: rng.expovariate(weight) for arm, weight in weights.items()}
-        subset = sorted(sorted(times, key=lambda arm: times[arm])[:size])
-        while subset in subsets:
-            # Very unequal weights repeat one subset almost forever, so a duplicate is replaced by a uniform draw.
-            subset = sorted(rng.sample(sorted(weights), size))
-        subsets.append(subset)
-    return subsets
+        scores = updated(scores, subsets, rewards, step)
+    ranked = most_redundant(scores, size)
+    return unique_policies(cumulative_policies(skips[0], ranked, domains), domains)

@@ -170,11 +170,12 @@ def allowed(small: SmallModel, name: str) -> Allowed:
         reasons = [f"{key}: {found[key].reason}" for key in OFFERED if key in found]
         raise ModelError(f"no layer of {name} allows a choice", reasons, "choose a model of another family")
     places = {key: of_large(small, one, key == PAIR) for key, one in found.items()}
-    return Allowed(
-        len(small.stands_for), tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers)),
-        *({key: one for key, one in places.items() if key in keys} for keys in (OFFERED, OPTIONAL, FURTHER)),
-        selections(trial, found), no_images,
-    )  # fmt: skip
+    offered, optional, further = (
+        {key: one for key, one in places.items() if key in keys} for keys in (OFFERED, OPTIONAL, FURTHER)
+    )
+    names = tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers))
+    selected = selections(trial, found)
+    return Allowed(len(small.stands_for), names, offered, optional, further, selected, no_images)
 
 
 def verdict(trial: Trial, choice: LayerChoice) -> Verdict:

@@ -24,12 +24,13 @@ COLOURS = {
     "parallel_shared": "#CC79A7",
     "keys_only": "#56B4E9",
     "queries_only": "#F0E442",
+    "adapter": "#56B4E9",
     "token_ratio": "#009E73",
     "ffn_ratio": "#8C6D31",
     "head_ratio": "#882255",
 }
 RUNS, SKIPPED, PARALLEL, SHARED, ALL_TOKENS, LEFT, EIGHTHS = "■", "×", "║", "╫", "·", "→", "▁▂▃▄▅▆▇█"
-KEYS, QUERIES = "○", "△"
+KEYS, QUERIES, ADAPTER = "○", "△", "◇"
 MEANING = {
     "keep": (RUNS, "runs"),
     "skip_attention": (SKIPPED, "skip_attention"),
@@ -39,6 +40,7 @@ MEANING = {
     "parallel_shared": (SHARED, "parallel, shared norm (both rows)"),
     "keys_only": (KEYS, "keys_only: tokens are seen without asking"),
     "queries_only": (QUERIES, "queries_only: tokens ask without being seen"),
+    "adapter": (ADAPTER, "adapter in place of the attention"),
 }
 # Letters for a choice that is limited to one phase or to one kind of token.
 SCOPES = {"p": "in prefill only", "d": "in decode only", "i": "for image tokens only", "t": "for text tokens only"}
@@ -51,7 +53,7 @@ RESTS = {
 }
 # Signs for the two layers of a pair.
 PAIRS = {"┌": "reads the same as the layer after it (pair)", "┐": "reads what enters the layer before it (pair)"}
-ASCII = str.maketrans("■×║╫○△·→┌┐±−▁▂▃▄▅▆▇█", "#x=%o^->()~-12345678")
+ASCII = str.maketrans("■×║╫○△◇·→┌┐±−▁▂▃▄▅▆▇█", "#x=%o^a->()~-12345678")
 LABEL_WIDTH = 11
 
 
@@ -308,7 +310,7 @@ def _channel_symbol(drawn: Cell) -> Text:
 
 def _head_symbol(drawn: Cell) -> Text:
     if drawn.heads is None:
-        return Text(" " if drawn.attention in ("skip_attention", "skip_layer") else ALL_TOKENS, style="dim")
+        return Text(" " if drawn.attention in ("skip_attention", "skip_layer", "adapter") else ALL_TOKENS, style="dim")
     return Text(_level(drawn.heads), style=f"bold {COLOURS['head_ratio']}")
 
 

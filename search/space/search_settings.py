@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ...policies.choice import StrictModel
 from ...policies.wording import nearest, short
-from ...recovery.settings import RecoverySettings
+from ...recovery.settings import RecoverySettings, TrainingSettings
 from ..baselines.registry import BASELINES, SOURCES
 from ..storage_url import check_storage_url
 
@@ -67,11 +67,12 @@ class Racing(StrictModel):
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 
-class Recover(RecoverySettings):
+class Recover(TrainingSettings):
     """Short trainings of the best policies, once the search has ended.
 
     Attributes:
-        method: What is trained. Routers are not: they change what a policy computes, and with it its times.
+        method: What is trained. Routers and adapters are not: they change what a policy computes, and with it its
+            times.
         top: The number of policies to train: those of the front, then those nearest to it.
         survivors: Steps of further rounds: the better half of the policies of a round is trained anew, for so many
             steps (training-aware selection as in DarwinLM). Each is longer than the one before.
@@ -102,7 +103,7 @@ class Recover(RecoverySettings):
 
     def training(self, steps: int) -> RecoverySettings:
         """The settings of each training of so many steps."""
-        return RecoverySettings(**{**self.model_dump(include={*RecoverySettings.model_fields}), "steps": steps})
+        return RecoverySettings(**{**self.model_dump(include={*TrainingSettings.model_fields}), "steps": steps})
 
     def rounds(self, count: int) -> list[tuple[int, int]]:
         """The steps of each round, and how many policies it trains at most where the first one trains `count`."""

@@ -18,7 +18,9 @@ from skipsearch.evaluators.accuracy.memo import Memo, cached_image_features
 from skipsearch.evaluators.accuracy.model import lm_eval_model
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import CHOICES, LayerChoice
+from skipsearch.policies.errors import EvaluatorError
 from skipsearch.policies.policy import Policy
+from skipsearch.policies.trained.adapters import Adapters
 
 BATCH = 4
 
@@ -218,14 +220,24 @@ def test_an_answer_that_is_scored_is_of_the_decode_phase(world, kind, batch_size
     assert len(found) == 3
 
 
-def test_one_row_that_is_read_with_two_prompts_is_scored_for_each(world):
-    policy = Policy(
-        layers={1: LayerChoice(ffn="skip", phase="decode"), 2: LayerChoice(wiring="parallel", phase="prefill")}
-    )
+def adapted(model):
+    """A policy with an adapter in place of an attention, and that adapter."""
+    policy = Policy(layers={1: LayerChoice(attention="adapter")})
+    torch.manual_seed(0)
+    adapters = Adapters.of(model, policy, 4)
+    for parameter in adapters.parameters():
+        parameter.data.normal_()
+    return policy, adapters.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["phases", "adapter"])
+def test_one_row_that_is_read_with_two_prompts_is_scored_for_each(world, kind):
+    phases = {1: LayerChoice(ffn="skip", phase="decode"), 2: LayerChoice(wiring="parallel", phase="prefill")}
+    policy, adapters = (Policy(layers=phases), None) if kind == "phases" else adapted(world.llama.model)
     texts = [("w1 w2 w3", " w4 w5"), ("w1 w2", " w3 w4 w6"), ("w9", " w8"), ("w1 w2 w3", " w4 w7")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(texts)]
     lm = lm_eval_model(world.llama, BATCH, Memo(0))
-    with apply_policy(world.llama.model, policy) as lm.handle:
+    with apply_policy(world.llama.model, policy, adapters=adapters) as lm.handle:
         together = lm.loglikelihood(requests, disable_tqdm=True)
         alone = [lm.loglikelihood([request], disable_tqdm=True)[0] for request in requests]
         document = {"question": "w1 w2", "choices": ["w3 w4 w6"]}
@@ -241,6 +253,12 @@ def test_a_text_without_a_prompt_is_all_prompt(world):
         with apply_policy(world.llama.model, Policy(layers={1: LayerChoice(ffn="skip", phase=phase)})) as lm.handle:
             values[phase] = lm.loglikelihood_rolling([request], disable_tqdm=True)[0]
     assert values["prefill"] == values["both"] != values["decode"]
+    policy, adapters = adapted(world.llama.model)
+    with (
+        apply_policy(world.llama.model, policy, adapters=adapters) as lm.handle,
+        pytest.raises(EvaluatorError, match="a text without a prompt cannot be scored under adapters"),
+    ):
+        lm.loglikelihood_rolling([request], disable_tqdm=True)
 
 
 @pytest.mark.parametrize("task", ["image_gen", "image_mc"])

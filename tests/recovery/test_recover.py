@@ -27,6 +27,7 @@ from skipsearch.policies.errors import (
 )
 from skipsearch.policies.scores.router import RouterOptions
 from skipsearch.policies.scores.token_selection import TokenSelection
+from skipsearch.policies.trained.adapters import Adapters, adapted_layers, without_adapters
 from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
 from skipsearch.recovery.examples import Example
@@ -48,6 +49,9 @@ ROUTED = DECAY.model_copy(update={"token_selection": TokenSelection(score="route
 GAMMA_MOD = RouterOptions(gate="sigmoid", alpha=1.0, beta=0.0, reweights_rest=False, reads="norm", shared=True,
                           threshold=0.4)  # fmt: skip
 SHARED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router", router=GAMMA_MOD)})
+NO_ATTENTION = Policy(layers={1: {"attention": "skip", "ffn_ratio": 0.5}, 3: {"attention": "skip"}})
+ADAPTED = Policy(layers={1: {"attention": "adapter"}, 3: {"attention": "adapter"}})
+ANY_ATTENTION = Policy(layers=dict.fromkeys(range(4), {"attention": "skip"}))
 QUICK = {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0}
 
 
@@ -91,6 +95,9 @@ CASES = {
     "router": ("llava", DECAY, {"method": "router", "learning_rate": 0.1}),
     "full with one router": ("llava", SHARED, {"method": "full", "gradient_checkpointing": True, "router_loss": 0.01}),
     "lora with routers": ("llava", ROUTED, {"method": "lora", "lora_rank": 4, "distil": "kl"}),
+    "adapter": ("llama", NO_ATTENTION, {"method": "adapter", "learning_rate": 0.03}),
+    "adapter, frozen": ("llava", ADAPTED, {"method": "adapter", "learning_rate": 0.03, "distil": "kl", "freeze": True}),
+    "full with adapters": ("llava", ADAPTED, {"method": "full", "gradient_checkpointing": True}),
     "lora in bf16": ("llava", RATIO, {"method": "lora", "precision": "bf16", "gradient_checkpointing": True}),
     "full in bf16": ("llama", SKIPS, {"method": "full", "distil": "kl", "dtype": "bfloat16"}),
 }
@@ -115,11 +122,13 @@ def test_the_folder_has_what_was_learned_and_the_model_is_as_before(case, subjec
     assert len(curve) == 12 and sum(curve[-3:]) < sum(curve[:3])
     files = {"peft": ["adapter_config.json", "adapter_model.safetensors"], "safetensors": ["trained.safetensors"]}
     routers = ["routers.safetensors"] if done.policy.weights.routers else []
+    adapters = ["adapters.safetensors"] if done.policy.weights.adapters else []
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
-        [*files[done.policy.weights.format], *routers, "policy.yaml"]
+        [*files[done.policy.weights.format], *routers, *adapters, "policy.yaml"]
     )
 
-    with apply_policy(model, policy, Routers.of(model, policy) if routed_layers(policy) else None) as handle:
+    untrained_routers = Routers.of(model, policy) if routed_layers(policy) else None
+    with apply_policy(model, without_adapters(policy), untrained_routers) as handle:
         untrained = answer_loss(model, handle, batch_of(subject, data))
     with apply_policy(model, tmp_path / "out") as handle:
         assert handle.weights == done.policy.weights.sha256
@@ -180,13 +189,14 @@ class Stopping:
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED)]
-)
+    ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED),
+     ("adapter", "llama", NO_ATTENTION), ("adapter", "llama", ANY_ATTENTION)],
+)  # fmt: skip
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     method, name, policy, subject_of, examples, tmp_path
 ):
     subject, data = subject_of(name), examples(name)
-    settings = {"method": method, "steps": 8, "save_every": 3}
+    settings = {"method": method, "steps": 8, "save_every": 3, "skip": 2 if policy is ANY_ATTENTION else None}
     whole = trained(subject, policy, data, tmp_path / "whole", **settings)
     processor = subject.processor
     subject.processor = Stopping(processor, 5)
@@ -239,6 +249,45 @@ def test_what_the_policy_skips_is_not_trained(subject_of):
     ) == {"model.language_model.layers.1.post_attention_layernorm.weight"}
 
 
+def test_frozen_adapters_have_the_means_over_the_prompts_of_the_training_examples(subject_of, examples, tmp_path):
+    subject, data = subject_of("llama"), examples("llama", 10)
+    model, one = subject.model, Policy(layers={1: {"attention": "skip"}})
+    done = trained(subject, one, data, tmp_path / "out", method="adapter", steps=1, freeze=True, adapter_rank=4)
+    assert adapted_layers(done.policy) == [1]
+    adapter = Adapters.read(tmp_path / "out", [1], model.config.hidden_size).of_layer(1)
+    layer, found = model.model.layers[1], []
+    entering = []
+    hook = layer.register_forward_pre_hook(lambda module, args, kwargs: entering.append(args[0]), with_kwargs=True)
+    for example in data:
+        with torch.no_grad():
+            model(**subject.processor([example.prompt], return_tensors="pt"))
+            mean = layer.post_attention_layernorm(entering.pop())[0].mean(0)
+            found.append(torch.cat([adapter.mean(mean), (adapter.gate(mean) / 10).softmax(0)]))
+    hook.remove()
+    torch.testing.assert_close(adapter.frozen, torch.stack(found).mean(0))
+
+
+def test_the_attentions_that_are_missed_least_stay_skipped(subject_of, examples, tmp_path):
+    subject, data = subject_of("llama"), examples("llama", 8)
+    with torch.no_grad():
+        for index in (0, 2):  # without these the model loses nothing
+            subject.model.model.layers[index].self_attn.o_proj.weight.zero_()
+        for index in (1, 3):
+            subject.model.model.layers[index].self_attn.o_proj.weight.mul_(8.0)
+    done = trained(
+        subject, ANY_ATTENTION, data, tmp_path / "out", method="adapter", steps=40, skip=2, distil="kl",
+        learning_rate=1e-6, freeze=True,
+    )  # fmt: skip
+    assert {index: choice.attention for index, choice in done.policy.canonical().layers.items()} == {
+        0: "adapter", 2: "adapter",
+    }  # fmt: skip
+    assert list(Adapters.read(tmp_path / "out", [0, 2], subject.model.config.hidden_size)) == ["0", "2"]
+    with apply_policy(subject.model, tmp_path / "out") as handle:
+        found = logits_of(subject.model, batch_of(subject, data))
+        with handle.dense():
+            torch.testing.assert_close(found, logits_of(subject.model, batch_of(subject, data)), rtol=0, atol=2e-2)
+
+
 # Refusals
 
 
@@ -258,6 +307,20 @@ def test_what_cannot_be_trained_is_refused(subject_of, examples, tmp_path):
         trained(llama, SKIPS, data, tmp_path / "r", method="lora", router_loss=0.01)
     with pytest.raises(UsageError, match="routers cannot rank"):
         trained(llama, once, data, tmp_path / "r", method="router")
+    with pytest.raises(UsageError, match="leaves no place to adapters"):
+        trained(
+            llama, Policy(layers={1: {"attention": "skip", "phase": "decode"}}), data, tmp_path / "r", method="adapter"
+        )
+    with pytest.raises(UsageError, match="adapters cannot take the place of attentions"):
+        removing = {0: {"token_ratio": 0.5}, 1: {"attention": "skip"}}
+        once = Policy(layers=removing, token_selection=TokenSelection(reselect="once"))
+        trained(llama, once, data, tmp_path / "r", method="adapter")
+    with pytest.raises(UsageError, match="no attention to choose"):
+        trained(llama, NO_ATTENTION, data, tmp_path / "r", method="adapter", skip=2)
+    with pytest.raises(ValueError, match="found skip beside method full"):
+        RecoverySettings(method="full", skip=2)
+    with pytest.raises(UsageError, match="nothing to freeze"):
+        trained(llama, SKIPS, data, tmp_path / "r", method="full", freeze=True)
     with pytest.raises(ModelError, match="no linear layers to adapt"):
         trained(llama, skip, data, tmp_path / "d", method="lora")
     wrong = [Example("w1", " w2"), Example("w1", " "), Example("w1 " * 300, " w2", line=7)]

@@ -74,6 +74,18 @@ def test_a_folder_has_the_figures_before_and_after_and_eval_finds_them_again(wor
     ]  # fmt: skip
 
 
+def test_adapters_have_the_figures_of_the_skipped_attentions_before(world, capsys):
+    arguments = ("--space", world / "space.yaml", "--freeze", "--adapter-rank", "4", "--json")
+    assert command(world, *arguments, out="adapted", method="adapter") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["adapter_rank"] == 4 and found["settings"]["freeze"]
+    flops = found["figures"]["prefill_flops"]
+    assert flops["before"]["value"] == flops["after"]["value"] < flops["dense"]["value"]
+    assert Policy.load(world / "adapted").layers[2].attention == "adapter"
+    assert main(["show", str(world / "adapted")]) == 0
+    assert "adapter in place of the attention: 1 layer" in capsys.readouterr().out
+
+
 def test_a_task_trains_on_its_training_split_alone(world, capsys):
     assert command(world, "--model", world / "llama", out="task", data="trained.yaml", method="full") == 0
     printed = capsys.readouterr()

@@ -30,6 +30,7 @@ class Plan(NamedTuple):
         all_heads: The tokens of `attended` that all heads serve, where the attention has a share of its heads.
         merged: The layer's input, where removed tokens were merged into others; None where none was.
         gates: What the FFN's update is multiplied by, shape (batch, fed tokens, 1); None where nothing is.
+        prompt: The tokens of the prompt, shape (batch, tokens), over which an adapter takes its mean; else None.
     """
 
     attended: Tokens
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     all_heads: Tokens = AllOrNone.NONE
     merged: Tensor | None = None
     gates: Tensor | None = None
+    prompt: Tensor | None = None
 
 
 DENSE = Plan(AllOrNone.ALL, AllOrNone.ALL, False, wide=AllOrNone.ALL)

@@ -48,6 +48,7 @@ class WrappedLayer:
         planner: What decides which tokens the layer processes in a forward.
         roles: What each group of tokens does.
         composition: The sublayers, composed anew.
+        means: True where the layer takes a mean over the prompt.
         slot: The number under which the layer stores in a cache.
         calls: The forwards of the model; a layer without a fixed plan reads the running one.
         narrow: The FFN with a share of its channels; None where the choice has no such share.
@@ -59,6 +60,7 @@ class WrappedLayer:
 
     calls: CallTracker
     hands_to: nn.Module | None = None
+    means = False
 
     def __init__(
         self,
