@@ -99,18 +99,20 @@ class Adapter(nn.Module):
         update = torch.einsum("btkr,kdr->btkd", weighed, self.up.to(weighed)).flatten(-2)
         return normed + (update + (gates @ self.up_bias.to(gates))[:, None]).to(normed.dtype)
 
-    @torch.no_grad()
     def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The up and the down matrix and the bias of a frozen adapter, P(u) = u + up down u + bias, in float64.
+        """The up and the down matrix and the bias of a frozen adapter, P(u) = u + up down u + bias.
+
+        In float64 on the CPU.
 
         Returns:
             Shapes (width, rank), (rank, width) and (width,).
         """
-        shift, gates = self.constants[0].double().split([self.rank, EXPERTS])
-        blocks = self.up.double().unflatten(-1, (EXPERTS, self.rank // BLOCKS))
-        up = 0.5 * torch.block_diag(*torch.einsum("kder,e->kdr", blocks, gates))
-        bias = up @ (self.down.bias.double() + shift) + gates @ self.up_bias.double()
-        return up, self.down.weight.double(), bias
+        precise = (self.constants[0], self.up, self.up_bias, self.down.weight, self.down.bias)
+        constants, blocks, up_bias, down, down_bias = (part.detach().cpu().double() for part in precise)
+        shift, gates = constants.split([self.rank, EXPERTS])
+        by_expert = blocks.unflatten(-1, (EXPERTS, self.rank // BLOCKS))
+        up = 0.5 * torch.block_diag(*torch.einsum("kder,e->kdr", by_expert, gates))
+        return up, down, up @ (down_bias + shift) + gates @ up_bias
 
 
 def applied(layer: nn.Linear, x: Tensor) -> Tensor:

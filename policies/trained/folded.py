@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import ModelError
 from ..families.channels import ChannelLayer, channel_groups, of_linear_layers, of_weights, random_tokens
 from ..families.layers import eval_mode
 from ..families.sublayers import Sublayers
@@ -80,13 +81,25 @@ class FoldedFFN:
     """
 
     def __init__(self, sublayers: Sublayers, layers: Sequence[ChannelLayer], adapter: Adapter) -> None:
-        self._sublayers = sublayers
+        self._sublayers, self._children = sublayers, sublayers.ffn_children
         own: dict[str, nn.Module] = {one.path: FoldedLinear(one, adapter) for one in layers if one.blocks}
         holder = sublayers.ffn_holder
         self._parts = own if holder is None else {sublayers.ffn_names[0]: twin_of(holder, own)}
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """The modules that run in the place of the FFN's own, by their names in the layer."""
+        """The modules that run in the place of the FFN's own, by their names in the layer.
+
+        Raises:
+            ModelError: a module of the FFN was replaced since the policy was applied.
+        """
+        found = self._sublayers.ffn_children
+        replaced = [name for name, module in self._children.items() if found.get(name) is not module]
+        if replaced:
+            raise ModelError(
+                "modules were replaced under a policy that folds adapters into them",
+                [f"{', '.join(replaced)} of a {type(self._sublayers.ffn_parent).__name__}"],
+                "put the modules back, remove the policy, replace or quantise them, and apply the policy again",
+            )
         holder = self._sublayers.ffn_holder
         for part in self._parts.values():
             if holder is not None and part.training is not holder.training:

@@ -135,6 +135,19 @@ def test_gradients_pass_a_frozen_adapter_to_the_ffn():
         assert not torch.equal(before, changed) and torch.equal(changed, run(model, inputs).logits)
 
 
+def test_a_module_that_is_replaced_under_a_folded_adapter_is_refused():
+    model, policy, inputs = (
+        FAMILIES["llama"].build("sdpa"),
+        policy_of("llama", {1: ADAPTER}),
+        batch_of("llama").alone(0),
+    )
+    mlp = layer_list(model)[1].mlp
+    with apply_policy(model, policy, adapters=drawn(model, policy, frozen=True)):
+        mlp.down_proj = copy.deepcopy(mlp.down_proj)
+        with pytest.raises(ModelError, match=r"modules were replaced(.|\n)*down_proj of a LlamaMLP"):
+            run(model, inputs)
+
+
 def flops_of(model, policy, adapters=None):
     counter = FlopCounterMode(display=False)
     with apply_policy(model, policy, adapters=adapters), counter:
