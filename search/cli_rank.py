@@ -116,7 +116,8 @@ def rank_layers(options: argparse.Namespace, subject: "Subject", tasks: list[str
         EvaluatorError: a task cannot be used, or has no prompts.
     """
     from ..policies.choice import LayerChoice
-    from ..policies.policy import ModelRef, Policy
+    from ..policies.metadata import ModelRef
+    from ..policies.policy import Policy
     from ..policies.scores.router import GAMMA_MOD
     from ..policies.scores.table import ROUTER
     from ..policies.scores.token_selection import TokenSelection
