@@ -1,4 +1,4 @@
-"""`skipsearch rank MODEL`: a ranking of a model's channels by energy, for policies and spaces with `ffn_ratio`."""
+"""`skipsearch rank MODEL`: a ranking of channels by energy, or of layers by the rank of their attention (ARank)."""
 
 import argparse
 import json
@@ -11,6 +11,8 @@ from ..policies.rankings.files import ALPHA, EXAMPLES, digest
 from ..policies.wording import escape_invisible
 from .cli_init import count, parts, refuse_existing
 from .places import RANKING
+
+ARANK = "arank.yaml"  # the policy of the layers with the lowest ranks
 
 if TYPE_CHECKING:
     from ..evaluators.subject import Subject
@@ -25,11 +27,17 @@ def add_rank_options(rank: argparse.ArgumentParser) -> None:
     rank.add_argument("--limit", type=count, default=EXAMPLES, metavar="N",
                       help="examples to run, of the half of each task that guides a search "
                       f"(default: {EXAMPLES})")  # fmt: skip
+    rank.add_argument("--of", choices=["channels", "layers"], default="channels",
+                      help="`layers` writes a policy: the layers whose attention maps have the lowest rank leave out "
+                      "image tokens (ARank of γ-MoD), by a router to be trained (default: channels)")  # fmt: skip
+    rank.add_argument("--count", type=count, metavar="N", help="with --of layers, how many (default: half of them)")
+    rank.add_argument("--token-ratio", type=weight, default=0.5, metavar="R",
+                      help="with --of layers, the share of image tokens that they keep (default: 0.5)")  # fmt: skip
     rank.add_argument("--alpha", type=weight, default=ALPHA, metavar="A",
                       help="weight of a channel's highest energy against the sum over all tokens, "
                       f"0 to 1 (default: {ALPHA})")  # fmt: skip
-    rank.add_argument("--out", type=Path, default=Path(RANKING), metavar="FILE",
-                      help=f"the file to write (default: {RANKING})")  # fmt: skip
+    rank.add_argument("--out", type=Path, metavar="FILE",
+                      help=f"the file to write (default: {RANKING}, or {ARANK} with --of layers)")  # fmt: skip
 
 
 def weight(text: str) -> float:
@@ -47,6 +55,7 @@ def rank(options: argparse.Namespace) -> int:
     """`skipsearch rank`."""
     from .space.trust import trusted_task
 
+    options.out = options.out or Path(ARANK if options.of == "layers" else RANKING)
     refuse_existing(options.out, "--out")
     if options.out.name.startswith("."):
         raise UsageError(
@@ -62,6 +71,9 @@ def rank(options: argparse.Namespace) -> int:
     spec = ModelSpec(id=options.model, revision=options.revision, dtype=options.dtype,
                      trust_remote_code=options.trust_remote_code)  # fmt: skip
     subject = load_subject(spec)
+    if options.of == "layers":
+        rank_layers(options, subject, tasks)
+        return 0
     refused = why_not_ranked(subject.model)
     found = energies(subject, tasks, options.limit, options.alpha, refused)
     facts = {"alpha": options.alpha, "examples": found.examples, "tokens": found.tokens}
@@ -93,6 +105,60 @@ def energies(subject: "Subject", tasks: list[str], limit: int, alpha: float, ref
     examples = LoadedExamples(ExampleOptions(tasks=tasks), subject)
     inputs = (on_device(prompt, subject.model) for prompt in examples.calibration_prompts(limit))
     return channel_energies(subject.model, inputs, layers, alpha)
+
+
+def rank_layers(options: argparse.Namespace, subject: "Subject", tasks: list[str]) -> None:
+    """Rank layers by the rank of their attention maps, write a policy of the lowest ones, and print both.
+
+    Raises:
+        UsageError: there are fewer layers than `--count`, or the share is 0 or 1.
+        ModelError: the model sees no images.
+        EvaluatorError: a task cannot be used, or has no prompts.
+    """
+    from ..policies.choice import LayerChoice
+    from ..policies.metadata import ModelRef
+    from ..policies.policy import Policy
+    from ..policies.scores.router import GAMMA_MOD
+    from ..policies.scores.table import ROUTER
+    from ..policies.scores.token_selection import TokenSelection
+
+    if not 0 < options.token_ratio < 1:
+        raise UsageError("--token-ratio is between 0 and 1", [f"found {options.token_ratio:g}"], "take 0.5")
+    if not subject.is_multimodal:
+        hint = "rank channels, as in `--of channels`"
+        raise ModelError(f"model {options.model} sees no images", ["a router leaves out image tokens"], hint)
+    ranks, examples = attention_ranks(subject, tasks, options.limit)
+    order = [index for _, index in sorted((rank, index) for index, rank in enumerate(ranks) if rank is not None)]
+    number = options.count or len(order) // 2
+    if number > len(order):
+        raise UsageError(f"--count is {number}", [f"expected at most {len(order)}, the layers with attention"])
+    policy = Policy(
+        model=ModelRef(id=options.model, revision=options.revision, num_layers=len(ranks)),
+        layers={index: LayerChoice(token_ratio=options.token_ratio) for index in sorted(order[:number])},
+        token_selection=TokenSelection(score=ROUTER, router=GAMMA_MOD),
+    )
+    policy.save(options.out)
+    if options.json:
+        facts = {"out": str(options.out), "model": options.model, "examples": examples}
+        print(json.dumps({**facts, "ranks": ranks, "layers": [*policy.layers]}))
+        return
+    lines = [f"layer {index}: {ranks[index]:.1f}{'  chosen' if index in policy.layers else ''}" for index in order]
+    lines.append(f"attention ranks on {examples} examples, the lowest first; wrote {options.out}")
+    print(escape_invisible("\n".join(lines)))
+
+
+def attention_ranks(subject: "Subject", tasks: list[str], limit: int) -> tuple[list[float | None], int]:
+    """The rank of each layer's attention maps, None for a layer without attention; and on how many examples.
+
+    Raises:
+        EvaluatorError: a task cannot be used, or has no prompts.
+    """
+    from ..evaluators.example_options import ExampleOptions
+    from ..evaluators.loaded_examples import LoadedExamples
+    from ..evaluators.statistics import layer_statistics
+
+    prompts = [*LoadedExamples(ExampleOptions(tasks=tasks), subject).calibration_prompts(limit)]
+    return [layer.attention_rank for layer in layer_statistics(subject.model, prompts)], len(prompts)
 
 
 def print_ranking(

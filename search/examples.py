@@ -45,7 +45,7 @@ EXAMPLES = {
     ),
     "rank": (
         "skipsearch rank spaces/digits/model --tasks digits/tasks/digits_search.yaml --out digits.safetensors",
-        "skipsearch rank Qwen/Qwen3-30B-A3B --tasks arc_easy,boolq --alpha 0.95 --json",
+        "skipsearch rank spaces/digits/model --tasks digits/tasks/digits_search.yaml --of layers --count 4",
     ),
     "completion": (
         'eval "$(skipsearch completion bash)"',

@@ -1,7 +1,7 @@
 """Scores image tokens by a router that was trained with the model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,10 @@ class RouterOptions(StrictModel):
         """The weights ω of tokens, in the shape of their logits."""
         gated = {"tanh": logits.tanh, "linear": lambda: logits, "sigmoid": logits.sigmoid}[self.gate]()
         return self.alpha * gated + self.beta
+
+
+# γ-MoD's options. It selects by a threshold after training, which is for each policy to say.
+GAMMA_MOD: Final = RouterOptions(gate="sigmoid", alpha=1.0, beta=0.0, reweights_rest=False, reads="norm", shared=True)
 
 
 def impossible_routes(layers: Mapping[int, LayerChoice], score: str) -> dict[int, str]:

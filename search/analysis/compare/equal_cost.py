@@ -8,6 +8,8 @@ from .fronts import coordinate, is_cost
 from .pairs import PairedTest, paired_test
 from .studies import ComparedStudy
 
+ROUNDING = 1 + 1e-9  # so that costs that are equal count as equal
+
 
 @dataclass(frozen=True)
 class EqualCost:
@@ -57,7 +59,7 @@ def _at_cost(
     tests, untested = [], []
     for study in bigger:
         front = [study.record.trial(number) for number in study.record.front]
-        within = [one for one in front if coordinate(first, study, one, metric, "search") <= budget]
+        within = [one for one in front if coordinate(first, study, one, metric, "search") <= budget * ROUNDING]
         if not within:
             untested.append(f"{study.name}: no policy on its front costs as little")
             continue

@@ -8,9 +8,14 @@ import pytest
 
 import tiny
 from skipsearch import Policy
+from skipsearch.evaluators.example_options import ExampleOptions
+from skipsearch.evaluators.loaded_examples import LoadedExamples
+from skipsearch.evaluators.statistics import layer_statistics
+from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.errors import PolicyError, PolicyMismatch, SpaceError, StudyError
 from skipsearch.policies.rankings.files import digest
 from skipsearch.policies.rankings.scores import ranking_file, read_scores
+from skipsearch.policies.scores.router import GAMMA_MOD
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.parameters import Parameters
@@ -190,3 +195,25 @@ def test_the_command_ranks_a_model_and_its_file_works_beside_a_policy(folder, ca
         rest = command[2:] if options[0] != "--tasks" else command[4:]
         assert main(["rank", str(model), *rest, *options, "--out", str(tmp_path / "new")]) == 2
         assert "error: " in capsys.readouterr().err
+
+
+def test_the_command_writes_a_policy_of_the_layers_with_the_lowest_attention_ranks(folder, tmp_path, capsys):
+    model, out = tiny.tiny_llava(tmp_path), tmp_path / "arank.yaml"
+    tiny.image_tasks(tmp_path, 4)
+    command = ["rank", str(model), "--tasks", str(tmp_path / "image_gen.yaml"), "--of", "layers", "--limit", "2"]
+    assert main([*command, "--out", str(out), "--count", "2", "--token-ratio", "0.3", "--json"]) == 0
+    found, policy = json.loads(capsys.readouterr().out), Policy.load(out)
+    lowest = sorted(range(LAYERS), key=lambda index: found["ranks"][index])[:2]
+    assert found["layers"] == [*policy.layers] == sorted(lowest) and found["examples"] == 2
+    assert {choice.token_ratio for choice in policy.layers.values()} == {0.3}
+    assert policy.token_selection.router == GAMMA_MOD and policy.model.num_layers == LAYERS
+    subject = load_subject(ModelSpec(id=str(model)))
+    prompts = LoadedExamples(ExampleOptions(tasks=[command[3]]), subject).calibration_prompts(2)
+    ranks = [one.attention_rank for one in layer_statistics(subject.model, [*prompts])]
+    assert found["ranks"] == pytest.approx(ranks)
+    assert main([*command, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
+    for wrong, says in ((["--count", "5"], "expected at most 4"), (["--token-ratio", "1"], "between 0 and 1")):
+        assert main([*command, "--out", str(tmp_path / "new"), *wrong]) == 2
+        assert says in capsys.readouterr().err
+    command[1] = str(folder / "llama")
+    assert main([*command, "--out", str(tmp_path / "new")]) == 2 and "sees no images" in capsys.readouterr().err
