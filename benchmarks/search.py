@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from search_figures import Table, claims, draw
 from search_ledger import KEPT, Ledger, Spent
-from search_problems import CORNER, DIRECTIONS, Planted
+from search_problems import CORNER, DIRECTIONS, Planted, PlantedRatios
 from search_strategies import GROUPS, SEARCHES, Search
 
 from skipsearch.search.trial.hypervolume import hypervolume
@@ -47,6 +47,8 @@ def problems(quick: bool, folder: Path | None) -> dict[str, tuple[Callable[[], A
         "planted 8 x 4": (lambda: Planted(8, 108, group=8, choices=4), 200),
         "planted 48 x 5": (lambda: Planted(48, 148), 480),
         "planted 80 x 5": (lambda: Planted(80, 180), 800),
+        "planted ratios 12 x 12": (lambda: PlantedRatios(12, 112), 240),
+        "planted ratios 48 x 12": (lambda: PlantedRatios(48, 148), 480),
         "decoder 24 x 5": (lambda: Decoder(folder, *load()), 1000),
         "digits 12 x 7": (lambda: Digits(folder), 1000),
     }

@@ -23,6 +23,7 @@ from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.runtime.prefix import PrefixStates
 from skipsearch.search.baselines.registry import BASELINES
+from skipsearch.search.space.parameters import scale_of
 from skipsearch.spaces.digits.evaluate import HERE, Exam
 
 SKIPS: list[dict[str, Any]] = [
@@ -49,6 +50,7 @@ class Measured:
     ) -> None:  # fmt: skip
         self.name, self.model, self.inputs, self.work = name, model, inputs, work
         self._choices = [LayerChoice.model_validate(kind) for kind in kinds]
+        self.scales = {kind: scale for kind, one in enumerate(self._choices) if (scale := scale_of(one)) is not None}
         config = model.config.get_text_config()
         self.layers, self.choices = config.num_hidden_layers, len(kinds)
         self.costs = np.tile(by_kind / self.layers, (self.layers, 1))

@@ -29,6 +29,7 @@ class Search:
         whole: True where it runs to its own end, whatever it takes.
         most_layers: It is tried up to so many.
         of_models: True where it needs a problem that has a model.
+        of_scales: True where it needs a problem with ordered scales.
     """
 
     run: Way
@@ -36,10 +37,12 @@ class Search:
     whole: bool = False
     most_layers: int = 1000
     of_models: bool = False
+    of_scales: bool = False
 
     def fits(self, problem: Any) -> bool:
         """Whether it can be tried on a problem."""
-        return problem.layers <= self.most_layers and (hasattr(problem, "heuristics") or not self.of_models)
+        has_parts = hasattr(problem, "heuristics") or not self.of_models, problem.scales or not self.of_scales
+        return problem.layers <= self.most_layers and all(has_parts)
 
 
 def asked(sampler: Callable[[Any, int], Any], begin: Begin = lambda problem: []) -> Way:
@@ -70,7 +73,7 @@ def ours(strategy: type[Strategy] = Strategy, begin: Begin = lambda problem: [],
 
     def sampler(problem: Any, seed: int) -> SkipSampler:
         neutral = {f"layer_{layer:02}": 0 for layer in range(problem.layers)}
-        return kind(neutral, seed=seed, **({"reference": CORNER} | options))
+        return kind(neutral, seed=seed, **({"reference": CORNER, "scales": problem.scales} | options))
 
     return asked(sampler, begin)
 
@@ -257,6 +260,7 @@ OURS = {
     "SkipSampler": Search(ours()),
     "+ starts": Search(ours(begin=spread), of_models=True),
     "- reference": Search(ours(reference=None)),
+    "- scales": Search(ours(scales={}), of_scales=True),
     "- additive": Search(ours(without("_additive"))),
     "- moves": Search(ours(without("_moves"))),
     "- mutation": Search(ours(without("_offspring"))),

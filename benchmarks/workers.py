@@ -4,7 +4,8 @@ The real driver, study and sampler, with workers that sleep instead of measuring
 policy and writing the last one down take. Sleeps are drawn evenly between half and one and a half times the mean, so
 that workers come back at any time. Prints what share of the time workers were busy, from when all had their first
 policy to when the last one was given out, how long the study took to propose at the end, and one JSON document last.
-`--seconds 0 --rounds 31` comes to 2,000 finished trials without the sleep.
+`--seconds 0 --rounds 31` comes to 2,000 finished trials without the sleep, `--space ratios` has 12 choices a layer, and
+`--space keys` four keys a layer.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from search_problems import Planted
+from search_problems import Planted, PlantedRatios
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.policies.choice import CHOICES
+from skipsearch.policies.choice import CHOICES, LayerChoice
+from skipsearch.policies.policy import Policy
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.space.load import load_space
@@ -32,13 +34,54 @@ from skipsearch.search.trial.outcome import Outcome
 CHOICE_NAMES = ("keep", "skip_attention", "skip_ffn", "skip_layer", "parallel")
 KINDS = [CHOICES[name] for name in CHOICE_NAMES]
 LAST = 100  # proposals whose time is told
+SHARES = "[0.75, 0.5, 0.25]"
+RULES = {
+    "choices": f"choices: [{', '.join(CHOICE_NAMES)}]",
+    "ratios": f"choices: [keep, skip_attention, skip_ffn, {{token_ratio: {SHARES}}}, {{ffn_ratio: {SHARES}}}, "
+    f"{{head_ratio: {SHARES}}}]",
+    "keys": "attention: [run, skip], ffn: [run, skip], token_ratio: [1, 0.5, 0.25], ffn_ratio: [1, 0.75, 0.5]",
+}
 SPACE = {
-    "layers": f"[{{range: all, choices: [{', '.join(CHOICE_NAMES)}]}}]",
     "evaluate": "{accuracy: {tasks: [none]}, flops: }",
     "objectives": "{accuracy: maximize, prefill_flops: minimize}",
     "constraints": "{}",
     "search.start": "none",
 }
+
+Measure = Callable[[Policy], tuple[float, float]]
+
+
+def of_choices(layers: int) -> Measure:
+    """Loss and cost of policies of the five choices, planted with interactions."""
+    problem = Planted(layers, layers)
+
+    def measure(policy: Policy) -> tuple[float, float]:
+        code = np.array([KINDS.index(choice) for choice in policy.choices(layers)])
+        return problem.measure(code), float(problem.costs[np.arange(layers), code].sum())
+
+    return measure
+
+
+def of_shares(layers: int) -> Measure:
+    """Loss and cost of policies whose layers leave out sublayers and shares, planted as sums and products."""
+    alone = PlantedRatios(layers, layers).alone
+
+    def parts(choice: LayerChoice) -> list[int]:
+        shares = (choice.token_ratio, choice.ffn_ratio, choice.head_ratio)
+        found = [3 * number + round(4 * (1 - share)) + 2 for number, share in enumerate(shares) if share is not None]
+        return [*found, *([1] if choice.attention == "skip" else []), *([2] if choice.ffn == "skip" else [])]
+
+    def cost(choice: LayerChoice) -> float:
+        attention = 0.0 if choice.attention == "skip" else choice.head_ratio or 1.0
+        ffn = 0.0 if choice.ffn == "skip" else choice.ffn_ratio or 1.0
+        return (attention + 2 * ffn) / 3 * (choice.token_ratio or 1.0)
+
+    def measure(policy: Policy) -> tuple[float, float]:
+        choices = policy.choices(layers)
+        loss = sum(float(alone[layer, parts(choice)].sum()) for layer, choice in enumerate(choices))
+        return loss, sum(map(cost, choices)) / layers
+
+    return measure
 
 
 class Sleepers:
@@ -46,15 +89,15 @@ class Sleepers:
 
     Args:
         size: How many.
-        problem: What policies would lose and cost.
+        measure: Gives what a policy would lose and cost.
         mean: Seconds of sleep.
         warmup: Jobs before the clock starts.
     """
 
     shares_device = False
 
-    def __init__(self, size: int, problem: Planted, mean: float, warmup: int) -> None:
-        self.size, self._problem, self._mean, self._warmup = size, problem, mean, warmup
+    def __init__(self, size: int, measure: Measure, mean: float, warmup: int) -> None:
+        self.size, self._measure, self._mean, self._warmup = size, measure, mean, warmup
         self._draw = np.random.default_rng(0)
         self._done: queue.Queue[tuple[Any, float]] = queue.Queue()
         self.busy = 0
@@ -77,13 +120,8 @@ class Sleepers:
         """Wait for a worker to wake up."""
         job, seconds = self._done.get()
         self.busy -= 1
-        kept = CHOICES["keep"]
-        code = np.array([KINDS.index(job.policy.layers.get(n, kept)) for n in range(self._problem.layers)])
-        cost = float(self._problem.costs[np.arange(len(code)), code].sum())
-        found = {
-            "accuracy": Measurement(float(np.exp(-self._problem.measure(code)))),
-            "prefill_flops": Measurement(cost),
-        }
+        loss, cost = self._measure(job.policy)
+        found = {"accuracy": Measurement(float(np.exp(-loss))), "prefill_flops": Measurement(cost)}
         return job, Outcome(found, {"total": seconds})
 
     def busy_share(self) -> float:
@@ -115,14 +153,15 @@ class Clock:
         return found
 
 
-def measured(size: int, layers: int, mean: float, rounds: int) -> dict[str, Any]:
+def measured(size: int, layers: int, mean: float, rounds: int, kind: str) -> dict[str, Any]:
     """A search by so many sleeping workers, each of which gets about so many policies."""
     warmup = 2 * size
-    changes = {**SPACE, "search.trials": str(warmup + rounds * size)}
+    rules = f"[{{range: all, {RULES[kind]}}}]"
+    changes = {**SPACE, "layers": rules, "search.trials": str(warmup + rounds * size)}
     space = load_space("digits", changes).space
     with tempfile.TemporaryDirectory() as folder:
         study = SearchStudy(Path(folder) / "study.db", "sleep", space, layers)
-        pool: Any = Sleepers(size, Planted(layers, layers), mean, warmup)
+        pool: Any = Sleepers(size, (of_choices if kind == "choices" else of_shares)(layers), mean, warmup)
         silent = Progress(space.search.trials, space.objectives, shown=False)
         asking: Any = Clock(study.ask)
         study.ask = asking  # type: ignore[method-assign]
@@ -150,12 +189,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 30.0], help="mean sleep")
     parser.add_argument("--rounds", type=int, default=6, help="policies a worker gets while the clock runs")
+    parser.add_argument("--space", choices=RULES, default="choices", help="what each layer may do")
     parser.add_argument("--quick", action="store_true", help="few workers and short sleeps, to try the script")
     options = parser.parse_args(given)
     sleeps, size, layers, rounds = options.seconds, options.workers, options.layers, options.rounds
     if options.quick:
         sleeps, size, layers, rounds = [0.5], 4, 8, 2
-    rows = [measured(size, layers, mean, rounds) for mean in sleeps]
+    rows = [measured(size, layers, mean, rounds, options.space) for mean in sleeps]
     print("workers  layers  mean sleep  trials  different  busy     CPU a trial  propose, CPU of it")
     for row in rows:
         print(

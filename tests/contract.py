@@ -90,7 +90,12 @@ WINDOWS: list[Choice] = [
 ]
 WINDOWED: list[dict[int, Choice]] = [
     {0: {"window": 1}, 1: {"window": 0, "ffn": "skip", "tokens": "image"}, 2: HALF, 3: {"window": 1, "ffn_ratio": 0.5}},
-    {0: {"window": 0}, 1: {"window": 1, "wiring": "pair"}, 3: {"window": 1, "wiring": "parallel", "phase": "prefill"}},
+    {
+        0: {"window": 0},
+        1: {"window": 1, "wiring": "pair"},
+        2: {"window": 1, "head_ratio": 0.5, "ffn": "skip"},
+        3: {"window": 1, "wiring": "parallel", "phase": "prefill"},
+    },
 ]
 # Layers that read what enters the layer before them.
 PAIR = {"wiring": "pair"}

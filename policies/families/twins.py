@@ -224,7 +224,8 @@ def function_twin(attention: nn.Module, name: str) -> nn.Module:
     """A twin with another attention function, by its name in transformers' table."""
     twin = twin_of(attention, {})
     config = copy.copy(attention.config)
-    vars(config)["_attn_implementation_internal"] = name
+    # A configuration reads the second one from the first; one with other numbers of heads has it from another's.
+    vars(config).update(_attn_implementation_internal=name, _attn_implementation=name)
     vars(twin)["config"] = config
     return twin
 

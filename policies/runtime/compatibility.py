@@ -179,8 +179,8 @@ def why_no_window(layer: DecoderLayer, choice: LayerChoice) -> str | None:
     attention = layer.sublayers.attention
     if choice.ranks_images:
         return "its image tokens beyond a ratio are no neighbours of those that it keeps"
-    if choice.head_ratio is not None:
-        return "its heads are divided between image tokens and others"
+    if choice.head_ratio is not None and roles(choice).all_heads:
+        return "its heads are divided between the tokens in scope and others"
     if choice.attention == "queries_only":
         return "no token sees its neighbours where they are seen by themselves only"
     if layer.kind != "attention" or not layer.twins.attends_alone:

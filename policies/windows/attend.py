@@ -50,11 +50,12 @@ class WindowedAttention:
 
     Args:
         layer: The layer.
+        attention: Its attention, or one over a share of its heads.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        self._layer = layer
-        self._twin = function_twin(layer.sublayers.attention, NEIGHBOURS)
+    def __init__(self, layer: DecoderLayer, attention: torch.nn.Module) -> None:
+        self._layer, self._attention = layer, attention
+        self._twin = function_twin(attention, NEIGHBOURS)
 
     def run(self, normed: Tensor, arguments: dict[str, Any], neighbours: Neighbours) -> tuple[Tensor, AttentionCall]:
         """Run the attention for all tokens of a prompt.
@@ -70,9 +71,8 @@ class WindowedAttention:
         Raises:
             ModelError: the attention implementation takes other masks, or the attention another function.
         """
-        attention = self._layer.sublayers.attention
-        if not is_current(self._twin, attention):
-            self._twin = function_twin(attention, NEIGHBOURS)
+        if not is_current(self._twin, self._attention):
+            self._twin = function_twin(self._attention, NEIGHBOURS)
         running = Running(neighbours, arguments.get("attention_mask"), check_implementation(self._layer))
         before = getattr(_thread, "running", None)
         _thread.running = running

@@ -117,7 +117,7 @@ class PolicyPredictor:
         self.values: Floats = np.array([values for _, values, _ in rows], float)
         self.errors: Floats = np.array([error for _, _, error in rows], float)
         layers = [parameters.layers[name] for name in self._options]
-        self._space = CategoricalSpace([*self._options.values()], layers)
+        self._space = CategoricalSpace([*self._options.values()], layers, parameters.scales)
 
     def _encode(self, trial: TrialResult) -> list[int] | None:
         """The code of each variable; None for a trial without a result of its own or outside the space's choices."""

@@ -68,15 +68,19 @@ class Strategy:
             yield from draw.permutation(every)
 
     def _initial_design(self) -> Codes:
-        """One policy for each kind of choice, with that choice on every third variable that has it.
+        """One policy for each kind of choice, or for each scale, with it on every third variable that has it.
 
-        So every kind is measured, and little enough is left out that the losses are useful.
+        So every kind is measured, and little enough is left out that the losses are useful. The choices of a scale take
+        turns, because what one of them loses tells of the others.
         """
         space = self._space
-        codes = np.zeros((space.kind.max() + 1, space.num_variables), np.int16)
-        for kind in np.unique(space.kind):
-            features = np.flatnonzero(space.kind == kind)[1::3]
-            codes[kind, space.variable[features]] = space.code[features]
+        scales = np.unique(space.scale)
+        codes = np.zeros((len(scales), space.num_variables), np.int16)
+        for code, scale in zip(codes, scales, strict=True):
+            features = np.flatnonzero(space.scale == scale)
+            for turn, variable in enumerate(np.unique(space.variable[features])[1::3]):
+                choices = features[space.variable[features] == variable]
+                code[variable] = space.code[choices[turn % len(choices)]]
         return codes
 
     def _ranked(self, acquisition: Acquisition, draw: np.random.Generator, possible: Possible) -> Iterator[Code]:

@@ -103,7 +103,7 @@ class FittedModels:
 
         Policies of the initial design differ from dense in a third of the variables.
         """
-        initial = np.flatnonzero(observations.measured)[: space.kind.max() + 2]
+        initial = np.flatnonzero(observations.measured)[: space.num_initial]
         reference = np.r_[observations.losses[initial].max(), [cost.dense for cost in self.costs]]
         return reference if given is None else np.where(np.isnan(given), reference, given)
 

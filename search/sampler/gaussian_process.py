@@ -2,7 +2,7 @@
 
 Losses are not sums over the variables, because choices interact. So the kernel (Rasmussen and Williams 2006) has a
 main effect for every choice and an interaction for every pair of choices. Its prior expects a choice to have an effect
-similar to equal choices of other layers and to other choices of its own layer.
+similar to equal choices of other layers, to other choices of its own layer, and most of all to close ratios there.
 """
 
 from copy import copy

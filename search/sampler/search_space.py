@@ -1,8 +1,10 @@
 """A categorical search space: policies as vectors of codes, one variable each, 0 for the dense model's choice."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from itertools import product
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from ..trial.arrays import Codes, Floats
 # of all variables, and its own.
 VARIABLE, NEIGHBOURS, KIND, OWN = 0.4, 0.2, 0.1, 0.3
 CORRELATION_LENGTH = 2.0  # layers over which the correlation of neighbours falls by 1/e
+SCALE_LENGTH = 0.3  # length scale of the correlation along a scale whose positions are shares from 0 to 1
+
+Scales: TypeAlias = Mapping[Hashable, tuple[Hashable, float]]
 
 
 class CategoricalSpace:
@@ -25,6 +30,8 @@ class CategoricalSpace:
             to have similar effects.
         layers: For each variable, the number of its layer, ascending; variables of one layer have a joint cost. None
             where each variable is a layer of its own.
+        scales: By value of a choice that is one of several on an ordered scale, such as the ratios of one kind: the
+            scale, and the position on it from 0 (dense) to 1. Close positions are expected to have similar effects.
 
     Attributes:
         layers: (variables,): consecutive numbers of layers.
@@ -33,12 +40,19 @@ class CategoricalSpace:
         variable: (features,): the variable of each feature.
         code: (features,): its code.
         kind: (features,): its kind.
+        scale: (features,): a number that all kinds of one scale share, and no other kind.
+        similarity: (features, features): 1 for equal kinds, less the further apart two kinds are on one scale, else 0.
 
     Raises:
         ValueError: the layers are not ascending.
     """
 
-    def __init__(self, values: Sequence[Sequence[Hashable]], layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        values: Sequence[Sequence[Hashable]],
+        layers: Sequence[int] | None = None,
+        scales: Scales = MappingProxyType({}),
+    ) -> None:
         if layers is not None and np.any(np.diff(layers) < 0):
             raise ValueError(f"layers: found {[*layers]}, expected ascending numbers; order the variables by layer")
         self.layers = np.arange(len(values)) if layers is None else np.unique(layers, return_inverse=True)[1]
@@ -48,8 +62,17 @@ class CategoricalSpace:
         self.variable = np.repeat(np.arange(len(values)), self.sizes - 1)
         self.code = np.concatenate([np.arange(1, size) for size in self.sizes])
         self.kind = np.array([kinds[value] for choices in values for value in choices[1:]])
+        places = [scales.get(value, (value, 0.0)) for value in kinds]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in places))}
+        self.scale = np.array([numbers[name] for name, _ in places])[self.kind]
+        self.similarity = similarity(self.scale, np.array([position for _, position in places])[self.kind])
         # Number of the feature that a variable would have for code 0.
         self._offset = np.cumsum(self.sizes - 1) - self.sizes
+
+    @property
+    def num_initial(self) -> int:
+        """Number of policies of the initial design, dense among them: one for each scale, and for each other kind."""
+        return 1 + len(np.unique(self.scale))
 
     @property
     def num_variables(self) -> int:
@@ -65,27 +88,26 @@ class CategoricalSpace:
     def effect_covariance(self) -> Floats:
         """(features, features): prior covariance of the effects of choices, for effects of unit size.
 
-        Choices of one variable are correlated, choices of neighbouring variables, and equal choices of all variables.
+        Choices of one variable are correlated, choices of neighbouring variables, and equal choices of all variables;
+        on a scale, also choices that are nearly equal.
         """
-        return self._loadings @ self._loadings.T + OWN * np.eye(len(self.variable))
-
-    @cached_property
-    def _loadings(self) -> Floats:
-        """(features, factors): loadings of effects on the independent factors that several choices share."""
         near = np.exp(-np.abs(np.subtract.outer(self.layers, self.layers)) / CORRELATION_LENGTH)
-        kinds = np.equal.outer(self.kind, np.unique(self.kind)).astype(float)
-        covariance = VARIABLE * np.eye(self.num_variables) + NEIGHBOURS * near
-        by_variable = self.membership @ np.linalg.cholesky(covariance)
-        return np.hstack([by_variable, np.sqrt(KIND) * kinds])
+        by_variable = self.membership @ np.linalg.cholesky(VARIABLE * np.eye(self.num_variables) + NEIGHBOURS * near)
+        return by_variable @ by_variable.T + (KIND + OWN * self._same_variable) * self.similarity
 
     def interaction_correlation(self, share: float) -> Floats:
         """(features, features): prior correlation of the interactions of two choices.
 
         Args:
-            share: The correlation for two choices of one variable; it is 0 for choices of different variables.
+            share: The correlation for two choices of one variable; more for nearly equal choices of a scale. It is 0
+                for choices of different variables.
         """
-        same = np.equal.outer(self.variable, self.variable)
-        return share * same + (1 - share) * np.eye(len(same))
+        return (share + (1 - share) * self.similarity) * self._same_variable
+
+    @cached_property
+    def _same_variable(self) -> Floats:
+        """(features, features): 1 for choices of one variable, else 0."""
+        return self.membership @ self.membership.T
 
     @cached_property
     def membership(self) -> Floats:
@@ -157,3 +179,15 @@ class CategoricalSpace:
         shape = (len(rates), self.num_variables)
         other = draw.integers(1, self.sizes, shape)
         return np.where(draw.random(shape) < rates[:, None], other, 0).astype(np.int16)
+
+
+def similarity(scale: NDArray[np.int64], position: Floats) -> Floats:
+    """(features, features): a Gaussian kernel over the positions on one scale, 0 for choices on different scales.
+
+    Args:
+        scale: (features,): the number of each choice's scale.
+        position: (features,): its position.
+    """
+    distance = np.subtract.outer(position, position) / SCALE_LENGTH
+    found: Floats = np.equal.outer(scale, scale) * np.exp(-0.5 * distance**2)
+    return found

@@ -11,6 +11,7 @@ its choices interact, while FLOPs, bytes and (nearly) latency are sums over the 
 
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
 from .candidates import Strategy
+from .search_space import Scales
 from .trial_history import ParameterCodec, TrialHistory
 
 Params = Mapping[str, Any]
@@ -37,9 +39,10 @@ class SkipSampler(BaseSampler):
     interrupted study resumes with the same proposals, with this object or another one. Any number of trials may run at
     the same time.
 
-    The first trial is dense, the next ones have each choice on a third of the parameters. From then on a Gaussian
-    process over all choices and pairs of choices, conditioned on every trial, predicts the expensive objective. The
-    sampler proposes the candidate with the highest expected hypervolume improvement. Candidates are:
+    The first trial is dense, the next ones have each choice, or the choices of one scale in turn, on a third of the
+    parameters. From then on a Gaussian process over all choices and pairs of choices, conditioned on every trial,
+    predicts the expensive objective. The sampler proposes the candidate with the highest expected hypervolume
+    improvement. Candidates are:
 
     - the exact front of the additive part by dynamic programming (Puzzle, arXiv:2411.19146; SPDY, arXiv:2201.13096),
       around dense or a member of the front
@@ -72,6 +75,8 @@ class SkipSampler(BaseSampler):
             returns the loss, with the objective's sign, in the objective's place, and the objective as `score` where it
             was measured.
         ignored: Indices of objectives that another objective predicts; the sampler ignores them.
+        scales: By choice that is one of several on an ordered scale, such as the ratios of one kind: the scale, and the
+            choice's position on it from 0 (neutral) to 1. What one choice does tells of its neighbours on the scale.
         seed: Seeds everything random.
 
     Raises:
@@ -94,6 +99,7 @@ class SkipSampler(BaseSampler):
         layers: Mapping[str, int] | None = None,
         chance_score: Callable[[], float] | None = None,
         ignored: Collection[int] = (),
+        scales: Scales = MappingProxyType({}),
         seed: int = 0,
     ) -> None:
         self._neutral = dict(neutral)
@@ -104,7 +110,7 @@ class SkipSampler(BaseSampler):
         self._estimate = estimate
         self._layers, self._chance_score = dict(layers or {}), chance_score
         self._seed = seed
-        self._ignored = ignored
+        self._ignored, self._scales = ignored, dict(scales)
         self._history: tuple[str, TrialHistory] | None = None
         self._lock = threading.Lock()
 
@@ -160,5 +166,5 @@ class SkipSampler(BaseSampler):
             ParameterCodec(choices, self._neutral, self._identity, self._allowed), self.strategy,
             [1.0 if direction.name == "MINIMIZE" else -1.0 for direction in study.directions],
             self._expensive, reference, self._estimate, self._layers,
-            None if self._chance_score is None else self._chance_score(), self._ignored,
+            None if self._chance_score is None else self._chance_score(), self._ignored, self._scales,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..trial.arrays import Codes
 from .candidates import Strategy
 from .observations import Observations
-from .search_space import CategoricalSpace
+from .search_space import CategoricalSpace, Scales
 
 IDENTITY_CACHE = 1 << 14  # policies whose identity is cached: candidates that rank high often rank high again
 ASKING = timedelta(minutes=1)  # a running trial without parameters after that time never gets any: its process died
@@ -149,12 +149,13 @@ class TrialHistory:
         layers: By parameter, its layer; parameters without one are layers of their own.
         chance_score: In a guided search, the expensive objective at chance level; else None.
         ignored: Indices of objectives that the sampler ignores.
+        scales: See `CategoricalSpace`.
     """
 
     def __init__(
         self, codec: ParameterCodec, strategy: type[Strategy], signs: Sequence[float], expensive: int,
         reference: Sequence[float | None] | None, estimate: Callable[[Any], tuple[Any, ...] | None] | None,
-        layers: Mapping[str, int], chance_score: float | None, ignored: Collection[int] = (),
+        layers: Mapping[str, int], chance_score: float | None, ignored: Collection[int], scales: Scales,
     ) -> None:  # fmt: skip
         self._codec = codec
         self._estimate = estimate
@@ -165,7 +166,7 @@ class TrialHistory:
         self._signs = np.array(signs)[self._order]
         beyond = len(codec.names) + max(layers.values(), default=0)
         layer_numbers = [layers.get(name, beyond + number) for number, name in enumerate(codec.names)]
-        self._space = CategoricalSpace(codec.values, layer_numbers)
+        self._space = CategoricalSpace(codec.values, layer_numbers, scales)
         minimised_reference = None if reference is None else np.array(reference, float)[self._order] * self._signs
         minimised_chance = np.inf if chance_score is None else float(self._signs[0] * chance_score)
         self._strategy = strategy(self._space, minimised_reference, minimised_chance)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...policies.choice import KEEP, LayerChoice
 from ...policies.policy import Policy
@@ -25,7 +25,10 @@ from .ties_and_bans import ForbiddenChoices
 LAYER = "layer_"  # prefix of the names of all layer parameters
 NONE = "none"
 MAX_ENUMERATED = 1024  # the distinct policies of a space are counted up to this many combinations of labels
+RATIOS = ("token_ratio", "ffn_ratio", "head_ratio")
 MAX_DRAWS = 1000  # redraws of a random policy that the space forbids
+
+Scale: TypeAlias = tuple[tuple[str, LayerChoice], float]
 
 
 class Parameters:
@@ -166,6 +169,11 @@ class Parameters:
         """The first layer of each layer parameter."""
         return {name: group[0] for group, parameters in self._of_group.items() for name in parameters.values}
 
+    @cached_property
+    def scales(self) -> dict[str, Scale]:
+        """By label of a layer parameter that stands for a ratio, see `scale_of`."""
+        return {label: scale for one in self._of_group.values() for label, scale in one.scales()}
+
     def schedule_settings(self) -> dict[str, Iterator[dict[str, str]]]:
         """The labels of every setting of each schedule, in the order of the file."""
         return {name: self._settings(name) for name in self._schedules}
@@ -208,6 +216,15 @@ class LayerParameters:
         }
         self._decoded: dict[tuple[str, ...], LayerChoice] = {}
 
+    def scales(self) -> Iterator[tuple[str, Scale]]:
+        """The labels that stand for ratios, with their scales."""
+        for name, by_label in self.values.items():
+            key = self._keys.get(name)
+            for label, value in by_label.items() if key is None or key in RATIOS else ():
+                scale = scale_of(value if key is None else with_keys(KEEP, [(key, value)]))
+                if scale is not None:
+                    yield label, scale
+
     def choice(self, labels: Mapping[str, str]) -> LayerChoice:
         """The choice that labels stand for, in canonical form; a missing parameter has its default."""
         own = tuple(labels.get(name, label) for name, label in self.defaults.items())
@@ -230,6 +247,16 @@ class LayerParameters:
         for own in product(*ordered):
             encoded.setdefault(self.choice(dict(zip(self.values, own, strict=True))), own)
         return encoded
+
+
+def scale_of(choice: LayerChoice) -> Scale | None:
+    """The scale that a choice is on: all choices that differ from it in one ratio alone; None without a ratio.
+
+    Returns:
+        What identifies the scale, and the position on it: the share that the ratio leaves out.
+    """
+    key = next((key for key in RATIOS if getattr(choice, key) is not None), None)
+    return None if key is None else ((key, choice.model_copy(update={key: None})), 1 - getattr(choice, key))
 
 
 def selection_label(key: str, value: Any) -> str:

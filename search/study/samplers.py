@@ -43,6 +43,7 @@ def make_skip_sampler(space: Space, parameters: Parameters, inputs: SamplerInput
         layers=parameters.layers,
         chance_score=inputs.chance_accuracy if inputs.guide is not None else None,
         ignored=inputs.predicted_objectives(),
+        scales=parameters.scales,
         seed=space.search.seed,
     )
 

@@ -122,6 +122,7 @@ def test_image_tokens_that_fit_no_grid_are_refused(inputs, counts):
     [
         ({1: {"window": 1, "token_ratio": 0.5}}, "each_layer", "beyond a ratio are no neighbours"),
         ({1: {"window": 1, "attention": "queries_only"}}, "each_layer", "seen by themselves only"),
+        ({1: {"window": 1, "head_ratio": 0.5, "tokens": "image"}}, "each_layer", "divided between the tokens in scope"),
         ({1: {"token_ratio": 0.5}, 2: {"window": 1}}, "once", "layer 2 has window 1, layer 1 removes image tokens"),
     ],
 )

@@ -81,10 +81,10 @@ class WrappedLayer:
         self.heads = None if share is None else NarrowHeads(layer.sublayers, share, width.ranking)
         self.composition = Composition(layer, choice, self.roles, self.narrow)
         self.head_attention = None if self.heads is None else HeadAttention(layer, self.heads, self.roles)
-        self.windowed = None if choice.window is None else WindowedAttention(layer)
         self.patch = Patch(layer.module)
-        watched = layer.sublayers.attention if self.heads is None else self.heads.kept
-        self.watch = WatchedAttention(watched) if record in FROM_ATTENTION else None
+        attention = layer.sublayers.attention if self.heads is None else self.heads.kept
+        self.windowed = None if choice.window is None else WindowedAttention(layer, attention)
+        self.watch = WatchedAttention(attention) if record in FROM_ATTENTION else None
 
     @property
     def narrowed(self) -> list[NarrowSublayer]:

@@ -13,10 +13,11 @@ from model_types import all_rows, outcome_of
 
 import tiny
 from skipsearch.evaluators.subject import ModelSpec
+from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import ModelError
 from skipsearch.search.cli import main
 from skipsearch.search.init.allowed import OFFERED as OFFERED_KEYS
-from skipsearch.search.init.allowed import Allowed, Verdict
+from skipsearch.search.init.allowed import OPTIONAL, Allowed, Verdict
 from skipsearch.search.init.proposal import Wishes, rules
 from skipsearch.search.init.shrink import shrunk
 from skipsearch.search.init.small_model import layer_kinds, representatives, small_model
@@ -115,6 +116,23 @@ def test_a_space_says_any_set_of_keys(tmp_path):
         choices = {choice for domain in domains for choice in domain}
         assert {OFFERED_KEYS[key] for key in given if key != "token_ratio"} <= choices
         assert any(choice.token_ratio == 0.5 for choice in choices) == ("token_ratio" in given)
+
+
+@pytest.mark.parametrize(
+    ("key", "replaced", "choice"),
+    [("head_ratio", None, {"head_ratio": 0.5}), ("window", "token_ratio", {"window": 2}),
+     ("wiring", "wiring", {"wiring": "pair"})],
+)  # fmt: skip
+def test_a_key_in_a_comment_takes_its_place_when_it_is_uncommented(key, replaced, choice, tmp_path):
+    offered, optional = ({name: Verdict(frozenset(range(9))) for name in keys} for keys in (OFFERED_KEYS, OPTIONAL))
+    found = Allowed(9, ("Layer",), offered, optional, {}, ("each_layer",))
+    spec = ModelSpec(id="some/model")
+    proposal = Proposal("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
+    lines = [line for line in proposal.text().splitlines() if not line.startswith(f"    {replaced}:")]
+    text = "\n".join(lines).replace(f"    # {key}:", f"    {key}:")
+    (tmp_path / "space.yaml").write_text(text)
+    # A pair needs a layer behind it.
+    assert LayerChoice(**choice) in load_space(str(tmp_path / "space.yaml")).space.domains(10)[8]
 
 
 def test_a_configuration_that_cannot_be_built_is_refused():

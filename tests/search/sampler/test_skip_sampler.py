@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from skipsearch.search.sampler import fitted_models
 from skipsearch.search.sampler.acquisition import ModelCache
 from skipsearch.search.sampler.additive_cost import fit_costs
+from skipsearch.search.sampler.candidates import Strategy
 from skipsearch.search.sampler.fitted_models import FittedModels
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
@@ -428,6 +429,31 @@ def test_what_a_choice_adds_is_the_difference_that_it_makes():
     single = with_it * 0
     single[np.arange(24), space.variable] = space.code
     assert np.allclose(surrogate.main_effects(), surrogate.mean(single))
+
+
+def test_a_ratio_tells_of_its_neighbours_on_the_scale():
+    draw, values = np.random.default_rng(0), [1.0, 0.75, 0.5, 0.25]
+    scales = {value: ("tokens", 1 - value) for value in values[1:]}
+    codes = np.where(draw.random((60, 10)) < 0.4, 2, 0).astype(np.int16)
+    codes[0] = 0
+    weights, left_out = draw.uniform(0.2, 2.0, 10), np.array([0.0, 0.25, 0.5, 0.75])
+    losses = (weights * left_out[codes]).sum(1)
+    untried = np.repeat([1, 3], 10), np.tile(np.arange(10), 2)
+    single = np.zeros((20, 10), np.int16)
+    single[np.arange(20), untried[1]] = untried[0]
+    found = {}
+    for name, given in {"scales": scales, "none": {}}.items():
+        space = CategoricalSpace([values] * 10, None, given)
+        surrogate = Surrogate(space, np.tile(left_out[1:], 10), codes, losses, np.zeros(60))
+        found[name] = surrogate.predict(single)[1]
+        assert surrogate.warping.scale == np.inf, "the deviations are in losses"
+    assert (found["scales"] < 0.8 * found["none"]).all()
+    # Without a scale only equal values are similar, and each of them has a policy of the initial design.
+    alone, together = CategoricalSpace([values] * 9), CategoricalSpace([values] * 9, None, scales)
+    assert np.array_equal(alone.similarity, np.tile(np.eye(3), (9, 9)))
+    designs = [Strategy(space)._initial_design() for space in (alone, together)]
+    assert [len(design) + 1 for design in designs] == [alone.num_initial, together.num_initial] == [4, 2]
+    assert designs[1][0].tolist() == [0, 1, 0, 0, 2, 0, 0, 3, 0]
 
 
 # With seed 32 strong interactions shared by 0.8 and weaker ones by a half are each better than what lies between.

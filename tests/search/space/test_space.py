@@ -582,3 +582,16 @@ def test_the_links_of_the_readme_lead_somewhere():
             assert target[1:] in anchors, target
         elif not target.startswith("http"):
             assert (ROOT / "spaces" / target).exists(), target
+
+
+def test_ratios_of_one_kind_are_on_one_scale():
+    keyed = {"range": "0-1", "ffn": ["run", "skip"], "token_ratio": [1, 0.5, 0.25], "head_ratio": [1, 0.5]}
+    choices = ["keep", "skip_ffn", {"token_ratio": [0.5, 0]}, {"ffn": "skip", "token_ratio": 0.5}]
+    scales = Parameters(space_of(keyed, {"range": "2-3", "choices": choices}), 4).scales
+    assert {label: position for label, (_, position) in scales.items()} == {
+        "token_ratio 0.5": 0.5, "token_ratio 0.25": 0.75, "head_ratio 0.5": 0.5, "token_ratio 0": 1.0,
+        "skip_ffn + token_ratio 0.5": 0.5,
+    }  # fmt: skip
+    named = {label: name for label, (name, _) in scales.items()}
+    assert named["token_ratio 0.5"] == named["token_ratio 0.25"] == named["token_ratio 0"]
+    assert len({*named.values()}) == 3
