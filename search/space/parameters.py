@@ -9,7 +9,7 @@ policy share one measurement.
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any, TypeAlias
@@ -170,7 +170,7 @@ class Parameters:
         return {name: group[0] for group, parameters in self._of_group.items() for name in parameters.values}
 
     @cached_property
-    def scales(self) -> dict[str, Scale]:
+    def scales(self) -> Mapping[Hashable, Scale]:
         """By label of a layer parameter that stands for a ratio, see `scale_of`."""
         return {label: scale for one in self._of_group.values() for label, scale in one.scales()}
 
