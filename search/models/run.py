@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...evaluators.subject import ModelSpec, load_failure, no_progress_bars, read_config
-from ...policies.errors import StudyError
+from ...policies.errors import SkipsearchError, StudyError
 from ...policies.wording import escape_invisible
 from ..analysis.load_study import SPACE
 from ..places import DATABASE, MODELS, holds_study
@@ -62,7 +62,8 @@ def check_models(studies: Sequence[tuple[LoadedSpace, Path, str]], folder: Path,
     """Check that every model can be searched, before the search of the first one.
 
     Raises:
-        StudyError: the folder has a study of one model, a study exists, or there is none to resume; see `check_folder`.
+        StudyError: the folder has a study of one model, a study exists, or there is none to resume, see `check_folder`;
+            or several models have mistakes.
         ModelError: a model cannot be read.
         SpaceError: the space names a layer that a model does not have.
     """
@@ -73,9 +74,19 @@ def check_models(studies: Sequence[tuple[LoadedSpace, Path, str]], folder: Path,
     if resume and not any(begun):
         expected = [f"expected one in {own}" for _, own, _ in studies]
         raise StudyError(f"{folder} holds no study to resume", expected, "leave out `--resume`")
+    failures = []
     for (loaded, own, own_name), exists_already in zip(studies, begun, strict=True):
-        check_folder(own, resume and exists_already, address_of(loaded.space, own_name))
-        check_layers(loaded)
+        try:
+            check_folder(own, resume and exists_already, address_of(loaded.space, own_name))
+            check_layers(loaded)
+        except SkipsearchError as failure:
+            failures.append((loaded.model_name, failure))
+    if len(failures) == 1:
+        raise failures[0][1]
+    if failures:
+        details = [line for name, one in failures for line in (f"{name}: {one.what}", *(f"  {d}" for d in one.details))]
+        hints = dict.fromkeys(one.hint for _, one in failures if one.hint)
+        raise StudyError(f"{len(failures)} of {len(studies)} models cannot be searched", details, "; ".join(hints))
 
 
 def check_layers(loaded: LoadedSpace) -> None:

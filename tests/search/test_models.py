@@ -91,6 +91,10 @@ def test_no_search_begins_where_a_later_model_cannot_be_searched(path, tmp_path)
     gone = written(path, one=("./small/llava", "./empty"))
     with pytest.raises(ModelError, match="empty"):
         run_models(load_spaces(str(gone)), tmp_path / "gone", "gone", shown=False)
+    both = written(path, one=("./small/llava", "./empty"), two=("range: 1-last", "range: 1-7"))
+    with pytest.raises(StudyError, match="2 of 2 models cannot be searched") as refused:
+        run_models(load_spaces(str(both)), tmp_path / "both", "both", shown=False)
+    assert "names layer 7" in str(refused.value) and "empty" in str(refused.value)
     with pytest.raises(StudyError, match="holds no study to resume"):
         run_models(load_spaces(str(path)), tmp_path / "new", "new", resume=True, shown=False)
     assert not list(tmp_path.rglob("study.db")) and not list(tmp_path.rglob(MODELS))
