@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .apply import DRAFT, applied_policy, apply_policy
+from .apply import applied_policy, apply_policy
 from .caches.cache import find_cache
 from .errors import ModelError, PolicyMismatch
 from .families.layers import HANDLE, decoder_layers, layer_list
 from .policy import Policy
 from .runtime.compatibility import transformers_model
+from .runtime.layer.wrap_model import DRAFT
 from .runtime.requests import PROMPT_END
 from .runtime.tokens import image_token_ids
 from .windows.grids import grid_reader, of_llava_next

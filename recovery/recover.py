@@ -111,11 +111,7 @@ def recover(
         RunError: the loss or a trained weight became infinite or NaN.
     """
     policy = prepared_policy(policy, settings)
-    if settings.method == "router":
-        policy = with_routers(policy)
-    if settings.router_loss and not routed_layers(policy):
-        reason = "no layer of it ranks image tokens by a router"
-        raise UsageError("--router-loss needs routers", [reason], "leave it out, or train with --method router")
+    policy = with_asked_routers(policy, settings)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS
@@ -134,9 +130,9 @@ def recover(
             refuse_infinite(parts.model, curve)
             if isinstance(trainer, SubsetTrainer) and parts.adapters is not None:
                 policy = with_chosen(policy, trainer.chosen, parts.adapters)
+            if arguments.should_save and settings.freeze and parts.adapters is not None:
+                freeze(handle, parts.adapters, encoded)
             if arguments.should_save:
-                if settings.freeze and parts.adapters is not None:
-                    freeze(handle, parts.adapters, encoded)
                 policy = write(parts, policy, folder)
             trainer.accelerator.wait_for_everyone()
         finally:
@@ -174,6 +170,19 @@ def with_routers(policy: Policy) -> Policy:
         reason = "no layer of it has a token_ratio"
         raise UsageError("the policy leaves out no image tokens", [reason], "train with --method lora or full")
     return routed
+
+
+def with_asked_routers(policy: Policy, settings: RecoverySettings) -> Policy:
+    """The policy with routers where the method trains them.
+
+    Raises:
+        UsageError: routers cannot rank its image tokens, or their loss is asked for and it has none.
+    """
+    policy = with_routers(policy) if settings.method == "router" else policy
+    if settings.router_loss and not routed_layers(policy):
+        reason = "no layer of it ranks image tokens by a router"
+        raise UsageError("--router-loss needs routers", [reason], "leave it out, or train with --method router")
+    return policy
 
 
 def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:

@@ -1,4 +1,4 @@
-"""The heads of an attention: where their weights are, and narrow attentions over some of them.
+"""The heads of an attention: where their weights are, and attentions over some of them.
 
 The output of an attention is a sum over its heads, because the output projection multiplies the columns of each head by
 what that head has read. Query heads that share a key head form a group, which is kept or left out as a whole: then its
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..choice import Ranking
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
-from .sublayers import Sublayers
 from .twins import agree, twin_of
-from .widths import NarrowSublayer
 
 # Names of output projections, of projections that make queries, keys and values in one (one after the other, or a group
 # after the other), and of parts that all heads share.
@@ -74,61 +71,6 @@ class Heads:
     layers: list[HeadLayer]
     value_width: int
     values: HeadLayer | None
-
-
-class NarrowHeads(NarrowSublayer):
-    """A share of the heads of a layer's attention.
-
-    Args:
-        sublayers: The sublayers of the layer, whose attention can be narrow; see `why_not_fewer_heads`.
-        ratio: The share: the trunc(ratio * groups) best groups run.
-        ranking: How groups are ranked; see `choice.WidthSelection`.
-
-    Attributes:
-        kept: The attention over these groups. Its output has the bias of the output projection.
-        others: The attention over the other groups.
-        stored: The heads of keys that `kept` stores.
-
-    Raises:
-        PolicyError: see `NarrowSublayer`.
-    """
-
-    noun = "heads"
-
-    def __init__(self, sublayers: Sublayers, ratio: float, ranking: Ranking) -> None:
-        self._sublayers = sublayers
-        found = find_heads(sublayers.attention)
-        super().__init__([list(found.layers)], ratio, ranking)
-        self._heads, count = found, int(self._ratio * found.groups)
-        self.kept = narrow_attention(sublayers.attention, found, 0, count)
-        self.others = narrow_attention(sublayers.attention, found, count, found.groups)
-        self.stored = 1 if found.shares_keys else count
-        if getattr(sublayers.attention, "new_decoder_architecture", False):
-            # Falcon stores a copy for each query head.
-            self.stored = count * found.heads
-
-    @property
-    def parent(self) -> nn.Module:
-        """See `NarrowSublayer`."""
-        return self._sublayers.attention
-
-    def best(self) -> list[Tensor]:
-        """See `NarrowSublayer`; the one group of layers has all groups of heads."""
-        count = int(self._ratio * self._heads.groups)
-        if self.ranking == "first":
-            return [torch.arange(count)]
-        return [head_norms(self._heads).argsort(descending=True, stable=True)[:count].sort().values]
-
-    def check_current(self) -> None:
-        """See `NarrowSublayer`; both parts follow the attention into training and evaluation.
-
-        Raises:
-            ModelError: see `NarrowSublayer`.
-        """
-        super().check_current()
-        for part in (self.kept, self.others):
-            if part.training is not self.parent.training:
-                part.training = self.parent.training
 
 
 class OtherCounts:

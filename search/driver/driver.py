@@ -3,8 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -27,32 +25,12 @@ from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from .proposals import Proposals
 from .recovering import Recovering
 from .timing import Timing
+from .trial import Trial
 
 if TYPE_CHECKING:
     from .progress import Progress
 
 MAX_PROMOTION_FAILURES = 2  # failed promotions after which a trial is not promoted again
-
-
-@dataclass
-class Trial:
-    """A policy that is being measured.
-
-    Attributes:
-        subject: A new proposal, or a paused trial that is promoted.
-        stages: Names of evaluators, one list per stage; the first stage is running or next.
-        max_examples: On how many examples it is measured; None for all.
-        outcome: What the earlier stages measured.
-        is_probe: True for a probe, which does not count towards the budget.
-        begun: When it started.
-    """
-
-    subject: Proposal | TrialResult
-    stages: list[list[str]]
-    max_examples: int | None
-    outcome: Outcome = Outcome()
-    is_probe: bool = False
-    begun: datetime = field(default_factory=datetime.now)
 
 
 class Driver:

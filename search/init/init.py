@@ -18,7 +18,7 @@ from .allowed import Allowed, allowed, trial_of
 from .proposal import Rule, Wishes, costs, rules, tasks
 from .read_model import read_model
 from .small_model import SmallModel, silence, small_model
-from .space_text import Proposal
+from .space_text import SpaceFile
 
 MIXED = 4  # policies of the new space that are tried
 NO_CHANGE = "it changes nothing"
@@ -70,7 +70,7 @@ def new_space(spec: ModelSpec, wishes: Wishes, file: Path) -> NewSpace:
         found = allowed(small, spec.id)
     sees = files.takes_images
     notes = [f"Its {'processor' if sees else 'tokenizer'} could not be read, and a search needs it: {files.unread}"]
-    proposal = Proposal(
+    proposal = SpaceFile(
         source=spec.id,
         spec=spec.model_copy(update={"id": id_beside(spec.id, folder)}),
         found=found,

@@ -33,8 +33,8 @@ COSTS = ("flops", "latency", "memory")  # evaluators that every space has
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A new space.
+class SpaceFile:
+    """The file of a new space.
 
     Attributes:
         source: The model as it was given to the command.

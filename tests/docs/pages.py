@@ -13,6 +13,7 @@ LESS = {
     "evaluate.accuracy.search.limit": 32,
     "evaluate.accuracy.report.limit": 32,
     "evaluate.accuracy.batch_size": 32,
+    "search.guide": "none",
 }
 LESS_TIME = {f"evaluate.latency.{key}": 1 for key in ("batch_size", "repeats", "warmup")} | {
     "evaluate.latency.new_tokens": 2

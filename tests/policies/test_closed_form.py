@@ -103,19 +103,17 @@ WINDOWS: dict[str, dict[int, dict[str, Any]]] = {
         3: {"token_ratio": 0.5},
     }
 }
-ROLES = ("roles", "roles of images", "rests", "widths", "widths of images", "heads", "heads of images", "windows")
 ONCE = {"once": {1: {"token_ratio": 0.75}, 2: {"ffn": "skip"}, 3: {"token_ratio": 0.25}}}
+LABELS = [*(TEXT | IMAGES | ONCE | WINDOWS)]
 
 
 def requests() -> list[Any]:
     cases = []
     for name, attention in CASES:
         labels = [*TEXT, *(IMAGES | ONCE if name in WITH_IMAGES else {}), *(WINDOWS if FAMILIES[name].grids else {})]
-        # Counts do not depend on the attention implementation: each label of roles takes one of a family's.
+        # Counts do not depend on the attention implementation: each label takes one of a family's.
         kinds = [kind for other, kind in CASES if other == name]
-        labels = [
-            label for label in labels if label not in ROLES or kinds[ROLES.index(label) % len(kinds)] == attention
-        ]
+        labels = [label for label in labels if kinds[LABELS.index(label) % len(kinds)] == attention]
         cases += [pytest.param(name, attention, label, id=f"{name}-{attention}-{label}") for label in labels]
     return cases
 

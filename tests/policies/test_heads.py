@@ -18,8 +18,8 @@ from skipsearch import apply_policy
 from skipsearch.exports.batching import batching_errors
 from skipsearch.policies.caches.cache import kv_cache_bytes
 from skipsearch.policies.errors import ModelError, PolicyMismatch
-from skipsearch.policies.families.heads import NarrowHeads
 from skipsearch.policies.families.layers import decoder_layers
+from skipsearch.policies.families.narrow_heads import NarrowHeads
 
 HALF = policy_of({1: {"head_ratio": 0.5}})
 BY_PHASE = policy_of({0: {"head_ratio": 0.5, "phase": "prefill"}, 2: {"head_ratio": 0.5, "phase": "decode"}})

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...caches.cache import find_cache, shorter_layer
 from ...families.anatomy import first
-from ...families.heads import NarrowHeads
 from ...families.layers import DecoderLayer
+from ...families.narrow_heads import NarrowHeads
 from ..attend import Tokens, cut, put_back
 from ..calls import ForwardCall
 from ..layer.roles import Roles

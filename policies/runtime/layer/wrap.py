@@ -13,8 +13,8 @@ from ...caches.partial import PartialLayer
 from ...caches.static import ShortStaticLayer
 from ...choice import LayerChoice, WidthSelection
 from ...families.anatomy import first
-from ...families.heads import NarrowHeads
 from ...families.layers import DecoderLayer
+from ...families.narrow_heads import NarrowHeads
 from ...families.widths import NarrowFFN, NarrowSublayer
 from ...scores.score import Record
 from ...scores.token_selection import TokenSelection

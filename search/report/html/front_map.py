@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ....policies.choice import LayerChoice
 from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from ...space.objectives import first_cost
-from ..layer_map import COLOURS, PAIRS, RESTS, SCOPES, Cell, cells, describe
+from ..cells import Cell, cells
+from ..layer_map import COLOURS, PAIRS, RESTS, SCOPES, describe
 
 RARE = ("parallel_shared", "keys_only", "queries_only", "adapter")
 LEGEND_RATIOS = (0.75, 0.5, 0.25)

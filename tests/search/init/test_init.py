@@ -21,7 +21,7 @@ from skipsearch.search.init.allowed import OPTIONAL, Allowed, Verdict
 from skipsearch.search.init.proposal import Wishes, rules
 from skipsearch.search.init.shrink import shrunk
 from skipsearch.search.init.small_model import layer_kinds, representatives, small_model
-from skipsearch.search.init.space_text import Proposal
+from skipsearch.search.init.space_text import SpaceFile
 from skipsearch.search.space.load import SPACES, load_space
 
 EVERY = {"attention": 1.0, "ffn": 1.0, "wiring": 1.0, "ffn_ratio": 1.0, "head_ratio": 1.0, "wiring: pair": 1.0}
@@ -110,7 +110,7 @@ def test_a_space_says_any_set_of_keys(tmp_path):
         offered = {key: Verdict(frozenset(range(4 if place % 2 else 9)), "") for key in given}
         found = Allowed(9, ("Layer",), offered, {}, {}, ("once",) if "token_ratio" in given else ())
         spec = ModelSpec(id="some/model")
-        proposal = Proposal("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
+        proposal = SpaceFile("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
         (tmp_path / "space.yaml").write_text(proposal.text())
         domains = load_space(str(tmp_path / "space.yaml")).space.domains(9)
         choices = {choice for domain in domains for choice in domain}
@@ -127,7 +127,7 @@ def test_a_key_in_a_comment_takes_its_place_when_it_is_uncommented(key, replaced
     offered, optional = ({name: Verdict(frozenset(range(9))) for name in keys} for keys in (OFFERED_KEYS, OPTIONAL))
     found = Allowed(9, ("Layer",), offered, optional, {}, ("each_layer",))
     spec = ModelSpec(id="some/model")
-    proposal = Proposal("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
+    proposal = SpaceFile("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
     lines = [line for line in proposal.text().splitlines() if not line.startswith(f"    {replaced}:")]
     text = "\n".join(lines).replace(f"    # {key}:", f"    {key}:")
     (tmp_path / "space.yaml").write_text(text)

@@ -1,6 +1,6 @@
 """The report and the comparison in headless Chromium: keyboard, narrow and dark, reading again, copying, axe-core.
 
-They need the package playwright and a Chromium. The rules of axe-core are checked where its file is found: in the
+They need a Chromium. The rules of axe-core are checked where its file is found: in the
 environment variable AXE_CORE, or in `node_modules` of the repository.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import made_databases
 import pytest
+from playwright import sync_api as playwright
 
 from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import read_record
@@ -19,7 +20,6 @@ from skipsearch.search.report.compare.page import write_comparison
 from skipsearch.search.report.html.live import LiveState, WorkerJob
 from skipsearch.search.report.html.page import write_page
 
-playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js")
 PATIENCE = 120_000  # milliseconds

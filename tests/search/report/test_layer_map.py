@@ -11,7 +11,8 @@ from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice, WidthSelectio
 from skipsearch.policies.metadata import Measured, ModelRef, Provenance
 from skipsearch.policies.policy import Policy
 from skipsearch.policies.scores.token_selection import TokenSelection
-from skipsearch.search.report.layer_map import COLOURS, cell, cells, describe, layer_map
+from skipsearch.search.report.cells import cell, cells
+from skipsearch.search.report.layer_map import COLOURS, describe, layer_map
 from skipsearch.search.space.units import amount, phrase, signed_points
 
 POLICY = Policy.of(
