@@ -10,6 +10,7 @@ from ..policies.choice import StrictModel
 Method = Literal["lora", "full", "connector", "router", "adapter"]
 Count = Annotated[int, Field(ge=1)]
 
+RANK: Final = 32
 RATES: Final[Mapping[Method, float]] = {"lora": 2e-4, "full": 2e-5, "connector": 1e-3, "router": 1e-3, "adapter": 1e-3}
 
 
@@ -74,9 +75,10 @@ class RecoverySettings(TrainingSettings):
             examples; then they cost nothing where the FFN is dense.
     """
 
-    adapter_rank: Annotated[int, Field(ge=2, multiple_of=2)] = 32
-    skip: Count | None = None
-    freeze: bool = False
+    # Left out at their defaults, so that a training that began without these keys can go on.
+    adapter_rank: Annotated[int, Field(ge=2, multiple_of=2, exclude_if=lambda rank: rank == RANK)] = RANK
+    skip: Annotated[Count | None, Field(exclude_if=lambda count: count is None)] = None
+    freeze: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
     @model_validator(mode="after")
     def _chooses_adapters(self) -> Self:

@@ -66,11 +66,12 @@ def test_adapters_compute_what_their_formula_says(name, attention):
     sees = name in WITH_IMAGES and name != "mllama"
     for number, layers in enumerate((EVERYWHERE, BESIDE_IMAGES if sees else BESIDE)):
         policy = policy_of(name, layers)
-        for frozen in (False, True):
-            check(model, batch, policy, adapters=drawn(model, policy, number, frozen))
+        # One of the two policies has frozen adapters, in every other family the first one.
+        frozen = (number + FIRST_CASES.index((name, attention)) // 4) % 2 == 0
+        check(model, batch, policy, adapters=drawn(model, policy, number, frozen))
 
 
-@pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 4))
+@pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 8))
 def test_a_folded_ffn_computes_what_the_adapter_and_the_ffn_do(name, attention):
     model, policy = built(name, attention), policy_of(name, EVERYWHERE)
     adapters, before = drawn(model, policy, frozen=True), copy.deepcopy(model.state_dict())

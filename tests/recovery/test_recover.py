@@ -190,7 +190,7 @@ class Stopping:
 
 @pytest.mark.parametrize(
     ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED),
-     ("adapter", "llama", NO_ATTENTION), ("adapter", "llama", ANY_ATTENTION)],
+     ("adapter", "llama", ANY_ATTENTION)],
 )  # fmt: skip
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     method, name, policy, subject_of, examples, tmp_path
