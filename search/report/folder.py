@@ -168,6 +168,8 @@ def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
     for name, entry in trial.search.items():
+        if isinstance(entry, ModelledTime) and entry.is_predicted:
+            continue  # A policy file has nothing but measurements.
         split: Split | None = "search" if name in trial.report else None
         found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
     references = accuracy_by_task(dense.transfer)
