@@ -58,6 +58,11 @@ def measured(words: Path) -> list[str]:
     return [file.name.partition(".")[0] for file in sorted(words.glob("*.*.*"))]
 
 
+def processes(words: Path) -> set[str]:
+    """The processes in which the evaluator was asked for something."""
+    return {file.name.split(".")[1] for file in words.glob("*.*.*")}
+
+
 def words_of(words: Path) -> list[dict[str, object]]:
     """What each measurement that has ended left of itself: its device, whether it timed, and its span."""
     return [json.loads(text) for file in sorted(words.glob("*.*.*")) if (text := file.read_text())]

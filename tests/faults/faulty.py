@@ -24,7 +24,8 @@ class FaultyOptions(Options):
     """Where each measurement leaves word, in a file of its own, and where `plan.json` says what goes wrong.
 
     Its keys are: `does`, what goes wrong; `after`, from which call on, counted over all processes; `layer`, only under
-    policies that change this layer; `once`, only until a file says that it has happened.
+    policies that change this layer; `once`, only until a file says that it has happened. While there is a file `hold`,
+    no measurement ends.
     """
 
     folder: str  # after `at:`, so that what the folder contains is no part of what the study is about
@@ -51,6 +52,8 @@ class Faulty:
             if BROKEN or self._goes_wrong(handle.policy):
                 FAULTS[self._plan["does"]]()
             time.sleep(self._pause)
+            while (self._folder / "hold").exists():
+                time.sleep(0.05)
         return {"kept": Measurement(1 - len(handle.policy.layers) / 4)}
 
     @contextmanager
