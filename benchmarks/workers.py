@@ -97,7 +97,8 @@ class Sleepers:
     shares_device = False
 
     def __init__(self, size: int, measure: Measure, mean: float, warmup: int) -> None:
-        self.size, self._measure, self._mean, self._warmup = size, measure, mean, warmup
+        self.size = self.devices = size
+        self._measure, self._mean, self._warmup = measure, mean, warmup
         self._draw = np.random.default_rng(0)
         self._done: queue.Queue[tuple[Any, float]] = queue.Queue()
         self.busy = 0

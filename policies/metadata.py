@@ -32,7 +32,7 @@ class Measured(StrictModel):
         dense: The value of the dense model.
         stderr: Standard error of an accuracy, or of a latency that was measured in several visits or modelled.
         iqr: Interquartile range of a latency.
-        n: Number of examples or repeats; 0 for a latency that was predicted and not measured.
+        n: Number of examples or repeats; 0 for a latency that older releases predicted and did not measure.
         split: The examples: `search` (they guided the search), `report` (the search never saw them), or `transfer`
             (another task). Latencies of the split `report` were measured again at the end of the search.
         modelled: The latency that the search used: a model of all its latencies removes the noise; `stderr` is the

@@ -26,6 +26,7 @@ from .study.remote.connect import reason_of
 from .study.remote.remote_study import lock_remote
 from .study.storage import UNWRITABLE
 
+TIMED_ON = "timed_on"  # the attribute of a study with the kind of device of its times
 MIN_FREE_BYTES = 32 << 20  # for the study's database, its report and Ray's own files
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def run_study(
     if ranking is not None:
         ranking_of_study(space, folder / RANKING, ranking)  # Before the model is loaded.
     with Progress(space.search.trials, space.objectives, shown) as progress, interruptible() as set_handlers:
-        pool = start_pool(pin_revision(space, folder, address) if resume else space, set_handlers)
+        kind = began_with(folder, address, TIMED_ON).get("kind") if resume else None
+        pinned = pin_revision(space, folder, address) if resume else space
+        pool = start_pool(pinned, set_handlers, kind, progress.note)
         try:
             described = pool.describe()
             num_layers = described[0]["num_layers"]
@@ -77,6 +80,7 @@ def run_study(
                     folder / DATABASE, name or loaded.name, space, num_layers, resume, loaded.model_id,
                     lambda: probe_dense(pool, progress), described[0]["guide"], commit,
                 )  # fmt: skip
+                keep_timed_on(study, pool)
                 start_folder(folder, loaded.text, environment(described, space, loaded.model_id), resume)
                 loggers = Loggers(space.log, name or loaded.name, progress.note, len(study.finished_trials()))
                 with LiveReport(study, folder, progress, pool).watching():
@@ -168,19 +172,33 @@ def database_errors(folder: Path, address: Address | None = None) -> Iterator[No
         raise RunError(f"{folder / DATABASE} cannot be written", [reason], hint) from None
 
 
-def start_pool(space: Space, set_handlers: Callable[[], None]) -> "Pool":
+def start_pool(
+    space: Space, set_handlers: Callable[[], None], kind: str | None = None, note: Callable[[str], None] | None = None
+) -> "Pool":
     """Start the workers.
 
     Ray replaces the signal handlers while it starts, and raises `SystemExit` on SIGTERM.
+
+    Args:
+        space: The search space.
+        set_handlers: Sets the signal handlers again.
+        kind: The kind of device on which the study's times were measured so far; None for a new study.
+        note: Tells of nodes and workers that join, leave or are left out; None for nothing.
     """
     from .workers.ray_pool import Pool
 
     try:
-        return Pool(space)
+        return Pool(space, kind=kind, note=note)
     except SystemExit:
         raise Stopped(signal.SIGTERM) from None
     finally:
         set_handlers()
+
+
+def keep_timed_on(study: "SearchStudy", pool: "Pool") -> None:
+    """Store on which kind of device a study's times are measured, once; a resumed search needs the same."""
+    if pool.kind is not None and TIMED_ON not in study.study.user_attrs:
+        study.study.set_user_attr(TIMED_ON, {"kind": pool.kind})
 
 
 def probe_dense(pool: "Pool", progress: "Progress") -> "DenseStats":

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ...evaluators.base import Measurement
 from ...policies.metadata import Z95
 from ..times.noise import time_noise, time_spread
+from ..times.smoothed import SmoothedTimes
 from ..times.stand_ins import StandIn
 from ..trial.modelled_time import ModelledTime, is_time
 from ..trial.trial_result import TrialResult
@@ -16,7 +17,7 @@ from .study_record import Clock
 def clocks(
     trials: Sequence[TrialResult],
     front: Sequence[int],
-    null: Mapping[str, Sequence[Measurement]],
+    times: SmoothedTimes,
     stand_ins: Sequence[StandIn],
 ) -> dict[str, Clock]:
     """How each time was measured, by metric.
@@ -24,13 +25,13 @@ def clocks(
     Args:
         trials: All trials with smoothed times; the first is dense.
         front: Trial numbers of the front.
-        null: By metric, dense measured against dense.
+        times: The model of their times, fitted to all of them.
         stand_ins: Costs that predict a time.
     """
     by_metric = {stand_in.metric: stand_in for stand_in in stand_ins}
     members = [trial for trial in trials if trial.number in front and not trial.policy.is_dense]
     return {
-        name: clock(name, trials, members, null.get(name, ()), by_metric.get(name))
+        name: clock(name, trials, members, times, by_metric.get(name))
         for name, entry in trials[0].search.items()
         if is_time(name, entry)
     }
@@ -40,10 +41,11 @@ def clock(
     name: str,
     trials: Sequence[TrialResult],
     members: Sequence[TrialResult],
-    null: Sequence[Measurement],
+    times: SmoothedTimes,
     stand_in: StandIn | None,
 ) -> Clock:
     """How one time was measured; `members` are the trials of the front without dense."""
+    null = times.null.get(name, ())
     noise = time_noise(null)
     both = [(one.search[name], one.report[name]) for one in members if name in one.search and name in one.report]
     pairs = [(search, again) for search, again in both if isinstance(search, ModelledTime) and again.dense]
@@ -60,6 +62,7 @@ def clock(
         within=sum(abs(gap) <= Z95 * error for gap, error in zip(gaps, errors, strict=True)),
         gap=statistics.fmean(gaps) if gaps else None,
         raw_gap=statistics.fmean(raw) if raw else None,
+        model=times.prediction_error(name),
     )
 
 

@@ -79,7 +79,7 @@ def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult
         summary=summary(all_trials) | dense_stats,
         ended=attrs.get("ended"),
         guide=attrs.get("guide"),
-        clocks=clocks(trials, front, times.null, stand_ins_of(attrs)),
+        clocks=clocks(trials, front, times, stand_ins_of(attrs)),
         random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...evaluators.base import Direction, Measurement, Metric, Split
+from ..times.smoothed import PredictionError
 from ..trial.pareto import objective_value
 from ..trial.recovery import Recovery
 from ..trial.trial_result import IntervalEstimate, TrialResult
@@ -134,6 +135,7 @@ class Clock:
         within: How many of them lie within the 95 % interval of the difference.
         gap: Mean ratio when timed again minus the ratio that the search estimated.
         raw_gap: Mean ratio when timed again minus the ratio that the search measured, before smoothing.
+        model: How well the model of times, by layer and choice, predicts a policy; None where none was timed.
     """
 
     noise: float | None = None
@@ -145,6 +147,7 @@ class Clock:
     within: int = 0
     gap: float | None = None
     raw_gap: float | None = None
+    model: PredictionError | None = None
 
 
 @dataclass(frozen=True)

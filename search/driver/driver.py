@@ -92,7 +92,8 @@ class Driver:
         with BLAS.limit(limits=1):
             while True:
                 self._fill_workers()
-                if time.monotonic() >= stopping.ends or (not self.pool.busy and self.pool.has_idle):
+                is_done = not (self.pool.busy or self._exclusive) and self.pool.has_idle
+                if is_done or time.monotonic() >= stopping.ends:
                     break
                 finished = self.pool.next(stopping.ends)
                 if finished is not None:
@@ -174,21 +175,23 @@ class Driver:
         return Trial(result, self._stages(names), max_examples, earlier)
 
     def _needs_device_alone(self, trial: Trial) -> bool:
-        return self.pool.shares_device and any(self._evaluators[name].exclusive for name in trial.stages[0])
+        return any(self._evaluators[name].exclusive for name in trial.stages[0])
 
     def _fill_workers(self) -> None:
-        """Give idle workers a stage each; exclusive stages run one by one while no other stage runs.
+        """Give idle workers a stage each; exclusive stages run one at a time on each device, while no other stage runs.
 
-        Exclusive stages are collected until there is one per worker, so that the other workers seldom wait.
+        Where workers share a device, exclusive stages are collected until there is one per worker, so that the other
+        workers seldom wait.
         """
         while self.pool.has_idle:
             nothing_else = not (self._ready or self.proposals.may_ask)
-            has_enough = len(self._exclusive) >= self.pool.size or nothing_else
+            has_enough = nothing_else or len(self._exclusive) >= (self.pool.size if self.pool.shares_device else 1)
             self._running_exclusive = bool(self._exclusive) and (self._running_exclusive or has_enough)
             if self._running_exclusive:
-                if not self.pool.busy:
-                    self._submit(self._exclusive.popleft())
-                return
+                if not self.pool.has_quiet:
+                    return
+                self._submit(self._exclusive.popleft())
+                continue
             if self._ready:
                 self._submit(self._ready.popleft())
                 continue

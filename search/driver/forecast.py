@@ -224,24 +224,27 @@ class Forecast:
         phases: By name, what comes after the dense trial.
         costs: What a measurement costs.
         workers: How many workers measure.
-        shares_device: True where they share a device, so that only one of them measures times.
+        devices: How many devices they measure on; times are measured by one worker of a device at a time.
     """
 
     phases: Mapping[str, Phase]
     costs: Costs
     workers: int
-    shares_device: bool
+    devices: int
 
     @classmethod
-    def of(cls, outline: Outline, costs: Costs, workers: int, shares_device: bool) -> "Forecast":
+    def of(cls, outline: Outline, costs: Costs, workers: int, devices: int) -> "Forecast":
         """The forecast of a search."""
-        return cls(phases(outline, costs), costs, workers, shares_device)
+        return cls(phases(outline, costs), costs, workers, devices)
+
+    @property
+    def contention(self) -> float:
+        """How much longer a measurement takes beside those of other workers."""
+        return self.costs.contention if self.devices < self.workers else 1.0
 
     def wall(self, each: JobSeconds) -> float:
         """Seconds between the ends of two steps that cost so much."""
-        crowded = self.costs.contention if self.shares_device and self.workers > 1 else 1.0
-        alone = each.alone if self.shares_device else each.alone / self.workers
-        return each.beside * crowded / self.workers + alone + each.driver
+        return each.beside * self.contention / self.workers + each.alone / self.devices + each.driver
 
     def pace(self, name: str) -> float:
         """Seconds between the ends of two steps of a phase; 0 for a phase that the search does not have."""
@@ -260,6 +263,5 @@ class Forecast:
     @property
     def busy(self) -> float:
         """Seconds that all workers together measure."""
-        crowded = self.costs.contention if self.shares_device and self.workers > 1 else 1.0
         jobs = (phase.each * phase.steps for phase in self.phases.values())
-        return sum(job.beside * crowded + job.alone for job in jobs)
+        return sum(job.beside * self.contention + job.alone for job in jobs)

@@ -85,7 +85,7 @@ class Outlook:
         outline = Outline.of(study.space, study.num_layers, guide, examples)
         step_seconds = study.study.user_attrs.get(TRAININGS, {}).get("step_seconds", 0.0)
         costs = replace(dense_costs(dense.seconds, dense.search, guide), training_step=step_seconds)
-        self._forecast = Forecast.of(outline, costs, self._pool.size, self._pool.shares_device)
+        self._forecast = Forecast.of(outline, costs, self._pool.size, self._pool.devices)
         for name, phase in self._forecast.phases.items():
             self._progress.guess(name, self._forecast.pace(name))
             self._progress.expect_more(name, round(phase.steps))

@@ -187,11 +187,12 @@ def tune_search(
         Why the search ended.
     """
     space = study.space
+    size, shares_device = pool.size, pool.shares_device
     pool.stop_workers()
     searcher = StudySearcher(study, progress, after)
     if progress is not None:
         progress.phase(PROPOSING)
-    one_at_a_time = pool.shares_device and any(evaluator_class(name).exclusive for name in space.evaluate)
+    one_at_a_time = shares_device and any(evaluator_class(name).exclusive for name in space.evaluate)
     gpus = {"gpu": pool.gpus} if pool.gpus else {}
     ranking = (folder / RANKING).read_bytes() if (folder / RANKING).is_file() else None
     trainable = tune.with_parameters(
@@ -200,7 +201,7 @@ def tune_search(
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": space.workers.cpus, **gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if one_at_a_time else pool.size),
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=1 if one_at_a_time else size),
             num_samples=searcher.samples,
             reuse_actors=True,
         ),

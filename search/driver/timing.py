@@ -127,10 +127,10 @@ class Timing:
                 self.study.keep_times(result.policy, merged)
 
     def _run(self, jobs: Iterable[Job], ends: float = math.inf) -> Iterator[tuple[Job, Outcome]]:
-        """Run jobs that need their device alone: one at a time where workers share a device."""
+        """Run jobs that need their device alone: one at a time on each device."""
         waiting = deque(jobs)
         while (waiting or self.pool.busy) and time.monotonic() < ends:
-            while waiting and self.pool.has_idle and not (self.pool.shares_device and self.pool.busy):
+            while waiting and self.pool.has_quiet:
                 job = waiting.popleft()
                 job.seconds = self._limits.of("search", job.policy) if self._limits is not None else None
                 self.pool.submit(job)

@@ -139,7 +139,7 @@ def plan_search(
 
 def forecast(outline: Outline, costs: Costs, workers: int, gpus: float) -> Forecast:
     """The forecast with a number of workers."""
-    return Forecast.of(outline, costs, workers, workers > 1 and gpus < 1)
+    return Forecast.of(outline, costs, workers, 1 if gpus < 1 else workers)
 
 
 def before(outline: Outline, measured: Measured, load: float, workers: int, gpus: float) -> float:

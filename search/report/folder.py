@@ -26,9 +26,10 @@ from ..space.space import Space
 from ..space.units import EXAMPLE_UNITS, unit_of
 from ..trial.modelled_time import ModelledTime
 from ..trial.trial_result import TrialResult
+from ..workers.devices import processor
 
 DIGESTS = ".written.json"  # SHA-256 of the policy files that were written last
-NOT_KEPT = ("node", "pid", "examples")  # what a worker says of itself and no later reader needs
+NOT_KEPT = ("node", "pid", "examples", "device_id")  # what a worker says of itself and no later reader needs
 PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
@@ -49,16 +50,6 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
         "workers": [{key: value for key, value in worker.items() if key not in NOT_KEPT} for worker in workers],
         "nodes": len({worker["node"] for worker in workers}),
     }
-
-
-def processor() -> str:
-    """The processor's name, or what the platform module knows where the system does not name it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def package_version(name: str) -> str | None:
@@ -168,6 +159,8 @@ def measurements(trial: TrialResult, dense: TrialResult) -> dict[str, Measured]:
     for name, entry in trial.report.items():
         found[name] = measured(entry, dense.report.get(name), "report")
     for name, entry in trial.search.items():
+        if isinstance(entry, ModelledTime) and entry.is_predicted:
+            continue  # A policy file has nothing but measurements.
         split: Split | None = "search" if name in trial.report else None
         found[f"search_{name}" if split else name] = measured(entry, dense.search.get(name), split)
     references = accuracy_by_task(dense.transfer)

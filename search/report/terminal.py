@@ -208,7 +208,8 @@ def cells(record: StudyRecord, entry: dict[str, Any], absolute: bool = False) ->
     for name in record.objectives:
         objective, unit = entry[name], unit_of(name)
         in_own_unit = absolute or unit in EXAMPLE_UNITS or objective["share"] is None
-        line.append(amount(objective["value"], unit) if in_own_unit else f"{objective['share']:.0%}")
+        text = amount(objective["value"], unit) if in_own_unit else f"{objective['share']:.0%}"
+        line.append(f"{text} (predicted)" if objective.get("predicted") else text)
         if name in record.dense.report:
             line.append(confirmed_cell(objective, unit, absolute) if "report" in objective else "not confirmed")
     return line

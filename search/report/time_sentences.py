@@ -1,10 +1,12 @@
 """What a study says about its measured times: noise, predicted times, and the front's times measured again."""
 
+from dataclasses import asdict
 from typing import Any
 
 from ..analysis.study_record import Clock, StudyRecord
 from ..space.units import phrase, signed_points
 from ..times.noise import noise_sentence, noise_warning
+from ..times.smoothed import PredictionError
 
 
 def time_lines(record: StudyRecord) -> list[str]:
@@ -17,9 +19,23 @@ def time_lines(record: StudyRecord) -> list[str]:
                 lines.append(noise_warning(name, clock.noise, clock.spread))
         if clock.text:
             lines.append(f"{clock.text[0].upper()}{clock.text[1:]}.")
+        if clock.model is not None:
+            lines.append(model_line(name, clock.model, clock.again))
         if clock.gap is not None:
             lines.append(gap_line(name, clock.gap, clock))
     return [line for line in lines if line]
+
+
+def model_line(name: str, error: PredictionError, again: int) -> str:
+    """The error of the model of a time, in points of dense; `again` policies of the front were timed once more."""
+    ranks = "" if error.correlation is None else f", rank correlation {error.correlation:.3f}"
+    measured = " The front's times below were measured again; they are not taken from it." if again else ""
+    return (
+        f"Candidates are ranked by a model of {phrase(name)}, a sum over layers and what is left out in each, fitted "
+        f"to {error.policies} measured policies. It predicts a policy that it has not seen to ±{100 * error.rms:.1f} "
+        f"points of dense (each policy from the others{ranks}; noise of one measurement "
+        f"±{100 * error.noise:.1f}).{measured}"
+    )
 
 
 def gap_line(name: str, gap: float, clock: Clock) -> str:
@@ -47,6 +63,7 @@ def time_data(record: StudyRecord) -> dict[str, Any]:
             "raw_gap": clock.raw_gap,
             "timed_again": clock.again,
             "within_interval": clock.within,
+            "model": None if clock.model is None else asdict(clock.model),
         }
         for name, clock in record.clocks.items()
     }

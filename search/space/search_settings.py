@@ -165,7 +165,7 @@ class Workers(StrictModel):
 
     Attributes:
         count: The number of models that are loaded at the same time; `auto` is as many as the nodes have room for, by
-            `cpus` and `gpus`.
+            `cpus` and `gpus`, also those that join later.
         gpus: The share of a GPU that each worker has, up to 1; its model runs on one GPU.
         cpus: Cores of each worker, which is also its number of threads.
         address: The address of a Ray cluster; null starts a local one.

@@ -8,6 +8,8 @@ measurement updates its own prediction.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ...evaluators.base import Measurement
 from ...policies.policy import Policy
 from ..space.constraint import Constraint
@@ -37,6 +39,7 @@ class FittedTime:
         estimates: By those numbers, the smoothed times.
         pooled_variance: See `modelled_time.pooled_variance`.
         costs: The counted costs among the model's features.
+        error: How well the model predicts a policy that it has not seen.
     """
 
     model: TimeModel
@@ -44,6 +47,40 @@ class FittedTime:
     estimates: Mapping[int, TimeEstimate]
     pooled_variance: float
     costs: tuple[str, ...]
+    error: "PredictionError"
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """How well a model of times predicts a policy that it was not fitted to: each measured one from all others.
+
+    Attributes:
+        policies: How many policies were measured.
+        rms: Root mean square of the differences between predicted and measured ratios to dense; the noise of the
+            measurements is part of it.
+        noise: The part of it that the noise of one measurement explains: its standard deviation.
+        correlation: Spearman's rank correlation of predictions and measurements; None with fewer than three policies,
+            or where all are equal.
+    """
+
+    policies: int
+    rms: float
+    noise: float
+    correlation: float | None
+
+
+def prediction_error(model: TimeModel, timed: Sequence[TimedPolicy]) -> PredictionError:
+    """The error of a model on the policies that it was fitted to, each left out in turn."""
+    from scipy.stats import spearmanr
+
+    measured = np.array([one.ratio for one in timed])
+    ranks = len(timed) > 2 and min(np.ptp(measured), np.ptp(model.without_own)) > 0
+    return PredictionError(
+        len(timed),
+        float(np.sqrt(np.mean((model.without_own - measured) ** 2))),
+        float(np.sqrt(model.noise * np.mean([one.variance for one in timed]))),
+        float(spearmanr(model.without_own, measured).statistic) if ranks else None,
+    )
 
 
 class SmoothedTimes:
@@ -114,7 +151,7 @@ class SmoothedTimes:
         null_ratios = [(entry.value / (entry.dense or 1.0), ratio_variance(entry, pooled)) for entry in null]
         model = TimeModel(self._layers, timed, null_ratios)
         estimates = {result.number: model.smoothed(one) for result, one in zip(results, timed, strict=True)}
-        return FittedTime(model, tuple(estimates), estimates, pooled, costs)
+        return FittedTime(model, tuple(estimates), estimates, pooled, costs, prediction_error(model, timed))
 
     def _counted_costs(self) -> list[str]:
         """The counted costs of dense; those of a policy are known before it is timed."""
@@ -178,9 +215,9 @@ class SmoothedTimes:
                 found |= {} if time is None else {name: time}
         return found
 
-    def misfit(self, name: str) -> float | None:
-        """Standard deviation of what no sum over the layers explains of a time; None where nothing was timed."""
-        return self._fits[name].model.misfit if name in self._fits else None
+    def prediction_error(self, name: str) -> PredictionError | None:
+        """How well the model predicts a time of a policy that was not measured; None where nothing was timed."""
+        return self._fits[name].error if name in self._fits else None
 
 
 def has_own_measurements(result: TrialResult) -> bool:

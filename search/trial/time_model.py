@@ -148,6 +148,8 @@ class TimeModel:
     Attributes:
         noise: Noise variance, as a multiple of what the repeats of one measurement show.
         misfit: Standard deviation of what no sum over the layers explains.
+        without_own: (n,): the ratio of each measured policy as the model predicts it from the other policies alone
+            (leave-one-out, in closed form for a linear model with given hyperparameters).
     """
 
     def __init__(self, num_layers: int, timed: Sequence[TimedPolicy], null: Sequence[tuple[float, float]] = ()) -> None:
@@ -166,6 +168,8 @@ class TimeModel:
         # The posterior covariance of the savings is errors @ errors.T.
         self._errors: Floats = root @ np.linalg.inv(cholesky).T
         self._mean: Floats = self._errors @ (self._errors.T @ (design.T @ (precisions * changed)))
+        leverages = precisions * ((design @ self._errors) ** 2).sum(1)
+        self.without_own: Floats = 1 + changed - (changed - design @ self._mean) / (1 - leverages)
 
     def predict(self, found: Features) -> TimeEstimate:
         """Predicted time of a policy that was not measured."""

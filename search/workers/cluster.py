@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -171,9 +172,21 @@ def plan_workers(workers: Workers) -> tuple[int, float]:
     return (capacity if workers.count == "auto" else workers.count), gpus
 
 
-def worker_capacity(cpus: int, gpus: float) -> int:
-    """How many workers fit on the nodes that are alive."""
-    return sum(node_capacity(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
+def worker_capacity(cpus: int, gpus: float, left_out: Collection[str] = ()) -> int:
+    """How many workers fit on the nodes that are alive, without those left out."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
+    return sum(node_capacity(node["Resources"], cpus, gpus) for node in nodes)
+
+
+def node_text(node: str | None) -> str:
+    """A node of the cluster, by its address and id, as messages name it."""
+    addresses = {one["NodeID"]: one["NodeManagerAddress"] for one in ray.nodes()}
+    return f"node {addresses.get(node, '')} {(node or '')[:12]}"
+
+
+def is_alive(node: str) -> bool:
+    """True where the node with this id belongs to the cluster still."""
+    return any(one["Alive"] for one in ray.nodes() if one["NodeID"] == node)
 
 
 def node_capacity(resources: dict[str, float], cpus: int, gpus: float) -> int:

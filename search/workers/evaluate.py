@@ -24,6 +24,7 @@ from ..space.space import Space
 from ..trial.failures import fault_of
 from ..trial.modelled_time import ExpectedTime
 from ..trial.outcome import Outcome
+from .devices import describe_device
 from .early_stopping import Race, Rival
 from .policy_run import PolicyRun, forward_clock
 
@@ -203,7 +204,7 @@ class PolicyEvaluator:
             "num_layers": self.num_layers,
             "guide": None if self.guide is None else self.guide.name,
             "commit": getattr(self.subject.model.config, "_commit_hash", None),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            **describe_device(device),
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),
             "attention": self.subject.model.config._attn_implementation,

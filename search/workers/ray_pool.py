@@ -6,6 +6,7 @@ Faults of the machine are handled here. The job of a worker that died, or whose 
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from ...policies.errors import RunError, TaskError
 from ..baselines.dense_stats import DenseStats
 from ..space.space import Space
 from ..trial.outcome import Outcome
+from .admission import Admission
+from .asking import ask_one, share_ranking
 from .cluster import dead_daemons, first_line, plan_workers, start_ray, stop_ray, worker_capacity
+from .devices import is_timing, may_start
 from .prefix_affinity import layer_keys, longest_prefix
 from .time_limits import DENSE_SECONDS
 from .worker import Job
-from .worker_slots import LOAD_SECONDS, WorkerSlot, WorkerSlots, worker_error
+from .worker_slot import WorkerSlot
+from .worker_slots import LOAD_SECONDS, WorkerSlots, worker_error
 
 MAX_LOST_WORKERS = 4  # workers lost over one policy, after which the policy is left for the next start of the search
 POLL_SECONDS = 0.5  # how often hung jobs and dead processes are looked for
@@ -33,29 +38,59 @@ class Pool:
     Args:
         space: The search space.
         load_seconds: How long a worker may take to load its model.
+        kind: The kind of device on which the study's times were measured so far; None for a new study.
+        note: Tells of nodes and workers that join, leave or are left out; None for nothing.
 
     Raises:
         StudyError: no cluster can be reached, or it has no room for the workers.
 
     Attributes:
-        size: The number of workers.
         gpus: The GPUs of each worker.
         capacity: How many workers the cluster has room for.
         threads: The threads that torch may use in each worker; None leaves that to torch.
-        shares_device: True where workers share processor cores or a GPU, so that they disturb each other's timing.
         owns_cluster: True where the cluster was started for this pool.
     """
 
-    def __init__(self, space: Space, load_seconds: float = LOAD_SECONDS) -> None:
+    def __init__(
+        self,
+        space: Space,
+        load_seconds: float = LOAD_SECONDS,
+        kind: str | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.owns_cluster = start_ray(space.workers)
-        self.size, self.gpus = plan_workers(space.workers)
+        count, self.gpus = plan_workers(space.workers)
         self.capacity = worker_capacity(space.workers.cpus, self.gpus)
-        self.shares_device = self.size > 1 and self.gpus < 1
         self.threads = None if self.gpus else space.workers.cpus
         self._num_layers = 0
-        self._slots = WorkerSlots(space, self.size, self.gpus, self.threads, load_seconds)
+        self._timing = {name for name in space.evaluate if is_timing(name)}
+        self._admission = Admission(space, kind)
+        limit = None if space.workers.count == "auto" else count
+        self._slots = WorkerSlots(
+            space, count, limit, self.gpus, self.threads, load_seconds, self._admission, note
+        )  # fmt: skip
         self._running: dict[Any, tuple[WorkerSlot, Job]] = {}
         self._retries: deque[Job] = deque()
+
+    @property
+    def size(self) -> int:
+        """The number of workers, which changes with the nodes of the cluster."""
+        return len(self._slots.usable)
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of device of all workers; None where no times are measured, so that any will do."""
+        return self._admission.kind
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that workers measure on, as far as the workers are loaded."""
+        return len({slot.device for slot in self._slots.usable if slot.device})
+
+    @property
+    def shares_device(self) -> bool:
+        """True where workers share processor cores or a GPU, so that they disturb each other's timing."""
+        return self.devices < sum(bool(slot.device) for slot in self._slots.usable)
 
     def start_workers(self) -> None:
         """Start a process for each worker that has none; each loads its model."""
@@ -75,11 +110,13 @@ class Pool:
 
         Raises:
             SkipsearchError: the model cannot be loaded, or its evaluators cannot be set up.
+            StudyError: the study's times were measured on a device that no worker has.
             RunError: no worker starts.
         """
         self.start_workers()
-        while any(not slot.faults for slot in self._slots.loading.values()) or not self._slots.idle:
+        while self._slots.is_starting or not self._slots.idle:
             self._poll()
+        self._slots.decide()
         self._num_layers = self._slots.idle[0].description["num_layers"]
         return [slot.description for slot in sorted(self._slots.idle, key=lambda slot: slot.index)]
 
@@ -121,38 +158,10 @@ class Pool:
         Raises:
             PolicyMismatch: it does not fit the model.
         """
-        self._slots.ranking = ray.put(content)
-        given = [slot.actor.take_ranking.remote(self._slots.ranking) for slot in self._slots.others(None)]
-        try:
-            # One that is loading its model takes the ranking once it has; it is not awaited here.
-            ray.wait(given, num_returns=len(self._slots.idle), timeout=DENSE_SECONDS)
-            ray.get(ray.wait(given, num_returns=len(given), timeout=0)[0])
-        except RayTaskError as cause:
-            raise worker_error(cause) from None
-        except RayError:
-            pass  # The process has died, which its next job finds out; the one in its place has the ranking.
+        share_ranking(self._slots, content)
 
     def _ask_one(self, method: str, done: str, *arguments: Any) -> Any:
-        """The result of a method of one worker, which is no job; another one takes the place of a worker that dies.
-
-        Args:
-            method: Its name.
-            done: What it does, for the message of a worker that died.
-            arguments: Of the method.
-        """
-        while True:
-            while not self._slots.idle:
-                self._poll()
-            slot = self._slots.idle.popleft()
-            try:
-                found = ray.get(getattr(slot.actor, method).remote(*arguments), timeout=DENSE_SECONDS)
-            except RayTaskError as cause:
-                raise worker_error(cause) from None
-            except RayError as cause:
-                self._slots.handle_fault(slot, f"{done}: {first_line(cause)}")
-                continue
-            self._slots.idle.appendleft(slot)
-            return found
+        return ask_one(self._slots, self._poll, method, done, *arguments)
 
     def memory(self) -> list[dict[str, float]]:
         """The memory of each idle worker, in bytes; see `PolicyEvaluator.memory`."""
@@ -161,8 +170,27 @@ class Pool:
 
     @property
     def has_idle(self) -> bool:
-        """True where a worker waits for a job."""
-        return bool(self._slots.idle)
+        """True where a worker waits for a job, and no times are being measured on its device."""
+        return any(self._may_take(slot, is_timed=False) for slot in self._slots.idle)
+
+    @property
+    def has_quiet(self) -> bool:
+        """True where a worker waits for a job, and its device does nothing else, so that times can be measured."""
+        return any(self._may_take(slot, is_timed=True) for slot in self._slots.idle)
+
+    def _is_timed(self, job: Job) -> bool:
+        """True for a job that measures times; training and what follows it measures none."""
+        return job.recover_to is None and not self._timing.isdisjoint(job.names)
+
+    def _may_take(self, slot: WorkerSlot, is_timed: bool) -> bool:
+        """Whether an idle worker's device may take a job now: one that measures times runs there alone.
+
+        A worker that loads its model keeps the processor of its machine busy too.
+        """
+        if is_timed and any(one.machine == slot.device for one in self._slots.loading.values()):
+            return False
+        running = ((used.device, self._is_timed(job)) for used, job in self._running.values())
+        return may_start(slot.device, is_timed, running)
 
     @property
     def busy(self) -> int:
@@ -175,11 +203,14 @@ class Pool:
         return [(f"worker-{slot.index}", job, slot.age) for slot, job in self._running.values()]
 
     def submit(self, job: Job) -> None:
-        """Give a job to the idle worker that has measured the most similar policy."""
+        """Give a job to the idle worker that has measured the most similar policy.
+
+        There must be one: see `has_idle`, and for a job that measures times `has_quiet`.
+        """
         keys = layer_keys(job.policy, self._num_layers)
-        index = longest_prefix(keys, [slot.measured for slot in self._slots.idle])
-        slot = self._slots.idle[index]
-        del self._slots.idle[index]
+        able = [slot for slot in self._slots.idle if self._may_take(slot, self._is_timed(job))]
+        slot = able[longest_prefix(keys, [one.measured for one in able])]
+        self._slots.idle.remove(slot)
         slot.measured.append(keys)
         self._send(slot, job)
 
@@ -210,11 +241,12 @@ class Pool:
         """
         while until is None or time.monotonic() < until:
             self._retry()
-            idle = len(self._slots.idle)
+            idle, loading = len(self._slots.idle), len(self._slots.loading)
             found = self._poll()
             if found is not None:
                 return found
-            if len(self._slots.idle) > idle:
+            # A load that ends, in whatever way, may leave a device quiet.
+            if len(self._slots.idle) > idle or len(self._slots.loading) < loading:
                 return None
         return None
 
@@ -230,7 +262,11 @@ class Pool:
         for _ in range(len(self._retries)):
             job = self._retries.popleft()
             others = self._slots.others(job.avoid)
-            able = [slot for slot in self._slots.idle if slot in others or not others]
+            able = [
+                slot
+                for slot in self._slots.idle
+                if (slot in others or not others) and self._may_take(slot, self._is_timed(job))
+            ]
             lost_several = job.lost_workers > 1
             waits = (new_jobs_first and (lost_several or not others)) or (lost_several and self._running)
             if not able or waits:
@@ -248,6 +284,7 @@ class Pool:
         if dead := dead_daemons():
             hint = "see whether the machine is short of memory; go on with `--resume`"
             raise RunError("Ray has died on this machine", [f"its process {name} has ended" for name in dead], hint)
+        self._slots.look_for_nodes()
         awaited = [*self._slots.loading, *self._running]
         done = ray.wait(awaited, num_returns=1, timeout=POLL_SECONDS)[0] if awaited else []
         for reference in done:

@@ -16,6 +16,7 @@ from ..space.space import Space
 from ..trial.modelled_time import ExpectedTime
 from ..trial.outcome import Outcome
 from .dense_probe import probe_dense
+from .devices import machine_id
 from .early_stopping import Rival
 from .evaluate import PolicyEvaluator
 from .ranking import make_ranking, take_ranking
@@ -50,6 +51,10 @@ class Worker:
     def _store_running(self, evaluator: str) -> None:
         """Store in the cluster which evaluator runs, so that the driver can name it if this process dies."""
         _internal_kv_put(self._key, evaluator, namespace=NAMESPACE)
+
+    def place(self) -> dict[str, str]:
+        """The node and the machine of this process; unlike `describe`, this loads no model."""
+        return {"node": ray.get_runtime_context().get_node_id(), "machine": machine_id()}
 
     def describe(self) -> dict[str, Any]:
         """Load the model, and describe it, its device, this process and its node."""

@@ -28,7 +28,7 @@ def plugged(folder: Path) -> Path:
     info = folder / "site" / "faulty-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[skipsearch.evaluators]\nfaulty = faulty:Faulty\n")
+    (info / "entry_points.txt").write_text("[skipsearch.evaluators]\nfaulty = faulty:Faulty\ntimed = faulty:Timed\n")
     places = [str(folder / "site"), str(Path(__file__).parent)]
     sys.path[:0] = [place for place in places if place not in sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")])
@@ -56,6 +56,16 @@ def loaded(path: Path, words: Path, does: str = "nothing", **given: object) -> L
 def measured(words: Path) -> list[str]:
     """The fingerprint of each policy that the evaluator was asked for, once a call."""
     return [file.name.partition(".")[0] for file in sorted(words.glob("*.*.*"))]
+
+
+def processes(words: Path) -> set[str]:
+    """The processes in which the evaluator was asked for something."""
+    return {file.name.split(".")[1] for file in words.glob("*.*.*")}
+
+
+def words_of(words: Path) -> list[dict[str, object]]:
+    """What each measurement that has ended left of itself: its device, whether it timed, and its span."""
+    return [json.loads(text) for file in sorted(words.glob("*.*.*")) if (text := file.read_text())]
 
 
 def own_ray() -> dict[str, str]:

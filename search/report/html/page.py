@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from ....evaluators.base import Measurement
 from ...analysis.study_record import StudyRecord
+from ...trial.modelled_time import ModelledTime
 from ...trial.trial_result import TrialResult
 from ..figures import hypervolume_figure, plane_figure
 from ..layer_map import describe
@@ -68,7 +69,7 @@ def write_at_once(path: Path, text: str) -> None:
 
 
 def write_trials_csv(record: StudyRecord, path: Path) -> None:
-    """Write one row per trial, numbers in full precision; an empty field was not measured."""
+    """Write one row per trial, numbers in full precision; an empty field was not measured, but may be predicted."""
     rows = trial_rows(record)
     columns = dict.fromkeys(key for row in rows for key in row)
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -151,5 +152,7 @@ def _row(record: StudyRecord, trial: TrialResult) -> dict[str, Any]:
 def _fields(name: str, entry: Measurement | None) -> dict[str, Any]:
     if entry is None:
         return {}
+    if isinstance(entry, ModelledTime) and entry.is_predicted:
+        return {f"{name}_predicted": entry.value}
     columns = {"n": entry.n, "dense": entry.dense, "stderr": entry.stderr, "iqr": entry.iqr}
     return {name: entry.value} | {f"{name}_{key}": value for key, value in columns.items() if value is not None}

@@ -142,8 +142,8 @@ def test_run_says_its_forecast_once_and_ends_with_nothing_left(path, tmp_path):
 
 def test_workers_of_one_device_time_one_after_the_other():
     costs, each = Costs(contention=1.5), JobSeconds(beside=4.0, alone=2.0, driver=0.5)
-    one, two = (Forecast({PROPOSING: Phase(10, each)}, costs, workers, True) for workers in (1, 2))
-    own = Forecast({PROPOSING: Phase(10, each)}, costs, 2, False)
+    one, two = (Forecast({PROPOSING: Phase(10, each)}, costs, workers, 1) for workers in (1, 2))
+    own = Forecast({PROPOSING: Phase(10, each)}, costs, 2, 2)
     assert [one.total, two.total, own.total] == pytest.approx([65.0, 10 * (4 * 1.5 / 2 + 2 + 0.5), 10 * 3.5])
 
 
@@ -162,7 +162,7 @@ def test_trainings_cost_their_steps_and_are_confirmed_but_not_timed(path):
     plain, trained = (searching.loaded(path, **CHANGES, **more).space for more in ({}, {"search__recover": trainings}))
     parts = {"accuracy": EvaluatorCost(0.0, 0.02, 0.5), "flops": EvaluatorCost(0.1), "latency": EvaluatorCost(1.0)}
     costs = Costs(parts, training_step=0.3)
-    found = [Forecast.of(Outline.of(space, LAYERS, None, EXAMPLES), costs, 1, False) for space in (plain, trained)]
+    found = [Forecast.of(Outline.of(space, LAYERS, None, EXAMPLES), costs, 1, 1) for space in (plain, trained)]
     assert RECOVERING not in found[0].phases
     phase = found[1].phases[RECOVERING]
     assert phase.steps == 3 and phase.each.beside == pytest.approx(50 * 0.3 + 0.02 * 100 * 0.5 + 0.1)
@@ -170,7 +170,7 @@ def test_trainings_cost_their_steps_and_are_confirmed_but_not_timed(path):
     assert found[1].phases[TIMING_AGAIN].steps == found[0].phases[TIMING_AGAIN].steps
     assert "3 recoveries 48 s" in phase_text(found[1])
     more = searching.loaded(path, **CHANGES, search__recover=trainings.replace("top", "survivors: [80], top")).space
-    rounds = Forecast.of(Outline.of(more, LAYERS, None, EXAMPLES), costs, 1, False).phases[RECOVERING]
+    rounds = Forecast.of(Outline.of(more, LAYERS, None, EXAMPLES), costs, 1, 1).phases[RECOVERING]
     assert rounds.steps == 3 + 2
     assert rounds.steps * rounds.each.beside == pytest.approx((3 * 50 + 2 * 80) * 0.3 + 5 * 1.1)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import planted_times
@@ -31,7 +32,7 @@ from skipsearch.search.trial.modelled_time import (
 )
 from skipsearch.search.trial.pareto import front_trials, objective_value
 from skipsearch.search.trial.tied_times import non_dominated_within
-from skipsearch.search.trial.time_model import TimeEstimate
+from skipsearch.search.trial.time_model import TimedPolicy, TimeEstimate, TimeModel
 from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.early_stopping import Race, Rival
 
@@ -273,3 +274,42 @@ def test_visits_are_merged_by_their_pairs() -> None:
 def test_studies_without_times_are_as_they_were() -> None:
     record = made_up(objectives=("accuracy", "prefill_flops"))
     assert record.clocks == {} and "Selection bias of times" not in page(record)
+
+
+def test_the_error_of_the_model_of_times_is_stated(noisy, alike) -> None:
+    """It is that of fitting the model anew without each policy; no file calls a prediction a measurement."""
+    for driver, bench, folder in (noisy, alike):
+        record = read_record(folder)
+        results = [one for one in driver.study.final_results() if one.duplicate_of is None and not one.policy.is_dense]
+        timed = [one for one in results if not one.search["ttft_ms"].is_predicted]
+        error = record.clocks["ttft_ms"].model
+        assert error.policies == len(timed)
+        # The truth is closer to a prediction than a noisy measurement is.
+        assert error.noise / 2 < error.rms < 2 * math.hypot(error.noise, 0.03)
+        assert error.correlation > (0.95 if bench.noise < 0.05 else 0.5)
+        line = f"to ±{100 * error.rms:.1f} points of dense (each policy from the others, rank correlation "
+        assert page(record).count(line) == 1 and summary_data(record, folder)["times"]["ttft_ms"]["model"]
+        write_folder(folder)
+        rows = {int(row["trial"]): row for row in csv.DictReader((folder / "trials.csv").open())}
+        for one in record.trials[1:]:
+            assert bool(rows[one.number]["ttft_ms"]) != one.search["ttft_ms"].is_predicted
+        assert any(row.get("ttft_ms_predicted") for row in rows.values()) == (bench is alike[1])
+        for file in (folder / "policies").glob("*.yaml"):
+            assert all(entry.n != 0 for entry in Policy.load(file).measured.values())
+
+
+def test_leaving_a_policy_out_is_fitting_the_model_without_it() -> None:
+    draw = np.random.default_rng(0)
+    timed = [TimedPolicy({("ffn", int(layer)): 1.0 for layer in draw.choice(6, 3, replace=False)}, 1.0, 1e-4)
+             for _ in range(20)]  # fmt: skip
+    timed = [replace(one, ratio=1 - 0.05 * sum(layer + 1 for _, layer in one.features) / 3 + 0.01 * draw.normal())
+             for one in timed]  # fmt: skip
+    model = TimeModel(6, timed)
+
+    class Same(TimeModel):
+        def _fit_hyperparameters(self, *given):
+            return model._hyper
+
+    for place, one in enumerate(timed):
+        without = Same(6, timed[:place] + timed[place + 1 :])
+        assert without.predict(one.features).ratio == pytest.approx(model.without_own[place], abs=1e-9)
