@@ -223,7 +223,7 @@ def test_a_model_of_ones_own_is_searched_without_an_editor(world, tmp_path, monk
         return capsys.readouterr().out
 
     model, task = str(world / "llava"), str(world / "tasks/image_mc.yaml")
-    run("init", model, "-o", "own.yaml", "--tasks", task, "--minimize", "prefill_flops", "--trials", "6")
+    run("init", model, "-o", "own.yaml", "--tasks", task, "--minimize", "prefill_flops", "--trials", "8")
     assert "is a space" in run("validate", "own.yaml")
     told = json.loads(run("run", "own.yaml", "--quiet", "--json"))
     policy = next(tmp_path.glob("results/own/policies/*.yaml"))
