@@ -61,7 +61,9 @@ def search(
 
     flags = {"search.trials": trials, "search.seed": seed, "search.sampler": sampler, "workers.address": address}
     given = {key: value for key, value in flags.items() if value is not None} | dotted_keys(overrides)
-    loaded = only_one(load(space, given), "search it with `skipsearch.search_models`, or name one in `models`")
+    loaded = only_one(
+        load(space, as_texts(given)), "search it with `skipsearch.search_models`, or name one in `models`"
+    )
     refuse_untrusted(loaded.space, Namespace(trust_task_code=trust_task_code), given)
     name = loaded.name if name is None else name
     folder = study_folder(Path(out), name)
@@ -101,7 +103,7 @@ def search_models(
     from .models.run import has_begun, run_models, study_of
 
     given = dotted_keys(overrides)
-    spaces = load(space, given)
+    spaces = load(space, as_texts(given))
     if len(spaces) == 1:
         found = [f"found {spaces[0].model_id}"]
         raise UsageError("search_models takes a space of several `models`", found, "use `search` for one model")
@@ -117,6 +119,11 @@ def search_models(
 def dotted_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a space as `--set` has them: two underscores stand for the dot."""
     return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+def as_texts(given: Mapping[str, Any]) -> dict[str, str]:
+    """Values of Python as YAML, by key."""
+    return {key: as_yaml(key, value) for key, value in given.items()}
 
 
 @contextmanager
@@ -146,18 +153,17 @@ def load_study(study: str | Path, out: str | Path = RESULTS) -> Study:
     return Study(read_record(folder), folder)
 
 
-def load(space: str | Path | Space | Mapping[str, Any], given: Mapping[str, Any]) -> list[LoadedSpace]:
+def load(space: str | Path | Space | Mapping[str, Any], overrides: Mapping[str, str]) -> list[LoadedSpace]:
     """Load a space from whatever describes it, once for each of its models.
 
     Args:
         space: See `search`.
-        given: Other values of its keys, by dotted key.
+        overrides: Other values of its keys, as YAML by dotted key.
 
     Raises:
         SpaceError: it has mistakes.
         UsageError: it is none of these, or holds a value that YAML has no form for.
     """
-    overrides = {key: as_yaml(key, value) for key, value in given.items()}
     if isinstance(space, str | Path):
         return load_spaces(str(space), overrides)
     if not isinstance(space, Space | Mapping):

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ...evaluators.base import BUILT_IN, Metric, evaluator_class
 from ...policies.schedules import Schedule
 from ...policies.schemas import DIALECT, model_schema, policy_schema
+from .models.named_model import NamedModel
 from .schedules import (
     DecayOptions,
     DivPruneOptions,
@@ -47,7 +50,8 @@ def space_schema() -> dict[str, Any]:
     keys["layers"]["minItems"] = keys["models"]["minItems"] = 1
     keys["models"]["items"] = {"anyOf": [{"type": "string"}, keys["models"]["items"]]}
     _describe_schedules(schema["$defs"])
-    _describe_trainings(schema["$defs"])
+    for kind in (Recover, NamedModel):
+        _describe_inherited(schema["$defs"][kind.__name__], kind)
     for key in OPTIONAL:
         keys[key] = {"description": keys[key].pop("description", ""), "anyOf": [keys[key], NULL]}
     return {"$schema": DIALECT, "title": "skipsearch space", **schema}
@@ -83,10 +87,10 @@ def _describe_schedules(definitions: dict[str, Any]) -> None:
             entry.setdefault("description", in_policies[name]["properties"][key]["description"])
 
 
-def _describe_trainings(definitions: dict[str, Any]) -> None:
-    """Describe the keys of a training that `skipsearch recover` has too."""
-    for key, entry in model_schema(Recover)["properties"].items():
-        definitions[Recover.__name__]["properties"][key].setdefault("description", entry["description"])
+def _describe_inherited(definition: dict[str, Any], kind: type[BaseModel]) -> None:
+    """Describe the keys of a mapping that it has from another class."""
+    for key, entry in model_schema(kind)["properties"].items():
+        definition["properties"][key].setdefault("description", entry["description"])
 
 
 FILES = {

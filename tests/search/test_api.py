@@ -20,7 +20,7 @@ from skipsearch import Policy, Space
 from skipsearch.policies.errors import SkipsearchError, SpaceError, StudyError, UsageError
 from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.analysis.study_record import policy_files
-from skipsearch.search.api import load
+from skipsearch.search.api import as_yaml, load
 from skipsearch.search.places import shipped_spaces
 from skipsearch.search.report.console import Output
 from skipsearch.search.report.folder import exported
@@ -86,13 +86,13 @@ def test_a_space_is_the_same_as_a_name_a_path_a_value_and_a_mapping(name):
     ids=lambda part: str(part)[:16],
 )  # fmt: skip
 def test_a_value_means_what_set_means(key, value, text, path):
-    assert load(path, {key: value})[0].space == load_space(str(path), {key: text}).space
+    assert load(path, {key: as_yaml(key, value)})[0].space == load_space(str(path), {key: text}).space
 
 
 @pytest.mark.parametrize("number", [1e-5, 0.1, 3, float("inf"), True])
 def test_numbers_stay_numbers(number, path):
     with pytest.raises(SpaceError) as told:
-        load(path, {"search.sampler": number})
+        load(path, {"search.sampler": as_yaml("search.sampler", number)})
     assert "found '" not in str(told.value)
 
 
