@@ -67,8 +67,9 @@ def may_start(device: str, is_timed: bool, running: Iterable[tuple[str, bool]]) 
 
 
 def kind_of(description: Mapping[str, Any]) -> str:
-    """The kind of a worker's device: the GPU's name, or that of the processor where the model runs on the CPU."""
-    return str(description["processor"] if description["device"] == "cpu" else description["device"])
+    """The kind of a worker's device: the GPU's name, or `cpu` with that of the processor."""
+    device, is_cpu = str(description["device"]), description["device"] == "cpu"
+    return f"{device} {description['processor']}" if is_cpu else device
 
 
 def commonest_kind(descriptions: Sequence[Mapping[str, Any]]) -> str:

@@ -141,7 +141,7 @@ def test_times_are_measured_on_one_kind_of_device_and_alone_on_each(path, tmp_pa
     assert {trial.state for trial in record.trials} == {"complete"}
     assert len({trial.worker for trial in record.trials}) == 4
     [left_out] = [note for note in notes if "is left out" in note]
-    assert "it has B, and times are measured on one kind of device, A" in left_out
+    assert "it has cpu B, and times are measured on one kind of device, cpu A" in left_out
     spans = failing.words_of(words)
     assert {one["device"] for one in spans} == {"one", "two"}
     overlapping = [(a, b) for a, b in itertools.combinations(spans, 2)

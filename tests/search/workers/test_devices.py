@@ -113,7 +113,7 @@ def test_a_study_of_times_goes_on_on_the_same_kind_of_device(path):
     resumed = Admission(space, "GPU B")
     resumed.decide([description(), description(**OTHER), description()])
     assert resumed.kind == "GPU B" and "GPU B" in resumed.refusal(description(), joins=False)
-    with pytest.raises(StudyError, match="were measured on GPU C\n  found workers on GPU B, a processor"):
+    with pytest.raises(StudyError, match="were measured on GPU C\n  found workers on GPU B, cpu a processor"):
         Admission(space, "GPU C").decide([description(), description(**OTHER)])
     tune = searching.loaded(path, **TIMED, workers__runner="tune").space
     with pytest.raises(StudyError, match="Ray Tune would measure times on several kinds of device"):
