@@ -9,7 +9,7 @@ from ...policies.metadata import ModelRef, Provenance
 from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..sampler.additive_cost import AdditiveCost
-from ..sampler.candidates import double_moves, single_moves
+from ..sampler.candidates import distinct, double_moves, single_moves
 from ..sampler.gaussian_process import Surrogate
 from ..sampler.knapsack import additive_front
 from ..sampler.search_space import CategoricalSpace
@@ -168,7 +168,7 @@ class PolicyPredictor:
             single_moves(space, parents[:: max(1, len(parents) // NUM_PARENTS)]),
             double_moves(space, parents, NUM_MUTANTS, random),
         ]
-        return np.unique(np.concatenate([parents, *neighbours]), axis=0)
+        return distinct(np.concatenate([parents, *neighbours]))
 
 
 def compared_value(record: StudyRecord, found: Mapping[str, Measurement], name: str) -> float:

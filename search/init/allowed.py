@@ -1,5 +1,6 @@
 """Which choices the layers of a model allow, tried one by one on a small model of its build."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ...evaluators.prompts import generate
@@ -23,6 +25,7 @@ from .small_model import SmallModel, first_line
 
 TEXT, IMAGE_TOKENS, STEPS = 5, 8, 2  # of the prompt: text tokens before and after the image tokens; tokens to generate
 GRID = (3, 4)  # rows and columns of an image of a model that takes pictures of any size
+KINDS = "mm_token_type_ids"  # the input of some models that says which tokens are of an image
 ROUNDING = 1e-3
 OFFERED: Mapping[str, LayerChoice] = {
     "attention": LayerChoice(attention="skip"),
@@ -182,7 +185,15 @@ def verdict(trial: Trial, choice: LayerChoice) -> Verdict:
     """Where a choice works on a small model."""
     if choice == OPTIONAL[PAIR]:
         return trial.verdict_of_pairs(choice)
-    return (windowed(trial) if choice.window is not None else trial).verdict(choice)
+    if choice.window is None:
+        return trial.verdict(choice)
+    try:
+        on_grids = windowed(trial)
+    except Exception as cause:
+        # As in `trial_of`; a family may also need the picture itself.
+        reason = f"the small model does not run on a whole grid of image tokens: {first_line(cause)}"
+        return Verdict(frozenset(), reason)
+    return on_grids.verdict(choice)
 
 
 def of_large(small: SmallModel, found: Verdict, paired: bool) -> Verdict:
@@ -211,6 +222,8 @@ def windowed(trial: Trial) -> Trial:
         sizes["image_sizes"] = torch.tensor([[config.vision_config.image_size] * 2])
     grids = islice(reader(config, sizes), 2 if reader is of_llava_next else 1)
     inputs = prompt(image_token_ids(model), sum(grid.tokens for grid in grids))
+    if sizes and KINDS in inspect.signature(model.forward).parameters:
+        sizes[KINDS] = torch.isin(inputs["input_ids"], torch.tensor(image_token_ids(model))).long()
     return Trial(model, trial.layers, {**inputs, **sizes})
 
 
@@ -258,6 +271,8 @@ def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor
     whole = out.sequences[:, :-1]
     with torch.no_grad():
         uncached = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        if KINDS in inputs:
+            uncached[KINDS] = functional.pad(inputs[KINDS], (0, STEPS - 1))
         again: Any = model(**uncached, use_cache=False)
     return torch.cat(out.logits), again.logits[0, -1]
 

@@ -140,17 +140,17 @@ class CategoricalSpace:
 
     @cached_property
     def _radix(self) -> NDArray[np.int64]:
-        """(variables, layers): mixed-radix weights; codes times these are the numbers of combinations."""
-        radix = np.zeros((self.num_variables, self.layers[-1] + 1), np.int64)
-        for variable in reversed(range(self.num_variables)):
-            layer = self.layers[variable]
-            after = (self.layers == layer) & (np.arange(self.num_variables) > variable)
-            radix[variable, layer] = np.prod(self.sizes[after])
+        """(variables,): mixed-radix weights; a layer's codes times these add up to the number of its combination."""
+        radix = np.ones(self.num_variables, np.int64)
+        for variable in reversed(range(self.num_variables - 1)):
+            if self.layers[variable] == self.layers[variable + 1]:
+                radix[variable] = radix[variable + 1] * self.sizes[variable + 1]
         return radix
 
     def to_combinations(self, codes: Codes) -> NDArray[np.int64]:
         """(policies, layers): the number of each layer's combination."""
-        return codes @ self._radix
+        first_variables = np.searchsorted(self.layers, np.arange(self.layers[-1] + 1))
+        return np.asarray(np.add.reduceat(codes * self._radix, first_variables, axis=1))
 
     def from_combinations(self, numbers: NDArray[np.int16]) -> Codes:
         """(policies, variables): the codes of policies from the numbers of their layers' combinations."""

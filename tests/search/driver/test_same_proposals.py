@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from skipsearch.evaluators.base import Measurement
-from skipsearch.search.driver.driver import Driver
-from skipsearch.search.driver.progress import Progress
+from skipsearch.search.driver.proposals import Proposals
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.study import SearchStudy
 from skipsearch.search.trial.outcome import Outcome
 from skipsearch.search.workers.early_stopping import Race
-from skipsearch.testing.pool import LocalPool
 
-LAYERS, EXAMPLES, STEP, TRIALS = 4, 200, 10, 24
+LAYERS, EXAMPLES, STEP, TRIALS = 4, 200, 10, 16
 SAMPLERS = ["auto", "nsga2", "tpe"]
 CHANGES = {
     "layers": "[{range: all, ffn: [run, skip], token_ratio: [1, 0.5, 0.25]}]",
@@ -76,45 +75,77 @@ class Planted:
         return (0.4 * (choice.attention == "run") + 0.6 * (choice.ffn == "run")) * tokens
 
 
-def proposals(sampler):
+def found_by(search, sampler):
     """Every trial of a search: its policy as parameters, where it comes from, and how far it was measured."""
     space = load_space("digits", {**CHANGES, "search.sampler": sampler}).space
     with tempfile.TemporaryDirectory() as folder:
         study = SearchStudy(Path(folder) / "study.db", "same", space, LAYERS)
-        Driver(study, LocalPool(Planted(space)), Progress(TRIALS, space.objectives, shown=False)).search()
+        search(study, Planted(space))
         return [
             [trial.state.name, trial.params, *(trial.user_attrs.get(key) for key in ("rule", "continues", "dropped"))]
             for trial in study.study.trials
         ]
 
 
-def main():
-    """Print the trials of a search with each sampler."""
-    print(json.dumps({sampler: proposals(sampler) for sampler in SAMPLERS}))
+def measured_in_full(study, model):
+    proposals = Proposals(study)
+    while (proposal := proposals.next()) is not None:
+        proposals.finish(proposal, model.measure(proposal.policy, ("flops", "accuracy"), "search"))
+
+
+def raced(study, model):
+    # Imported here, because the other process needs neither Ray nor torch.
+    from skipsearch.search.driver.driver import Driver
+    from skipsearch.search.driver.progress import Progress
+    from skipsearch.testing.pool import LocalPool
+
+    Driver(study, LocalPool(model), Progress(TRIALS, study.space.objectives, shown=False)).search()
+
+
+@contextmanager
+def disturbed():
+    """Generators of the process in other states, and more threads; none of the generators may be drawn from."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(7)
+    np.random.seed(7)
+    with threadpool_limits(2, "blas"):
+        yield
+    drawn = random.random(), np.random.random()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    assert drawn == (random.Random(7).random(), np.random.RandomState(7).random())
+
+
+ELSEWHERE = """
+import sys, json
+sys.path[:0] = {path!r}
+from test_same_proposals import SAMPLERS, found_by, measured_in_full
+print(json.dumps({{sampler: found_by(measured_in_full, sampler) for sampler in SAMPLERS}}))
+"""
 
 
 @pytest.fixture(scope="module")
 def elsewhere():
     """By sampler, the trials of searches in another process, with another order of sets and more threads."""
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_same_proposals; test_same_proposals.main()"
     threads = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"}
     env = {**os.environ, **threads, "PYTHONHASHSEED": "12345", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", ELSEWHERE.format(path=sys.path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_seed_decides_every_proposal(sampler, elsewhere):
-    first = proposals(sampler)
-    states = random.getstate(), np.random.get_state()
-    random.seed(7)
-    np.random.seed(7)
-    with threadpool_limits(2, "blas"):
-        again = proposals(sampler)
-    assert random.random() == random.Random(7).random(), "the search draws from the generator of the process"
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    assert first == again == elsewhere[sampler]
-    assert {"COMPLETE", "PRUNED"} <= {state for state, *_ in first}
-    assert sampler != "auto" or any(continued is not None for *_, continued, _ in first), "nothing was promoted"
+    first = found_by(measured_in_full, sampler)
+    with disturbed():
+        again = found_by(measured_in_full, sampler)
+    assert first == again == elsewhere[sampler] and len(first) >= TRIALS
+
+
+def test_a_seed_decides_every_promotion():
+    first = found_by(raced, "auto")
+    with disturbed():
+        again = found_by(raced, "auto")
+    assert first == again and {"COMPLETE", "PRUNED"} == {state for state, *_ in first}
+    assert any(continued is not None for *_, continued, _ in first), "nothing was promoted"

@@ -17,7 +17,7 @@ from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import ModelError
 from skipsearch.search.cli import main
 from skipsearch.search.init.allowed import OFFERED as OFFERED_KEYS
-from skipsearch.search.init.allowed import OPTIONAL, Allowed, Verdict
+from skipsearch.search.init.allowed import OPTIONAL, Allowed, Verdict, allowed
 from skipsearch.search.init.proposal import Wishes, rules
 from skipsearch.search.init.shrink import shrunk
 from skipsearch.search.init.small_model import layer_kinds, representatives, small_model
@@ -102,6 +102,12 @@ def test_each_kind_of_layer_stands_in_the_small_model():
     assert small.stands_for == (0, 1, 0, 1, 0, 1)
     assert len(layer_kinds(small.model.model.layers)) == 2
     assert representatives(["a", "a", "b", "a"]) == [0, 2] and representatives(["a", "a", "a"]) == [0, 1]
+
+
+def test_a_window_is_tried_on_whole_grids():
+    config = t.Qwen2VLConfig()
+    found = allowed(small_model(config, "qwen2_vl"), "qwen2_vl").optional["window"]
+    assert len(found.layers) == config.get_text_config().num_hidden_layers, found.reason
 
 
 def test_a_space_says_any_set_of_keys(tmp_path):

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from skipsearch.search.sampler import fitted_models
 from skipsearch.search.sampler.acquisition import ModelCache
 from skipsearch.search.sampler.additive_cost import fit_costs
-from skipsearch.search.sampler.candidates import Strategy
+from skipsearch.search.sampler.candidates import Strategy, distinct
 from skipsearch.search.sampler.fitted_models import FittedModels
 from skipsearch.search.sampler.gaussian_process import Surrogate, typical
 from skipsearch.search.sampler.knapsack import additive_front
@@ -376,6 +376,14 @@ def test_the_additive_front_is_that_of_every_policy():
         (losses[range(5), code].sum(), costs[range(5), code].sum()) for code in additive_front(losses, costs, span)
     }
     assert {(round(loss, 9), cost) for loss, cost in found} == {(round(loss, 9), cost) for loss, cost in true}
+
+
+def test_distinct_policies_and_numbers_of_combinations_are_those_of_numpy():
+    draw = np.random.default_rng(0)
+    space = CategoricalSpace([[*range(size)] for size in (2, 300, 3, 2, 4, 2)], [0, 0, 1, 1, 1, 4])
+    codes = draw.integers(0, space.sizes, (60, 6)).astype(np.int16)
+    assert np.array_equal(distinct(np.vstack([codes, codes[::3]])), np.unique(codes, axis=0))
+    assert np.array_equal(space.from_combinations(space.to_combinations(codes)), codes)
 
 
 def test_the_surrogate_believes_an_estimate_less_than_a_measurement():
