@@ -52,6 +52,7 @@ class FlopsEvaluator:
                 for the prompt and once for each further token.
         """
         refuse_uncounted(handle.model)
+        refuse_uncounted_weights(handle.model)
         if self._input is None:
             self._input = fixed_input(self._subject, prompt_tokens=self._options.prompt_tokens)
         total, decoder, head = count(handle.model, self._input)
@@ -83,6 +84,37 @@ def refuse_uncounted(model: Any) -> None:
         found = f"found attn_implementation {kind}, expected {' or '.join(COUNTABLE_ATTENTION)}"
         hint = "set attn_implementation: sdpa under `model`"
         raise EvaluatorError(f"the FLOPs of {type(model).__name__} cannot be counted", [found], hint)
+
+
+def refuse_uncounted_weights(model: Any) -> None:
+    """Refuse quantised linear layers whose products torch's counter does not see: one of each kind is run.
+
+    Raises:
+        EvaluatorError: naming the kind.
+    """
+    import torch
+
+    layers = (one for one in model.modules() if is_quantized_linear(one))
+    kinds = {(type(one), type(getattr(one, "weight", None))): one for one in layers}
+    for one in kinds.values():
+        x = torch.zeros(1, one.in_features, device=model.device, dtype=model.dtype)
+        with torch.no_grad(), flop_counter() as counter:
+            one(x)
+        expected = 2 * one.in_features * one.out_features
+        if counter.get_total_flops() < expected:
+            found = f"found {counter.get_total_flops()} for one token in a {type(one).__name__}, expected {expected}"
+            hint = "leave `flops` out of `evaluate`, or load the model unquantised or with `quantization: int8`"
+            raise EvaluatorError(f"the FLOPs of {type(model).__name__} cannot be counted", [found], hint)
+
+
+def is_quantized_linear(module: Any) -> bool:
+    """True for a linear layer whose weights are no plain parameter."""
+    from ..policies.quantized.tensors import is_plain
+
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return False
+    weight = getattr(module, "weight", None)
+    return weight is None or not is_plain(weight)
 
 
 def count(model: Any, inputs: dict[str, "Tensor"]) -> tuple[int, list[int], list[int]]:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from ..policies.errors import EvaluatorError
 from .base import Measurement, Metric, Options, Split
-from .prompts import PromptOptions, describe_input, fixed_input, generate
+from .prompts import PromptOptions, describe_input, fixed_input
 from .timing.load import LOAD_METRICS, LoadOptions, LoadTimer
+from .timing.modes import PLAIN_STEPS, Decoder, Mode, decoders
 from .timing.ratio import RatioInterval, median_of_ratios, ratio_detail, ratio_interval, ratio_of_medians, turn_orders
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class LatencyOptions(PromptOptions):
         seed: Of the random order.
         warmup: Number of generations of each model before them, which are not timed.
         threads: CPU threads of torch during the measurement; None leaves them as they are.
+        mode: How the steps after the prompt run; see `timing.modes`.
         load: Measure under load too, with a small continuous batch scheduler; None does not.
     """
 
@@ -57,12 +60,19 @@ class LatencyOptions(PromptOptions):
     seed: int = Field(default=0, ge=0)
     warmup: int = Field(default=2, ge=0)
     threads: int | None = Field(default=None, ge=1)
+    mode: Mode = Field(default="eager", exclude_if=lambda mode: mode == "eager")
     load: LoadOptions | None = Field(default=None, exclude_if=lambda load: load is None)
 
     @model_validator(mode="after")
     def _check_repeats(self) -> "LatencyOptions":
         if self.target is not None and self.max_repeats < self.repeats:
             raise ValueError(f"max_repeats is {self.max_repeats}, expected at least `repeats`, {self.repeats}")
+        if self.mode == "captured" and self.new_tokens < PLAIN_STEPS + 4:
+            raise ValueError(f"new_tokens is {self.new_tokens}, expected at least {PLAIN_STEPS + 4} in mode captured")
+        if self.mode != "eager" and self.load is not None:
+            raise ValueError(
+                f"found mode {self.mode} beside load, which runs batches of changing shapes: leave one out"
+            )
         return self
 
 
@@ -111,6 +121,10 @@ class LatencyEvaluator:
         self._options = options
         self._subject = subject
         self._input: dict[str, Tensor] | None = None
+        if options.mode == "captured" and subject.model.device.type != "cuda":
+            found = f"the model is on {subject.model.device}, expected a CUDA device"
+            hint = "write `mode: compiled` or `mode: eager`"
+            raise EvaluatorError("only a GPU decodes in mode captured", [found], hint)
         self._load = None if options.load is None else load_timer(options, options.load, subject)
 
     @staticmethod
@@ -138,16 +152,18 @@ class LatencyEvaluator:
         options, inputs = self._options, self._fixed_input()
         policy, dense = times = Timings(), Timings()
         warm, orders = turn_orders(None), turn_orders(None if target is None else options.seed)
-        with stable_timing(options.threads):
+        mode = decoders(handle, options.mode, inputs, options.new_tokens)
+        with stable_timing(options.threads), mode as pair:
             # The turns of the warm-up end before the one that the timed repeats begin with.
-            self._repeat(handle, islice(warm, warmup % 2, warmup % 2 + warmup), (Timings(), Timings()))
-            self._repeat(handle, islice(orders, repeats), times)
+            self._repeat(handle, pair, islice(warm, warmup % 2, warmup % 2 + warmup), (Timings(), Timings()))
+            self._repeat(handle, pair, islice(orders, repeats), times)
             while target is not None and not narrow(policy, dense, target):
                 block = min(BLOCK, options.max_repeats - len(policy.ttft))
                 if block <= 0:
                     break
-                self._repeat(handle, islice(orders, block), times)
+                self._repeat(handle, pair, islice(orders, block), times)
         detail = {
+            **mode_detail(*pair),
             "batch_size": options.batch_size,
             "new_tokens": options.new_tokens,
             "prompt_tokens": inputs["input_ids"].shape[1],
@@ -164,34 +180,49 @@ class LatencyEvaluator:
             self._input = fixed_input(self._subject, self._options.batch_size, self._options.prompt_tokens)
         return self._input
 
-    def _repeat(self, handle: "PolicyHandle", orders: Iterable[bool], times: tuple[Timings, Timings]) -> None:
+    def _repeat(
+        self,
+        handle: "PolicyHandle",
+        pair: tuple[Decoder, Decoder],
+        orders: Iterable[bool],
+        times: tuple[Timings, Timings],
+    ) -> None:
         """Time both models once for each entry of `orders`, the policy first where it is true.
 
         Args:
             handle: The model under the policy.
+            pair: The decoders of the policy and of the dense model.
             orders: One entry a repeat.
             times: Of the policy and of the dense model; the new ones are added.
         """
         for policy_first in orders:
             for model, timings in enumerate(times) if policy_first else reversed([*enumerate(times)]):
                 with handle.dense() if model == DENSE else nullcontext():
-                    timings.add(*self._time(handle.model, self._fixed_input()))
+                    timings.add(*self._time(handle.model, pair[model], self._fixed_input()))
 
-    def _time(self, model: Any, inputs: dict[str, "Tensor"]) -> tuple[float, float]:
+    def _time(self, model: Any, decoder: Decoder, inputs: dict[str, "Tensor"]) -> tuple[float, float]:
         """Milliseconds to the first token, and the median of the decode steps after it."""
         watch = Stopwatch()
         synchronize(model)
         start = time.perf_counter()
-        generate(model, inputs, self._options.new_tokens, streamer=watch)
+        decoder.generate(model, inputs, self._options.new_tokens, streamer=watch)
         tokens = watch.times[1:]
         steps = [later - earlier for earlier, later in zip(tokens, tokens[1:], strict=False)]
-        return (tokens[0] - start) * 1e3, statistics.median(steps) * 1e3
+        return (tokens[0] - start) * 1e3, statistics.median(steps[decoder.untimed_steps :]) * 1e3
 
 
 def load_timer(options: LatencyOptions, load: LoadOptions, subject: "Subject") -> LoadTimer:
     """What measures under load, with the prompts, the answers and the target of the latency."""
     tokens = options.prompt_tokens, options.new_tokens
     return LoadTimer(subject, load, *tokens, options.seed, options.target, synchronize)
+
+
+def mode_detail(policy: Decoder, dense: Decoder) -> dict[str, Any]:
+    """The mode of a measurement, with what compiling took in seconds; nothing in mode eager."""
+    if policy.mode == "eager":
+        return {}
+    compiled = {"compile_s": policy.compile_s + dense.compile_s, "graphs": policy.graphs, "dense_graphs": dense.graphs}
+    return {"mode": policy.mode, **(compiled if policy.mode == "compiled" else {})}
 
 
 def narrow(policy: Timings, dense: Timings, target: float) -> bool:

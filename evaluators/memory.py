@@ -1,4 +1,4 @@
-"""The memory evaluator: bytes of the key-value cache, read from the cache itself."""
+"""The memory evaluator: bytes of the key-value cache, read from the cache itself, and of the weights that run."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MemoryEvaluator:
-    """Measures the size of the cache after the prefill of one prompt, at batch size 1."""
+    """Measures the size of the cache after the prefill of one prompt, at batch size 1, and that of the weights."""
 
     name: ClassVar[str] = "memory"
     options: ClassVar[type[Options]] = PromptOptions
@@ -24,7 +24,12 @@ class MemoryEvaluator:
             "bytes",
             "minimize",
             "Keys and values of all layers after the prefill, and the positions that shortened layers store",
-        )
+        ),
+        "weight_bytes": Metric(
+            "bytes",
+            "minimize",
+            "Weights of the whole model, as they are stored, without those that the policy runs for no token",
+        ),
     }
     cost: ClassVar[int] = 0
     exclusive: ClassVar[bool] = False
@@ -53,4 +58,7 @@ class MemoryEvaluator:
             "prompt_tokens": self._input["input_ids"].shape[1],
             "prompt": describe_input(self._subject, self._input),
         }
-        return {"kv_cache_bytes": Measurement(float(kv_cache_bytes(cache)), detail=detail)}
+        return {
+            "kv_cache_bytes": Measurement(float(kv_cache_bytes(cache)), detail=detail),
+            "weight_bytes": Measurement(float(handle.weight_bytes)),
+        }

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..policies.errors import ModelError
+from ..policies.quantized.kinds import NONE, Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,9 @@ class ModelSpec(BaseModel):
         id: A hub id, or the path of a folder.
         revision: A branch, tag or commit on the hub.
         dtype: The dtype of the weights; `auto` takes the one they were saved in.
+        quantization: `int8` quantises the linear layers of the decoder once they are loaded; `none` leaves the weights
+            as the checkpoint has them, which may be quantised itself. A search chooses one value of a list; its dense
+            model is that of `none`.
         device: A device such as `cpu` or `cuda:1`; `auto` is the first GPU where there is one.
         attn_implementation: An attention implementation such as `sdpa` or `eager`; None leaves it to transformers.
         trust_remote_code: Whether to run code that comes with the model.
@@ -44,6 +48,7 @@ class ModelSpec(BaseModel):
     id: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Annotated[Quantization | list[Quantization], Field(exclude_if=lambda kind: kind == NONE)] = NONE
     device: str = Field(default="auto", pattern=DEVICE)
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     trust_remote_code: bool = False
@@ -51,12 +56,24 @@ class ModelSpec(BaseModel):
         "safetensors"
     )
 
+    @field_validator("quantization")
+    @classmethod
+    def _offers_dense(cls, value: Any) -> Any:
+        if isinstance(value, list) and (NONE not in value or len({*value}) < len(value)):
+            raise ValueError(f"found {value}, expected {NONE} in the list, which is the dense model, and nothing twice")
+        return value
+
     @field_validator("device", mode="before")
     @classmethod
     def _known_device(cls, value: Any) -> Any:
         if not isinstance(value, str) or not re.fullmatch(DEVICE, value):
             raise ValueError(f"found {value!r}, expected auto, cpu, mps, cuda, or one of several such as cuda:1")
         return value
+
+    @property
+    def loaded_quantization(self) -> Quantization | None:
+        """What the weights are quantised to when they are loaded; None for nothing, and where each policy chooses."""
+        return None if isinstance(self.quantization, list) or self.quantization == NONE else self.quantization
 
 
 @dataclass
@@ -139,6 +156,7 @@ def _source(spec: ModelSpec) -> dict[str, Any]:
 
 def _load(spec: ModelSpec) -> Subject:
     from ..policies.families.layers import refuse_infinite
+    from ..policies.quantized.weights import quantize
 
     config = read_config(spec)
     kind, is_multimodal = model_kind(config)
@@ -149,6 +167,9 @@ def _load(spec: ModelSpec) -> Subject:
     # The processor is loaded first: a mistake shows within a second, while the weights take minutes.
     processor = read_processor(spec, is_multimodal)
     options |= {"use_safetensors": True} if spec.weights == "safetensors" else {}
+    # A checkpoint that is quantised itself stays on the device that it is loaded on.
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    options |= {"device_map": {"": device}} if is_quantized else {}
     loaded: Any = kind.from_pretrained(
         config=config,
         dtype=spec.dtype,
@@ -159,7 +180,11 @@ def _load(spec: ModelSpec) -> Subject:
     )
     model, loading = loaded
     refuse_misfits(spec, loading)
-    model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if spec.loaded_quantization is not None:
+        quantize(model)
+    if not is_quantized:
+        model.to(device)
     refuse_infinite(model)
     return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)
 

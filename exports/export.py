@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..policies.errors import ExportError, ProofError, UsageError
 from ..policies.policy import Policy
+from ..policies.quantized.kinds import QUANTIZED
+from ..policies.quantized.weights import quantization_of
 from .card import write_card
 from .reference import Reference
 from .target import Source, Target, count_choices
@@ -52,7 +54,7 @@ def export(policy: Policy, source: Source, target: Target, folder: Path) -> Expo
         hint = "`skipsearch serve` and `apply_policy` run it from its folder"
         raise ExportError("a policy with trained weights cannot be exported yet", [reason], hint)
     policy.check_fits(source.model.config.get_text_config().num_hidden_layers, type(source.model).__name__)
-    if reasons := target.can(policy, source):
+    if reasons := why_not(policy, source, target):
         hint = "`--to list` shows the targets that can; `skipsearch serve` and `apply_policy` run every policy"
         raise ExportError(f"{target.name} cannot represent this policy", reasons, hint)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,14 @@ def refuse_used(folder: Path) -> None:
 def compatibility(policy: Policy, source: Source, targets: list[Target]) -> dict[str, dict[str, list[str]]]:
     """For each target and each kind of choice in the policy, the reasons why the target cannot represent it."""
     parts = {label: only(policy, label) for label in count_choices(policy)}
-    return {target.name: {label: target.can(part, source) for label, part in parts.items()} for target in targets}
+    return {target.name: {label: why_not(part, source, target) for label, part in parts.items()} for target in targets}
+
+
+def why_not(policy: Policy, source: Source, target: Target) -> list[str]:
+    """The reasons why a target cannot represent a policy of a model; empty where it can."""
+    kinds = {policy.model.quantization, quantization_of(source.model)} & QUANTIZED
+    own = [f"the weights are quantised to {kind}, and it writes those of the checkpoint" for kind in sorted(kinds)]
+    return target.can(policy, source) + ([] if target.quantizes else own)
 
 
 def only(policy: Policy, label: str) -> Policy:

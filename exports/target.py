@@ -58,11 +58,13 @@ class Target(ABC):
         name: What `--to` calls it.
         text: What it writes and what loads it, in one line.
         relation: What an export is to the model, in the words of the Hugging Face hub.
+        quantizes: True where what loads it quantises the weights as the policy says.
     """
 
     name: ClassVar[str]
     text: ClassVar[str]
     relation: ClassVar[str] = "finetune"
+    quantizes: ClassVar[bool] = False
 
     def __init__(self, options: Options = Options()) -> None:
         self.options = options
@@ -118,5 +120,6 @@ def with_model(policy: Policy, source: Source) -> Policy:
     count = source.model.config.get_text_config().num_hidden_layers
     model = policy.model.model_copy(update={"num_layers": count})
     if source.id is not None and (is_hub_id(source.id) or not is_hub_id(model.id)):
-        model = ModelRef(id=source.id, revision=source.revision, num_layers=count)
+        kind = policy.model.quantization
+        model = ModelRef(id=source.id, revision=source.revision, num_layers=count, quantization=kind)
     return policy.model_copy(update={"model": model})

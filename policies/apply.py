@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .choice import KEEP, LayerChoice, WidthSelection
 from .errors import PolicyError
 from .families.layers import HANDLE, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy
+from .quantized.read import read_bytes
+from .quantized.weights import quantized_swap
 from .runtime.calls import CallTracker
 from .runtime.compatibility import transformers_model
 from .runtime.layer.roles import roles
@@ -38,7 +40,7 @@ class LayerStep(NamedTuple):
         selection: How it ranks image tokens, where it leaves some out.
         record: What it records for a later layer that ranks image tokens by it; None for nothing.
         width: How it ranks channels and heads, where it runs a share of them.
-        weights: The SHA-256 of the trained weights that the model runs with; None for its own.
+        weights: The trained or quantised weights that the model runs with; see `PolicyHandle.weights`.
     """
 
     choice: LayerChoice
@@ -72,9 +74,12 @@ class PolicyHandle:
     ) -> None:
         self.model = model
         self.policy = policy.canonical()
-        self._swap = trained_swap(model, policy)
+        self._swaps = [
+            swap for swap in (trained_swap(model, policy), quantized_swap(model, policy)) if swap is not None
+        ]
         routers = trained_routers(model, self.policy) if routers is None else routers
         adapters = trained_adapters(model, self.policy) if adapters is None else adapters
+        self._added = [part for part in (routers, adapters) if part is not None]
         with torch.no_grad():
             self.layers = decoder_layers(model)
         self._wrapped = wrapped_layers(model, self.policy, self.layers, routers, adapters)
@@ -177,8 +182,21 @@ class PolicyHandle:
 
     @property
     def weights(self) -> str | None:
-        """The SHA-256 of the trained weights that the model runs with now; None for its own."""
-        return self.policy.weights.sha256 if self._installed and self.policy.weights is not None else None
+        """What the model runs with now in place of its own weights; None for its own.
+
+        The SHA-256 of trained weights, or what the policy quantises them to.
+        """
+        if not self._installed:
+            return None
+        if self.policy.weights is not None:
+            return self.policy.weights.sha256
+        return self.policy.model.quantization if self._swaps else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of the weights that the model reads now, and of routers and adapters; see `quantized.read`."""
+        added = self._added if self._installed else []
+        return read_bytes(self.model, self._wrapped if self._installed else []) + read_bytes(nn.ModuleList(added), [])
 
     def steps(self) -> list[LayerStep]:
         """What each layer does now.
@@ -209,8 +227,8 @@ class PolicyHandle:
 
     def _install(self) -> None:
         self._installed = True
-        if self._swap is not None:
-            self._swap.exchange()
+        for swap in self._swaps:
+            swap.exchange()
         for wrapped in self._wrapped:
             wrapped.install()
         for pair in self._pairs:
@@ -230,8 +248,8 @@ class PolicyHandle:
         self._installed = False
         for wrapped in self._wrapped:
             wrapped.uninstall()
-        if self._swap is not None:
-            self._swap.exchange()
+        for swap in self._swaps:
+            swap.exchange()
         if self._tracks_calls:
             self._calls.uninstall()
         for hook in self._hooks:
@@ -262,8 +280,8 @@ def apply_policy(
     Args:
         model: Any transformers model with a decoder that skipsearch can wrap, or a wrapper of one, such as the result
             of torch.compile or of PEFT; call it as before.
-        policy: The policy, or its file or folder. Weights that were trained under it replace the model's own as long as
-            it is applied.
+        policy: The policy, or its file or folder. Weights that were trained under it, or that it says are quantised,
+            replace the model's own as long as it is applied; a model that is quantised so already keeps its own.
         routers: Routers in training, where the policy ranks image tokens by them; None reads those beside the policy.
         adapters: Adapters in training, where the policy has them in place of attentions; None reads those beside it.
 
@@ -274,8 +292,10 @@ def apply_policy(
         PolicyError: the model, or another one that has its layers, already runs under a policy; the policy cannot be
             read, or its trained weights, or its ranking of channels; or the model is a draft whose policy would change
             the order of the channels or heads that it shares with its model.
-        PolicyMismatch: the policy, its trained weights or its ranking were made for another model.
-        ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family.
+        PolicyMismatch: the policy, its trained weights or its ranking were made for another model, or the policy is for
+            weights that are quantised in another way.
+        ModelError: it is no transformers model, or its layers cannot be wrapped; the message names the family. Or the
+            policy asks for quantised weights, and it cannot be quantised.
     """
     inner = transformers_model(model)
     if applied_policy(inner) is not None:

@@ -6,6 +6,7 @@ agrees with it often makes the answer come faster.
 
 import copy
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ def draft(model: Any, policy: Policy) -> PreTrainedModel:
     """Make a draft of a model: a second tree of modules over the same tensors, which runs under a policy.
 
     Pass it to the model's own `generate(..., assistant_model=...)`. The answer is what the model alone would give. The
-    draft has no weights of its own. Its configuration, its generation configuration and its hooks are copies of what
-    the model has now. The model itself may run under another policy, which the draft does not take over.
+    draft has no weights of its own, except those that its policy quantises. Its configuration, its generation
+    configuration and its hooks are copies of what the model has now. The model itself may run under another policy,
+    which the draft does not take over.
 
     Args:
         model: A transformers model, or a wrapper of one; it stays as it is.
@@ -129,14 +131,12 @@ def second_tree(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ModelError: a module makes copies of its tensors all the same.
     """
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     handle = applied_policy(model)
-    if handle is None:
-        copied = copy.deepcopy(model, dict(tensors))
-    else:
-        with handle.dense():
-            # The marks of the policy on the layers are not copied with what they refer to.
-            copied = copy.deepcopy(model, {**tensors, id(handle): handle})
+    with nullcontext() if handle is None else handle.dense():
+        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        # The marks of a policy on the layers are not copied with what they refer to.
+        copied = copy.deepcopy(model, {**tensors, id(handle): handle})
+    if handle is not None:
         for layer in layer_list(copied):
             vars(layer).pop(HANDLE, None)
     own = [

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from .choice import LAST_LAYER, StrictModel
+from .quantized.kinds import NONE, Quantization
 
 Z95: Final = 1.96  # standard errors on each side of a 95 % interval
 
@@ -17,11 +18,15 @@ class ModelRef(StrictModel):
         id: A hub id, or the path of a folder.
         revision: A branch, tag or commit on the hub.
         num_layers: The number of its decoder layers; another number is refused.
+        quantization: What the weights of its decoder are quantised to, such as `int8`. A model that has them otherwise
+            is quantised as long as the policy is applied.
     """
 
     id: str | None = None
     revision: str | None = None
     num_layers: Annotated[int, Field(ge=1, le=LAST_LAYER + 1)] | None = None
+    # Left out where there is none, so that files and schemas of policies stay what they were.
+    quantization: Annotated[Quantization, Field(exclude_if=lambda kind: kind == NONE)] = NONE
 
 
 class Measured(StrictModel):

@@ -14,6 +14,7 @@ from .drawing import drawing
 from .errors import PolicyError, PolicyMismatch
 from .hub import POLICY, download, policy_file, save_folder, upload
 from .metadata import Measured, ModelRef, Provenance, readable_number
+from .quantized.kinds import NONE, Quantization
 from .schedules import Schedule
 from .scores.router import impossible_routes
 from .scores.token_selection import TokenSelection, canonical_tokens
@@ -161,10 +162,11 @@ class Policy(StrictModel):
         choices: list[LayerChoice],
         selection: TokenSelection = TokenSelection(),
         width: WidthSelection = WidthSelection(),
+        quantization: Quantization = NONE,
     ) -> Self:
         """Make a policy from one choice for each layer, in canonical form."""
-        layers = dict(enumerate(choices))
-        return cls(layers=layers, token_selection=selection, width_selection=width).canonical()
+        layers, model = dict(enumerate(choices)), ModelRef(quantization=quantization)
+        return cls(model=model, layers=layers, token_selection=selection, width_selection=width).canonical()
 
     def canonical(self) -> Self:
         """The canonical form: equal `layers` for policies that compute the same; measurements and provenance stay."""
@@ -202,14 +204,18 @@ class Policy(StrictModel):
         if has_width(canonical.layers):
             # The content of a ranking decides, and not the name of its file.
             plain["width_selection"] = canonical.width_selection.model_dump(exclude={"file"})
+        if self.model.quantization != NONE:
+            plain["quantization"] = self.model.quantization
         if self.weights is not None:
             plain["weights"] = self.weights.model_dump(exclude={"folder"})
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_dense(self) -> bool:
-        """True where the policy leaves nothing out, and runs with the model's own weights."""
-        return self.weights is None and all(choice.canonical() is KEEP for choice in self.layers.values())
+        """True where the policy leaves nothing out, and runs with the model's own weights, not quantised."""
+        if self.weights is not None or self.model.quantization != NONE:
+            return False
+        return all(choice.canonical() is KEEP for choice in self.layers.values())
 
     def choice(self, layer: int) -> LayerChoice:
         """What a layer does."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .card import is_hub_id
 from .errors import HubError, ModelError, PolicyMismatch
 from .policy import Policy
+from .quantized.kinds import NONE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,14 +32,18 @@ def from_pretrained(
         HubError: there is no policy, or it names no base model.
         PolicyError: the policy has mistakes.
         PolicyMismatch: the base model is another one.
-        ModelError: the base model does not load.
+        ModelError: the base model does not load, or cannot be quantised as the policy says.
     """
     from .apply import apply_policy
+    from .quantized.weights import quantization_of, quantize
 
     policy = Policy.from_pretrained(place, revision)
     name, at = base_of(policy, base)
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
     model = load_base(policy, name, at, trusted, options)
+    if policy.model.quantization != NONE and quantization_of(model) == NONE:
+        # For good, so that the weights are in memory once.
+        quantize(model)
     apply_policy(model, policy)
     return model
 

@@ -18,6 +18,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..policies.apply import PolicyHandle, apply_policy
 from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
+from ..policies.quantized.kinds import NONE
+from ..policies.quantized.weights import quantization_of
 from ..policies.scores.table import ROUTER
 from ..policies.trained.routers import routed_layers
 from .adapters import freeze
@@ -110,6 +112,7 @@ def recover(
             was not to be resumed.
         RunError: the loss or a trained weight became infinite or NaN.
     """
+    refuse_quantized(model, policy)
     policy = prepared_policy(policy, settings)
     policy = with_asked_routers(policy, settings)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
@@ -149,6 +152,19 @@ def trainer_of(handle: PolicyHandle, parts: TrainedParts, examples: EncodedExamp
     """The trainer, which also chooses attentions where it is to keep some of them skipped."""
     given = (handle, parts, examples, settings, arguments)
     return PolicyTrainer(*given) if settings.skip is None else SubsetTrainer(*given, size=settings.skip)
+
+
+def refuse_quantized(model: PreTrainedModel, policy: Policy) -> None:
+    """Refuse a model with quantised weights, and a policy that asks for them.
+
+    Raises:
+        UsageError: naming both.
+    """
+    wanted, found = policy.model.quantization, quantization_of(model)
+    if wanted != NONE or found != NONE:
+        reason = f"found model.quantization {wanted} in the policy, and {found} weights in the model, expected {NONE}"
+        hint = "load the model unquantised, and leave `model.quantization` out of the policy"
+        raise UsageError("a policy cannot be recovered on quantised weights", [reason], hint)
 
 
 def with_routers(policy: Policy) -> Policy:

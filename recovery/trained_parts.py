@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..policies.errors import ModelError
 from ..policies.policy import Policy
+from ..policies.quantized.tensors import is_plain
 from ..policies.trained.adapters import Adapters, adapted_layers
 from ..policies.trained.files import FILES, TrainedWeights, WeightsFormat
 from ..policies.trained.routers import Routers, routed_layers
@@ -88,7 +89,7 @@ class OwnTensors:
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.model: nn.Module = model
         parameters = {name: model.get_parameter(name) for name in names}
-        if quantised := [name for name, one in parameters.items() if not one.is_floating_point() or one.is_meta]:
+        if quantised := [name for name, one in parameters.items() if not is_plain(one) or one.is_meta]:
             hint = "load the model with dtype bfloat16 or float32, on one device"
             raise ModelError("a quantised or offloaded model cannot be trained", quantised[:5], hint)
         self._parameters = parameters

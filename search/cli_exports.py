@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..policies.card import count_choices
 from ..policies.errors import SkipsearchError, UsageError
 from ..policies.policy import Policy
+from ..policies.quantized.kinds import NONE
 from ..policies.wording import escape_invisible
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def serve(options: argparse.Namespace) -> int:
     batching = Batching(options.cache_tokens) if options.continuous_batching else None
     # The address is taken first: a mistake shows within a second, while the weights take minutes.
     with listen(options.host, options.port) as listener:
-        source = served_model(options)
+        source = served_model(options, policy)
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
@@ -74,8 +75,8 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def served_model(options: argparse.Namespace) -> "Source":
-    """Load the model to serve.
+def served_model(options: argparse.Namespace, policy: Policy) -> "Source":
+    """Load the model to serve, quantised as the policy says.
 
     Raises:
         UsageError: the device has no such name.
@@ -93,6 +94,7 @@ def served_model(options: argparse.Namespace) -> "Source":
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
+        quantization=policy.model.quantization,
     )
     subject = load_subject(spec)
     return Source(subject.model, subject.processor, spec.id, spec.revision)
@@ -139,6 +141,8 @@ def text_prompt(subject: "Subject") -> dict[str, Any]:
 def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
     """The model to export: as the options say, else that of the study which holds the policy, else as it names it.
 
+    A policy that asks for quantised weights is applied to the model as its checkpoint has it.
+
     Raises:
         UsageError: none of them names a model.
     """
@@ -151,6 +155,7 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
     if options.model is None and holds_study(folder):
         spec = space_of(folder / DATABASE).model
         changed = given if options.dtype != "auto" else {**given, "dtype": spec.dtype}
+        changed["quantization"] = NONE
         return spec.model_copy(update={**changed, "revision": options.revision or spec.revision})
     name = options.model or policy.model.id
     if name is None:

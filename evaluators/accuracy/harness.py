@@ -18,7 +18,7 @@ from .memo import Memo
 from .model import lm_eval_model
 from .text_model import TextModel
 
-MODEL = {"revision", "dtype", "attn_implementation", "trust_remote_code", "weights"}
+MODEL = {"revision", "dtype", "quantization", "attn_implementation", "trust_remote_code", "weights"}
 # lm-eval's own arguments that change prompts and answers and not the model. All others are refused, because lm-eval
 # ignores arguments such as `peft` for a model that is already loaded.
 LM_EVAL = {
@@ -62,6 +62,7 @@ class PolicyModel(LM):
         # lm-eval reads arguments that look like numbers as numbers.
         loaded_policy = Policy.load(str(policy))
         without_cuda = device == "cuda:0" and not torch.cuda.is_available()
+        more = {"quantization": loaded_policy.model.quantization, **more}
         spec = model_spec(str(pretrained), "auto" if device is None or without_cuda else device, more)
         subject = load_subject(spec)
         settings = {name: value for name, value in more.items() if name in LM_EVAL}

@@ -18,6 +18,7 @@ class HubFolder(Target):
     name: ClassVar[str] = "hub"
     text: ClassVar[str] = "a folder for the Hugging Face hub, which `skipsearch.from_pretrained` loads"
     relation: ClassVar[str] = "adapter"
+    quantizes: ClassVar[bool] = True
 
     def can(self, policy: Policy, source: Source) -> list[str]:
         """See `Target.can`."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..quantized.tensors import first_address, plain_tensors, why_not_divided
 from .experts import ExpertMatrix, NarrowExperts, fused_experts
 from .layers import eval_mode
 from .sublayers import Sublayers
@@ -234,14 +235,15 @@ def of_experts(children: dict[str, nn.Module]) -> str | None:
 
 def of_weights(layer: ChannelLayer, reorders: bool) -> str | None:
     """The reason why a part of the weights of a layer cannot run, or cannot be put into another order."""
-    for weight in (axis.parameter for axis in layer.axes()):
-        if type(weight) is not nn.Parameter or not weight.is_floating_point():
-            return f"{layer.path} is quantised or of another build: its weights are {type(weight).__name__}"
+    for axis in layer.axes():
+        weight = axis.parameter
+        if (found := why_not_divided(weight, axis.axis)) is not None:
+            return f"{layer.path} is quantised or of another build: {found}"
         if weight.is_meta:
             return f"{layer.path} is offloaded: its weights are loaded anew in every forward"
         if reorders and weight.is_inference():
             return f"{layer.path} was made in inference mode, and its order cannot be changed outside it"
-        if reorders and weight.device.type == "cpu" and weight.is_shared():
+        if reorders and weight.device.type == "cpu" and any(part.is_shared() for part in plain_tensors(weight)):
             return f"{layer.path} is in memory that processes share, where its order cannot be changed"
     return None
 
@@ -272,6 +274,6 @@ def random_tokens(groups: Sequence[Group]) -> Tensor:
 
 def shared_weight(model: PreTrainedModel, groups: Sequence[Group]) -> str | None:
     """The name of a parameter with channels that another part of the model has too; None where there is none."""
-    uses = Counter(weight.data_ptr() for _, weight in model.named_parameters(remove_duplicate=False))
+    uses = Counter(first_address(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     axes = (axis for group in groups for layer in group for axis in layer.axes())
-    return next((axis.key for axis in axes if uses[axis.parameter.data_ptr()] > 1), None)
+    return next((axis.key for axis in axes if uses[first_address(axis.parameter)] > 1), None)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..quantized.tensors import as_numbers
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
 from .twins import agree, twin_of
@@ -193,13 +194,13 @@ def head_norms(heads: Heads) -> Tensor:
     each group's values and outputs are for some input may rank groups in another way; this needs no input.
     """
     read, made = heads.layers[-1], heads.values
-    columns = read.weight.unflatten(1, (heads.groups, -1))
+    columns = as_numbers(read.weight).unflatten(1, (heads.groups, -1))
     precision = torch.promote_types(columns.dtype, torch.float32)
     product = torch.linalg.vector_norm(columns, dim=(0, 2), dtype=precision)
     if made is None:
         return product
     first = sum(made.sizes[:-1]) * heads.groups
-    rows = made.weight[first : first + made.sizes[-1] * heads.groups].unflatten(0, (heads.groups, -1))
+    rows = as_numbers(made.weight)[first : first + made.sizes[-1] * heads.groups].unflatten(0, (heads.groups, -1))
     values = torch.linalg.vector_norm(rows[:, -heads.value_width :], dim=(1, 2), dtype=precision)
     return product * values.to(product.device)
 
@@ -258,7 +259,7 @@ def is_sum_of_heads(layer: DecoderLayer, heads: Heads) -> bool:
 def moved(value: Any, like: Tensor) -> Any:
     """Tensors, also those in a tuple or in a mapping, on the device and in the dtype of another tensor."""
     if isinstance(value, Tensor):
-        return value.to(like) if value.is_floating_point() else value.to(like.device)
+        return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
     if isinstance(value, tuple):
         return tuple(moved(one, like) for one in value)
     return {key: moved(one, like) for key, one in value.items()} if isinstance(value, Mapping) else value

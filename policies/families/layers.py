@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from ..quantized.tensors import plain_tensors
 from .anatomy import ANATOMIES, Kind, first, parameters
 from .sublayers import Sublayers
 from .twins import Twins
@@ -208,7 +209,12 @@ def refuse_infinite(model: nn.Module) -> None:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """True where no number of a tensor is NaN or infinite; makes no copy of the tensor."""
+    """True where no number of a tensor is NaN or infinite, nor a scale of a quantised one; makes no copy."""
+    return all(is_plain_finite(part) for part in plain_tensors(weight) if part.is_floating_point())
+
+
+def is_plain_finite(weight: Tensor) -> bool:
+    """True where no number of a plain tensor is NaN or infinite."""
     if weight.is_meta or not weight.numel():
         return True
     try:

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..choice import Ranking
 from ..errors import ModelError, PolicyError
+from ..quantized.tensors import as_numbers, with_axis
 from .channels import ChannelAxis, Group, channel_groups, narrow_parts
 from .sublayers import Sublayers
 
@@ -77,6 +78,16 @@ class NarrowSublayer(ABC):
     @abstractmethod
     def best(self) -> list[Tensor]:
         """The channels that run, ascending, for each group."""
+
+    @property
+    def left_out_bytes(self) -> int:
+        """The bytes of the weights that belong to the channels which do not run, as they are stored."""
+        total = 0
+        for axis, group, sizes in self._axes():
+            out = self._groups[group][0].channels - self._kept[group]
+            for part in with_axis(axis.of(axis.parameter), axis.axis):
+                total += out * sum(sizes) * part.element_size() * part.numel() // part.shape[axis.axis]
+        return total
 
     def check_current(self) -> None:
         """Refuse to go on where linear layers were replaced since the policy was applied.
@@ -141,8 +152,8 @@ class NarrowSublayer(ABC):
     def _move(self, orders: Sequence[Tensor]) -> None:
         """Put channels into an order, in place, so that other references to the tensors stay valid."""
         for axis, group, sizes in self._axes() if orders else ():
-            weight = axis.of(axis.parameter.data)
-            weight.copy_(reordered(weight, orders[group], axis.axis, sizes))
+            for part in with_axis(axis.of(axis.parameter.data), axis.axis):
+                part.copy_(reordered(part, orders[group], axis.axis, sizes))
 
     def _restore_saved(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Save the weights in their own order: a hook of `state_dict`."""
@@ -160,8 +171,8 @@ class NarrowSublayer(ABC):
                 state[key] = state[key].detach().clone()
                 copied.add(key)
             if key in state:
-                part = axis.of(state[key])
-                part.copy_(reordered(part, orders[group], axis.axis, sizes))
+                for part in with_axis(axis.of(state[key]), axis.axis):
+                    part.copy_(reordered(part, orders[group], axis.axis, sizes))
 
 
 class NarrowFFN(NarrowSublayer):
@@ -254,7 +265,8 @@ def channel_norms(group: Group) -> Tensor:
     """For each channel the product of the norms of its weights, float32, shape (channels,)."""
     product = torch.ones(group[0].channels, device=group[0].weight.device)
     for layer in group:
-        precise = torch.promote_types(layer.weight.dtype, torch.float32)
-        norms = torch.linalg.vector_norm(layer.weight, dim=1 if layer.blocks else 0, dtype=precise)
+        weight = as_numbers(layer.weight)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(weight, dim=1 if layer.blocks else 0, dtype=precise)
         product *= norms.view(max(layer.blocks, 1), -1).prod(dim=0).to(product.device)
     return product

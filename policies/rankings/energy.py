@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError, PolicyError
 from ..families.channels import Group, channel_groups, why_not_narrow
 from ..families.layers import HANDLE, DecoderLayer, decoder_layers
+from ..quantized.tensors import as_numbers
 from .activations import reading_layer, watched_channels, why_not_watched
 from .files import ALPHA
 from .scores import Scores
@@ -50,7 +51,7 @@ class ChannelEnergy:
         """The energies, float32 on the CPU, shape (channels,), with those of all groups one after the other."""
         found = []
         for group, total, highest in zip(self.groups, self._sums, self._highest, strict=True):
-            columns = reading_layer(group).weight.detach()
+            columns = as_numbers(reading_layer(group).weight.detach())
             precise = torch.promote_types(columns.dtype, torch.float32)
             squares = torch.linalg.vector_norm(columns, dim=0, dtype=precise).to(total.dtype).square()
             found.append((squares * ((1 - alpha) * total + alpha * highest)).float().cpu())

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..choice import has_width
 from ..errors import PolicyError, PolicyMismatch
 from ..policy import Policy
+from ..quantized.tensors import is_plain
 
 MAX_LISTED = 10
 PEFT_PREFIX = "base_model.model."
@@ -109,6 +110,11 @@ def added(weight: Tensor, update: Tensor) -> Tensor:
     return (weight.float() + update.to(weight.device)).to(weight.dtype)
 
 
+def kind_of(parameter: Tensor) -> str:
+    """What a weight is, in one word: its dtype, or the kind of a quantised one."""
+    return str(parameter.dtype) if type(parameter) is nn.Parameter else type(parameter).__name__
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
@@ -136,8 +142,8 @@ def refuse_misfits(folder: Path, shapes: Mapping[str, torch.Size], parameters: M
             problems.append(f"{name}: the model has none")
         elif parameter.shape != shape:
             problems.append(f"{name}: found {list(shape)}, the model has {list(parameter.shape)}")
-        elif parameter.is_meta or not parameter.is_floating_point():
-            problems.append(f"{name}: the model has it as {parameter.dtype} on {parameter.device}")
+        elif parameter.is_meta or not is_plain(parameter):
+            problems.append(f"{name}: the model has it as {kind_of(parameter)} on {parameter.device}")
     if problems:
         more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
         hint = "load the model that the policy names, neither quantised nor offloaded"

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...evaluators.base import Direction, Measurement, Metric, Split
+from ...policies.metadata import ModelRef
+from ...policies.policy import Policy
 from ..times.smoothed import PredictionError
 from ..trial.pareto import objective_value
 from ..trial.recovery import Recovery
@@ -206,6 +208,16 @@ class StudyRecord:
     def dense(self) -> TrialResult:
         """The dense baseline, which is the first trial."""
         return self.trials[0]
+
+    def model_of(self, policy: Policy) -> ModelRef:
+        """The model that a policy of the study runs on, with what its weights are quantised to."""
+        kind = self.environment.get("quantization") or policy.model.quantization
+        return ModelRef(
+            id=self.model_id,
+            revision=self.environment.get("revision"),
+            num_layers=self.num_layers,
+            quantization=kind,
+        )
 
     def trial(self, number: int) -> TrialResult:
         """A trial by Optuna's number."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...evaluators.base import Measurement
-from ...policies.metadata import ModelRef, Provenance
+from ...policies.metadata import Provenance
 from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..sampler.additive_cost import AdditiveCost
@@ -186,6 +186,6 @@ def keeps_bound(record: StudyRecord, bound: Constraint, mean: float, deviation: 
 def with_expectation(record: StudyRecord, policy: Policy, expected: dict[str, float]) -> Policy:
     """The policy with a provenance that marks it as unmeasured and says what is expected of it."""
     text = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in expected.items())
-    model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
+    model = record.model_of(policy)
     provenance = Provenance(study=record.name, skipsearch=__version__, unmeasured=f"expected {text}")
     return policy.model_copy(update={"model": model, "provenance": provenance})

@@ -15,7 +15,7 @@ from typing import Any
 from ...evaluators.base import TRANSFER_PREFIX, UNTRAINED_PREFIX, Measurement, Split
 from ...policies.errors import PolicyError
 from ...policies.hub import copy_ranking
-from ...policies.metadata import Measured, ModelRef, Provenance
+from ...policies.metadata import Measured, Provenance
 from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
@@ -30,7 +30,7 @@ from ..workers.devices import processor
 
 DIGESTS = ".written.json"  # SHA-256 of the policy files that were written last
 NOT_KEPT = ("node", "pid", "examples", "device_id")  # what a worker says of itself and no later reader needs
-PACKAGES = ("torch", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
+PACKAGES = ("torch", "torchao", "transformers", "optuna", "ray", "lm-eval", "datasets", "numpy")
 
 
 def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def environment(workers: list[dict[str, Any]], space: Space, model_id: str) -> d
         "model": model_id,
         "revision": space.model.revision,
         "commit": workers[0].get("commit"),
+        "quantization": space.model.loaded_quantization,
         "seed": space.search.seed,
         "workers": [{key: value for key, value in worker.items() if key not in NOT_KEPT} for worker in workers],
         "nodes": len({worker["node"] for worker in workers}),
@@ -126,7 +127,7 @@ def free_name(file: Path) -> Path:
 
 def exported(record: StudyRecord, trial: TrialResult) -> Policy:
     """A trial's policy with its measurements and its provenance."""
-    model = ModelRef(id=record.model_id, revision=record.environment.get("revision"), num_layers=record.num_layers)
+    model = record.model_of(trial.policy)
     provenance = Provenance(study=record.name, trial=trial.number, skipsearch=__version__)
     found = measurements(trial, record.dense) | untrained(record, trial)
     update = {"model": model, "measured": found, "provenance": provenance}

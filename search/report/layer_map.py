@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ...policies.metadata import Measured
 from ...policies.policy import Policy
+from ...policies.quantized.kinds import NONE
 from ...policies.wording import escape_invisible
 from ..space.units import three_digits, unit_of, versus_dense, with_error
 from .cells import Cell, cells
@@ -66,6 +67,8 @@ def describe(policy: Policy) -> list[str]:
         layers = [index for _, (index, _) in run]
         entries.append(f"{layers[0]}: {label}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}: {label}")
     policy = policy.canonical()
+    if policy.model.quantization != NONE:
+        entries.append(f"{policy.model.quantization} weights")
     selection = policy.token_selection.model_dump(exclude_defaults=True)
     selection |= policy.width_selection.model_dump(include={"ranking"}, exclude_defaults=True)
     return entries + [f"{key} {value}" for key, value in selection.items()]
@@ -101,6 +104,7 @@ class LayerMap:
         model, origin = self.policy.model, self.policy.provenance
         yield Text(escape_invisible(model.id or "any model"), style="bold")
         facts = [f"{len(self.policy.layers)} of {_layers(self.num_layers)} changed"]
+        facts += [f"{model.quantization} weights"] if model.quantization != NONE else []
         facts += [escape_invisible(f"study {origin.study}")] if origin.study is not None else []
         facts += [f"trial {origin.trial}"] if origin.trial is not None else []
         yield Text("  " + " · ".join(facts), style="dim")

@@ -13,6 +13,7 @@ from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, has_width
 from ...policies.document import Document, Problem
 from ...policies.errors import EvaluatorError, PolicyError
 from ...policies.policy import Policy
+from ...policies.quantized.kinds import NONE
 from ...policies.wording import nearest
 from .evaluator_defaults import MAX_EVALUATORS, with_accuracy_defaults
 from .guide_metrics import QUALITY
@@ -277,6 +278,9 @@ def recover_problems(document: Document, space: Space, folder: Path) -> list[Pro
             problems.append(document.problem((*path, key), found))
     if has_width(dict(enumerate(AllowedChoices(space).of_any_layer()))):
         found = "a policy with `ffn_ratio` or `head_ratio` cannot be trained; leave one of the two out"
+        problems.append(document.problem(path, found))
+    if space.model.quantization != NONE:
+        found = "a model with quantised weights cannot be trained; leave out `model.quantization`, or this"
         problems.append(document.problem(path, found))
     for name in space.evaluate:
         evaluator = evaluator_class(name)

@@ -1,9 +1,9 @@
 """Encodes the policies of a space as named categorical parameters with labels, and decodes them.
 
 The labels of a parameter are a fixed list. There is one parameter for each layer or group of tied layers (or one for
-each key of their rule), one for the schedule, one for each key of each schedule, and one for each key of the token
-selection. The parameters of a schedule have no effect unless that schedule is chosen. Labels that decode to the same
-policy share one measurement.
+each key of their rule), one for the schedule, one for each key of each schedule, one for each key of the token
+selection, one for the ranking of channels, and one for what weights are quantised to. The parameters of a schedule have
+no effect unless that schedule is chosen. Labels that decode to the same policy share one measurement.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from ...policies.choice import KEEP, LayerChoice
 from ...policies.policy import Policy
+from ...policies.quantized.kinds import NONE
 from ...policies.wiring.pairs import without_overlaps
 from .layer_choices import LayerRule, as_options, expanded, with_keys
 from .schedules import ScheduleOptions
@@ -23,7 +24,7 @@ from .space import Space
 from .ties_and_bans import ForbiddenChoices
 
 LAYER = "layer_"  # prefix of the names of all layer parameters
-NONE = "none"
+NO_SCHEDULE, QUANTIZATION = "none", "quantization"
 MAX_ENUMERATED = 1024  # the distinct policies of a space are counted up to this many combinations of labels
 RATIOS = ("token_ratio", "ffn_ratio", "head_ratio")
 MAX_DRAWS = 1000  # redraws of a random policy that the space forbids
@@ -51,6 +52,7 @@ class Parameters:
         self.groups = space.groups(num_layers)
         self._forbidden = ForbiddenChoices(space.forbid)
         self._schedules = numbered_schedules(space.schedules)
+        self._loaded = space.model.loaded_quantization
         self._selection, self._width = space.token_selection, space.width_selection
         rules = space.rules(num_layers)
         self._of_group = {group: LayerParameters(group[0], rules[group[0]]) for group in self.groups}
@@ -60,12 +62,15 @@ class Parameters:
         for parameters in self._of_group.values():
             self._values |= parameters.values
             self._defaults |= parameters.defaults
-        self._values["schedule"] = {NONE: None, **self._schedules}
+        self._values["schedule"] = {NO_SCHEDULE: None, **self._schedules}
         for name, schedule in self._schedules.items():
             for key, values in schedule.options().items():
                 self._values[f"{name}.{key}"] = {str(value): value for value in values}
         for key, values in (*space.token_selection, ("ranking", space.width_selection.ranking)):
             self._values[key] = {selection_label(key, value): value for value in as_options(values)}
+        # Where every policy has the same weights, the model is loaded with them, and no policy says so.
+        chosen = space.model.quantization if isinstance(space.model.quantization, list) else [NONE]
+        self._values[QUANTIZATION] = {kind: kind for kind in (NONE, *(kind for kind in chosen if kind != NONE))}
         self._defaults |= {
             name: next(iter(values)) for name, values in self._values.items() if name not in self._defaults
         }
@@ -102,7 +107,7 @@ class Parameters:
             values |= pattern.selection
             choices = [below if choice == KEEP else choice for choice, below in zip(choices, scheduled, strict=True)]
         selection, width = self._selection.selection(values), self._width.selection(values["ranking"])
-        return Policy.of(without_overlaps(choices), selection, width)
+        return Policy.of(without_overlaps(choices), selection, width, values[QUANTIZATION])
 
     def allows(self, policy: Policy) -> bool:
         """False where the space forbids a policy, which must be in canonical form."""
@@ -126,8 +131,8 @@ class Parameters:
 
         Args:
             choices: An allowed choice for each layer.
-            selection: The `token_selection`, and the `ranking` of channels, by key; a value that the space does not
-                offer is left out.
+            selection: The `token_selection`, the `ranking` of channels, and the `quantization` of weights, by key; a
+                value that the space does not offer is left out.
         """
         labels: dict[str, str] = {}
         for group, parameters in self._of_group.items():
@@ -136,11 +141,17 @@ class Parameters:
         return labels | {key: label for key, label in given.items() if label in self._values.get(key, {})}
 
     def encode(self, policy: Policy) -> dict[str, str] | None:
-        """Labels that decode to a policy without a schedule; None where there are none."""
+        """Labels that decode to a policy without a schedule; None where there are none.
+
+        What weights are quantised to is no part of it where the model is loaded so.
+        """
+        if policy.model.quantization == self._loaded:
+            policy = policy.model_copy(update={"model": policy.model.model_copy(update={"quantization": NONE})})
         choices = policy.canonical().choices(len(self.domains))
         if not all(choice in domain for choice, domain in zip(choices, self.domains, strict=True)):
             return None
         selection = {**dict(policy.token_selection), "ranking": policy.width_selection.ranking}
+        selection[QUANTIZATION] = policy.model.quantization
         labels = self.encode_choices(choices, selection)
         return labels if self.policy(labels).fingerprint == policy.fingerprint else None
 

@@ -53,7 +53,8 @@ def policy_hash(policy: Policy) -> int:
 
     Two different policies collide with a probability of 2^-64; then one of them is not proposed.
     """
-    return hash((tuple(policy.layers.items()), policy.token_selection, policy.width_selection))
+    choices = tuple(policy.layers.items())
+    return hash((choices, policy.token_selection, policy.width_selection, policy.model.quantization))
 
 
 def make_optuna_sampler(name: str, seed: int, number: int, trials: int) -> BaseSampler:

@@ -109,7 +109,7 @@ def file_setting(parameters: Parameters, file: str) -> Setting:
         beyond = [
             f"layer {index} cannot be {choice.label}" for index, (choice, domain) in choices if choice not in domain
         ]
-        others = ["tied layers, `forbid` or `token_selection` of the space are against it"]
+        others = ["tied layers, `forbid`, `token_selection` or `model.quantization` of the space are against it"]
         hint = "add these choices to the space, or leave the file out of search.start"
         raise SpaceError(f"the space does not allow the policy {file}", beyond or others, hint)
     name = Path(file).name.translate({ord(mark): "_" for mark in ":;"})

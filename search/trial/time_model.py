@@ -18,6 +18,7 @@ import numpy as np
 
 from ...policies.choice import LayerChoice
 from ...policies.policy import Policy
+from ...policies.quantized.kinds import NONE
 from .arrays import Floats
 
 Feature: TypeAlias = tuple[str, int]  # what is changed, and in which layer
@@ -30,7 +31,7 @@ NOISES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0)  # noise variance, as a multi
 LOG_NOISE_PRIOR = 1.5  # prior standard deviation of the logarithm of that multiple
 CORRELATION_LENGTH = 2.0  # layers over which the correlation of savings falls by 1/e
 MAX_EVIDENCE_POLICIES = 256  # policies from which the evidence is computed, at most
-COST = -1  # layer number of a saving in a counted cost, which belongs to no layer
+COST = -1  # layer number of a saving in a counted cost or by quantised weights, which belongs to no layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,12 @@ def features(policy: Policy, num_layers: int, costs: Mapping[str, float] = Mappi
     Args:
         policy: The policy.
         num_layers: The model's decoder layers.
-        costs: Counted costs as shares of dense; each adds a feature, the share it saves.
+        costs: Counted costs as shares of dense; each adds a feature, the share it saves. So do quantised weights.
     """
     canonical = policy.canonical()
     found = {(name, COST): 1 - share for name, share in costs.items()}
+    if canonical.model.quantization != NONE:
+        found[f"weights {canonical.model.quantization}", COST] = 1.0
     selection, kept = canonical.token_selection, 1.0
     for layer, choice in enumerate(canonical.choices(num_layers)):
         found |= {(change, layer): 1.0 for change in changes(choice)}
@@ -174,8 +177,10 @@ class TimeModel:
     def predict(self, found: Features) -> TimeEstimate:
         """Predicted time of a policy that was not measured."""
         [row] = self._design([found])
-        unseen = sum(value**2 for (kind, layer), value in found.items() if (kind, layer == COST) not in self._kinds)
-        error = math.sqrt(self._hyper.misfit + unseen * (self._hyper.scale * self._unit) ** 2)
+        unseen = {key: value for key, value in found.items() if (key[0], key[1] == COST) not in self._kinds}
+        prior = self._hyper.scale * self._unit
+        variances = ((value * (1.0 if layer == COST else prior)) ** 2 for (_, layer), value in unseen.items())
+        error = math.sqrt(self._hyper.misfit + sum(variances))
         return TimeEstimate(1 + float(row @ self._mean), row @ self._errors, error)
 
     def smoothed(self, one: TimedPolicy) -> TimeEstimate:

@@ -183,13 +183,15 @@ class PolicyEvaluator:
         """What the model and its caches take, in bytes: the peak so far, weights, caches and the limits of these."""
         import torch
 
+        from ...policies.quantized.tensors import stored_bytes
+
         weights = [*self.subject.model.parameters(), *self.subject.model.buffers()]
         device = self.subject.model.device
         shared = [*self.subject.examples.values()]
         return {
             "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT),
             **({"gpu_peak_bytes": float(torch.cuda.max_memory_allocated(device))} if device.type == "cuda" else {}),
-            "weights_bytes": float(sum(tensor.nbytes for tensor in weights)),
+            "weights_bytes": float(sum(map(stored_bytes, weights))),
             "prepared_bytes": float(sum(one.memo.used_bytes for one in shared)),
             "states_bytes": float(sum(one.states.used_bytes for one in shared)),
             "caches_limit_bytes": float(sum(one.memo.budget_bytes + one.states.max_bytes for one in shared)),
@@ -198,6 +200,8 @@ class PolicyEvaluator:
     def describe(self) -> dict[str, Any]:
         """Describe the model and the device, for the study and its report."""
         import torch
+
+        from ...policies.quantized.weights import quantized_share
 
         device = self.subject.model.device
         return {
@@ -208,6 +212,7 @@ class PolicyEvaluator:
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),
             "attention": self.subject.model.config._attn_implementation,
+            "quantized_share": quantized_share(self.subject.model),
             "parameters": sum(weight.numel() for weight in self.subject.model.parameters()),
             "examples": self._num_examples(),
         }

@@ -8,7 +8,7 @@ from ...policies.policy import Policy
 
 RECENT = 64  # policies that are compared per worker; of older ones it has hardly any hidden states left
 
-LayerKeys: TypeAlias = list[tuple[str, str, str]]
+LayerKeys: TypeAlias = list[tuple[str, str, str, str]]
 
 
 def layer_keys(policy: Policy, num_layers: int) -> LayerKeys:
@@ -16,13 +16,14 @@ def layer_keys(policy: Policy, num_layers: int) -> LayerKeys:
 
     Returns:
         The choice of each layer, with the ranking of image tokens where the layer drops some, and of channels and
-        heads where it runs a share of them.
+        heads where it runs a share of them, and what the weights are quantised to.
     """
     canonical = policy.canonical()
     selection, width = str(canonical.token_selection), str(canonical.width_selection)
+    weights = policy.model.quantization
     choices = canonical.choices(num_layers)
     return [
-        (choice.label, "" if choice.token_ratio is None else selection, width if choice.has_width else "")
+        (choice.label, "" if choice.token_ratio is None else selection, width if choice.has_width else "", weights)
         for choice in choices
     ]
 

@@ -225,9 +225,9 @@ def test_latency_is_timed_in_turns(paths, monkeypatch):
     evaluator = LatencyEvaluator(LatencyOptions(repeats=3, warmup=1, new_tokens=4), loaded(paths["llama"]))
     order, time = [], evaluator._time
 
-    def noting(model, inputs):
+    def noting(model, decoder, inputs):
         order.append("dense" if "forward" not in vars(model.model.layers[0]) else "policy")
-        return time(model, inputs)
+        return time(model, decoder, inputs)
 
     monkeypatch.setattr(evaluator, "_time", noting)
     found = measure(evaluator, Policy(layers={0: CHOICES["skip_layer"]}))

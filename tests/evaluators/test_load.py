@@ -172,7 +172,7 @@ def scripted(monkeypatch, noise, slow_down=0.0, policy=0.8):
     """A clock whose dense generation takes 100 ms, slower by a share at every call, with relative noise."""
     draw, calls = random.Random(1), itertools.count()
 
-    def time(self, model, inputs):
+    def time(self, model, decoder, inputs):
         ratio = policy if "forward" in vars(model.model.layers[0]) else 1.0
         drift = 1 + slow_down * next(calls)
         return tuple(100 * ratio * drift * (1 + noise * draw.random()) for _ in range(2))

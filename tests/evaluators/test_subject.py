@@ -7,10 +7,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 import tiny
 from skipsearch.evaluators.subject import ModelSpec, load_subject
+from skipsearch.policies.apply import apply_policy
+from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import ModelError
+from skipsearch.policies.policy import Policy
+from skipsearch.policies.quantized.weights import quantization_of
 
 MISSING = "model.layers.2.mlp.up_proj.weight"
 
@@ -62,3 +68,23 @@ def test_more_layers_than_weights_are_refused_and_a_tied_head_is_not_missing(tmp
     with pytest.raises(ModelError, match="45 tensors are missing in the checkpoint") as error:
         load_subject(ModelSpec(id=str(path), device="cpu"))
     assert error.value.details[-1] == "and 25 more"
+
+
+def test_a_checkpoint_that_is_quantised_loads_as_it_is_or_names_the_package_that_it_needs(tmp_path):
+    path = tiny.tiny_llama(tmp_path)
+    config = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
+    saved = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, device_map={"": "cpu"})
+    saved.save_pretrained(path)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    with torch.no_grad():
+        expected = saved(**inputs).logits
+        for kind in ("none", "int8"):
+            model = load_subject(ModelSpec(id=str(path), device="cpu", quantization=kind)).model
+            assert quantization_of(model) == "int8" and torch.equal(model(**inputs).logits, expected)
+            with apply_policy(model, Policy(layers={1: LayerChoice(ffn_ratio=0.5)})):
+                assert not torch.equal(model(**inputs).logits, expected)
+    plain = json.loads((tiny.tiny_llama(tmp_path / "other") / "config.json").read_text())
+    plain["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": False}
+    (tmp_path / "other" / "llama" / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(ModelError, match="llama needs a package that is missing"):
+        load_subject(ModelSpec(id=str(tmp_path / "other" / "llama"), device="cpu"))
