@@ -13,6 +13,7 @@ from ..policies.runtime.tokens import image_token_ids
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
 from .accuracy.text_model import TextModel
+from .engine.prompt import Prompt, encode
 from .prompts import generation_options
 
 T = TypeVar("T")
@@ -20,26 +21,6 @@ Request: TypeAlias = Any  # lm-eval's Instance
 
 # lm-eval's names for the number of tokens to generate; the first one that is set counts.
 MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The prompt before an answer: token ids, or a text with images.
-
-    Attributes:
-        ids: Token ids; for a prompt with images the ids of its text, which give its length.
-        text: The text, where there are images.
-        images: The images, or None.
-    """
-
-    ids: tuple[int, ...]
-    text: str = ""
-    images: tuple[Any, ...] | None = None
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for equal prompts. Images have no hash; their `id` serves, because a task returns the same objects."""
-        return self.ids, self.text, self.images and tuple(map(id, self.images))
 
 
 @dataclass
@@ -185,21 +166,6 @@ def generation_prompt(request: Request, max_tokens: int, model: TextModel) -> Pr
         return Prompt(tuple(model.tok_encode(context)), context, tuple(request.args[2]["visual"]))
     ids, _ = model.tok_batch_encode([context])
     return Prompt(tuple(ids[0].tolist()[-max(1, model.max_length - max_tokens) :]))
-
-
-def encode(prompts: list[Prompt], model: TextModel) -> dict[str, Tensor]:
-    """The model's input for some prompts, padded on the left."""
-    if prompts[0].images is not None:
-        texts, images = [prompt.text for prompt in prompts], [list(prompt.images or ()) for prompt in prompts]
-        return dict(model.tok_batch_multimodal_encode(texts, images))
-    longest = max(len(prompt.ids) for prompt in prompts)
-    padding = [longest - len(prompt.ids) for prompt in prompts]
-    ids = [[model.tokenizer.pad_token_id] * n + list(prompt.ids) for n, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * n + [1] * (longest - n) for n in padding]
-    return {
-        "input_ids": torch.tensor(ids, device=model.device),
-        "attention_mask": torch.tensor(mask, device=model.device),
-    }
 
 
 def greedy(prompts: list[Prompt], max_tokens: int, until: tuple[str, ...], model: TextModel) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ does not show.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...policies.errors import EvaluatorError, ModelError
 
@@ -151,7 +151,19 @@ def forget_deltas(model: Any) -> None:
         model.base_model.rope_deltas = None
 
 
-def decode(model: "PreTrainedModel", requests: Sequence[Request], cache: "Cache | None") -> Any:
+class Running(Protocol):
+    """What a decode step needs to know of a request; see `Request`."""
+
+    tokens: list[int]
+    delta: int
+
+    @property
+    def length(self) -> int:
+        """How many of its tokens the cache holds."""
+        ...
+
+
+def decode(model: "PreTrainedModel", requests: Sequence[Running], cache: "Cache | None") -> Any:
     """The output of one decode step.
 
     Args:
