@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..policies.runtime.tokens import image_token_ids
+from .accuracy.answering import prompt_of
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
 from .accuracy.text_model import TextModel
@@ -134,9 +135,7 @@ def whole_text(ids: list[int], model: TextModel) -> Iterator[Row]:
 
 def generated_rows(requests: list[Request], model: TextModel) -> dict[int, Row]:
     """The model's greedy answers, by the `id` of each request; a task's sampling options are ignored."""
-    prompts = {
-        id(request): generation_prompt(request, generation_limits(request, model)[0], model) for request in requests
-    }
+    prompts = {id(request): prompt_of(request, generation_limits(request, model)[0], model) for request in requests}
     batches = in_batches(
         requests,
         lambda request: (*generation_limits(request, model), prompts[id(request)].images is None),
@@ -157,15 +156,6 @@ def generation_limits(request: Request, model: TextModel) -> tuple[int, tuple[st
     maxima = [options[key] for key in MAX_TOKENS_KEYS if options.get(key) is not None]
     until = options.get("until") or ()
     return int([*maxima, model.max_gen_toks][0]), (until,) if isinstance(until, str) else tuple(until)
-
-
-def generation_prompt(request: Request, max_tokens: int, model: TextModel) -> Prompt:
-    """The prompt of a request to generate, cut on its left so that the answer fits after it."""
-    context = request.args[0]
-    if len(request.args) > 2:
-        return Prompt(tuple(model.tok_encode(context)), context, tuple(request.args[2]["visual"]))
-    ids, _ = model.tok_batch_encode([context])
-    return Prompt(tuple(ids[0].tolist()[-max(1, model.max_length - max_tokens) :]))
 
 
 def greedy(prompts: list[Prompt], max_tokens: int, until: tuple[str, ...], model: TextModel) -> list[tuple[int, ...]]:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from ...policies.caches.join import joined, refuse_unjoinable, select_rows
+from ...policies.caches.join import joined, refuse_unjoinable
 from ...policies.errors import ModelError
 from ..prompts import generation_options
-from ..timing.scheduler import decode, forget_deltas
+from ..timing.scheduler import decode, forget_deltas, left_in_batch
 from .packed import OTHERWISE, attends_to_images, equal_logits, plain_tokens
 from .prompt import Prompt, encode
 
@@ -110,14 +110,7 @@ class Generation:
     def _drop(self) -> None:
         """Let the rows go whose answers are over."""
         left = [place for place, row in enumerate(self._running) if not self._is_over(row)]
-        if len(left) == len(self._running):
-            return
-        self._running = [self._running[place] for place in left]
-        if not left or self._cache is None:
-            self._cache = None
-            return
-        rows = torch.tensor(left, device=self._model.device)
-        select_rows(self._cache, rows, max(row.length for row in self._running))
+        self._running, self._cache = left_in_batch(self._running, self._cache, left)
 
 
 @contextmanager
