@@ -5,19 +5,23 @@ The same model, questions and policies, in turns in one run:
 - `command`: lm-eval's own command, which loads the model anew (`skipsearch lm-eval`, from the second round on with warm
   files).
 - `simple_evaluate`: lm-eval's function on the patched model in memory, with lm-eval's own model class.
-- `per answer`: skipsearch's evaluator, each answer with its prompt, as for the report split.
-- `trial`: the same in a search, where answers to one text prompt share its forward.
-- `forwards`: the part of `trial` that is spent inside the model.
+- `per answer`: skipsearch's evaluator in lm-eval's batches, each answer with its prompt, as for the report split.
+- `trial`: the same in a search, where answers share their prompt and batches have equal numbers of tokens.
+- `forwards`: the part of `trial` that is spent inside the decoder and the output layer.
 
-`digits` is shipped; `smollm2.py` makes the folder of the other model. The accuracies of all sides must be equal. Prints
-a table of medians, and one JSON document last.
+All times are CPU time, of the command that of its process. `digits` is shipped; `smollm2.py` makes the folder of the
+other model. The accuracies of all sides must be equal. Prints a table of medians, and one JSON document last; with
+`--profile` the functions in which one trial spends its own time first.
 """
 
 import argparse
 import contextlib
+import cProfile
 import io
 import json
 import os
+import pstats
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +39,6 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from skipsearch.evaluators.accuracy.accuracy import AccuracyEvaluator, AccuracyOptions
-from skipsearch.evaluators.accuracy.shared_prompts import can_share
 from skipsearch.evaluators.subject import Subject, load_subject
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
@@ -65,6 +68,7 @@ class Problem:
             side: AccuracyEvaluator(options.model_copy(update={"states_bytes": 0}), self.subject)
             for side in ("per answer", "trial")
         }
+        self.evaluators["per answer"].exact_splits = ("search",)
 
     def policies(self) -> list[Policy]:
         """Dense, every third FFN left out, every fourth layer left out."""
@@ -96,12 +100,12 @@ def command(problem: Problem, policy: Policy) -> tuple[dict[str, float], float]:
             "--output_path": folder,
         }
         flat = [part for pair in arguments.items() for part in pair]
-        begun = time.perf_counter()
+        begun = children_seconds()
         subprocess.run(
             [sys.executable, "-m", "skipsearch", "lm-eval", *flat],
             check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        seconds = time.perf_counter() - begun
+        seconds = children_seconds() - begun
         (results,) = Path(folder).rglob("results_*.json")
         return {"command": seconds}, accuracy_of(json.loads(results.read_text())["results"][name])
 
@@ -109,35 +113,63 @@ def command(problem: Problem, policy: Policy) -> tuple[dict[str, float], float]:
 def in_memory(problem: Problem, policy: Policy) -> tuple[dict[str, float], float]:
     """`simple_evaluate` on the patched model."""
     with apply_policy(problem.subject.model, policy):
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = lm_eval.simple_evaluate(
             problem.plain(), tasks=[problem.task], task_manager=TaskManager(include_defaults=False),
             limit=problem.limit, bootstrap_iters=0,
         )  # fmt: skip
-        seconds = time.perf_counter() - begun
+        seconds = time.process_time() - begun
     (results,) = found["results"].values()
     return {"simple_evaluate": seconds}, accuracy_of(results)
+
+
+def children_seconds() -> float:
+    """CPU time of all processes that were started and have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+@contextlib.contextmanager
+def decoder_clock(model: Any) -> Iterator[list[float]]:
+    """CPU seconds inside the decoder and the output layer in this context, as the only entry of a list."""
+    spent = [0.0]
+
+    def begin(*_: Any) -> None:
+        spent[0] -= time.process_time()
+
+    def end(*_: Any) -> None:
+        spent[0] += time.process_time()
+
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    hooks = [part.register_forward_pre_hook(begin) for part in parts]
+    hooks += [part.register_forward_hook(end) for part in parts]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def ours(side: str) -> Callable[[Problem, Policy], tuple[dict[str, float], float]]:
     """The evaluator of a search, as `trial` or `per answer`."""
 
     def run(problem: Problem, policy: Policy) -> tuple[dict[str, float], float]:
-        evaluator = problem.evaluators[side]
-        # Both evaluators have the same questions, and so one model.
-        evaluator._model._can_share = (
-            side == "trial" and not problem.subject.is_multimodal and can_share(problem.subject.model)
-        )
-        with apply_policy(problem.subject.model, policy) as handle:
-            begun = time.perf_counter()
-            found = evaluator.measure(handle, "search")["accuracy"]
-            seconds = time.perf_counter() - begun
-        spent = {side: seconds}
-        if side == "trial":
-            spent["forwards"] = found.detail["forward_seconds"]
-        return spent, found.value
+        model = problem.subject.model
+        with apply_policy(model, policy) as handle, decoder_clock(model) as inside:
+            begun = time.process_time()
+            found = problem.evaluators[side].measure(handle, "search")["accuracy"]
+            seconds = time.process_time() - begun
+        return {side: seconds, **({"forwards": inside[0]} if side == "trial" else {})}, found.value
 
     return run
+
+
+def profile(problem: Problem, rows: int = 25) -> None:
+    """Print the functions in which a trial of the dense model spends its own time, after one that fills the caches."""
+    ours("trial")(problem, Policy())
+    with cProfile.Profile() as found:
+        ours("trial")(problem, Policy())
+    pstats.Stats(found, stream=sys.stderr).sort_stats("tottime").print_stats(rows)
 
 
 def accuracy_of(results: dict[str, Any]) -> float:
@@ -162,7 +194,9 @@ def rounds(problem: Problem, count: int, sides: list[str]) -> Iterator[tuple[int
                 seconds |= spent
             if len(set(values.values())) > 1:
                 sys.exit(f"{problem.name}, policy {number}: accuracies differ, found {values}")
-            print(f"{problem.name}, round {turn}, policy {number}: {values['trial']:.4f}", file=sys.stderr, flush=True)
+            times = ", ".join(f"{side} {spent:.2f} s" for side, spent in seconds.items())
+            head = f"{problem.name}, round {turn}, policy {number}: {values['trial']:.4f}"
+            print(f"{head}, {times}", file=sys.stderr, flush=True)
             yield number, seconds
 
 
@@ -197,6 +231,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="digits, eight questions, one round, without the command")
+    parser.add_argument(
+        "--profile", action="store_true", help="print where a trial spends its own time, and nothing else"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     sides = [side for side in SIDES if side != "forwards"]
@@ -204,9 +241,12 @@ def main() -> None:
         given.limit, given.rounds, given.smollm2 = 8, 1, None
         sides.remove("command")
     spaces = {"digits": "digits", **({"smollm2": str(given.smollm2 / "space.yaml")} if given.smollm2 else {})}
-    found = [
-        measured(Problem(name, space, given.limit, given.batch), given.rounds, sides) for name, space in spaces.items()
-    ]
+    problems = (Problem(name, space, given.limit, given.batch) for name, space in spaces.items())
+    if given.profile:
+        for problem in problems:
+            profile(problem)
+        return
+    found = [measured(problem, given.rounds, sides) for problem in problems]
     document = {"benchmark": "trial", "batch": given.batch, "problems": found}
     show(document)
     print(json.dumps(document))

@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..policies.runtime.tokens import image_token_ids
+from .accuracy.answering import prompt_of
 from .accuracy.rungs import Example, numbered
 from .accuracy.splits import Tasks
 from .accuracy.text_model import TextModel
+from .engine.prompt import Prompt, encode
 from .prompts import generation_options
 
 T = TypeVar("T")
@@ -20,26 +22,6 @@ Request: TypeAlias = Any  # lm-eval's Instance
 
 # lm-eval's names for the number of tokens to generate; the first one that is set counts.
 MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The prompt before an answer: token ids, or a text with images.
-
-    Attributes:
-        ids: Token ids; for a prompt with images the ids of its text, which give its length.
-        text: The text, where there are images.
-        images: The images, or None.
-    """
-
-    ids: tuple[int, ...]
-    text: str = ""
-    images: tuple[Any, ...] | None = None
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for equal prompts. Images have no hash; their `id` serves, because a task returns the same objects."""
-        return self.ids, self.text, self.images and tuple(map(id, self.images))
 
 
 @dataclass
@@ -153,9 +135,7 @@ def whole_text(ids: list[int], model: TextModel) -> Iterator[Row]:
 
 def generated_rows(requests: list[Request], model: TextModel) -> dict[int, Row]:
     """The model's greedy answers, by the `id` of each request; a task's sampling options are ignored."""
-    prompts = {
-        id(request): generation_prompt(request, generation_limits(request, model)[0], model) for request in requests
-    }
+    prompts = {id(request): prompt_of(request, generation_limits(request, model)[0], model) for request in requests}
     batches = in_batches(
         requests,
         lambda request: (*generation_limits(request, model), prompts[id(request)].images is None),
@@ -176,30 +156,6 @@ def generation_limits(request: Request, model: TextModel) -> tuple[int, tuple[st
     maxima = [options[key] for key in MAX_TOKENS_KEYS if options.get(key) is not None]
     until = options.get("until") or ()
     return int([*maxima, model.max_gen_toks][0]), (until,) if isinstance(until, str) else tuple(until)
-
-
-def generation_prompt(request: Request, max_tokens: int, model: TextModel) -> Prompt:
-    """The prompt of a request to generate, cut on its left so that the answer fits after it."""
-    context = request.args[0]
-    if len(request.args) > 2:
-        return Prompt(tuple(model.tok_encode(context)), context, tuple(request.args[2]["visual"]))
-    ids, _ = model.tok_batch_encode([context])
-    return Prompt(tuple(ids[0].tolist()[-max(1, model.max_length - max_tokens) :]))
-
-
-def encode(prompts: list[Prompt], model: TextModel) -> dict[str, Tensor]:
-    """The model's input for some prompts, padded on the left."""
-    if prompts[0].images is not None:
-        texts, images = [prompt.text for prompt in prompts], [list(prompt.images or ()) for prompt in prompts]
-        return dict(model.tok_batch_multimodal_encode(texts, images))
-    longest = max(len(prompt.ids) for prompt in prompts)
-    padding = [longest - len(prompt.ids) for prompt in prompts]
-    ids = [[model.tokenizer.pad_token_id] * n + list(prompt.ids) for n, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * n + [1] * (longest - n) for n in padding]
-    return {
-        "input_ids": torch.tensor(ids, device=model.device),
-        "attention_mask": torch.tensor(mask, device=model.device),
-    }
 
 
 def greedy(prompts: list[Prompt], max_tokens: int, until: tuple[str, ...], model: TextModel) -> list[tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """Options of evaluators that measure on examples: tasks, numbers of documents, memory."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
 from .base import Options
@@ -26,7 +28,10 @@ class ExampleOptions(Options):
         tasks: lm-eval's names of tasks, groups or tags, or paths of task files.
         search: The examples that guide the search.
         report: The examples that confirm the front.
-        batch_size: Number of requests in a batch.
+        batch_size: Number of requests in a batch where numbers are lm-eval's to the last bit, as on the report split,
+            and the least number of answers that are generated together.
+        batch_tokens: Number of tokens in a batch of the search split, whose rows are sorted by length, so that little
+            is padding. `auto` tries a GPU once, and takes what a CPU computes at its full speed.
         num_fewshot: Examples in each prompt; None leaves it to the task.
         apply_chat_template: Put prompts into the model's chat template.
         seed: Of few-shot examples and of sampled answers.
@@ -41,6 +46,7 @@ class ExampleOptions(Options):
     search: SplitOptions = SplitOptions()
     report: SplitOptions = SplitOptions()
     batch_size: int = Field(default=16, ge=1)
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool = False
     seed: int = Field(default=1234, ge=0, lt=2**32)

@@ -44,9 +44,13 @@ class ExampleEvaluator(ABC):
 
     Raises:
         EvaluatorError: a task does not load or cannot be used, or the splits share examples.
+
+    Attributes:
+        exact_splits: The splits whose numbers are lm-eval's to the last bit; the others are measured faster.
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
+    exact_splits: tuple[str, ...] = ("report", "transfer")
 
     def __init__(self, options: ExampleOptions, subject: "Subject") -> None:
         from .loaded_examples import LoadedExamples
@@ -156,7 +160,7 @@ class ExampleEvaluator(ABC):
             # Reset here, because another evaluator may use the same model between two rungs.
             self._model.forward_seconds, self._states.asked, self._states.run = 0.0, 0, 0
             # What is reported is lm-eval's own number to the last bit; a search may round differently.
-            self._model.shares_prompts = split == "search"
+            self._model.is_exact = split in self.exact_splits
             with self.under_policy(handle), self._naming_document(rung.new, handle):
                 found |= self._score_examples(handle, rung.new, (split, fractions, number))
             seconds += self._model.forward_seconds

@@ -40,11 +40,12 @@ class LoadedExamples:
 
     def __init__(self, options: ExampleOptions, subject: Subject) -> None:
         self._options, self._takes_images = options, subject.is_multimodal
-        self.memo = Memo(options.memory_bytes)
+        self.memo = Memo(options.memory_bytes, subject.store)
         self.states = PrefixStates(options.states_bytes)
         self.split: Split = "search"
         with quiet():
-            self.model = lm_eval_model(subject, options.batch_size, self.memo, self.states)
+            tokens = None if options.batch_tokens == "auto" else options.batch_tokens
+            self.model = lm_eval_model(subject, options.batch_size, self.memo, self.states, batch_tokens=tokens)
         # Both splits are loaded at once: a mistake in the report's tasks should show before the search, not after it.
         names = {split: options.tasks_of(split) for split in ("search", "report")}
         search = load_tasks(names["search"], options.num_fewshot, options.seed)

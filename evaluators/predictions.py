@@ -9,7 +9,8 @@ from torch import Tensor
 from ..policies.apply import PolicyHandle
 from ..policies.runtime.answers import with_answers
 from .accuracy.text_model import TextModel, refuse_whole_texts
-from .answers import Row, encode
+from .answers import Row
+from .engine.prompt import encode
 
 
 def predict(rows: list[Row], model: TextModel, batch: Hashable) -> Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from .engine.shared import SharedStore
     from .loaded_examples import LoadedExamples
 
 # torch and transformers are imported where they are used, so that reading a space needs neither.
@@ -89,6 +90,7 @@ class Subject:
         prompts: Some inputs from examples (CPU tensors by argument name, batch 1), the one of median length first;
             empty without an evaluator that measures on examples.
         examples: The examples that evaluators have loaded for it, by their options; freed with the last evaluator.
+        store: Where the processes of the machine keep pixels and image features once; None keeps them in each process.
     """
 
     model: "PreTrainedModel"
@@ -98,6 +100,7 @@ class Subject:
     is_multimodal: bool
     prompts: list[dict[str, "Tensor"]] = field(default_factory=list)
     examples: "WeakValueDictionary[str, LoadedExamples]" = field(default_factory=WeakValueDictionary)
+    store: "SharedStore | None" = None
 
 
 def load_subject(spec: ModelSpec) -> Subject:

@@ -69,6 +69,7 @@ class AccuracyEvaluator(ExampleEvaluator):
     splits: ClassVar[bool] = True
 
     def __init__(self, options: AccuracyOptions, subject: "Subject") -> None:
+        from .settled import Settled
         from .tasks import pick_metric
 
         super().__init__(options, subject)
@@ -80,6 +81,8 @@ class AccuracyEvaluator(ExampleEvaluator):
             }
             for split, tasks in self._loaded.items()
         }
+        searched = self._loaded["search"]
+        self._settled = {name: Settled.of(task, self._metrics["search"][name][1]) for name, task in searched.items()}
         subject.prompts = self.example_prompts(EXAMPLE_PROMPTS)
 
     def measure(self, handle: "PolicyHandle", split: Split) -> dict[str, Measurement]:
@@ -110,8 +113,9 @@ class AccuracyEvaluator(ExampleEvaluator):
         from .tasks import answer_requests, score_documents, seed_all
 
         seed_all(self._examples.seed)
-        answer_requests(list(tasks.values()), self._model)
         split, *_ = rung
+        self._model.settled = self._settled
+        answer_requests(list(tasks.values()), self._model)
         scores = {name: score_documents(task, *self._metrics[split][name]) for name, task in tasks.items()}
         return {(name, doc): item for name, items in scores.items() for doc, item in items.items()}
 

@@ -5,11 +5,14 @@ import functools
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
+
+from ..engine.shared import LEAST_BYTES, SharedStore, as_arrays, as_tensors, is_on_cpu
 
 FEATURES = "get_image_features"
 
@@ -22,29 +25,54 @@ class Memo:
 
     Args:
         budget_bytes: The limit; tensors count in full on every device, numbers in lists as eight bytes.
+        store: Where all processes of the machine keep large values once, which do not count; None keeps all here.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, store: SharedStore | None = None) -> None:
         self.budget_bytes = budget_bytes
+        self.store = store
         self.used_bytes = 0
         self._kept: dict[Hashable, tuple[Any, Any]] = {}
 
-    def get(self, key: Hashable, make: Callable[[], Any], pinned: Any = None) -> Any:
+    def get(
+        self,
+        key: Hashable,
+        make: Callable[[], Any],
+        pinned: Any = None,
+        content: Callable[[], Hashable] | None = None,
+    ) -> Any:
         """The value of a key, computed on first use.
 
         Args:
             key: The key.
             make: Computes the value.
             pinned: Objects whose `id` is part of the key; keeping them alive prevents that another gets the same id.
+            content: A key that is equal in every process, where the value may be shared.
         """
         if key in self._kept:
             return self._kept[key][0]
-        value = make()
-        size = size_in_bytes(value)
+        value, size = self._make(make, content)
         if self.used_bytes + size <= self.budget_bytes:
             self._kept[key] = (value, pinned)
             self.used_bytes += size
         return value
+
+    def _make(self, make: Callable[[], Any], content: Callable[[], Hashable] | None) -> tuple[Any, int]:
+        """A value, and its bytes in this process: none where all processes of the machine have it once."""
+        if self.store is None or content is None:
+            value = make()
+            return value, size_in_bytes(value)
+        key = hashlib.blake2b(repr(content()).encode()).hexdigest()
+        found = self.store.find(key)
+        if found is None:
+            value = make()
+            size = size_in_bytes(value)
+            if size < LEAST_BYTES or not is_on_cpu(value):
+                return value, size
+            found = self.store.keep(key, as_arrays(value))
+            if found is None:
+                return value, size
+        return as_tensors(found), 0
 
 
 def size_in_bytes(value: Any) -> int:
@@ -55,6 +83,8 @@ def size_in_bytes(value: Any) -> int:
         return sum(size_in_bytes(part) for part in value.values())
     if isinstance(value, list | tuple):
         return sum(size_in_bytes(part) for part in value)
+    if is_dataclass(value):
+        return sum(size_in_bytes(part) for part in vars(value).values())
     return 8
 
 
@@ -102,7 +132,9 @@ def _cached_features(owner: nn.Module, memo: Memo, weights: Callable[[], Hashabl
     @functools.wraps(original)
     def features(*args: Any, **kwargs: Any) -> Any:
         key = (FEATURES, weights(), digest(args), digest(kwargs))
-        return shallow_copy(memo.get(key, lambda: without_states(original(*args, **kwargs))))
+        return shallow_copy(
+            memo.get(key, lambda: without_states(original(*args, **kwargs)), content=lambda: ("features", key))
+        )
 
     vars(owner)[FEATURES] = features
     try:

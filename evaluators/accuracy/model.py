@@ -1,6 +1,7 @@
 """lm-eval's model classes around a loaded model that runs under a policy: log-likelihoods of prompts with images."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...policies.errors import EvaluatorError
 from ...policies.runtime.answers import with_answers
 from ...policies.runtime.prefix import PrefixStates
+from ..engine.prompt import Prompt
 from ..prompts import image_placeholder
 from .memo import Memo
 from .text_model import LogLikelihood, TextModel
@@ -55,7 +57,15 @@ class ImageModel(TextModel, HFMultimodalLM):
         image_ids = tuple(tuple(map(id, group)) for group in images)
         key = ("multimodal", tuple(strings), image_ids, self.chat_applied, args, tuple(sorted(kwargs.items())))
         make = super().tok_batch_multimodal_encode
-        return dict(self.memo.get(key, lambda: dict(make(strings, images, *args, **kwargs)), pinned=images))
+        options = (self.chat_applied, args, sorted(kwargs.items()))
+        return dict(
+            self.memo.get(
+                key,
+                lambda: dict(make(strings, images, *args, **kwargs)),
+                pinned=images,
+                content=lambda: ("pixels", strings, [[*map(picture, group)] for group in images], options),
+            )
+        )
 
     def encode_prompt(self, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
         """The model's input for the prompt of one request, with its images where it has any."""
@@ -67,17 +77,25 @@ class ImageModel(TextModel, HFMultimodalLM):
         with self.timed():
             return super()._model_multimodal_generate(*args, **kwargs)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate an answer to each request."""
-        generate = super().generate_until
-        return run_separately(requests, *[lambda part: generate(part, disable_tqdm=disable_tqdm)] * 2)
+    def _generate_by_batches(self, requests: list[Instance]) -> list[str]:
+        """`generate_until` in lm-eval's batches, each until its last row has ended."""
+        return run_separately(requests, *[super()._generate_by_batches] * 2)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
-        """Sum of the log-probabilities of each request's answer, and whether greedy decoding would give it."""
-        text_only = super().loglikelihood
-        return run_separately(
-            requests, lambda part: text_only(part, disable_tqdm=disable_tqdm), self._loglikelihood_with_images
-        )
+    def _score_by_rows(self, requests: list[Instance]) -> list[LogLikelihood]:
+        """`loglikelihood` with a row for each answer, as in lm-eval."""
+        return run_separately(requests, super()._score_by_rows, self._loglikelihood_with_images)
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Number of tokens of a prompt, those of images included."""
+        if prompt.images is None:
+            return super().prompt_length(prompt)
+        key = ("prompt_length", prompt.text, tuple(map(id, prompt.images)), self.chat_applied)
+        return int(self.memo.get(key, lambda: self._length_of(prompt), pinned=prompt.images))
+
+    def _length_of(self, prompt: Prompt) -> int:
+        # The pixels are not kept: the prompt is encoded again with its batch.
+        encode = super().tok_batch_multimodal_encode
+        return int(encode([prompt.text], [list(prompt.images or ())])["attention_mask"].sum())
 
     def _loglikelihood_with_images(self, requests: list[Instance]) -> list[LogLikelihood]:
         rows = sorted(self._rows(requests), key=lambda row: -row.length)
@@ -117,6 +135,13 @@ class ImageModel(TextModel, HFMultimodalLM):
                 target = torch.tensor(answer, device=predicted.device)
                 chosen = predicted.gather(1, target[:, None])
                 yield index, (float(chosen.sum()), bool((greedy == target).all()))
+
+
+def picture(image: Any) -> Hashable:
+    """Equal for images of equal pixels; of another kind than PIL's, for one image alone."""
+    if not hasattr(image, "tobytes"):
+        return repr(image)
+    return image.mode, image.size, hashlib.blake2b(image.tobytes()).hexdigest()
 
 
 def run_separately(

@@ -6,8 +6,8 @@ their answers share.
 
 import time
 import weakref
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor
 
 from ...policies.errors import EvaluatorError
 from ...policies.runtime.prefix import PrefixStates
+from ..engine.budget import best_tokens
+from ..engine.generation import can_refill
+from ..engine.packed import can_pack
+from ..engine.packed import score as score_packed
+from ..engine.prompt import Prompt
+from .answering import answered, decodes_plainly, packed_batches
 from .memo import Memo
+from .settled import Settled
 from .shared_prompts import can_share, prompts_to_share, score
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 LogLikelihood = tuple[float, bool]
 # lm-eval's form of a request: the texts of prompt and answer, the token ids of the prompt, and those of the answer.
 TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+TRIAL_LENGTH = 256  # tokens of the rows by which the size of a batch is found
 # Where the prompt ends in each row that is fed to the model, by the row's token ids.
 PromptEnds = dict[tuple[int, ...], int]
 
@@ -39,6 +47,7 @@ class TextModel(HFLM):
         batch_size: Number of requests in a batch.
         memo: Cache of token ids and inputs.
         states: Hidden states of forwards that score given answers; None keeps none.
+        batch_tokens: Number of tokens in a batch, where values may round differently; None finds it.
         more: lm-eval's arguments of `HFLM`.
 
     Attributes:
@@ -46,11 +55,19 @@ class TextModel(HFLM):
         forward_seconds: Time spent inside the model; the caller resets it.
         rolling: True while whole texts are scored, without a prompt.
         ends: Where the prompt ends in the rows that are being scored.
-        shares_prompts: True where the answers to one prompt are scored together, which rounds differently.
+        is_exact: True where every number has to be lm-eval's to the last bit. False in a search: there the answers to
+            one prompt are scored together, in batches by tokens, and finished rows leave, which rounds differently.
+        settled: By task, when no further text can change what is taken of a generated answer.
     """
 
     def __init__(
-        self, subject: "Subject", batch_size: int, memo: Memo, states: PrefixStates | None = None, **more: Any
+        self,
+        subject: "Subject",
+        batch_size: int,
+        memo: Memo,
+        states: PrefixStates | None = None,
+        batch_tokens: int | None = None,
+        **more: Any,
     ) -> None:
         self.memo = memo
         self.states = PrefixStates(0) if states is None else states
@@ -58,8 +75,12 @@ class TextModel(HFLM):
         self.forward_seconds = 0.0
         self.rolling = False
         self.ends: PromptEnds = {}
-        self.shares_prompts = False
+        self.is_exact = True
+        self._batch_tokens = batch_tokens
         self._can_share = not subject.is_multimodal and can_share(subject.model)
+        self._can_pack: bool | None = None
+        self._can_refill: bool | None = None
+        self.settled: Mapping[str, Settled | None] = {}
         self._cached_for: tuple[Any, ...] | None = None
         self._log_likelihoods: dict[tuple[int, ...], tuple[list[Instance], list[LogLikelihood]]] = {}
         super().__init__(pretrained=subject.model, tokenizer=subject.processor, batch_size=batch_size, **more)
@@ -94,6 +115,54 @@ class TextModel(HFLM):
             self._log_likelihoods[key] = requests, self.loglikelihood(requests, disable_tqdm=disable_tqdm)
         return self._log_likelihoods[key][1]
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """Sum of the log-probabilities of each request's answer, and whether greedy decoding would give it."""
+        scored = {} if self.is_exact else self._score_packed(requests)
+        others = [place for place in range(len(requests)) if place not in scored]
+        if others:
+            part = self._score_by_rows([requests[place] for place in others])
+            scored.update(zip(others, part, strict=True))
+        return [scored[place] for place in range(len(requests))]
+
+    def _score_by_rows(self, requests: list[Instance]) -> list[LogLikelihood]:
+        """`loglikelihood` with a row for each answer, as in lm-eval."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _score_packed(self, requests: list[Instance]) -> dict[int, LogLikelihood]:
+        """The log-likelihoods of requests whose prompts can be shared, by the places of the requests."""
+        if not self._packs():
+            return {}
+        key = ("packed", tuple(map(id, requests)), self.batch_tokens)
+        # The requests are kept alive, so that no others get the same ids.
+        packed = self.memo.get(key, lambda: packed_batches(self, requests), pinned=requests)
+        try:
+            return {place: value for batch in packed for place, value in score_packed(self, batch)}
+        except torch.OutOfMemoryError:
+            if self.batch_tokens <= max(batch.segments.shape[1] for batch in packed):
+                raise
+        self._batch_tokens = self.batch_tokens // 2
+        torch.cuda.empty_cache()
+        return self._score_packed(requests)
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Number of tokens of a prompt, those of images included."""
+        return len(prompt.ids)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Number of tokens in a batch, where values may round differently; found on first use."""
+        if self._batch_tokens is None:
+            with nullcontext() if self.handle is None else self.handle.dense():
+                self._batch_tokens = best_tokens(self.model, min(self.max_length, TRIAL_LENGTH))
+        return self._batch_tokens
+
+    def _packs(self) -> bool:
+        """True where the model can read packed rows, which is tried on first use."""
+        if self._can_pack is None:
+            with nullcontext() if self.handle is None else self.handle.dense():
+                self._can_pack = can_pack(self.model)
+        return self._can_pack
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Sum of the log-probabilities of each text; all of its tokens count as prompt.
 
@@ -108,7 +177,7 @@ class TextModel(HFLM):
             self.rolling = False
 
     def _loglikelihood_tokens(self, requests: list[TokenRequest], *args: Any, **kwargs: Any) -> list[LogLikelihood]:
-        shares = self.shares_prompts and self._can_share and not self.rolling
+        shares = self._can_share and not self.is_exact and not self.rolling
         scored = dict(score(self, prompts_to_share(requests, self.max_length, self.batch_size))) if shares else {}
         others = [index for index in range(len(requests)) if index not in scored]
         for ends, indices in self._passes(requests, others) if others else ():
@@ -175,6 +244,27 @@ class TextModel(HFLM):
                 yield
         finally:
             self.handle.prompt_ends = None
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate an answer to each request."""
+        found = {} if self.is_exact or not self._refills() else answered(self, requests, self.settled)
+        others = [place for place in range(len(requests)) if place not in found]
+        if others:
+            part = self._generate_by_batches([requests[place] for place in others])
+            found.update(zip(others, part, strict=True))
+        return [found[place] for place in range(len(requests))]
+
+    def _generate_by_batches(self, requests: list[Instance]) -> list[str]:
+        """`generate_until` in lm-eval's batches, each until its last row has ended."""
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _refills(self) -> bool:
+        """True where rows can leave a batch and others join it, which is tried on first use."""
+        if self._can_refill is None:
+            plain = decodes_plainly(self.model.generation_config) and self.think_end_token is None
+            with nullcontext() if self.handle is None else self.handle.dense():
+                self._can_refill = plain and can_refill(self)
+        return self._can_refill
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.timed():

@@ -9,7 +9,7 @@ does not show.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...policies.errors import EvaluatorError, ModelError
 
@@ -101,18 +101,9 @@ class Scheduler:
 
     def _step(self) -> None:
         """Decode one token of every running request, and let those go whose answer is whole."""
-        from ...policies.caches.join import select_rows
-
         self._keep(self._running, decode(self._model, self._running, self._cache).logits)
         left = [place for place, request in enumerate(self._running) if not request.is_done]
-        if len(left) == len(self._running):
-            return
-        self._running = [self._running[place] for place in left]
-        if not left or self._cache is None:
-            self._cache = None
-            return
-        rows = self._running[0].inputs["input_ids"].new_tensor(left)
-        select_rows(self._cache, rows, max(request.length for request in self._running))
+        self._running, self._cache = left_in_batch(self._running, self._cache, left)
 
     def _keep(self, requests: Sequence[Request], logits: "Tensor") -> None:
         """Append the best next token of each request, from logits of shape (requests, tokens, vocabulary)."""
@@ -151,7 +142,36 @@ def forget_deltas(model: Any) -> None:
         model.base_model.rope_deltas = None
 
 
-def decode(model: "PreTrainedModel", requests: Sequence[Request], cache: "Cache | None") -> Any:
+class Running(Protocol):
+    """What a decode step needs to know of a request; see `Request`."""
+
+    tokens: list[int]
+    delta: int
+
+    @property
+    def length(self) -> int:
+        """How many of its tokens the cache holds."""
+        ...
+
+
+R = TypeVar("R", bound=Running)
+
+
+def left_in_batch(rows: Sequence[R], cache: "Cache | None", left: Sequence[int]) -> "tuple[list[R], Cache | None]":
+    """The rows of a batch that go on, by their numbers, and their part of its cache; None where none goes on."""
+    import torch
+
+    from ...policies.caches.join import select_rows
+
+    kept = [rows[number] for number in left]
+    if not kept or cache is None:
+        return kept, None
+    if len(kept) < len(rows):
+        select_rows(cache, torch.tensor(left), max(row.length for row in kept))
+    return kept, cache
+
+
+def decode(model: "PreTrainedModel", requests: Sequence[Running], cache: "Cache | None") -> Any:
     """The output of one decode step.
 
     Args:

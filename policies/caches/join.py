@@ -161,10 +161,10 @@ def unpad_partial(layer: PartialLayer, length: int) -> None:
     layer._dropped_before = max(layer._dropped_before - gone, 0)
     if layer.keys is not None and layer.values is not None:
         places = layer.columns(layer.keys.shape[0], layer.keys.device) - gone
-        empty = 0
-        if layer.valid is not None:
-            empty = int((~layer.valid).all(dim=0).long().cumprod(dim=0).sum())
-            layer.valid = layer.valid[:, empty:]
+        # Padding that a layer stored has places too, which no row has any more.
+        valid = places >= 0 if layer.valid is None else layer.valid & (places >= 0)
+        empty = int((~valid).all(dim=0).long().cumprod(dim=0).sum())
+        layer.valid = None if bool(valid[:, empty:].all()) else valid[:, empty:]
         layer._scattered = places[:, empty:].clamp_min(0)
         layer.keys, layer.values = layer.keys[..., empty:, :], layer.values[..., empty:, :]
     layer.seen = layer._tail_start = length

@@ -29,6 +29,7 @@ from .early_stopping import Race, Rival
 from .policy_run import PolicyRun, forward_clock
 
 if TYPE_CHECKING:
+    from ...evaluators.engine.shared import SharedStore
     from ...evaluators.subject import Subject
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of `ru_maxrss`, in bytes
@@ -41,6 +42,7 @@ class PolicyEvaluator:
         space: The search space.
         threads: The threads that torch may use; None leaves that to torch.
         on_start: Called with the name of each evaluator before it runs, and with '' before a policy is applied.
+        store: Where the processes of the machine keep pixels and image features once; None keeps them here.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -54,7 +56,11 @@ class PolicyEvaluator:
     """
 
     def __init__(
-        self, space: Space, threads: int | None = None, on_start: Callable[[str], None] = lambda name: None
+        self,
+        space: Space,
+        threads: int | None = None,
+        on_start: Callable[[str], None] = lambda name: None,
+        store: "SharedStore | None" = None,
     ) -> None:
         import torch
 
@@ -65,6 +71,7 @@ class PolicyEvaluator:
             torch.set_num_threads(threads)
         self.space, self._on_start = space, on_start
         self.subject: Subject = load_subject(space.model)
+        self.subject.store = store
         self.num_layers = len(decoder_layers(self.subject.model))
         classes = [(evaluator_class(name), options) for name, options in space.evaluate.items()]
         # Evaluators with examples are set up first, because the others take their prompts from them.

@@ -20,6 +20,7 @@ from .devices import machine_id
 from .early_stopping import Rival
 from .evaluate import PolicyEvaluator
 from .ranking import make_ranking, take_ranking
+from .shared_values import RayStore
 from .training import Training, require
 
 NAMESPACE = b"skipsearch"  # of the keys in Ray's key-value store
@@ -43,7 +44,8 @@ class Worker:
 
     def _loaded(self) -> PolicyEvaluator:
         if self._evaluator is None:
-            self._evaluator = PolicyEvaluator(self._space, self._threads, self._store_running)
+            store = RayStore(self._space.model.model_dump_json())
+            self._evaluator = PolicyEvaluator(self._space, self._threads, self._store_running, store)
             if self._ranking is not None:
                 take_ranking(self._evaluator, self._ranking)
         return self._evaluator

@@ -71,7 +71,7 @@ def responses(measured, split):
 
 
 def alike(found, expected):
-    """Equal answers; log-likelihoods up to rounding, since answers to one prompt share its forward in a search."""
+    """Equal answers; log-likelihoods up to rounding, since answers to one prompt share its row in a search."""
     if found.keys() != expected.keys():
         return False
     return all(
@@ -149,7 +149,7 @@ def test_several_tasks_with_and_without_images(world):
         theirs = reference(lm, [world.tasks[name] for name in names], limit=6)
     tasks = accuracy.detail["tasks"]
     assert list(tasks) == list(names)
-    assert responses(measured, "search") == their_responses(theirs)
+    assert alike(responses(measured, "search"), their_responses(theirs))
     assert accuracy.value == sum(part["value"] for part in tasks.values()) / 4
     assert accuracy.stderr == pytest.approx(sum(part["stderr"] ** 2 for part in tasks.values()) ** 0.5 / 4)
     assert accuracy.n == len(accuracy.detail["per_example"]) == 24
@@ -320,6 +320,31 @@ def test_sampled_answers_are_repeatable(world):
         measured.measure(handle, "search")
         theirs = reference(plain_lm(world.llama), [path], limit=12)
     assert responses(measured, "search") == first == their_responses(theirs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "llava"])
+def test_an_answer_ends_when_its_filter_can_take_nothing_else(world, kind):
+    first = [{"function": "regex", "regex_pattern": "(w[0-9]+ w[0-9]*)"}, {"function": "take_first"}]
+    task = "text_gen" if kind == "llama" else "image_gen"
+    changes = {
+        "generation_kwargs": {"until": ["w7"], "max_gen_toks": 24},
+        "filter_list": [{"name": "own", "filter": first}],
+    }
+    path, subject, tokens = edited(world, task, f"filtered_{kind}", **changes), getattr(world, kind), {}
+    results = {}
+    for exact in (("search",), ()):
+        measured, count = evaluator(subject, path, search={"limit": 7}), []
+        measured.exact_splits = exact
+        hook = subject.model.lm_head.register_forward_hook(lambda *args, count=count: count.append(args[2].shape[0]))
+        with apply_policy(subject.model, Policy(layers={1: LayerChoice(ffn="skip")})) as handle:
+            results[exact] = measured.measure(handle, "search")["accuracy"].detail["per_example"]
+        hook.remove()
+        taken = [
+            request.filtered_resps["own"] for one in measured._tasks("search").values() for request in one.instances
+        ]
+        tokens[exact] = sum(count), taken
+    assert results["search",] == results[()] and tokens["search",][1] == tokens[()][1]
+    assert tokens[()][0] < 0.7 * tokens["search",][0], "rows times steps"
 
 
 def test_nothing_is_printed(world, capfd):

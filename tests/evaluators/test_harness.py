@@ -57,8 +57,8 @@ def measured(world, kind, task, policy):
     options = AccuracyOptions(tasks=[world.tasks[task]], batch_size=BATCH, search={"limit": DOCS})
     with apply_policy(subject.model, policy) as handle:
         evaluator = AccuracyEvaluator(options, subject)
-        # In a search, answers share the forward of a text prompt, which rounds differently.
-        evaluator._model._can_share = False
+        # In a search, the answers to a prompt share its forward, which rounds differently.
+        evaluator.exact_splits = ("search",)
         found = evaluator.measure(handle, "search")["accuracy"]
     answers = {}
     for request in evaluator._tasks("search")[task].instances:

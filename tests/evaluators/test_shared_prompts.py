@@ -44,7 +44,7 @@ def scores(name, policy, asked, shares, **options):
     model = built(name, "eager" if name in ("gemma2", "gpt-oss", "gptj") else "sdpa")
     subject = SimpleNamespace(model=model, processor=tiny.tokenizer(), is_multimodal=False)
     lm = lm_eval_model(subject, 6, Memo(0), **options)
-    lm.shares_prompts, read = shares, []
+    lm.is_exact, read = not shares, []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, ids, __: read.append(ids[0].numel()))
     try:
         with apply_policy(model, policy) as lm.handle:

@@ -17,10 +17,12 @@ from urllib.parse import quote
 import pytest
 import ray
 import searching
+import torch
 from postgres import PASSWORD
 
 import skipsearch
 from skipsearch import Policy, apply_policy, load_study
+from skipsearch.evaluators.accuracy.memo import Memo
 from skipsearch.evaluators.subject import load_subject
 from skipsearch.policies.errors import ModelError, RunError, StudyError
 from skipsearch.search.analysis.load_study import read_record
@@ -34,6 +36,7 @@ from skipsearch.search.study.remote.address import Address, progress_at
 from skipsearch.search.study.storage import open_study
 from skipsearch.search.workers.cluster import start_local
 from skipsearch.search.workers.ray_pool import Pool
+from skipsearch.search.workers.shared_values import RayStore, directory_here
 from skipsearch.search.workers.worker import Job
 
 PATIENCE = 300
@@ -421,3 +424,32 @@ def test_channels_are_ranked_once_and_found_policies_have_the_ranking_beside_the
     space = loaded.space.model_copy(update={"search": loaded.space.search.model_copy(update={"trials": 4})})
     again = run_study(loaded.model_copy(update={"space": space}), folder, resume=True, shown=False)
     assert len(again.trials) == 4 and (folder / "energy.safetensors").read_bytes() == ranking
+
+
+def test_workers_of_a_machine_hold_a_value_once(path):
+    """Two caches, as of two workers, on the real store: the second makes nothing, and neither counts what is shared."""
+    made = []
+
+    def make():
+        made.append(1)
+        return {
+            "pixels": torch.arange(40_000.0).reshape(2, -1),
+            "half": torch.ones(3, dtype=torch.bfloat16),
+            "ids": [7],
+        }
+
+    memos = [Memo(1 << 20, RayStore("model")) for _ in range(2)]
+    one, other = (memo.get("key", make, content=lambda: "content") for memo in memos)
+    assert len(made) == 1 and [memo.used_bytes for memo in memos] == [0, 0]
+    for found in (one, other):
+        assert {key: str(value) for key, value in found.items()} == {key: str(value) for key, value in make().items()}
+    assert one["pixels"].data_ptr() == other["pixels"].data_ptr()
+    made.clear()
+    Memo(1 << 20, RayStore("another model")).get("key", make, content=lambda: "content")
+    assert made
+    # A value that is small, or that no key names for all processes, stays with its process.
+    assert memos[0].get("small", lambda: torch.ones(2), content=lambda: "small").tolist() == [1, 1]
+    assert memos[0].get("own", make)["ids"] == [7] and memos[0].used_bytes > 160_000
+    ray.kill(directory_here())
+    again = Memo(1 << 20, RayStore("model")).get("key", make, content=lambda: "content")
+    assert again["ids"] == [7]

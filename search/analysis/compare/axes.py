@@ -11,7 +11,7 @@ from ...space.fingerprint import Digests
 from .studies import ComparedStudy
 
 # Options of evaluators on examples that change neither the examples nor what is asked about them.
-NEUTRAL = ("batch_size", "memory_bytes", "states_bytes", "transfer")
+NEUTRAL = ("batch_size", "batch_tokens", "memory_bytes", "states_bytes", "transfer")
 # Evaluators whose metrics compare a policy with its own dense model, so that they say nothing beside another model.
 RELATIVE = ("divergence", "speculative")
 MISSING = "none"
