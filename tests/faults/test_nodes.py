@@ -61,7 +61,7 @@ def nodes(*each):
 @contextmanager
 def meanwhile(function):
     """Run a function in another thread."""
-    thread = threading.Thread(target=function)
+    thread = threading.Thread(target=function, daemon=True)
     thread.start()
     yield
     thread.join()
@@ -80,7 +80,10 @@ def wait_for_processes(words, count):
 def test_nothing_is_lost_or_doubled_when_a_node_is_killed_and_others_are_added(path, tmp_path, url):
     """Three nodes and a study in PostgreSQL; with two further nodes there are four workers."""
     words, trials = tmp_path / "words", 30
-    given = {"study__storage": url, "workers__count": "auto", "search__trials": trials, "evaluate__faulty__pause": 0.3}
+    given = {
+        "study__storage": url, "workers__count": "auto", "workers__timeout": 600, "search__trials": trials,
+        "evaluate__faulty__pause": 0.3,
+    }  # fmt: skip
     with nodes(*[{"num_cpus": 1}] * 3) as (made, (_, other)):
 
         def change():
