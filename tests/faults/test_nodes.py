@@ -46,7 +46,8 @@ def notes(monkeypatch):
 @contextmanager
 def nodes(*each):
     """A cluster with a node for each mapping of Ray's settings; the first one cannot leave."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # With Ray's own priority, workers wait for all other work of the machine.
+    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"})
     # Ray sets handlers of signals where it is to end nodes at the exit, which only the main thread may do.
     made = Cluster(initialize_head=True, head_node_args=each[0], shutdown_at_exit=False)
     try:
@@ -137,6 +138,7 @@ def test_times_are_measured_on_one_kind_of_device_and_alone_on_each(path, tmp_pa
     given = {
         "evaluate__timed__folder": f"'at:{words}'", "evaluate__timed__pause": 0.3, "evaluate__faulty__pause": 0.1,
         "objectives": "{kept: maximize, timed: minimize}", "workers__count": "auto", "search__trials": 24,
+        "search__racing": "none",
     }  # fmt: skip
     with nodes(*settings) as (made, _):
         loaded = failing.loaded(path, words, workers__address=made.address, **given)
