@@ -46,7 +46,8 @@ def notes(monkeypatch):
 @contextmanager
 def nodes(*each):
     """A cluster with a node for each mapping of Ray's settings; the first one cannot leave."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # With Ray's own priority, workers wait for all other work of the machine.
+    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"})
     # Ray sets handlers of signals where it is to end nodes at the exit, which only the main thread may do.
     made = Cluster(initialize_head=True, head_node_args=each[0], shutdown_at_exit=False)
     try:
@@ -61,7 +62,7 @@ def nodes(*each):
 @contextmanager
 def meanwhile(function):
     """Run a function in another thread."""
-    thread = threading.Thread(target=function)
+    thread = threading.Thread(target=function, daemon=True)
     thread.start()
     yield
     thread.join()
@@ -80,7 +81,10 @@ def wait_for_processes(words, count):
 def test_nothing_is_lost_or_doubled_when_a_node_is_killed_and_others_are_added(path, tmp_path, url):
     """Three nodes and a study in PostgreSQL; with two further nodes there are four workers."""
     words, trials = tmp_path / "words", 30
-    given = {"study__storage": url, "workers__count": "auto", "search__trials": trials, "evaluate__faulty__pause": 0.3}
+    given = {
+        "study__storage": url, "workers__count": "auto", "workers__timeout": 600, "search__trials": trials,
+        "evaluate__faulty__pause": 0.3,
+    }  # fmt: skip
     with nodes(*[{"num_cpus": 1}] * 3) as (made, (_, other)):
 
         def change():
@@ -134,6 +138,7 @@ def test_times_are_measured_on_one_kind_of_device_and_alone_on_each(path, tmp_pa
     given = {
         "evaluate__timed__folder": f"'at:{words}'", "evaluate__timed__pause": 0.3, "evaluate__faulty__pause": 0.1,
         "objectives": "{kept: maximize, timed: minimize}", "workers__count": "auto", "search__trials": 24,
+        "search__racing": "none",
     }  # fmt: skip
     with nodes(*settings) as (made, _):
         loaded = failing.loaded(path, words, workers__address=made.address, **given)
