@@ -48,7 +48,6 @@ def problems(quick: bool, folder: Path | None) -> dict[str, tuple[Callable[[], A
         "planted 48 x 5": (lambda: Planted(48, 148), 480),
         "planted 80 x 5": (lambda: Planted(80, 180), 800),
         "planted ratios 12 x 12": (lambda: PlantedRatios(12, 112), 240),
-        "planted ratios 48 x 12": (lambda: PlantedRatios(48, 148), 480),
         "decoder 24 x 5": (lambda: Decoder(folder, *load()), 1000),
         "digits 12 x 7": (lambda: Digits(folder), 1000),
     }
