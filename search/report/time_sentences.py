@@ -19,7 +19,7 @@ def time_lines(record: StudyRecord) -> list[str]:
                 lines.append(noise_warning(name, clock.noise, clock.spread))
         if clock.text:
             lines.append(f"{clock.text[0].upper()}{clock.text[1:]}.")
-        if clock.model is not None:
+        if clock.model is not None and name in {*record.objectives, *record.constraints}:
             lines.append(model_line(name, clock.model, clock.again))
         if clock.gap is not None:
             lines.append(gap_line(name, clock.gap, clock))
