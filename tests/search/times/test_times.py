@@ -286,7 +286,7 @@ def test_the_error_of_the_model_of_times_is_stated(noisy, alike) -> None:
         assert error.policies == len(timed)
         # The truth is closer to a prediction than a noisy measurement is.
         assert error.noise / 2 < error.rms < 2 * math.hypot(error.noise, 0.03)
-        assert error.correlation > (0.95 if bench.noise < 0.05 else 0.5)
+        assert error.correlation > (0.9 if bench.noise < 0.05 else 0.5)
         line = f"to ±{100 * error.rms:.1f} points of dense (each policy from the others, rank correlation "
         assert page(record).count(line) == 1 and summary_data(record, folder)["times"]["ttft_ms"]["model"]
         write_folder(folder)
