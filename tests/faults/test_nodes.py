@@ -17,6 +17,7 @@ from skipsearch.search.driver.progress import Progress
 from skipsearch.search.places import DATABASE
 from skipsearch.search.run import run_study
 from skipsearch.search.study.storage import open_study
+from skipsearch.search.workers import cluster
 
 pytestmark = pytest.mark.soak
 
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return failing.space(failing.plugged(tmp_path_factory.mktemp("space")))
+
+
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch):
+    """A new cluster may take long to answer."""
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 120.0)
 
 
 @pytest.fixture
