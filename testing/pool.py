@@ -21,7 +21,10 @@ class LocalPool:
     Attributes:
         running: The jobs that are not done, in the order in which they were submitted.
         submitted: The number of the trial (-1 where it is of none) and the evaluators of each job, in order.
+        kind: The kind of device that times are measured on; None, since all workers are this process.
     """
+
+    kind: str | None = None
 
     def __init__(self, evaluator: Any, size: int = 1, devices: int = 1) -> None:
         self.evaluator, self.size, self.devices = evaluator, size, devices

@@ -154,8 +154,8 @@ SPACES = {
     "model as text": ("{id: m}", "m", [f"2:1  model: found 'm', {MAPPING}"]),
     "model without an id": ("{id: m}", "{name: m}", [
         "2:1  model.id: the key is missing",
-        "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, revision, trust_remote_code, "
-        "weights"]),
+        "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, quantization, revision, "
+        "trust_remote_code, weights"]),
     "empty id": ("{id: m}", "{id: ''}", ["2:9  model.id: found '', expected a hub id or the path of a folder"]),
     "number as id": ("{id: m}", "{id: 5}", ["2:9  model.id: found 5, expected text"]),
     "unknown dtype": ("{id: m}", "{id: m, dtype: fp16}",

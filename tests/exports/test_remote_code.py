@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_models_that_a_file_cannot_extend_are_refused(tmp_path):
     with pytest.raises(ExportError, match="Own is no class of transformers"):
         export(POLICY, Source(own), RemoteCode(), tmp_path / "own")
     quantised = FAMILIES["llama"].build("sdpa")
-    quantised.hf_quantizer = object()
+    quantised.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gptq"))
     with pytest.raises(ExportError, match="the weights are quantised"):
         export(POLICY, Source(quantised), RemoteCode(), tmp_path / "quantised")
     assert not any(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import tiny
+from skipsearch.policies.plugins import installed
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import LoadedSpace
 
@@ -31,6 +32,7 @@ def plugged(folder: Path) -> Path:
     (info / "entry_points.txt").write_text("[skipsearch.evaluators]\nfaulty = faulty:Faulty\ntimed = faulty:Timed\n")
     places = [str(folder / "site"), str(Path(__file__).parent)]
     sys.path[:0] = [place for place in places if place not in sys.path]
+    installed.cache_clear()
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")])
     return folder
 

@@ -255,7 +255,7 @@ def test_overlapping_examples(here, capsys):
 class LoadedPool:
     """Workers that have the tiny model loaded, without Ray."""
 
-    def __init__(self, space: object) -> None:
+    def __init__(self, space: object, kind: object = None, note: object = None) -> None:
         pass
 
     def describe(self):

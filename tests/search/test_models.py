@@ -214,7 +214,7 @@ class PoolHere(LocalPool):
 
 
 def test_a_search_of_two_models_is_resumed_and_the_same_in_python(path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("skipsearch.search.run.start_pool", lambda space, set_handlers: PoolHere(space))
+    monkeypatch.setattr("skipsearch.search.run.start_pool", lambda space, *_: PoolHere(space))
     [alone, _] = load_spaces(str(path), {"search.trials": "2"})
     run_study(alone, tmp_path / "two/big", "two/big", shown=False)  # as if interrupted before the second model
     given = {"name": "two", "out": tmp_path, "quiet": True, "search__trials": 2}
