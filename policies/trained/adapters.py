@@ -14,7 +14,7 @@ alone, in a batch, with a cache and in training. A frozen adapter has constants 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from safetensors.torch import save_file
@@ -69,8 +69,7 @@ class Adapter(nn.Module):
     @property
     def constants(self) -> Tensor:
         """What a frozen adapter has in the place of `pooled`, shape (1, rank + experts)."""
-        assert self.frozen is not None
-        return self.frozen[None]
+        return cast(Tensor, self.frozen)[None]
 
     def pooled(self, normed: Tensor, prompt: Tensor) -> Tensor:
         """ā and g of each row, at least in float32, shape (batch, rank + experts).
@@ -143,9 +142,7 @@ class Adapters(nn.ModuleDict):
 
     def of_layer(self, index: int) -> Adapter:
         """The adapter of a layer."""
-        adapter = self[str(index)]
-        assert isinstance(adapter, Adapter)
-        return adapter
+        return cast(Adapter, self[str(index)])
 
     def save(self, folder: Path) -> None:
         """Write the adapters into a folder."""
