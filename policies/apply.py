@@ -15,7 +15,7 @@ from .errors import PolicyError
 from .families.layers import HANDLE, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy
 from .quantized.read import read_bytes
-from .quantized.weights import quantized_swap
+from .quantized.weights import QuantizedSwap, quantized_swap
 from .runtime.calls import CallTracker
 from .runtime.compatibility import transformers_model
 from .runtime.layer.roles import roles
@@ -74,9 +74,8 @@ class PolicyHandle:
     ) -> None:
         self.model = model
         self.policy = policy.canonical()
-        self._swaps = [
-            swap for swap in (trained_swap(model, policy), quantized_swap(model, policy)) if swap is not None
-        ]
+        trained, quantized = trained_swap(model, policy), quantized_swap(model, policy)
+        self._swaps = [swap for swap in (trained, quantized) if swap is not None]
         routers = trained_routers(model, self.policy) if routers is None else routers
         adapters = trained_adapters(model, self.policy) if adapters is None else adapters
         self._added = [part for part in (routers, adapters) if part is not None]
@@ -105,6 +104,7 @@ class PolicyHandle:
         for layer in self.layers:
             vars(layer.module)[HANDLE] = self
         leave_to_handle(model)
+        self._rank(quantized)
         self._install()
 
     @property
@@ -224,6 +224,19 @@ class PolicyHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+    def _rank(self, quantized: QuantizedSwap | None) -> None:
+        """Choose the channels and heads that run, by weights without training: so training changes no choice."""
+        swaps = [] if quantized is None else [quantized]
+        for swap in swaps:
+            swap.exchange()
+        try:
+            for wrapped in self._wrapped:
+                for part in wrapped.narrowed:
+                    part.rank()
+        finally:
+            for swap in swaps:
+                swap.exchange()
 
     def _install(self) -> None:
         self._installed = True

@@ -14,6 +14,10 @@ POLICIES = {
     "skip": Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}}),
     "phase": Policy(layers={1: {"ffn": "skip", "phase": "decode"}, 2: {"attention": "skip", "phase": "prefill"}}),
     "ratio": Policy(layers={1: {"token_ratio": 0.5}, 2: {"token_ratio": 0.25, "ffn": "skip"}}),
+    "widths": Policy(
+        layers={1: {"ffn_ratio": 0.5, "tokens": "image"}, 2: {"head_ratio": 0.5, "ffn_ratio": 0.25}},
+        width_selection={"ranking": "first"},
+    ),
 }
 ADAPTER = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], exclude_modules=r".*vision.*")
 
@@ -37,7 +41,8 @@ def generated(model, inputs):
 
 @pytest.mark.parametrize("held", ["wrapper", "inside"])
 @pytest.mark.parametrize(
-    ("name", "policy"), [("llama", "skip"), ("llama", "phase"), ("llava", "skip"), ("llava", "ratio")]
+    ("name", "policy"),
+    [("llama", "skip"), ("llama", "phase"), ("llava", "skip"), ("llava", "ratio"), ("llava", "widths")],
 )
 def test_a_policy_under_an_adapter_computes_what_it_does_on_the_merged_model(name, policy, held):
     family = FAMILIES[name]
