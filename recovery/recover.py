@@ -20,6 +20,7 @@ from ..policies.errors import ModelError, RunError, UsageError
 from ..policies.policy import Policy
 from ..policies.quantized.kinds import NONE
 from ..policies.quantized.weights import quantization_of
+from ..policies.rankings.scores import ranking_content
 from ..policies.scores.table import ROUTER
 from ..policies.trained.routers import routed_layers
 from .adapters import freeze
@@ -136,7 +137,8 @@ def recover(
             if arguments.should_save and settings.freeze and parts.adapters is not None:
                 freeze(handle, parts.adapters, encoded)
             if arguments.should_save:
-                policy = write(parts, policy, folder)
+                with handle.dense():  # the channels and heads of the weights are in their own order again
+                    policy = write(parts, policy, folder)
             trainer.accelerator.wait_for_everyone()
         finally:
             release(trainer, model)
@@ -202,7 +204,9 @@ def with_asked_routers(policy: Policy, settings: RecoverySettings) -> Policy:
 
 
 def write(parts: TrainedParts, policy: Policy, folder: Path) -> Policy:
-    """Write the trained weights and the policy that names them."""
+    """Write the trained weights, the ranking of channels that the policy names, and the policy that names both."""
+    if (ranking := policy.canonical().width_selection.file) is not None:
+        (folder / ranking).write_bytes(ranking_content(policy))
     trained = policy.model_copy(update={"weights": parts.write(folder), "measured": {}})
     trained.save(folder / "policy.yaml")
     return trained.beside(folder)

@@ -135,11 +135,13 @@ class PolicyTrainer(Trainer):
         """Save the trained parts alone."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self._parts.save(folder)
+        with self._handle.dense():  # a share of channels or heads is first in its weights under the policy
+            self._parts.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained parts of a checkpoint."""
-        self._parts.load(Path(resume_from_checkpoint))
+        with self._handle.dense():
+            self._parts.load(Path(resume_from_checkpoint))
 
 
 class LossBar(TrainerCallback):
