@@ -29,9 +29,10 @@ from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.policies.trained.adapters import Adapters, adapted_layers, without_adapters
 from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
+from skipsearch.recovery.checkpoints import last_checkpoint
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.parts import lora_targets, trained_parameters
-from skipsearch.recovery.recover import last_checkpoint, recover
+from skipsearch.recovery.recover import recover
 from skipsearch.recovery.settings import RecoverySettings
 
 SKIPS = Policy(layers={1: {"attention": "skip", "ffn": "skip"}, 2: {"ffn": "skip", "phase": "decode"}})

@@ -28,7 +28,7 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.training_examples import refuse_measured
 from skipsearch.policies.errors import ModelError, PolicyError, RunError, SpaceError, TrainingDataError
 from skipsearch.recovery.card import RECORD
-from skipsearch.recovery.recover import CHECKPOINTS
+from skipsearch.recovery.checkpoints import CHECKPOINTS
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.analysis.recovery_outcome import quality_ranks
 from skipsearch.search.analysis.study_record import RecoveryOutcome, policy_files
