@@ -14,12 +14,12 @@ from ..policies.apply import PolicyHandle, apply_policy
 from ..policies.errors import RunError
 from ..policies.policy import Policy
 from ..policies.rankings.scores import ranking_content
-from .adapters import freeze
 from .arguments import training_arguments
 from .batches import EncodedExamples
 from .checkpoints import CHECKPOINTS, prepare
 from .examples import Example
-from .prepared import prepared_policy, with_asked_routers
+from .freezing import freeze
+from .prepared import prepared_policy
 from .restored import attributes_restored, release
 from .settings import RecoverySettings
 from .subsets import SubsetTrainer, with_chosen
@@ -104,7 +104,6 @@ def recover(
     """
     refuse_quantized(model, policy)
     policy = prepared_policy(policy, settings)
-    policy = with_asked_routers(policy, settings)
     encoded = EncodedExamples(examples, processor, end_ids(model, processor), longest(model))
     computes_bf16 = computes_in_bf16(model, settings)
     checkpoints = folder / CHECKPOINTS

@@ -21,6 +21,7 @@ from families import batch_of as prompts_of
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import ModelError
 from skipsearch.policies.rankings.energy import channel_energies
+from skipsearch.policies.rankings.files import digest
 from skipsearch.policies.rankings.scores import ranking_file, remember
 from skipsearch.policies.trained.files import TrainedWeights
 from skipsearch.recovery import recover as recovering
@@ -199,7 +200,8 @@ def test_trained_weights_change_no_choice_of_channels_or_heads(dtype, subject_of
         torch.testing.assert_close(found, logits_of(model, batch), **exact)
 
 
-def test_the_ranking_by_energy_lies_beside_the_trained_weights(subject_of, examples, tmp_path):
+@pytest.mark.parametrize("method", ["full", "adapter"])
+def test_the_ranking_by_energy_lies_beside_the_trained_weights(method, subject_of, examples, tmp_path):
     subject, data = subject_of("llama"), examples("llama")
     model, batch = subject.model, batch_of(subject, data[:4])
     scores = channel_energies(model, [{"input_ids": batch["input_ids"][:1]}], layers=[1, 2]).scores
@@ -207,10 +209,15 @@ def test_the_ranking_by_energy_lies_beside_the_trained_weights(subject_of, examp
     policy = Policy.model_validate(
         {
             "layers": {1: {"ffn_ratio": 0.5}, 2: {"ffn_ratio": 0.25, "attention": "skip"}},
-            "width_selection": {"ranking": "energy", "file": "energy.safetensors", "sha256": remember(content)},
+            "width_selection": {"ranking": "energy", "file": "energy.safetensors", "sha256": digest(content)},
         }
     )
-    done = trained(subject, policy, data, tmp_path / "out", method="full")
+    if method == "full":  # as on the workers of a search
+        remember(content)
+    else:
+        (tmp_path / "energy.safetensors").write_bytes(content)
+        policy = policy.beside(tmp_path)
+    done = trained(subject, policy, data, tmp_path / "out", method=method, learning_rate=0.03)
     assert (tmp_path / "out" / "energy.safetensors").read_bytes() == content
     with apply_policy(model, tmp_path / "out"):
         found = logits_of(model, batch)
