@@ -16,7 +16,7 @@ class LoraLinear:
     """A linear layer inside a layer of PEFT; stands in the place of the linear layer.
 
     Args:
-        module: PEFT's layer, which `why_not_plain` has no reason against.
+        module: PEFT's layer; see `is_plain_lora`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -74,14 +74,12 @@ def plain_linear(module: nn.Module) -> Any | None:
     """A linear layer, alone or with LoRA adapters beside it; None for any other module."""
     if isinstance(module, nn.Linear | Conv1D):
         return module
-    kind = (type(module).__module__, type(module).__name__)
-    return LoraLinear(module) if kind == PLAIN and why_not_plain(module) is None else None
+    return LoraLinear(module) if is_plain_lora(module) else None
 
 
-def why_not_plain(module: Any) -> str | None:
-    """The reason why a layer of PEFT computes something else than W x + s B (A x); None where it does not."""
-    if not isinstance(module.base_layer, nn.Linear | Conv1D):
-        return f"its linear layer is a {type(module.base_layer).__name__}"
-    if module.lora_variant or any(module.lora_bias.values()):
-        return "its adapters are no plain LoRA"
-    return None
+def is_plain_lora(module: Any) -> bool:
+    """True for a layer of PEFT that computes W x + s B A x, and nothing else."""
+    if (type(module).__module__, type(module).__name__) != PLAIN:
+        return False
+    adds_more = module.lora_variant or any(module.lora_bias.values())
+    return isinstance(module.base_layer, nn.Linear | Conv1D) and not adds_more
