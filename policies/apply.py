@@ -15,11 +15,11 @@ from .errors import PolicyError
 from .families.layers import HANDLE, decoder_layers, layer_list, leave_to_handle, take_back
 from .policy import Policy
 from .quantized.read import read_bytes
-from .quantized.weights import QuantizedSwap, quantized_swap
+from .quantized.weights import quantized_swap
 from .runtime.calls import CallTracker
 from .runtime.compatibility import transformers_model
 from .runtime.layer.roles import roles
-from .runtime.layer.wrap_model import hand_on, wrapped_layers
+from .runtime.layer.wrap_model import choose_widths, hand_on, wrapped_layers
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.tokens import ForwardTokens, image_token_ids
@@ -104,7 +104,7 @@ class PolicyHandle:
         for layer in self.layers:
             vars(layer.module)[HANDLE] = self
         leave_to_handle(model)
-        self._rank(quantized)
+        choose_widths(self._wrapped, quantized)
         self._install()
 
     @property
@@ -224,19 +224,6 @@ class PolicyHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
-
-    def _rank(self, quantized: QuantizedSwap | None) -> None:
-        """Choose the channels and heads that run, by weights without training: so training changes no choice."""
-        swaps = [] if quantized is None else [quantized]
-        for swap in swaps:
-            swap.exchange()
-        try:
-            for wrapped in self._wrapped:
-                for part in wrapped.narrowed:
-                    part.rank()
-        finally:
-            for swap in swaps:
-                swap.exchange()
 
     def _install(self) -> None:
         self._installed = True
