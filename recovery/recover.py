@@ -14,7 +14,6 @@ from ..policies.apply import PolicyHandle, apply_policy
 from ..policies.errors import RunError
 from ..policies.policy import Policy
 from ..policies.rankings.scores import ranking_content
-from .arguments import training_arguments
 from .batches import EncodedExamples
 from .checkpoints import CHECKPOINTS, prepare
 from .examples import Example
@@ -25,7 +24,7 @@ from .settings import RecoverySettings
 from .subsets import SubsetTrainer, with_chosen
 from .trainable import computes_in_bf16, end_ids, longest, refuse_quantized
 from .trained_parts import TrainedParts, trained_parts
-from .trainer import PolicyTrainer
+from .trainer import PolicyTrainer, training_arguments
 
 
 @dataclass(frozen=True)
