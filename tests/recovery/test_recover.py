@@ -107,6 +107,7 @@ CASES = {
     "adapter": ("llama", NO_ATTENTION, {"method": "adapter", "learning_rate": 0.03}),
     "adapter, frozen": ("llava", ADAPTED, {"method": "adapter", "learning_rate": 0.03, "distil": "kl", "freeze": True}),
     "full with adapters": ("llava", ADAPTED, {"method": "full", "gradient_checkpointing": True}),
+    "lora beside adapters": ("llama", ADAPTED, {"method": "lora", "lora_rank": 4}),
     "lora of shares": ("llama", NARROW, {"method": "lora", "lora_rank": 4, "gradient_checkpointing": True}),
     "lora of shares in a scope": ("llava", SCOPED, {"method": "lora", "lora_rank": 4, "distil": "kl"}),
     "full of shares": ("llava", SCOPED, {"method": "full", "distil": "kl", "gradient_checkpointing": True}),
