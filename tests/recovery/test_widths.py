@@ -12,6 +12,7 @@ from contract import ANSWER, answered
 from safetensors.torch import load_file, save_file
 from slow_heads import attention_of, columns_of, kept_groups, output_of, shape_of
 from slow_widths import dropped_channels
+from test_gradients import doubled, gradients
 from test_recover import batch_of, logits_of, trained
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +28,8 @@ from skipsearch.policies.trained.files import TrainedWeights
 from skipsearch.recovery import recover as recovering
 
 NARROW = Policy(layers={0: {"ffn_ratio": 0.5}, 1: {"head_ratio": 0.5, "ffn_ratio": 0.25}, 2: {"head_ratio": 0.5}})
+# FFNs of which the tokens of a class have a share, and all others the whole.
+OF_CLASSES = Policy(layers={1: {"ffn_ratio": 0.5, "tokens": "image"}, 2: {"ffn_ratio": 0.25, "tokens": "text"}})
 
 
 def masked_channels(layer, ratio, ranking="weights"):
@@ -44,13 +47,12 @@ def masked_heads(layer, ratio):
 
 
 @contextmanager
-def masked(model, policy, masks):
-    """The dense model, in which the channels and heads that the policy leaves out are multiplied by zero.
+def masked(model, masks):
+    """The dense model, in which the channels and heads that a policy leaves out are multiplied by zero.
 
     Args:
         model: The model.
-        policy: The policy, whose shares are for all tokens.
-        masks: By layer, the masks of its channels and its heads, of the weights by which the policy ranks.
+        masks: By layer, the masks of its channels and its heads, for all tokens or for each.
     """
     hooks = []
     for index, layer in enumerate(layer_list(model)):
@@ -82,22 +84,28 @@ def in_own_order(model, tensors):
     return [found[name].clone() for name, _ in model.named_parameters()]
 
 
-def test_gradients_are_those_of_the_masked_model_and_of_finite_differences():
-    model, batch = FAMILIES["llama"].build("sdpa").double(), prompts_of("llama")
+@pytest.mark.parametrize(("name", "policy"), [("llama", NARROW), ("llava", OF_CLASSES)])
+def test_gradients_are_those_of_the_masked_model_and_of_finite_differences(name, policy):
+    model, batch = FAMILIES[name].build("sdpa").double(), prompts_of(name)
     torch.manual_seed(3)
-    inputs = answered(batch, torch.randint(3, 90, (len(batch.ids), ANSWER))).alone(0)
-    parameters = [*model.parameters()]
+    inputs = doubled(answered(batch, torch.randint(3, 90, (len(batch.ids), ANSWER))).alone(0))
+    parameters, masks = [*model.parameters()], masks_of(model, policy)
+    images = inputs["input_ids"][0] == getattr(model.config, "image_token_id", -1)
+    for index, choice in policy.layers.items():
+        if choice.tokens != "all":
+            concerned = images if choice.tokens == "image" else ~images
+            masks[index] = torch.where(concerned[:, None], masks[index][0], 1.0), masks[index][1]
 
     def loss():
         logits = run(model, inputs, gradients=True, use_cache=False).logits[0]
         return cross_entropy(logits[:-1], inputs["input_ids"][0, 1:])
 
-    with masked(model, NARROW, masks_of(model, NARROW)):
+    with masked(model, masks):
         wanted_loss = loss()
-        wanted = torch.autograd.grad(wanted_loss, parameters)
-    with apply_policy(model, NARROW):
+        wanted = gradients(wanted_loss, parameters)
+    with apply_policy(model, policy):
         found_loss = loss()
-        found = torch.autograd.grad(found_loss, parameters)
+        found = gradients(found_loss, parameters)
         own, step, ends = in_own_order(model, found), 1e-3, []
         norm = torch.stack([grad.norm() for grad in found]).norm()
         for sign in (1, -2):
@@ -170,7 +178,7 @@ def test_the_folder_computes_what_was_trained_and_what_was_left_out_learned_noth
             key = f"model.layers.{index}.{name}.weight"
             changed = (learned[key] != before[key]).any(dim=0)
             assert torch.equal(changed, mask.bool()), key
-    with masked(model, NARROW, masks):
+    with masked(model, masks):
         model.load_state_dict(learned, strict=False)
         torch.testing.assert_close(logits_of(model, batch), found)
 
@@ -195,7 +203,7 @@ def test_trained_weights_change_no_choice_of_channels_or_heads(dtype, subject_of
             pass
         assert torch.equal(logits_of(model, batch), found)
     model.load_state_dict(learned, strict=False)
-    with masked(model, NARROW, masks):
+    with masked(model, masks):
         exact = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.05, "atol": 0.05}
         torch.testing.assert_close(found, logits_of(model, batch), **exact)
 
