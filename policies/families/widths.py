@@ -38,7 +38,7 @@ class NarrowSublayer(ABC):
 
     Attributes:
         scores: By which `energy` ranks the channels of all groups, one after the other, shape (channels,); set before
-            it is installed. No heads are ranked so.
+            it is installed.
 
     Raises:
         PolicyError: another policy runs a part of the same weights, and one of the two changes their order.

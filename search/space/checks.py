@@ -231,7 +231,7 @@ def start_problems(document: Document, space: Space, folder: Path) -> list[Probl
 
 
 def ranking_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
-    """A ranking of channels that is not there, or that no examples can be found for.
+    """A ranking of channels and heads that is not there, or that no examples can be found for.
 
     Args:
         document: The file of the space.
@@ -242,12 +242,7 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
     if width.file is not None and not (exists(folder / width.file) and (folder / width.file).is_file()):
         found = f"there is no file {(folder / width.file).absolute()}; `skipsearch rank` writes one"
         return [document.problem(("width_selection", "file"), found)]
-    if "energy" not in as_options(width.ranking):
-        return []
-    if any(choice.head_ratio is not None for rule in space.layers for choice in rule.expanded()):
-        found = "energy ranks no heads, and layers have a head_ratio; take weights or first, or leave head_ratio out"
-        return [document.problem(("width_selection", "ranking"), found)]
-    if width.file is not None:
+    if "energy" not in as_options(width.ranking) or width.file is not None:
         return []
     # An evaluator that does not exist is a problem of its own.
     if not {*space.evaluate} <= {*available()} or any(evaluator_class(name).splits for name in space.evaluate):

@@ -62,17 +62,21 @@ def wrapped_layers(
 
 
 def give_scores(policy: Policy, wrapped: Sequence[WrappedLayer]) -> None:
-    """Give layers that run a share of their channels the scores by which they are ranked.
+    """Give layers that run a share of their channels or heads the scores by which these are ranked.
 
     Raises:
         PolicyError: see `ranking_scores`.
         PolicyMismatch: the ranking is of another model.
     """
-    scores, narrow = ranking_scores(policy), [one for one in wrapped if one.narrow is not None]
-    check_scores(scores, [one.layer for one in narrow])
-    for one in narrow:
+    scores = ranking_scores(policy)
+    channels = [one.layer for one in wrapped if one.narrow is not None]
+    heads = [one.layer for one in wrapped if one.heads is not None]
+    check_scores(scores, channels, heads)
+    for one in wrapped:
         if one.narrow is not None:
-            one.narrow.scores = scores[one.layer.index]
+            one.narrow.scores = scores.channels[one.layer.index]
+        if one.heads is not None:
+            one.heads.scores = scores.heads[one.layer.index]
 
 
 def wrapped_layer(
