@@ -6,11 +6,14 @@ the second, how many policies of its front have a time that is within its interv
 JSON document last. `--quick` tries the script.
 
 `--ratios` measures no searches, but the latency ratios of ten policies of the digits twice, alone and beside the
-neighbour: how far both disagree, whether the order of the policies stays, and how many intervals hold the quiet ratio.
+neighbour, each in rounds of a shuffled order as a search times its front: how far both disagree, whether the order of
+the policies stays, and how many intervals hold the quiet ratio. The same of each round's own interval says what the
+rounds are for.
 """
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -24,8 +27,10 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from skipsearch import Policy, apply_policy
+from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.latency import LatencyEvaluator, LatencyOptions
 from skipsearch.evaluators.subject import Subject, load_subject
+from skipsearch.evaluators.timing.rounds import MIN_ROUNDS, merge_rounds
 from skipsearch.policies.families.layers import decoder_layers
 from skipsearch.search.analysis.study_record import StudyRecord
 from skipsearch.search.run import run_study
@@ -150,19 +155,20 @@ def ten_policies(layers: int) -> dict[str, Policy]:
     return {name: Policy.model_validate({"layers": one, "token_selection": once}) for name, one in found.items()}
 
 
-def measure_ratios(subject: Subject, policies: dict[str, Policy], target: float, most: int) -> list[dict[str, Any]]:
-    """The ratios of all policies, each with its interval and its repeats."""
-    options = LatencyOptions(new_tokens=8, target=target, repeats=8, max_repeats=most)
-    evaluator, rows = LatencyEvaluator(options, subject), []
-    for name, policy in policies.items():
-        with apply_policy(subject.model, policy) as handle:
-            found = evaluator.measure(handle, "search")
-        rows += [
-            {"policy": name, "metric": metric, "repeats": entry.n, **entry.detail["ratio"],
-             "warnings": [*entry.detail.get("warnings", {})]}
-            for metric, entry in found.items()
-        ]  # fmt: skip
-    return rows
+def measure_rounds(subject: Subject, policies: dict[str, Policy], rounds: int, repeats: int) -> list[dict[str, Any]]:
+    """The ratios of all policies over the rounds, each with its interval."""
+    evaluator = LatencyEvaluator(LatencyOptions(new_tokens=8, repeats=repeats, warmup=1), subject)
+    found: dict[str, list[dict[str, Measurement]]] = {name: [] for name in policies}
+    shuffle = random.Random(0)
+    for _ in range(rounds):
+        for name in shuffle.sample([*policies], len(policies)):
+            with apply_policy(subject.model, policies[name]) as handle:
+                found[name].append(evaluator.measure(handle, "search"))
+    return [
+        {"policy": name, "metric": metric, **merge_rounds([one[metric] for one in each]).detail["ratio"],
+         "of_rounds": [one[metric].detail["ratio"] for one in each]}
+        for name, each in found.items() for metric in evaluator.metrics
+    ]  # fmt: skip
 
 
 def compare_ratios(arguments: argparse.Namespace) -> None:
@@ -170,18 +176,18 @@ def compare_ratios(arguments: argparse.Namespace) -> None:
     subject = load_subject(load_space("digits").space.model)
     policies = ten_policies(len(decoder_layers(subject.model)))
     policies = dict([*policies.items()][:: 4 if arguments.quick else 1])
-    most = 12 if arguments.quick else arguments.max_repeats
-    quiet = measure_ratios(subject, policies, arguments.target, most)
+    given = (MIN_ROUNDS, 2) if arguments.quick else (arguments.rounds, arguments.repeats)
+    quiet = measure_rounds(subject, policies, *given)
     with neighbour(0, arguments.busy, arguments.idle):
-        noisy = measure_ratios(subject, policies, arguments.target, most)
+        noisy = measure_rounds(subject, policies, *given)
     for one, other in zip(quiet, noisy, strict=True):
         print(f"{one['policy']:32} {one['metric']:8} " + "  ".join(
-            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['repeats']:3} repeats {row['warnings']}"
-            for row in (one, other)))  # fmt: skip
+            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in (one, other)))  # fmt: skip
     found = ratio_claims(quiet, noisy)
     for name, claim in found.items():
         print(f"{name}: {json.dumps(claim)}")
-    print(json.dumps({"benchmark": "noisy ratios", "quiet": quiet, "noisy": noisy, "claims": found}))
+    document = {"benchmark": "noisy ratios", "rounds": given[0], "repeats": given[1]}
+    print(json.dumps({**document, "quiet": quiet, "noisy": noisy, "claims": found}))
 
 
 def ratio_claims(quiet: list[dict[str, Any]], noisy: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -189,7 +195,8 @@ def ratio_claims(quiet: list[dict[str, Any]], noisy: list[dict[str, Any]]) -> di
     pairs = list(zip(quiet, noisy, strict=True))
     differences = [abs(other["value"] / one["value"] - 1) for one, other in pairs]
     held = sum(other["low"] <= one["value"] <= other["high"] for one, other in pairs)
-    overlap = sum(other["low"] <= one["high"] and one["low"] <= other["high"] for one, other in pairs)
+    moments = [held["low"] <= one["value"] <= held["high"] for one, other in pairs for held in other["of_rounds"]]
+    widths = statistics.median((other["high"] - other["low"]) / 2 / other["value"] for _, other in pairs)
     ranks = {}
     for metric in ("ttft_ms", "tpot_ms"):
         values = ([row["value"] for row in rows if row["metric"] == metric] for rows in (quiet, noisy))
@@ -198,7 +205,13 @@ def ratio_claims(quiet: list[dict[str, Any]], noisy: list[dict[str, Any]]) -> di
     return {
         "disagreement": {"median": median, "largest": max(differences), "most": DISAGREE, "holds": median <= DISAGREE},
         "order": {**ranks, "least": ORDER, "holds": min(ranks.values()) >= ORDER},
-        "intervals": {"hold the quiet ratio": held, "overlap": overlap, "of": len(pairs), "holds": held == len(pairs)},
+        "intervals": {
+            "hold the quiet ratio": held,
+            "of": len(pairs),
+            "half width": widths,
+            "holds": held == len(pairs),
+        },
+        "intervals of single rounds": {"hold the quiet ratio": sum(moments), "of": len(moments)},
     }
 
 
@@ -210,9 +223,9 @@ def main() -> None:
     parser.add_argument("--busy", type=float, default=2.0, help="mean seconds that the neighbour burns a core")
     parser.add_argument("--idle", type=float, default=3.0, help="mean seconds between")
     parser.add_argument("--ratios", action="store_true", help="compare latency ratios in place of searches")
-    parser.add_argument("--target", type=float, default=0.02, help="of the latency, with --ratios")
-    parser.add_argument("--max-repeats", type=int, default=120, help="of the latency, with --ratios")
-    parser.add_argument("--quick", action="store_true", help="one seed, 14 trials")
+    parser.add_argument("--rounds", type=int, default=9, help="of each policy, with --ratios")
+    parser.add_argument("--repeats", type=int, default=8, help="of each round, with --ratios")
+    parser.add_argument("--quick", action="store_true", help="one seed, 14 trials; three policies with --ratios")
     parser.add_argument("--shown", action="store_true", help="show the progress of the searches")
     arguments = parser.parse_args()
     if arguments.quick:

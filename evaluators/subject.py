@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..policies.errors import ModelError
 from ..policies.quantized.kinds import NONE, Quantization
+from .bucket import fetch, is_bucket
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,8 @@ class ModelSpec(BaseModel):
     """Which model, and how to load it.
 
     Attributes:
-        id: A hub id, or the path of a folder.
-        revision: A branch, tag or commit on the hub.
+        id: A hub id, the path of a folder, or a folder of a bucket such as `s3://bucket/folder`.
+        revision: A branch, tag or commit on the hub; of a bucket the digest of its files' ETags, see `bucket.fetch`.
         dtype: The dtype of the weights; `auto` takes the one they were saved in.
         quantization: `int8` quantises the linear layers of the decoder once they are loaded; `none` leaves the weights
             as the checkpoint has them, which may be quantised itself. A search chooses one value of a list; its dense
@@ -91,6 +92,7 @@ class Subject:
             empty without an evaluator that measures on examples.
         examples: The examples that evaluators have loaded for it, by their options; freed with the last evaluator.
         store: Where the processes of the machine keep pixels and image features once; None keeps them in each process.
+        commit: The commit on the hub, or the revision of a bucket, that was loaded; None for a folder.
     """
 
     model: "PreTrainedModel"
@@ -101,6 +103,7 @@ class Subject:
     prompts: list[dict[str, "Tensor"]] = field(default_factory=list)
     examples: "WeakValueDictionary[str, LoadedExamples]" = field(default_factory=WeakValueDictionary)
     store: "SharedStore | None" = None
+    commit: str | None = None
 
 
 def load_subject(spec: ModelSpec) -> Subject:
@@ -149,12 +152,24 @@ def model_kind(config: "PreTrainedConfig") -> tuple[Any, bool]:
 
 def _source(spec: ModelSpec) -> dict[str, Any]:
     """Where `from_pretrained` finds a model, as its arguments."""
-    path = Path(spec.id).expanduser()
+    path = local_folder(spec)
     return {
-        "pretrained_model_name_or_path": str(path) if path.is_dir() else spec.id,
+        "pretrained_model_name_or_path": spec.id if path is None else str(path),
         "trust_remote_code": spec.trust_remote_code,
         "revision": spec.revision or "main",
     }
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """The folder of a model on this machine, where that of a bucket is downloaded to; None for a model of the hub.
+
+    Raises:
+        ModelError: the bucket cannot be read, or has another revision.
+    """
+    if is_bucket(spec.id):
+        return fetch(spec.id, spec.revision)
+    path = Path(spec.id).expanduser()
+    return path if path.is_dir() else None
 
 
 def _load(spec: ModelSpec) -> Subject:
@@ -189,7 +204,9 @@ def _load(spec: ModelSpec) -> Subject:
     if not is_quantized:
         model.to(device)
     refuse_infinite(model)
-    return Subject(model, processor, getattr(processor, "tokenizer", processor), spec, is_multimodal)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    commit = fetch(spec.id, spec.revision).name if is_bucket(spec.id) else getattr(config, "_commit_hash", None)
+    return Subject(model, processor, tokenizer, spec, is_multimodal, commit=commit)
 
 
 def refuse_misfits(spec: ModelSpec, loading: Mapping[str, Any]) -> None:
@@ -251,13 +268,14 @@ def no_progress_bars() -> Iterator[None]:
 def load_failure(spec: ModelSpec, cause: BaseException) -> ModelError:
     """The error for a model that did not load, with a hint that fits the cause."""
     path = Path(spec.id).expanduser()
+    is_here = is_bucket(spec.id) or path.is_dir()
     looks_like_path = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1
-    if looks_like_path and not path.is_dir():
+    if looks_like_path and not is_here:
         hint = "give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder that save_pretrained wrote"
         return ModelError(f"model folder {spec.id} does not exist", hint=hint)
     if isinstance(cause, ImportError):
         return ModelError(f"model {spec.id} needs a package that is missing", [_first_line(cause)], "install it")
-    if isinstance(cause, OSError) and not path.is_dir():
+    if isinstance(cause, OSError) and not is_here:
         hint = "check the id, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`"
         return ModelError(f"model {spec.id} cannot be loaded from the hub", [_first_line(cause)], hint)
     hint = "see whether transformers knows the kind of model; a newer release, or trust_remote_code, may help"

@@ -156,7 +156,7 @@ SPACES = {
         "2:1  model.id: the key is missing",
         "2:9  model.name: unknown key; known: attn_implementation, device, dtype, id, quantization, revision, "
         "trust_remote_code, weights"]),
-    "empty id": ("{id: m}", "{id: ''}", ["2:9  model.id: found '', expected a hub id or the path of a folder"]),
+    "empty id": ("{id: m}", "{id: ''}", ["2:9  model.id: found '', expected a hub id, the path of a folder, or s3://bucket/folder"]),
     "number as id": ("{id: m}", "{id: 5}", ["2:9  model.id: found 5, expected text"]),
     "unknown dtype": ("{id: m}", "{id: m, dtype: fp16}",
                       ["2:16  model.dtype: found 'fp16', expected 'auto', 'float32', 'bfloat16' or 'float16'"]),

@@ -2,15 +2,13 @@
 
 import math
 import random
-import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ...evaluators.base import Measurement
+from ...evaluators.timing.rounds import merge_rounds
 from ...policies.policy import Policy
 from ..space.units import phrase
 from ..study.study import SearchStudy
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 NOISE_MEASUREMENTS = 4  # measurements of dense against dense before the first trial
 ROUNDS = 7  # measurements of each policy of the front at the end
 TIMING_AGAIN = "timing the front again"
-MEDIAN_ERROR = 1.253  # standard error of a median over that of a mean, for normal values: sqrt(pi / 2)
 
 
 class Timing:
@@ -123,7 +120,7 @@ class Timing:
         for result in untimed:
             rounds = [outcome.measurements for outcome in outcomes[result.number] if not outcome.failure]
             if rounds:
-                merged = {name: merge_times([found[name] for found in rounds]) for name in rounds[0]}
+                merged = {name: merge_rounds([found[name] for found in rounds]) for name in rounds[0]}
                 self.study.keep_times(result.policy, merged)
 
     def _run(self, jobs: Iterable[Job], ends: float = math.inf) -> Iterator[tuple[Job, Outcome]]:
@@ -137,34 +134,3 @@ class Timing:
             finished = self.pool.next(ends)
             if finished is not None:
                 yield finished
-
-
-def merge_times(rounds: Sequence[Measurement]) -> Measurement:
-    """Several measurements of one time as one, with the standard error from the scatter of the rounds.
-
-    The value is the median ratio of all pairs times the median of dense over all rounds, because absolute times drift
-    between rounds.
-    """
-    if any(not entry.dense for entry in rounds):
-        return rounds[0] if len(rounds) == 1 else Measurement(statistics.median(entry.value for entry in rounds))
-    pairs = [paired_repeats(entry) for entry in rounds]
-    ours, dense = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    ratio, dense_median = float(np.median(ours / dense)), float(np.median(dense))
-    round_ratios = [float(np.median(one / other)) for one, other in pairs]
-    error = MEDIAN_ERROR * statistics.stdev(round_ratios) / len(round_ratios) ** 0.5 if len(round_ratios) > 1 else None
-    return Measurement(
-        ratio * dense_median,
-        n=len(ours),
-        dense=dense_median,
-        stderr=None if error is None else error * dense_median,
-        iqr=float(np.subtract(*np.percentile(ours, (75, 25)))),
-        detail={"visits": len(rounds), "repeats_ms": ours.tolist(), "dense_repeats_ms": dense.tolist()},
-    )
-
-
-def paired_repeats(entry: Measurement) -> tuple[np.ndarray, np.ndarray]:
-    """The repeats of a policy and of dense; their medians where the repeats were not kept."""
-    ours, dense = (entry.detail.get(key, ()) for key in ("repeats_ms", "dense_repeats_ms"))
-    if len(ours) != len(dense) or not len(ours):
-        ours, dense = [entry.value], [entry.dense]
-    return np.array(ours, float), np.array(dense, float)

@@ -214,7 +214,7 @@ class PolicyEvaluator:
         return {
             "num_layers": self.num_layers,
             "guide": None if self.guide is None else self.guide.name,
-            "commit": getattr(self.subject.model.config, "_commit_hash", None),
+            "commit": self.subject.commit,
             **describe_device(device),
             "threads": torch.get_num_threads(),
             "dtype": str(self.subject.model.dtype).removeprefix("torch."),

@@ -31,7 +31,7 @@ def model_problems(document: Document, space: Space, folder: Path) -> list[Probl
 def id_problems(document: Document, path: KeyPath, name: str, folder: Path) -> list[Problem]:
     """What is wrong with the id of one model, at its place in the file."""
     if not name:
-        return [document.problem(path, "found '', expected a hub id or the path of a folder")]
+        return [document.problem(path, "found '', expected a hub id, the path of a folder, or s3://bucket/folder")]
     if is_explicit_path(name) and not exists(folder / name):
         return [document.problem(path, f"there is no folder {(folder / name).absolute()}")]
     return []

@@ -14,9 +14,10 @@ from planted_times import PolicyEvaluator, search
 
 from skipsearch import Policy
 from skipsearch.evaluators.base import Measurement, Metric
+from skipsearch.evaluators.timing.rounds import merge_rounds
 from skipsearch.policies.choice import CHOICES, KEEP
 from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.driver.timing import ROUNDS, merge_times
+from skipsearch.search.driver.timing import ROUNDS
 from skipsearch.search.report.folder import write_folder
 from skipsearch.search.report.html.page import page
 from skipsearch.search.report.terminal import summary_data
@@ -264,11 +265,11 @@ def test_visits_are_merged_by_their_pairs() -> None:
     def visit(ours, dense):
         return Measurement(np.median(ours), 2, np.median(dense), detail={"repeats_ms": ours, "dense_repeats_ms": dense})
 
-    found = merge_times([visit([50, 52], [100, 104]), visit([100, 104], [200, 208]), visit([51, 50], [100, 100])])
+    found = merge_rounds([visit([50, 52], [100, 104]), visit([100, 104], [200, 208]), visit([51, 50], [100, 100])])
     assert found.value / found.dense == pytest.approx(0.5) and found.n == 6 and found.dense == 102
     assert 0 < found.stderr < 1
-    assert merge_times([Measurement(5.0, dense=10.0)]).value == 5.0
-    assert merge_times([Measurement(5.0), Measurement(7.0)]).value == 6.0
+    assert merge_rounds([Measurement(5.0, dense=10.0)]).value == 5.0
+    assert merge_rounds([Measurement(5.0), Measurement(7.0)]).value == 6.0
 
 
 def test_studies_without_times_are_as_they_were() -> None:
