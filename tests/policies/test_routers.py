@@ -34,7 +34,8 @@ LAYERS_OF = {
 GAMMA_MOD = {"gate": "sigmoid", "alpha": 1.0, "beta": 0.0, "reweights_rest": False, "reads": "norm", "shared": True}
 OPTIONS = {
     "tanh": None,
-    "linear": {"gate": "linear", "alpha": 0.5},
+    # With a steeper line some weight is near 0: the next norm scales the small state up, and its rounding with it.
+    "linear": {"gate": "linear", "alpha": 0.1},
     "kept alone": {"reweights_rest": False},
     "γ-MoD": GAMMA_MOD,
     "γ-MoD, by its threshold": GAMMA_MOD | {"threshold": 0.45},
