@@ -190,7 +190,8 @@ def find_energies(
         of_heads = {layer.index: HeadEnergy(layer) for layer in with_heads}
         examples = tokens = 0
         with ExitStack() as hooks:
-            for energy in (*of_channels.values(), *of_heads.values()):
+            watched: list[ChannelEnergy | HeadEnergy] = [*of_channels.values(), *of_heads.values()]
+            for energy in watched:
                 hooks.enter_context(energy.watching())
             for one in inputs:
                 model(**one, use_cache=False)
