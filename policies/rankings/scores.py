@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError
@@ -45,8 +46,8 @@ class Scores:
             yield from ((f"layers.{layer}.{sublayer}", tensor) for layer, tensor in sorted(scores.items()))
 
 
-# By SHA-256, the rankings that policies name in this process without a folder, as on the workers of a search.
-_known: dict[str, Scores] = {}
+# By SHA-256, the files that policies name in this process without a folder, as on the workers of a search.
+_known: dict[str, bytes] = {}
 
 
 def ranking_file(scores: Scores, facts: Mapping[str, Any]) -> bytes:
@@ -70,8 +71,9 @@ def remember(content: bytes) -> str:
     Raises:
         PolicyMismatch: the file holds no ranking.
     """
+    read_scores(content, "the ranking")
     name = digest(content)
-    _known[name] = read_scores(content, "the ranking")
+    _known[name] = content
     return name
 
 
@@ -85,6 +87,17 @@ def ranking_scores(policy: Policy) -> Scores:
     selection = policy.width_selection
     if selection.ranking != "energy" or not has_width(policy.layers):
         return Scores()
+    name = str((policy.folder or Path()) / (selection.file or ""))
+    return read_scores(ranking_content(policy), name)
+
+
+def ranking_content(policy: Policy) -> bytes:
+    """The content of the file that a policy names.
+
+    Raises:
+        PolicyError: it names none, or the file is missing, cannot be read, or has another SHA-256.
+    """
+    selection = policy.width_selection
     if selection.file is None or selection.sha256 is None:
         found = "found width_selection: {ranking: energy} without file and sha256"
         hint = "make a ranking with `skipsearch rank MODEL --tasks …`, and write what it prints into the policy"
@@ -95,8 +108,7 @@ def ranking_scores(policy: Policy) -> Scores:
         wanted = f"expected {selection.file} with SHA-256 {selection.sha256}"
         hint = "load the policy from its file, as in `apply_policy(model, FILE)`, or say where: `policy.beside(FOLDER)`"
         raise PolicyError("the ranking of the policy is not beside it", [wanted], hint)
-    file = policy.folder / selection.file
-    return read_scores(checked_content(file, selection.sha256), str(file))
+    return checked_content(policy.folder / selection.file, selection.sha256)
 
 
 def read_scores(content: bytes, name: str) -> Scores:

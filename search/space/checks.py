@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ...evaluators.base import Direction, Metric, available, evaluator_class, metrics_of
-from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, has_width
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ...policies.document import Document, Problem
 from ...policies.errors import EvaluatorError, PolicyError
 from ...policies.policy import Policy
@@ -252,7 +252,7 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
 
 
 def recover_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
-    """Trainings that cannot be done: without their data, of a policy's widths, or beside evaluators that refuse them.
+    """Trainings that cannot be done: without their data, of quantised weights, or beside evaluators that refuse them.
 
     Args:
         document: The file of the space.
@@ -271,9 +271,6 @@ def recover_problems(document: Document, space: Space, folder: Path) -> list[Pro
         if value is not None and not exists(folder / value):
             found = f"there is no {(folder / value).absolute()}"
             problems.append(document.problem((*path, key), found))
-    if has_width(dict(enumerate(AllowedChoices(space).of_any_layer()))):
-        found = "a policy with `ffn_ratio` or `head_ratio` cannot be trained; leave one of the two out"
-        problems.append(document.problem(path, found))
     if space.model.quantization != NONE:
         found = "a model with quantised weights cannot be trained; leave out `model.quantization`, or this"
         problems.append(document.problem(path, found))

@@ -9,6 +9,7 @@ from ...choice import LayerChoice, has_width
 from ...errors import PolicyError
 from ...families.layers import DecoderLayer
 from ...policy import Policy
+from ...quantized.weights import QuantizedSwap
 from ...rankings.scores import check_scores, ranking_scores
 from ...scores.router import RouterOptions
 from ...scores.score import Record
@@ -109,6 +110,24 @@ def check_order(model: PreTrainedModel, policy: Policy) -> None:
             [f"found width_selection: {{ranking: {policy.width_selection.ranking}}}, expected ranking: first"],
             "rank by `first`, or leave `ffn_ratio` and `head_ratio` out of the policy of a draft",
         )
+
+
+def choose_widths(wrapped: Sequence[WrappedLayer], quantized: QuantizedSwap | None) -> None:
+    """Choose the channels and heads that run, by weights without training, so that training changes no choice.
+
+    Args:
+        wrapped: The wrapped layers; the model has its own weights.
+        quantized: The quantised weights that the model is to run with, which rank; None for its own.
+    """
+    swaps = [] if quantized is None else [quantized]
+    for swap in swaps:
+        swap.exchange()
+    try:
+        for part in (part for one in wrapped for part in one.narrowed):
+            part.rank()
+    finally:
+        for swap in swaps:
+            swap.exchange()
 
 
 def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:
