@@ -164,7 +164,7 @@ def check_scores(scores: Scores, channels: Sequence[DecoderLayer], heads: Sequen
     groups = {layer.index: find_heads(layer.sublayers.attention).groups for layer in heads}
     problems += misfits(scores.heads, groups, "groups of heads")
     if problems:
-        raise PolicyMismatch("the ranking does not fit the policy and the model", problems[:5], HINT)
+        raise PolicyMismatch("the ranking does not fit the model", problems[:5], HINT)
 
 
 def misfits(scores: Mapping[int, Tensor], counts: Mapping[int, int], noun: str) -> Iterator[str]:
