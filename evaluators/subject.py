@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..policies.errors import ModelError
 from ..policies.quantized.kinds import NONE, Quantization
-from .bucket import fetch, is_bucket
+from .remote.bucket import fetch, is_bucket
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class ModelSpec(BaseModel):
 
     Attributes:
         id: A hub id, the path of a folder, or a folder of a bucket such as `s3://bucket/folder`.
-        revision: A branch, tag or commit on the hub; of a bucket the digest of its files' ETags, see `bucket.fetch`.
+        revision: A branch, tag or commit on the hub; of a bucket, the digest of its files' ETags.
         dtype: The dtype of the weights; `auto` takes the one they were saved in.
         quantization: `int8` quantises the linear layers of the decoder once they are loaded; `none` leaves the weights
             as the checkpoint has them, which may be quantised itself. A search chooses one value of a list; its dense

@@ -14,7 +14,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 import tiny
-from skipsearch.evaluators import bucket
+from skipsearch.evaluators.remote import bucket
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.errors import ModelError
 

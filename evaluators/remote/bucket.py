@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..policies.errors import ModelError
+from ...policies.errors import ModelError
 
 SCHEME = "s3://"
 INSTALL = "pip install 'skipsearch[s3]'"

@@ -1,0 +1,1 @@
+"""Models that are elsewhere: downloaded once a machine."""
