@@ -287,8 +287,29 @@ def yopo_formulas() -> list[dict[str, Any]]:
     for reported, layers, heads, cut in ((1.91, 16, 16, 2), (0.92, 16, 8, 4)):
         flops = layers * (heads / h * (8 * n * d * d + 4 * n * window**2 * d) + 6 * n * d * m / cut)
         what = f"{layers} layers, {heads} heads, 1/{cut} of the FFN"
-        row = {"paper": "YOPO", "what": what, "formula": flops / 1e12, "reported": reported}
+        row = {"paper": "YOPO", "what": what, "formula": flops / 1e12, "reported": reported, "unit": "T"}
         rows.append(row | {"difference": flops / 1e12 / reported - 1})
+    return rows
+
+
+def camera_formulas() -> list[dict[str, Any]]:
+    """CAMERA gives the share of its model's weights that it leaves out, and no FLOPs: that share for DeepSeek-MoE-16B.
+
+    Its script leaves out 0.21 of the micro-experts of each mixture for the figure of 20 %. A micro-expert has three
+    vectors of the model's width. The first of the 28 layers has a dense FFN, which stays.
+    """
+    width, layers, vocabulary, dense = 2048, 28, 102_400, 10_944
+    experts = (64 + 2) * 1408  # routed and shared: micro-experts of a mixture
+    ffns, attentions = 3 * width * (dense + (layers - 1) * experts), layers * 4 * width**2
+    left_out = 0.21 * 3 * width * (layers - 1) * experts
+    whole, rows = ffns + attentions + vocabulary * width, []
+    for what, weights in (
+        ("of the FFNs", ffns),
+        ("no output layer", whole),
+        ("of the model", whole + vocabulary * width),
+    ):
+        row = {"paper": "CAMERA", "what": f"0.21 of mixtures, {what}", "formula": 100 * left_out / weights}
+        rows.append(row | {"reported": 20.0, "unit": "% of weights", "difference": left_out / weights / 0.2 - 1})
     return rows
 
 
@@ -337,7 +358,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Count, print a table and one JSON document last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    papers = list(dict.fromkeys(case.paper for case in CASES))
+    papers = [*dict.fromkeys(case.paper for case in CASES), "CAMERA"]
     parser.add_argument("--papers", nargs="+", choices=papers, default=papers, metavar="NAME", help=", ".join(papers))
     wanted = parser.parse_args().papers
     print(
@@ -349,10 +370,10 @@ def main() -> None:
         for row in measure([case for case in CASES if case.paper in wanted]):
             rows.append(row)
             print(line(row), flush=True)
-    formulas = yopo_formulas() if "YOPO" in wanted else []
+    formulas = [row for row in (*yopo_formulas(), *camera_formulas()) if row["paper"] in wanted]
     for row in formulas:
-        alone = "its formula alone: with its window"
-        print(f"{row['paper']:12}{row['what']:37}{alone:55}{row['formula']:9.3f}{row['reported']:8.6g} T")
+        figures = f"{row['formula']:9.3f}{row['reported']:8.6g} {row['unit']:15}{row['difference']:+7.1%}"
+        print(f"{row['paper']:12}{row['what']:37}{'a formula alone':55}{figures}")
     versions = {"torch": torch.__version__, "transformers": t.__version__}
     print(json.dumps({"benchmark": "flops_papers", **versions, "figures": rows, "formulas_only": formulas}))
 

@@ -49,6 +49,7 @@ POLICIES = {
     "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
     "every second": {"layers": {layer: CHOICES["skip_layer"] for layer in range(1, LAYERS, 2)}},
     "a third of the attentions": {"layers": {layer: CHOICES["skip_attention"] for layer in range(1, LAYERS, 3)}},
+    "half of the channels and heads": {"layers": dict.fromkeys(range(LAYERS), {"ffn_ratio": 0.5, "head_ratio": 0.5})},
     "p-MoD by attention": DECAY,
     "p-MoD": routed(),
     "p-MoD without TanhNorm": routed(gate="linear"),

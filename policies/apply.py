@@ -19,7 +19,7 @@ from .quantized.weights import quantized_swap
 from .runtime.calls import CallTracker
 from .runtime.compatibility import transformers_model
 from .runtime.layer.roles import roles
-from .runtime.layer.wrap_model import hand_on, wrapped_layers
+from .runtime.layer.wrap_model import choose_widths, hand_on, wrapped_layers
 from .runtime.outputs import Attentions
 from .runtime.requests import Needs
 from .runtime.tokens import ForwardTokens, image_token_ids
@@ -74,9 +74,8 @@ class PolicyHandle:
     ) -> None:
         self.model = model
         self.policy = policy.canonical()
-        self._swaps = [
-            swap for swap in (trained_swap(model, policy), quantized_swap(model, policy)) if swap is not None
-        ]
+        trained, quantized = trained_swap(model, policy), quantized_swap(model, policy)
+        self._swaps = [swap for swap in (trained, quantized) if swap is not None]
         routers = trained_routers(model, self.policy) if routers is None else routers
         adapters = trained_adapters(model, self.policy) if adapters is None else adapters
         self._added = [part for part in (routers, adapters) if part is not None]
@@ -105,6 +104,7 @@ class PolicyHandle:
         for layer in self.layers:
             vars(layer.module)[HANDLE] = self
         leave_to_handle(model)
+        choose_widths(self._wrapped, quantized)
         self._install()
 
     @property

@@ -186,7 +186,7 @@ class WidthSelection(StrictModel):
         ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
             its value and its output projection; `first` takes channels and heads in the order of the checkpoint, for
             models whose checkpoint is ordered; `energy` ranks a channel by what it adds to the FFN's output on
-            calibration examples, and no heads.
+            calibration examples, and a group of heads by what it adds to the attention's.
         file: With `energy`, the safetensors file of the ranking, which lies beside the policy; `skipsearch rank` and a
             search write it.
         sha256: With `energy`, the SHA-256 of that file.

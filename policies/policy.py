@@ -110,7 +110,7 @@ class Policy(StrictModel):
         """
         file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
         policy = cls.read(Document.read(file, PolicyError))
-        # Trained weights do not go together with the ranking of channels, which lies beside the file.
+        # A folder of trained weights has the ranking of channels too.
         name = None if policy.weights is None else policy.weights.folder
         return policy.beside(file.parent / (name or "")) if policy.files else policy
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ..policies.errors import RunError
 from .batches import IGNORED, EncodedExamples
 from .settings import RecoverySettings
 from .trained_parts import TrainedParts
+
+LOGS: Final = 100  # entries of the loss curve
 
 
 class PolicyTrainer(Trainer):
@@ -135,11 +137,48 @@ class PolicyTrainer(Trainer):
         """Save the trained parts alone."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self._parts.save(folder)
+        with self._handle.dense():  # a share of channels or heads is first in its weights under the policy
+            self._parts.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained parts of a checkpoint."""
-        self._parts.load(Path(resume_from_checkpoint))
+        with self._handle.dense():
+            self._parts.load(Path(resume_from_checkpoint))
+
+
+def training_arguments(
+    settings: RecoverySettings, checkpoints: Path, computes_bf16: bool, on_cpu: bool
+) -> TrainingArguments:
+    """The arguments of transformers' Trainer."""
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=computes_bf16,
+        use_cpu=on_cpu,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        # A batch may have no image, and then the connector gets no gradient.
+        ddp_find_unused_parameters=True,
+        logging_steps=max(1, settings.steps // LOGS),
+        # Otherwise the trainer logs another loss in the place of one that is no number.
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_every or max(1, settings.steps // 10),
+        save_total_limit=1,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        dataloader_num_workers=0,
+    )
+    # One process trains on one device; several are for `accelerate launch`.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class LossBar(TrainerCallback):

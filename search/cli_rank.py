@@ -1,22 +1,30 @@
-"""`skipsearch rank MODEL`: a ranking of channels by energy, or of layers by the rank of their attention (ARank)."""
+"""`skipsearch rank MODEL`: channels and heads ranked by energy, or layers by the rank of their attention (ARank)."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..policies.errors import ModelError, UsageError
-from ..policies.rankings.files import ALPHA, EXAMPLES, digest
+from ..policies.rankings.files import ALPHA, EXAMPLES, Noun, digest
 from ..policies.wording import escape_invisible
 from .cli_init import count, parts, refuse_existing
 from .places import RANKING
 
 ARANK = "arank.yaml"  # the policy of the layers with the lowest ranks
+# By what `--of` says, what is ranked by energy; and what a score belongs to.
+NOUNS: Final[dict[str, tuple[Noun, ...]]] = {
+    "channels": ("channels",),
+    "heads": ("heads",),
+    "both": ("channels", "heads"),
+}
+UNITS: Final = {"channels": "channels", "heads": "groups of heads"}
 
 if TYPE_CHECKING:
     from ..evaluators.subject import Subject
     from ..policies.rankings.energy import Energies
+    from ..policies.rankings.scores import Scores
 
 
 def add_rank_options(rank: argparse.ArgumentParser) -> None:
@@ -27,14 +35,15 @@ def add_rank_options(rank: argparse.ArgumentParser) -> None:
     rank.add_argument("--limit", type=count, default=EXAMPLES, metavar="N",
                       help="examples to run, of the half of each task that guides a search "
                       f"(default: {EXAMPLES})")  # fmt: skip
-    rank.add_argument("--of", choices=["channels", "layers"], default="channels",
-                      help="`layers` writes a policy: the layers whose attention maps have the lowest rank leave out "
-                      "image tokens (ARank of γ-MoD), by a router to be trained (default: channels)")  # fmt: skip
+    rank.add_argument("--of", choices=[*NOUNS, "layers"], default="channels",
+                      help="what `ffn_ratio` ranks, what `head_ratio` ranks, or both in one file; `layers` writes a "
+                      "policy: the layers whose attention maps have the lowest rank leave out image tokens (ARank of "
+                      "γ-MoD), by a router to be trained (default: channels)")  # fmt: skip
     rank.add_argument("--count", type=count, metavar="N", help="with --of layers, how many (default: half of them)")
     rank.add_argument("--token-ratio", type=weight, default=0.5, metavar="R",
                       help="with --of layers, the share of image tokens that they keep (default: 0.5)")  # fmt: skip
     rank.add_argument("--alpha", type=weight, default=ALPHA, metavar="A",
-                      help="weight of a channel's highest energy against the sum over all tokens, "
+                      help="weight of the highest energy against the sum over all tokens, "
                       f"0 to 1 (default: {ALPHA})")  # fmt: skip
     rank.add_argument("--out", type=Path, metavar="FILE",
                       help=f"the file to write (default: {RANKING}, or {ARANK} with --of layers)")  # fmt: skip
@@ -74,7 +83,8 @@ def rank(options: argparse.Namespace) -> int:
     if options.of == "layers":
         rank_layers(options, subject, tasks)
         return 0
-    refused = why_not_ranked(subject.model)
+    nouns = NOUNS[options.of]
+    refused = {noun: why_not_ranked(subject.model, noun) for noun in nouns}
     found = energies(subject, tasks, options.limit, options.alpha, refused)
     facts = {"alpha": options.alpha, "examples": found.examples, "tokens": found.tokens}
     content = ranking_file(found.scores, facts)
@@ -84,27 +94,38 @@ def rank(options: argparse.Namespace) -> int:
     return 0
 
 
-def energies(subject: "Subject", tasks: list[str], limit: int, alpha: float, refused: dict[int, str]) -> "Energies":
-    """Rank all layers but those that are refused, on examples that a search of these tasks would be guided by.
+def energies(
+    subject: "Subject", tasks: list[str], limit: int, alpha: float, refused: dict[Noun, dict[int, str]]
+) -> "Energies":
+    """Rank the layers that are not refused, on examples that a search of these tasks would be guided by.
+
+    Args:
+        subject: The model.
+        tasks: The tasks.
+        limit: The number of examples.
+        alpha: See `ChannelEnergy`.
+        refused: By what is ranked, the reasons why that of some layers cannot be.
 
     Raises:
-        ModelError: no layer is left.
+        ModelError: of one kind no layer is left.
         EvaluatorError: a task cannot be used, or has no prompts.
     """
     from ..evaluators.example_options import ExampleOptions
     from ..evaluators.loaded_examples import LoadedExamples
     from ..evaluators.statistics import on_device
     from ..policies.families.layers import decoder_layers
-    from ..policies.rankings.energy import channel_energies
+    from ..policies.rankings.energy import find_energies
 
-    layers = {layer.index for layer in decoder_layers(subject.model)} - {*refused}
-    if not layers:
-        lines = [f"layer {index}: {reason}" for index, reason in refused.items()]
-        hint = "rank by `weights` or `first`, where `ffn_ratio` works"
-        raise ModelError(f"no layer of {type(subject.model).__name__} can be ranked", lines[:5], hint)
+    every = {layer.index for layer in decoder_layers(subject.model)}
+    ranked = {noun: every - {*reasons} for noun, reasons in refused.items()}
+    for noun, reasons in refused.items():
+        if not ranked[noun]:
+            lines = [f"layer {index}: {reason}" for index, reason in reasons.items()]
+            hint = "rank by `weights` or `first`, where a share of them works"
+            raise ModelError(f"the {noun} of no layer of {type(subject.model).__name__} can be ranked", lines[:5], hint)
     examples = LoadedExamples(ExampleOptions(tasks=tasks), subject)
     inputs = (on_device(prompt, subject.model) for prompt in examples.calibration_prompts(limit))
-    return channel_energies(subject.model, inputs, layers, alpha)
+    return find_energies(subject.model, inputs, **ranked, alpha=alpha)
 
 
 def rank_layers(options: argparse.Namespace, subject: "Subject", tasks: list[str]) -> None:
@@ -164,26 +185,33 @@ def attention_ranks(subject: "Subject", tasks: list[str], limit: int) -> tuple[l
 def print_ranking(
     options: argparse.Namespace,
     found: "Energies",
-    refused: dict[int, str],
+    refused: dict[Noun, dict[int, str]],
     facts: dict[str, Any],
     selection: dict[str, str],
 ) -> None:
     """Print what was written, and the lines of a policy and a space that use it."""
-    channels = {index: len(scores) for index, scores in sorted(found.scores.items())}
+    counts = {noun: ranked_counts(found.scores, noun) for noun in refused}
     if options.json:
-        print(json.dumps({"out": str(options.out), "model": options.model, **facts, "channels": channels,
+        print(json.dumps({"out": str(options.out), "model": options.model, **facts, **counts,
                           "refused": refused, "width_selection": selection}))  # fmt: skip
         return
-    for index, reason in refused.items():
-        print(escape_invisible(f"left out: layer {index}: {reason}"), file=sys.stderr)
-    ranked = f"ranked {sum(channels.values()):,} channels of {len(channels)} layers"
+    for noun, reasons in refused.items():
+        for index, reason in reasons.items():
+            print(escape_invisible(f"left out: {noun} of layer {index}: {reason}"), file=sys.stderr)
+    ranked = [f"{sum(each.values()):,} {UNITS[noun]} of {len(each)} layers" for noun, each in counts.items()]
     lines = [
-        f"{ranked} on {found.examples} examples of {found.tokens:,} tokens",
+        f"ranked {' and '.join(ranked)} on {found.examples} examples of {found.tokens:,} tokens",
         f"wrote {options.out}",
         f"in a policy beside it: width_selection: {flow(selection)}",
         f"in a space beside it: width_selection: {flow({key: selection[key] for key in ('ranking', 'file')})}",
     ]
     print(escape_invisible("\n".join(lines)))
+
+
+def ranked_counts(scores: "Scores", noun: Noun) -> dict[int, int]:
+    """How many channels, or groups of heads, of each layer are ranked."""
+    of_layers = scores.channels if noun == "channels" else scores.heads
+    return {index: len(of_layer) for index, of_layer in sorted(of_layers.items())}
 
 
 def flow(mapping: dict[str, str]) -> str:

@@ -69,7 +69,7 @@ def refuse_used(options: argparse.Namespace) -> None:
     Raises:
         UsageError: it has, or it is a file.
     """
-    from ..recovery.recover import CHECKPOINTS
+    from ..recovery.checkpoints import CHECKPOINTS
 
     out = options.out
     if out.exists() and (not out.is_dir() or any(entry.name != CHECKPOINTS for entry in out.iterdir())):

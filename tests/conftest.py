@@ -1,10 +1,14 @@
-"""One thread, and the option that writes the table of what works."""
+"""One thread, files that stay compiled, and the option that writes the table of what works."""
 
 import os
+import sys
 from pathlib import Path
 
 # Two threads on a shared processor wait for each other longer than they work, in what tests start too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Else each process that a test starts compiles all that it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from layer_formulas import a
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -97,6 +98,29 @@ def heads_of(groups: list[int], shape: Shape) -> list[int]:
     """The query heads of some groups."""
     each = shape.heads // shape.groups
     return [group * each + head for group in groups for head in range(each)]
+
+
+def energies(layer: nn.Module, run: Callable[[], object], alpha: float) -> Tensor:
+    """By group of heads, (1 - alpha) sum + alpha max over tokens of |A(x) - A(x) without the group|^2."""
+    attention, calls = attention_of(layer), []
+    shape, columns = shape_of(attention), matrix(output_of(attention))
+    hook = attention.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    run()
+    hook.remove()
+
+    def outputs() -> Tensor:
+        found = [attention(*args, **named)[0] for args, named in calls]
+        return torch.cat([one.flatten(0, -2) for one in found])
+
+    whole, result = outputs(), []
+    for group in range(shape.groups):
+        own = columns_of([group], shape)
+        before = columns[:, own].clone()
+        columns[:, own] = 0.0
+        added = (whole - outputs()).square().sum(dim=-1)
+        columns[:, own] = before
+        result.append((1 - alpha) * added.sum() + alpha * added.max())
+    return torch.stack(result)
 
 
 def stored_heads(groups: list[int], attention: Any, shape: Shape) -> list[int]:

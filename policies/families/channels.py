@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..quantized.tensors import first_address, plain_tensors, why_not_divided
 from .experts import ExpertMatrix, NarrowExperts, fused_experts
 from .layers import eval_mode
+from .lora import LoraLinear, plain_linear
 from .sublayers import Sublayers
 from .twins import agree, twin_of
 
@@ -57,7 +58,7 @@ class ChannelLayer:
 
     Attributes:
         path: Its name in the module that holds the FFN's parts; of an expert's matrix, the name of the experts.
-        linear: The layer.
+        linear: The layer, or what stands in its place.
         blocks: How many rows belong to a channel: 1, or 2 where one layer makes gates and values; 0 where it reads
             channels.
     """
@@ -69,14 +70,23 @@ class ChannelLayer:
     @property
     def module(self) -> nn.Module:
         """The module under the path."""
-        module: nn.Module = self.linear.experts if isinstance(self.linear, ExpertMatrix) else self.linear
+        module: nn.Module = self.linear
+        if isinstance(self.linear, ExpertMatrix):
+            module = self.linear.experts
+        elif isinstance(self.linear, LoraLinear):
+            module = self.linear.module
         return module
+
+    @property
+    def is_turned(self) -> bool:
+        """True where its matrix is stored with inputs as rows."""
+        return isinstance(self.linear.base if isinstance(self.linear, LoraLinear) else self.linear, Conv1D)
 
     @property
     def weight(self) -> Tensor:
         """Its matrix as a view, shape (outputs, inputs)."""
         weight: Tensor = self.linear.weight
-        return weight.T if isinstance(self.linear, Conv1D) else weight
+        return weight.T if self.is_turned else weight
 
     @property
     def channels(self) -> int:
@@ -99,15 +109,18 @@ class ChannelLayer:
 
     def axes(self) -> Iterator[ChannelAxis]:
         """Its parameters that have an axis of channels."""
-        rows = 1 if isinstance(self.linear, Conv1D) else 0
+        rows, path = int(self.is_turned), self.path
         axis = rows if self.blocks else 1 - rows
         if isinstance(self.linear, ExpertMatrix):
-            key = f"{self.path}.{self.linear.name}"
-            yield ChannelAxis(self.linear.parameter, key, self.linear.expert, axis)
+            yield ChannelAxis(self.linear.parameter, f"{path}.{self.linear.name}", self.linear.expert, axis)
             return
-        yield ChannelAxis(self.linear.weight, f"{self.path}.weight", None, axis)
+        if isinstance(self.linear, LoraLinear):
+            for name, matrix in self.linear.matrices("B" if self.blocks else "A"):
+                yield ChannelAxis(matrix, f"{path}.{name}", None, 0 if self.blocks else 1)
+            path = f"{path}.base_layer"
+        yield ChannelAxis(self.linear.weight, f"{path}.weight", None, axis)
         if self.blocks and self.linear.bias is not None:
-            yield ChannelAxis(self.linear.bias, f"{self.path}.bias", None, 0)
+            yield ChannelAxis(self.linear.bias, f"{path}.bias", None, 0)
 
 
 # The layers that have the same channels: those of a dense FFN, or of one expert.
@@ -129,15 +142,20 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The channels of `x`, or the output of channels that `x` has; shape (batch, tokens, outputs)."""
-        bias = self.whole.linear.bias
+        linear, places = self.whole.linear, self.whole.places(self.start, self.stop)
+        own = places if self.whole.blocks else places[:1]
         if not self.whole.blocks:
-            return functional.linear(x, self.views()[0], None if self.start else bias)
-        rows = self.whole.places(self.start, self.stop)
-        parts = [
-            functional.linear(x, view, None if bias is None else bias[own])
-            for view, own in zip(self.views(), rows, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            out = functional.linear(x, self.views()[0], None if self.start else linear.bias)
+        else:
+            parts = [
+                functional.linear(x, view, None if linear.bias is None else linear.bias[rows])
+                for view, rows in zip(self.views(), own, strict=True)
+            ]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if not isinstance(linear, LoraLinear):
+            return out
+        added = linear.update(x, None, own) if self.whole.blocks else linear.update(x, own, None)
+        return out if added is None else (out + added).to(out.dtype)
 
     def views(self) -> list[Tensor]:
         """The parts of the other layer's matrix that it reads, as views."""
@@ -162,8 +180,8 @@ def channel_groups(sublayers: Sublayers) -> list[Group]:
 def linear_layers(prefix: str, children: dict[str, nn.Module]) -> Group:
     """The linear layers among some modules that make or read channels."""
     known = {name: child for name, child in children.items() if name in BLOCKS}
-    plain = {name: child for name, child in known.items() if isinstance(child, nn.Linear | Conv1D)}
-    return [ChannelLayer(prefix + name, child, BLOCKS[name]) for name, child in plain.items()]
+    plain = {name: linear for name, child in known.items() if (linear := plain_linear(child)) is not None}
+    return [ChannelLayer(prefix + name, linear, BLOCKS[name]) for name, linear in plain.items()]
 
 
 def narrow_parts(sublayers: Sublayers, groups: Sequence[Group], ends: Sequence[Ends]) -> dict[str, nn.Module]:
@@ -225,7 +243,7 @@ def of_experts(children: dict[str, nn.Module]) -> str | None:
     """The reason why a mixture of experts cannot be narrow that its modules show."""
     for name, child in children.items():
         shared = dict(child.named_children())
-        if "expert" not in name or fused_experts(child) or isinstance(child, nn.Linear):
+        if "expert" not in name or fused_experts(child) or plain_linear(child) is not None:
             # A linear layer by that name says how much of the shared expert counts.
             continue
         if not linear_layers("", shared) or of_linear_layers(shared) is not None:

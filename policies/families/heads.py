@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from ..quantized.tensors import as_numbers
+from ..quantized.tensors import precise
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
+from .lora import plain_linear
 from .twins import agree, twin_of
 
 # Names of output projections, of projections that make queries, keys and values in one (one after the other, or a group
@@ -98,7 +98,7 @@ def find_heads(attention: nn.Module) -> Heads:
         LookupError: its projections are not known; the message is the reason, in words.
     """
     linear: dict[str, Any] = {
-        name: part for name, part in attention.named_children() if isinstance(part, nn.Linear | Conv1D)
+        name: found for name, part in attention.named_children() if (found := plain_linear(part)) is not None
     }
     read = next((name for name in OUTPUTS if name in linear), None)
     width = getattr(attention, "head_dim", getattr(attention, "head_size", getattr(attention, "qk_head_dim", None)))
@@ -194,14 +194,13 @@ def head_norms(heads: Heads) -> Tensor:
     each group's values and outputs are for some input may rank groups in another way; this needs no input.
     """
     read, made = heads.layers[-1], heads.values
-    columns = as_numbers(read.weight).unflatten(1, (heads.groups, -1))
-    precision = torch.promote_types(columns.dtype, torch.float32)
-    product = torch.linalg.vector_norm(columns, dim=(0, 2), dtype=precision)
+    columns = precise(read.weight).unflatten(1, (heads.groups, -1))
+    product = torch.linalg.vector_norm(columns, dim=(0, 2))
     if made is None:
         return product
     first = sum(made.sizes[:-1]) * heads.groups
-    rows = as_numbers(made.weight)[first : first + made.sizes[-1] * heads.groups].unflatten(0, (heads.groups, -1))
-    values = torch.linalg.vector_norm(rows[:, -heads.value_width :], dim=(1, 2), dtype=precision)
+    rows = precise(made.weight)[first : first + made.sizes[-1] * heads.groups].unflatten(0, (heads.groups, -1))
+    values = torch.linalg.vector_norm(rows[:, -heads.value_width :], dim=(1, 2))
     return product * values.to(product.device)
 
 

@@ -50,7 +50,8 @@ class NarrowHeads(NarrowSublayer):
         count = int(self._ratio * self._heads.groups)
         if self.ranking == "first":
             return [torch.arange(count)]
-        return [head_norms(self._heads).argsort(descending=True, stable=True)[:count].sort().values]
+        scores = head_norms(self._heads) if self.scores is None else self.scores
+        return [scores.argsort(descending=True, stable=True)[:count].sort().values]
 
     def check_current(self) -> None:
         """See `NarrowSublayer`; both parts follow the attention into training and evaluation.

@@ -19,8 +19,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..choice import Ranking
 from ..errors import ModelError, PolicyError
-from ..quantized.tensors import as_numbers, with_axis
+from ..quantized.tensors import precise, with_axis
 from .channels import ChannelAxis, Group, channel_groups, narrow_parts
+from .lora import LoraLinear
 from .sublayers import Sublayers
 
 # By weight, what runs a part of it. One that changes its order would change what the others compute.
@@ -37,7 +38,7 @@ class NarrowSublayer(ABC):
 
     Attributes:
         scores: By which `energy` ranks the channels of all groups, one after the other, shape (channels,); set before
-            it is installed. No heads are ranked so.
+            it is installed.
 
     Raises:
         PolicyError: another policy runs a part of the same weights, and one of the two changes their order.
@@ -52,7 +53,13 @@ class NarrowSublayer(ABC):
         self._ratio = Fraction(str(ratio))
         self._groups = groups
         self._modules = {layer.path: layer.module for group in self._groups for layer in group}
-        self._kept: list[int] = []
+        self._adapters = {
+            layer.path: (layer.linear, layer.linear.adapters)
+            for group in self._groups
+            for layer in group
+            if isinstance(layer.linear, LoraLinear)
+        }
+        self._best: list[Tensor] = []
         self._orders: list[Tensor] = []
         self._hooks: list[Any] = []
         if self._is_in_the_way():
@@ -77,7 +84,16 @@ class NarrowSublayer(ABC):
 
     @abstractmethod
     def best(self) -> list[Tensor]:
-        """The channels that run, ascending, for each group."""
+        """The channels that run, ascending, for each group; by the weights that the model has now."""
+
+    def rank(self) -> None:
+        """Choose the channels that run, once for all; call it before trained weights are put into the model."""
+        self._best = self.best()
+
+    @property
+    def _kept(self) -> list[int]:
+        """How many channels of each group run."""
+        return [len(channels) for channels in self._best]
 
     @property
     def left_out_bytes(self) -> int:
@@ -90,13 +106,14 @@ class NarrowSublayer(ABC):
         return total
 
     def check_current(self) -> None:
-        """Refuse to go on where linear layers were replaced since the policy was applied.
+        """Refuse to go on where linear layers, or adapters in them, were replaced since the policy was applied.
 
         Raises:
             ModelError: naming them.
         """
         parent = self.parent
         replaced = [path for path, module in self._modules.items() if parent.get_submodule(path) is not module]
+        replaced += [path for path, (linear, names) in self._adapters.items() if linear.adapters != names]
         if replaced:
             raise ModelError(
                 f"linear layers were replaced under a policy that runs a share of their {self.noun}",
@@ -108,12 +125,10 @@ class NarrowSublayer(ABC):
         """Put the best channels first."""
         for axis, *_ in self._axes():
             _users.setdefault(axis.parameter, WeakSet()).add(self)
-        best = self.best()
-        self._kept = [len(channels) for channels in best]
         if self.ranking == "first":
             return
         self._orders = [
-            first_of(channels, group[0].channels) for channels, group in zip(best, self._groups, strict=True)
+            first_of(channels, group[0].channels) for channels, group in zip(self._best, self._groups, strict=True)
         ]
         self._move(self._orders)
         self._hooks = [
@@ -265,8 +280,6 @@ def channel_norms(group: Group) -> Tensor:
     """For each channel the product of the norms of its weights, float32, shape (channels,)."""
     product = torch.ones(group[0].channels, device=group[0].weight.device)
     for layer in group:
-        weight = as_numbers(layer.weight)
-        precise = torch.promote_types(weight.dtype, torch.float32)
-        norms = torch.linalg.vector_norm(weight, dim=1 if layer.blocks else 0, dtype=precise)
+        norms = torch.linalg.vector_norm(precise(layer.weight), dim=1 if layer.blocks else 0)
         product *= norms.view(max(layer.blocks, 1), -1).prod(dim=0).to(product.device)
     return product

@@ -1,5 +1,6 @@
 """Weights as they are stored: the plain tensors of a quantised one, their bytes, and the numbers they stand for."""
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -36,6 +37,15 @@ def is_int8(weight: Tensor) -> bool:
 def as_numbers(weight: Tensor) -> Tensor:
     """The numbers that a weight stands for, as a plain tensor; the weight itself where it is one."""
     return weight.dequantize() if is_int8(weight) else weight
+
+
+def precise(weight: Tensor) -> Tensor:
+    """The numbers that a weight stands for, at least in float32.
+
+    What is computed from them is the same to the last bit for a weight and for its copy in float32.
+    """
+    numbers = as_numbers(weight)
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def with_axis(weight: Tensor, axis: int) -> list[Tensor]:

@@ -12,20 +12,19 @@ alone, in a batch, with a cache and in training. A frozen adapter has constants 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Final, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from ..errors import ModelError, PolicyError, PolicyMismatch
+from ..errors import ModelError, PolicyError
 from ..families.layers import layer_list
 from ..policy import Policy
 from .files import ADAPTERS
+from .modules import LayerModules
 from .swap import read_tensors
 
 BLOCKS: Final = 2
@@ -119,8 +118,10 @@ def applied(layer: nn.Linear, x: Tensor) -> Tensor:
     return linear(x, layer.weight.to(x), layer.bias.to(x))
 
 
-class Adapters(nn.ModuleDict):
+class Adapters(LayerModules):
     """Adapters by the number of their layer, as text; float32."""
+
+    noun, file = "adapters", ADAPTERS
 
     @classmethod
     def of(cls, model: PreTrainedModel, policy: Policy, rank: int) -> "Adapters":
@@ -144,14 +145,6 @@ class Adapters(nn.ModuleDict):
         """The adapter of a layer."""
         return cast(Adapter, self[str(index)])
 
-    def save(self, folder: Path) -> None:
-        """Write the adapters into a folder."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / ADAPTERS)
-
-    def load(self, folder: Path) -> None:
-        """Read adapters of the same layers and rank that `save` wrote."""
-        self.load_state_dict(read_tensors(folder / ADAPTERS))
-
     @classmethod
     def read(cls, folder: Path, layers: Sequence[int], width: int) -> "Adapters":
         """Read the adapters of some layers from a folder.
@@ -159,31 +152,15 @@ class Adapters(nn.ModuleDict):
         Raises:
             PolicyMismatch: they are those of other layers, or of another width.
         """
-        found = read_tensors(folder / ADAPTERS)
-        by_layer = {name: dict(own) for name, own in groupby(sorted(found.items()), lambda one: one[0].split(".")[0])}
-        wrong = [f"layer {name}: in the file or the policy alone" for name in sorted({*by_layer} ^ {*map(str, layers)})]
-        adapters = cls()
-        for name, own in by_layer.items() if not wrong else ():
-            tensors = {key.partition(".")[2]: tensor for key, tensor in own.items()}
-            rank = tensors["down.weight"].shape[0] if "down.weight" in tensors else BLOCKS
-            adapter = Adapter(width, rank)
-            if "frozen" in tensors:
-                adapter.frozen = torch.zeros(rank + EXPERTS)
-            wanted = {key: tensor.shape for key, tensor in adapter.state_dict().items()}
-            if wanted != {key: tensor.shape for key, tensor in tensors.items()}:
-                wrong.append(f"layer {name}: found {shapes(tensors)}, the model needs {shapes(adapter.state_dict())}")
-                continue
-            adapter.load_state_dict(tensors)
-            adapters[name] = adapter
-        if wrong:
-            hint = "copy the whole folder that `skipsearch recover` wrote, and load the model that its policy names"
-            raise PolicyMismatch(f"the adapters in {folder} do not fit", wrong[:5], hint)
+        adapters, found = cls(), read_tensors(folder / ADAPTERS)
+        for index in layers:
+            down = found.get(f"{index}.down.weight")
+            adapter = Adapter(width, BLOCKS if down is None else len(down))
+            if f"{index}.frozen" in found:
+                adapter.frozen = torch.zeros(adapter.rank + EXPERTS)
+            adapters[str(index)] = adapter
+        adapters.take(found, folder)
         return adapters
-
-
-def shapes(tensors: dict[str, Tensor]) -> str:
-    """Tensors by name with their shapes, in one line."""
-    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items()))
 
 
 def adapted_layers(policy: Policy) -> list[int]:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ..errors import ModelError
 from ..families.channels import ChannelLayer, channel_groups, of_linear_layers, of_weights, random_tokens
 from ..families.layers import eval_mode
+from ..families.lora import LoraLinear
 from ..families.sublayers import Sublayers
 from ..families.twins import agree, twin_of
 from .adapters import Adapter
@@ -133,5 +134,6 @@ def foldable(sublayers: Sublayers) -> list[ChannelLayer] | None:
     children, groups = sublayers.ffn_children, channel_groups(sublayers)
     if any("expert" in name for name in children) or of_linear_layers(children) is not None or len(groups) != 1:
         return None
-    plain = all(of_weights(layer, reorders=False) is None for layer in groups[0])
+    adapted = any(isinstance(layer.linear, LoraLinear) for layer in groups[0])
+    plain = not adapted and all(of_weights(layer, reorders=False) is None for layer in groups[0])
     return groups[0] if plain and any(layer.blocks for layer in groups[0]) else None

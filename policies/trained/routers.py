@@ -5,23 +5,22 @@ layers (γ-MoD, arXiv:2410.13859). It begins at zero: then every token counts th
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import PolicyError, PolicyMismatch
+from ..errors import PolicyError
 from ..policy import Policy
 from ..scores.table import ROUTER
 from .files import ROUTERS
+from .modules import LayerModules
 
 SHARED: Final = "shared"
 
 
-class Routers(nn.ModuleDict):
+class Routers(LayerModules):
     """Routers by the number of their layer, as text, or one under `shared`; float32.
 
     Args:
@@ -33,6 +32,8 @@ class Routers(nn.ModuleDict):
         losses: In training, one entry for each layer of the last forward: the cross-entropy between the router's σ(r)
             and whether the layer kept a token, mean over image tokens, in nats (γ-MoD's masked routing learning).
     """
+
+    noun, file = "routers", ROUTERS
 
     def __init__(self, layers: Sequence[int], width: int, shared: bool = False) -> None:
         super().__init__({name: nn.Linear(width, 1) for name in ([SHARED] if shared else map(str, layers))})
@@ -50,29 +51,6 @@ class Routers(nn.ModuleDict):
     def of_layer(self, index: int) -> nn.Module:
         """The router of a layer."""
         return self[SHARED] if SHARED in self else self[str(index)]
-
-    def save(self, folder: Path) -> None:
-        """Write the routers into a folder."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / ROUTERS)
-
-    def load(self, folder: Path) -> None:
-        """Read the routers from a folder.
-
-        Raises:
-            PolicyMismatch: they are those of other layers, or of another width.
-        """
-        found, own = load_file(folder / ROUTERS), self.state_dict()
-        names = sorted(name for name in {*found, *own} if name not in found or name not in own)
-        wrong = [f"{name}: in the file or the policy alone" for name in names]
-        wrong += [
-            f"{name}: found {list(found[name].shape)}, the model needs {list(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if wrong:
-            hint = "copy the whole folder that `skipsearch recover` wrote, and load the model that its policy names"
-            raise PolicyMismatch(f"the routers in {folder} do not fit", wrong[:5], hint)
-        self.load_state_dict(found)
 
 
 def routed_layers(policy: Policy) -> list[int]:

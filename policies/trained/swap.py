@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..choice import has_width
-from ..errors import PolicyError, PolicyMismatch
+from ..errors import PolicyMismatch
 from ..policy import Policy
 from ..quantized.tensors import is_plain
 
@@ -55,8 +54,7 @@ def trained_swap(model: nn.Module, policy: Policy) -> WeightSwap | None:
     A LoRA adapter is merged, W + s B A, so that the model computes no more than without it.
 
     Raises:
-        PolicyError: the weights are not beside the policy, they are other ones, or they replace weights of a model of
-            which the policy runs a share of channels or heads.
+        PolicyError: the weights are not beside the policy, or they are other ones.
         PolicyMismatch: they do not fit the model.
     """
     if policy.weights is None:
@@ -65,10 +63,6 @@ def trained_swap(model: nn.Module, policy: Policy) -> WeightSwap | None:
     # What is made in inference mode cannot take part in training later.
     with torch.inference_mode(False), torch.no_grad():
         made = merged(model, folder) if policy.weights.format == "peft" else whole(model, folder)
-    if made and has_width(policy.canonical().layers):
-        reason = "channels and heads are ranked by the model's weights, and trained ones would rank others first"
-        what = "trained weights do not go together with `ffn_ratio` and `head_ratio`"
-        raise PolicyError(what, [reason], "leave one of them out")
     return WeightSwap(model, made)
 
 

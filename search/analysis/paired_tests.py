@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from ...evaluators.base import Measurement
 from ..trial.trial_result import IntervalEstimate
@@ -75,6 +74,8 @@ def mcnemar(better: int, worse: int) -> float:
         better: Examples that only the first policy answers correctly.
         worse: Examples that only the second policy answers correctly.
     """
+    from scipy.stats import binomtest  # It takes longer to import than all of this package.
+
     discordant = better + worse
     return float(binomtest(better, discordant).pvalue) if discordant else 1.0
 

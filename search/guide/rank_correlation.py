@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from ..trial.trial_result import IntervalEstimate
 
@@ -27,6 +26,8 @@ def kendall(values: np.ndarray, others: np.ndarray, seed: int = 0) -> IntervalEs
     Returns:
         None where a variable is constant.
     """
+    from scipy.stats import kendalltau  # A tenth of what a worker imports, and few need it.
+
     tau = float(kendalltau(values, others).statistic)
     if math.isnan(tau):
         return None

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
 from .candidates import Strategy
+from .parameter_codec import ParameterCodec
 from .search_space import Scales
-from .trial_history import ParameterCodec, TrialHistory
+from .trial_history import TrialHistory
 
 Params = Mapping[str, Any]
 

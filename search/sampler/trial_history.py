@@ -6,27 +6,22 @@ All state here is derived from the trials. It is cached, because reading two tho
 import math
 from bisect import insort
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import lru_cache
+from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..trial.arrays import Codes
 from .candidates import Strategy
+from .observation import Finished, Observation, merge_by_policy
 from .observations import Observations
+from .parameter_codec import Code, ParameterCodec, Params
 from .search_space import CategoricalSpace, Scales
 
-IDENTITY_CACHE = 1 << 14  # policies whose identity is cached: candidates that rank high often rank high again
 ASKING = timedelta(minutes=1)  # a running trial without parameters after that time never gets any: its process died
-
-Params = Mapping[str, Any]
-Code = NDArray[np.int16]
-Finished = tuple[datetime, int]  # when a trial finished, and its number
 
 
 class TrialEstimate(NamedTuple):
@@ -46,93 +41,6 @@ class TrialEstimate(NamedTuple):
     constraints: Mapping[str, float] = MappingProxyType({})
     score: float = math.nan
     score_error: float = 0.0
-
-
-class ParameterCodec:
-    """Converts between parameters and codes, one a variable.
-
-    Args:
-        choices: By parameter.
-        neutral: By parameter, the dense model's choice.
-        identity: Maps parameters to a value that is equal for parameters with the same meaning; None for the parameters
-            themselves.
-        allowed: False for parameters that must not be proposed; None allows all.
-    """
-
-    def __init__(
-        self,
-        choices: Mapping[str, Sequence[Any]],
-        neutral: Params,
-        identity: Callable[[Params], Hashable] | None,
-        allowed: Callable[[Params], bool] | None,
-    ) -> None:
-        self._identity, self._allowed = identity, allowed
-        self.names = list(choices)
-        self.values = [
-            [neutral[name], *(value for value in options if value != neutral[name])]
-            for name, options in choices.items()
-        ]
-        self._codes = [{value: code for code, value in enumerate(values)} for values in self.values]
-        self._cached_check = lru_cache(IDENTITY_CACHE)(self._check)
-
-    def decode(self, code: Code) -> dict[str, Any]:
-        """The parameters of a policy."""
-        return {name: values[number] for name, values, number in zip(self.names, self.values, code, strict=True)}
-
-    def encode(self, params: Params) -> Code | None:
-        """The codes of parameters; None where a value is no choice."""
-        found = [codes.get(params[name]) for codes, name in zip(self._codes, self.names, strict=True)]
-        return None if None in found else np.array(found, np.int16)
-
-    def identity(self, params: Params) -> Hashable:
-        """Equal for parameters with the same meaning."""
-        if self._identity:
-            return self._identity({name: params[name] for name in self.names})
-        return tuple(params[name] for name in self.names)
-
-    def check(self, code: Code) -> tuple[Hashable, bool]:
-        """The identity of a policy, and whether it may be proposed."""
-        return self._cached_check(code.tobytes())
-
-    def _check(self, code: bytes) -> tuple[Hashable, bool]:
-        params = self.decode(np.frombuffer(code, np.int16))
-        return self.identity(params), self._allowed is None or self._allowed(params)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the strategy learns from one finished trial.
-
-    Attributes:
-        finished: When it finished, and its number.
-        key: The identity of its parameters.
-        code: Its policy; None where the strategy learns nothing from it.
-        values: The expensive objective and the others, all minimised; NaN where not measured.
-        constraints: By name, how far each is violated.
-        error: Standard error of the first value.
-        is_estimate: True where the values are estimates that later trials change.
-        failed: True for a failed trial.
-        score: See `Observations.scores`.
-        score_error: Standard error of the score.
-        scored_at: See `Observations.scored_at`.
-    """
-
-    finished: Finished
-    key: Hashable
-    code: Code | None
-    values: tuple[float, ...]
-    constraints: Mapping[str, float]
-    error: float
-    is_estimate: bool
-    failed: bool
-    score: float
-    score_error: float
-    scored_at: int = 0
-
-    @property
-    def constraint_names(self) -> set[str]:
-        """Names of the constraints that the strategy learns from it."""
-        return set() if self.code is None else {*self.constraints}
 
 
 class TrialHistory:
@@ -338,30 +246,3 @@ class TrialHistory:
                 score_errors=np.r_[before.score_errors, [one.score_error for one in used]],
                 scored_at=np.r_[before.scored_at, [one.scored_at for one in used]],
             )
-
-
-def merge_by_policy(observations: Sequence[Observation]) -> list[Observation]:
-    """One observation for each policy, at its first place, with the scores and costs that its later trials add.
-
-    Args:
-        observations: Of all trials, in the order in which they finished.
-    """
-    merged: dict[Hashable, Observation] = {}
-    for one in observations:
-        if one.code is None:
-            continue
-        first = merged.get(one.key)
-        if first is None:
-            merged[one.key] = replace(one, scored_at=len(merged) + 1)
-            continue
-        values = tuple(old if math.isfinite(old) else new for old, new in zip(first.values, one.values, strict=True))
-        scored = math.isfinite(one.score)
-        merged[one.key] = replace(
-            first,
-            values=values,
-            constraints={**first.constraints, **one.constraints},
-            score=one.score if scored else first.score,
-            score_error=one.score_error if scored else first.score_error,
-            scored_at=len(merged) if scored else first.scored_at,
-        )
-    return list(merged.values())

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ...evaluators.base import Direction, Metric, available, evaluator_class, metrics_of
-from ...policies.choice import KEEP, LAST_LAYER, LayerChoice, has_width
+from ...policies.choice import KEEP, LAST_LAYER, LayerChoice
 from ...policies.document import Document, Problem
 from ...policies.errors import EvaluatorError, PolicyError
 from ...policies.policy import Policy
@@ -231,7 +231,7 @@ def start_problems(document: Document, space: Space, folder: Path) -> list[Probl
 
 
 def ranking_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
-    """A ranking of channels that is not there, or that no examples can be found for.
+    """A ranking of channels and heads that is not there, or that no examples can be found for.
 
     Args:
         document: The file of the space.
@@ -242,12 +242,7 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
     if width.file is not None and not (exists(folder / width.file) and (folder / width.file).is_file()):
         found = f"there is no file {(folder / width.file).absolute()}; `skipsearch rank` writes one"
         return [document.problem(("width_selection", "file"), found)]
-    if "energy" not in as_options(width.ranking):
-        return []
-    if any(choice.head_ratio is not None for rule in space.layers for choice in rule.expanded()):
-        found = "energy ranks no heads, and layers have a head_ratio; take weights or first, or leave head_ratio out"
-        return [document.problem(("width_selection", "ranking"), found)]
-    if width.file is not None:
+    if "energy" not in as_options(width.ranking) or width.file is not None:
         return []
     # An evaluator that does not exist is a problem of its own.
     if not {*space.evaluate} <= {*available()} or any(evaluator_class(name).splits for name in space.evaluate):
@@ -257,7 +252,7 @@ def ranking_problems(document: Document, space: Space, folder: Path) -> list[Pro
 
 
 def recover_problems(document: Document, space: Space, folder: Path) -> list[Problem]:
-    """Trainings that cannot be done: without their data, of a policy's widths, or beside evaluators that refuse them.
+    """Trainings that cannot be done: without their data, of quantised weights, or beside evaluators that refuse them.
 
     Args:
         document: The file of the space.
@@ -276,9 +271,6 @@ def recover_problems(document: Document, space: Space, folder: Path) -> list[Pro
         if value is not None and not exists(folder / value):
             found = f"there is no {(folder / value).absolute()}"
             problems.append(document.problem((*path, key), found))
-    if has_width(dict(enumerate(AllowedChoices(space).of_any_layer()))):
-        found = "a policy with `ffn_ratio` or `head_ratio` cannot be trained; leave one of the two out"
-        problems.append(document.problem(path, found))
     if space.model.quantization != NONE:
         found = "a model with quantised weights cannot be trained; leave out `model.quantization`, or this"
         problems.append(document.problem(path, found))

@@ -280,7 +280,7 @@ class WidthOptions(StrictModel):
         ranking: `weights` ranks a channel by the product of the norms of its weights, and a group of heads by that of
             its value and its output projection; `first` takes channels and heads in the order of the checkpoint;
             `energy` ranks a channel by what it adds to the FFN's output on examples of the search split, once a study,
-            and no heads.
+            and a group of heads by what it adds to the attention's.
         alpha: With `energy`, the weight of a channel's highest energy against the sum over all tokens, 0 to 1.
         file: With `energy`, a ranking that `skipsearch rank` made, relative to the space file; None makes one.
         sha256: Of that file; another one is refused.

@@ -2,10 +2,11 @@
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -40,7 +41,7 @@ class Proposal:
 def sample_trial(
     study: optuna.Study,
     space: Space,
-    parameters: Parameters,
+    drawn: Mapping[str, CategoricalDistribution],
     skip_sampler: SkipSampler | None,
     interrupted: FrozenTrial | None,
 ) -> Trial:
@@ -49,7 +50,7 @@ def sample_trial(
     Args:
         study: The study.
         space: The search space.
-        parameters: The parameters to draw.
+        drawn: The parameters to draw, as Optuna's distributions.
         skip_sampler: Our own sampler; None where the space names one of Optuna's.
         interrupted: A trial that was interrupted, whose missing parameters are drawn instead of a new trial's.
     """
@@ -58,9 +59,12 @@ def sample_trial(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.sampler = skip_sampler or make_optuna_sampler(search.sampler, search.seed, number, search.trials)
-        trial = study.ask() if interrupted is None else writable(study, interrupted)
-        for name, labels in parameters.options.items():
-            trial.suggest_categorical(name, labels)
+        if interrupted is None:
+            trial = study.ask({**drawn})
+        else:
+            trial = writable(study, interrupted)
+            for name, distribution in drawn.items():
+                trial.suggest_categorical(name, distribution.choices)
         if skip_sampler is None:
             # NSGA-II stores a trial's generation when its relative parameters are read. Without a generation, an
             # enqueued trial is never a parent.

@@ -6,7 +6,7 @@ reads its state from the study by itself.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
@@ -24,12 +24,20 @@ def population_size(trials: int) -> int:
     return max(8, min(50, trials // 4))
 
 
-def make_skip_sampler(space: Space, parameters: Parameters, inputs: SamplerInputs) -> SkipSampler:
+def distributions(parameters: Parameters) -> dict[str, CategoricalDistribution]:
+    """The parameters that may be drawn, as Optuna's distributions."""
+    return {name: CategoricalDistribution(labels) for name, labels in parameters.options.items()}
+
+
+def make_skip_sampler(
+    space: Space, parameters: Parameters, drawn: Mapping[str, CategoricalDistribution], inputs: SamplerInputs
+) -> SkipSampler:
     """Make our own sampler.
 
     Args:
         space: The space.
         parameters: The parameters that may be drawn.
+        drawn: The same as Optuna's distributions.
         inputs: What the sampler learns from the study.
     """
     return SkipSampler(
@@ -38,7 +46,7 @@ def make_skip_sampler(space: Space, parameters: Parameters, inputs: SamplerInput
         identity=lambda labels: policy_hash(parameters.policy(labels)),
         allowed=(lambda labels: parameters.allows(parameters.policy(labels))) if space.forbid else None,
         reference=inputs.reference,
-        search_space={name: CategoricalDistribution(labels) for name, labels in parameters.options.items()},
+        search_space={**drawn},
         estimate=inputs.estimate,
         layers=parameters.layers,
         chance_score=inputs.chance_accuracy if inputs.guide is not None else None,

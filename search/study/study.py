@@ -49,7 +49,7 @@ from .opening import (
 from .policy_results import PolicyResults
 from .remote.address import address_of
 from .sampler_inputs import SamplerInputs
-from .samplers import make_skip_sampler
+from .samplers import distributions, make_skip_sampler
 from .storage import quiet_optuna
 from .study_times import TimedTrialCache, stand_ins_of
 from .telling import add_promoted_trial, add_promotion_failure, trial_state
@@ -92,6 +92,7 @@ class SearchStudy(TimedTrialCache):
         self.space, self.num_layers, self.model_id = space, num_layers, model_id or space.model.id
         self.folder = path.parent
         self.parameters = Parameters(space, num_layers)
+        self._drawn = distributions(self.parameters)
         # Before the study is created, so that a mistake leaves none behind.
         for file in filter(is_policy_file, space.search.baselines):
             file_setting(self.parameters, file)
@@ -148,7 +149,7 @@ class SearchStudy(TimedTrialCache):
         """
         self._update_sampler()
         interrupted = self._interrupted.popleft() if self._interrupted else None
-        trial = sample_trial(self.study, self.space, self.parameters, self._skip_sampler, interrupted)
+        trial = sample_trial(self.study, self.space, self._drawn, self._skip_sampler, interrupted)
         policy = self.parameters.policy(trial.params)
         if not self.parameters.allows(policy):
             # The trial gets no policy among its attributes, so only the sampler sees it.
@@ -205,7 +206,7 @@ class SearchStudy(TimedTrialCache):
         stand_ins = stand_ins_of(self.study.user_attrs)
         predicted = {stand_in.metric for stand_in in stand_ins if stand_in.cost in self.space.objectives}
         inputs = SamplerInputs(self.space, self._policies, self.guide, self._read_smoothed, predicted)
-        self._skip_sampler = make_skip_sampler(self.space, self.parameters, inputs)
+        self._skip_sampler = make_skip_sampler(self.space, self.parameters, self._drawn, inputs)
 
     def _read_smoothed(self, trial: FrozenTrial) -> TrialResult:
         return self.times.smooth(self.read(trial))

@@ -1,4 +1,4 @@
-"""Ranks the channels of a space's model by energy, once before the search, and gives the ranking to its workers."""
+"""Ranks a model's channels and heads by energy, once before the search, and gives the ranking to its workers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Ranks(Protocol):
     """The workers of a search, as far as rankings concern them."""
 
-    def rank_channels(self) -> bytes:
+    def rank_widths(self) -> bytes:
         """Make the ranking on one worker; see `make_ranking`."""
 
     def share_ranking(self, content: bytes) -> None:
@@ -26,38 +26,40 @@ class Ranks(Protocol):
 
 
 def needs_ranking(space: Space, num_layers: int) -> bool:
-    """True where policies of a space rank channels by energy."""
-    return "energy" in as_options(space.width_selection.ranking) and bool(ranked_layers(space, num_layers))
+    """True where policies of a space rank channels or heads by energy."""
+    return "energy" in as_options(space.width_selection.ranking) and any(ranked_layers(space, num_layers))
 
 
-def ranked_layers(space: Space, num_layers: int) -> list[int]:
-    """The layers that may run a share of their channels."""
-    domains = space.domains(num_layers)
-    return [index for index, domain in enumerate(domains) if any(choice.ffn_ratio is not None for choice in domain)]
+def ranked_layers(space: Space, num_layers: int) -> tuple[list[int], list[int]]:
+    """The layers that may run a share of their channels, and those that may run a share of their heads."""
+    domains = [*enumerate(space.domains(num_layers))]
+    channels = [index for index, domain in domains if any(choice.ffn_ratio is not None for choice in domain)]
+    heads = [index for index, domain in domains if any(choice.head_ratio is not None for choice in domain)]
+    return channels, heads
 
 
 def make_ranking(evaluator: "PolicyEvaluator") -> bytes:
-    """Rank the channels of the layers that may run a share of them, on prompts of the search split.
+    """Rank the channels and the heads of the layers that may run a share of them, on prompts of the search split.
 
     Returns:
         The content of the file; see `policies.rankings.scores`.
 
     Raises:
-        ModelError: the channels of one of these layers cannot be ranked.
+        ModelError: the channels or the heads of one of these layers cannot be ranked.
         EvaluatorError: there are no examples, or their prompts cannot be made.
     """
     from ...evaluators.statistics import on_device
-    from ...policies.rankings.energy import channel_energies
+    from ...policies.rankings.energy import find_energies
     from ...policies.rankings.scores import ranking_file
 
     space, model = evaluator.space, evaluator.subject.model
     examples = next((one for one in evaluator.evaluators if isinstance(one, ExampleEvaluator)), None)
     if examples is None:
         hint = "add `accuracy` to the space, or name a file with `width_selection.file`"
-        raise EvaluatorError("there are no examples to rank channels on", hint=hint)
+        raise EvaluatorError("there are no examples to rank channels and heads on", hint=hint)
     alpha = space.width_selection.alpha
     inputs = (on_device(prompt, model) for prompt in examples.calibration_prompts(EXAMPLES))
-    found = channel_energies(model, inputs, ranked_layers(space, evaluator.num_layers), alpha)
+    found = find_energies(model, inputs, *ranked_layers(space, evaluator.num_layers), alpha=alpha)
     return ranking_file(found.scores, {"alpha": alpha, "examples": found.examples, "tokens": found.tokens})
 
 
@@ -70,9 +72,9 @@ def take_ranking(evaluator: "PolicyEvaluator", content: bytes) -> None:
     from ...policies.families.layers import decoder_layers
     from ...policies.rankings.scores import check_scores, read_scores, remember
 
-    ranked = ranked_layers(evaluator.space, evaluator.num_layers)
     layers = decoder_layers(evaluator.subject.model)
-    check_scores(read_scores(content, "the ranking"), [layer for layer in layers if layer.index in ranked])
+    channels, heads = ranked_layers(evaluator.space, evaluator.num_layers)
+    check_scores(read_scores(content, "the ranking"), [layers[one] for one in channels], [layers[one] for one in heads])
     remember(content)
 
 
@@ -84,7 +86,7 @@ def with_ranking(
     sha256: str | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Space:
-    """The space with the ranking of its channels, which all workers have then.
+    """The space with the ranking of its channels and heads, which all workers have then.
 
     Args:
         space: The space.
@@ -105,8 +107,8 @@ def with_ranking(
     elif space.width_selection.file is not None:
         content = given_ranking(space)
     else:
-        note("ranking the channels of the model by their energy")
-        content = pool.rank_channels()
+        note("ranking the channels and heads of the model by their energy")
+        content = pool.rank_widths()
     pool.share_ranking(content)
     if file is not None and sha256 is None:
         # A process that is killed here leaves no half a file.
@@ -128,7 +130,7 @@ def given_ranking(space: Space) -> bytes:
         content = file.read_bytes()
     except OSError as cause:
         hint = "name a file that `skipsearch rank` wrote, with `width_selection.file`"
-        raise PolicyError(f"the ranking of channels {file} cannot be read", [str(cause.strerror)], hint) from None
+        raise PolicyError(f"the ranking {file} cannot be read", [str(cause.strerror)], hint) from None
     return checked_content(file, space.width_selection.sha256 or digest(content))
 
 
@@ -149,5 +151,5 @@ def ranking_of_study(space: Space, file: Path, sha256: str) -> bytes:
     if given is not None and given.is_file() and digest(given.read_bytes()) != sha256:
         found = f"{given}: found SHA-256 {digest(given.read_bytes())}, expected {sha256}"
         hint = "resume with the ranking that it was begun with, or give the new study another `--name`"
-        raise StudyError("the study was made for another ranking of channels", [found], hint)
+        raise StudyError("the study was made for another ranking", [found], hint)
     return content

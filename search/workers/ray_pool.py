@@ -142,14 +142,14 @@ class Pool:
         """
         return float(self._ask_one("step_seconds", "timed a training step", study))
 
-    def rank_channels(self) -> bytes:
-        """Rank the channels of the model by energy, on one worker; see `ranking.make_ranking`.
+    def rank_widths(self) -> bytes:
+        """Rank channels and heads of the model by energy, on one worker; see `ranking.make_ranking`.
 
         Raises:
             SkipsearchError: they cannot be ranked.
             RunError: no worker is left.
         """
-        content: bytes = self._ask_one("rank_channels", "ranked the channels")
+        content: bytes = self._ask_one("rank_widths", "ranked channels and heads")
         return content
 
     def share_ranking(self, content: bytes) -> None:

@@ -170,7 +170,8 @@ class Training:
 
     def _trained(self, policy: Policy, folder: Path, settings: RecoverySettings) -> tuple[Policy, float]:
         """The policy with its trained weights, and the seconds of their training."""
-        from ...recovery.recover import CHECKPOINTS, recover
+        from ...recovery.checkpoints import CHECKPOINTS
+        from ...recovery.recover import recover
 
         refuse_unseen(folder)
         run = describe_run(policy, settings, self._data, self._subject)

@@ -66,8 +66,8 @@ class Worker:
         """Measure the statistics of the dense model that the space's baselines need; see `probe_dense`."""
         return probe_dense(self._loaded(), self._space.search.baselines)
 
-    def rank_channels(self) -> bytes:
-        """Rank the channels of the model by energy; see `make_ranking`."""
+    def rank_widths(self) -> bytes:
+        """Rank channels and heads of the model by energy; see `make_ranking`."""
         return make_ranking(self._loaded())
 
     def take_ranking(self, content: bytes) -> None:

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import slow_heads
 import torch
 import transformers as t
 from slow_widths import energies, lowest, silenced
 
-from families import FAMILIES, batch_of, layer_list, run
+from families import FAMILIES, REFUSED, batch_of, layer_list, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import ModelError, PolicyError, PolicyMismatch
-from skipsearch.policies.rankings.energy import channel_energies, why_not_ranked
+from skipsearch.policies.rankings.energy import find_energies, why_not_ranked
 from skipsearch.policies.rankings.files import digest
-from skipsearch.policies.rankings.scores import ranking_file, remember
+from skipsearch.policies.rankings.scores import Scores, ranking_file, read_scores, remember
 
 # Gates and values apart, in one, biases and transposed weights, no module of its own, experts with a shared one that
 # has a gate and one that has none, an attention in some layers only, images.
@@ -30,13 +31,13 @@ def policy_of(layers: dict[int, dict[str, Any]], sha256: str, file: str = FILE) 
     return Policy.model_validate({"schema": "skipsearch/policy/v1", "layers": layers, "width_selection": selection})
 
 
-def calibrated(model: Any, name: str, **options: Any) -> Any:
+def calibrated(model: Any, name: str, channels: Any = range(4), **options: Any) -> Any:
     batch = batch_of(name)
     inputs = [batch.alone(row) for row in range(len(batch.ids))]
     if hasattr(model.base_model, "rope_deltas"):
         model.base_model.rope_deltas = None
     doubled = [{key: v.double() if v.is_floating_point() else v for key, v in one.items()} for one in inputs]
-    return channel_energies(model, doubled if model.dtype == torch.float64 else inputs, **options)
+    return find_energies(model, doubled if model.dtype == torch.float64 else inputs, channels, **options)
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -47,11 +48,13 @@ def test_the_energy_of_a_channel_is_what_it_adds_to_the_output(name):
     found = calibrated(model, name, alpha=0.5)
     batch = batch_of(name)
     assert found.examples == len(batch.ids) and found.tokens == sum(map(len, batch.ids))
-    assert {index: scores.dtype for index, scores in found.scores.items()} == dict.fromkeys(range(4), torch.float32)
+    assert {index: scores.dtype for index, scores in found.scores.channels.items()} == dict.fromkeys(
+        range(4), torch.float32
+    )
     layer = layer_list(model)[2]
     with torch.no_grad():
-        wanted = energies(model, layer, lambda: calibrated(model, name, layers=()), alpha=0.5)
-    assert torch.allclose(found.scores[2].double(), wanted, rtol=1e-4, atol=1e-9 * float(wanted.max()))
+        wanted = energies(model, layer, lambda: calibrated(model, name, ()), alpha=0.5)
+    assert torch.allclose(found.scores.channels[2].double(), wanted, rtol=1e-4, atol=1e-9 * float(wanted.max()))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -61,7 +64,7 @@ def test_the_channels_of_least_energy_do_not_run(name):
     scores = calibrated(model, name).scores
     policy = policy_of({2: {"ffn_ratio": 0.3}}, remember(ranking_file(scores, {})))
     layer = layer_list(model)[2]
-    with silenced(layer, lowest(layer, scores[2], 0.3)):
+    with silenced(layer, lowest(layer, scores.channels[2], 0.3)):
         wanted = run(model, inputs).logits
     dense = run(model, inputs).logits
     with apply_policy(model, policy):
@@ -83,13 +86,78 @@ def test_models_whose_channels_cannot_be_ranked_are_refused_by_name():
     block.__class__ = type("Renamed", (type(block),), {"shared_expert_gate": property(lambda self: self.expert_gate)})
     assert [*why_not_ranked(strange)] == [1] and "with the factors that its modules show" in why_not_ranked(strange)[1]
     model = FAMILIES["llama"].build("sdpa")
-    with apply_policy(model, Policy()), pytest.raises(PolicyError, match="channels are ranked in the dense model"):
+    with apply_policy(model, Policy()), pytest.raises(PolicyError, match="are ranked in the dense model"):
         calibrated(model, "llama")
-    with pytest.raises(PolicyError, match="no examples to rank channels on"):
-        channel_energies(model, [])
+    with pytest.raises(PolicyError, match="no examples to rank on"):
+        find_energies(model, [])
     model.get_input_embeddings().weight.data[:] = math.nan
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match="energies of channels are not finite"):
         calibrated(model, "llama")
+    with pytest.raises(ModelError, match="energies of heads are not finite"):
+        calibrated(model, "llama", (), heads=[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_energy_of_a_group_of_heads_is_what_it_adds_to_the_output(name):
+    """Of each token the squared distance between the attention's output with and without the group."""
+    model = FAMILIES[name].build("eager" if (name, "sdpa") in REFUSED else "sdpa").double()
+    model.set_experts_implementation("eager")  # the others have no float64
+    refused = why_not_ranked(model, "heads")
+    ranked = [index for index in range(4) if index not in refused]
+    for index, reason in refused.items():
+        document = {"schema": "skipsearch/policy/v1", "layers": {index: {"head_ratio": 0.99}}}
+        with pytest.raises(PolicyMismatch) as error:
+            apply_policy(model, Policy.model_validate(document))
+        assert reason in str(error.value)
+    if not ranked:
+        return
+    found = calibrated(model, name, (), heads=ranked, alpha=0.5).scores
+    layer = layer_list(model)[ranked[-1]]
+    with torch.no_grad():
+        wanted = slow_heads.energies(layer, lambda: calibrated(model, name, ()), alpha=0.5)
+    assert {*found.heads} == {*ranked} and not found.channels
+    assert torch.allclose(found.heads[ranked[-1]].double(), wanted, rtol=1e-4, atol=1e-9 * float(wanted.max()))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "neox", "falcon", "deepseek-v3", "llava"])
+def test_the_heads_of_least_energy_do_not_run(name):
+    model, inputs = FAMILIES[name].build("sdpa"), batch_of(name).padded()
+    scores = calibrated(model, name, [1], heads=[2]).scores
+    policy = policy_of({2: {"head_ratio": 0.5}}, remember(ranking_file(scores, {})))
+    attention = slow_heads.attention_of(layer_list(model)[2])
+    shape, columns = slow_heads.shape_of(attention), slow_heads.matrix(slow_heads.output_of(attention))
+    gone = scores.heads[2].argsort(descending=True)[shape.groups // 2 :].tolist()
+    dense, before = run(model, inputs).logits, columns.clone()
+    columns[:, slow_heads.columns_of(gone, shape)] = 0.0
+    wanted = run(model, inputs).logits
+    columns.copy_(before)
+    with apply_policy(model, policy):
+        found = run(model, inputs).logits
+    assert torch.allclose(found, wanted, atol=1e-5) and not torch.allclose(found, dense, atol=1e-3)
+    assert torch.equal(run(model, inputs).logits, dense)
+
+
+def test_one_file_ranks_channels_and_heads():
+    model, inputs = FAMILIES["llama"].build("sdpa"), batch_of("llama").padded()
+    scores = calibrated(model, "llama", [1, 3], heads=[1, 2]).scores
+    content = ranking_file(scores, {})
+    assert {*safetensors.torch.load(content)} == {
+        f"layers.{one}" for one in ("1.attention", "1.ffn", "2.attention", "3.ffn")
+    }
+    read = read_scores(content, "")
+    for found, wanted in ((read.channels, scores.channels), (read.heads, scores.heads)):
+        assert {*found} == {*wanted} and all(torch.equal(found[index], wanted[index]) for index in wanted)
+    both = policy_of({1: {"ffn_ratio": 0.5, "head_ratio": 0.5}}, remember(content))
+    swapped = Scores(scores.channels, {1: -scores.heads[1]})
+    other = policy_of({1: {"ffn_ratio": 0.5, "head_ratio": 0.5}}, remember(ranking_file(swapped, {})))
+    outputs = []
+    for policy in (both, other):
+        with apply_policy(model, policy):
+            outputs.append(run(model, inputs).logits)
+    assert not torch.allclose(*outputs, atol=1e-3)
+    with pytest.raises(PolicyMismatch, match="layer 3: found no scores of groups of heads, expected 2"):
+        apply_policy(model, policy_of({3: {"head_ratio": 0.5}}, remember(content)))
 
 
 @pytest.fixture
@@ -131,14 +199,6 @@ def test_a_policy_takes_its_ranking_along(ranked, tmp_path_factory, monkeypatch)
         homeless.save_pretrained(tmp_path_factory.mktemp("third"))
     with apply_policy(model, homeless.beside(other)):
         assert torch.equal(run(model, inputs).logits, wanted)
-
-
-def test_heads_are_not_ranked_by_energy(ranked):
-    model, folder = ranked
-    document = {**Policy.load(folder / "policy.yaml").document(), "layers": {1: {"head_ratio": 0.5}}}
-    both = Policy.model_validate(document).beside(folder)
-    with pytest.raises(PolicyError, match="heads cannot be ranked by energy"):
-        apply_policy(model, both)
 
 
 def test_the_content_of_a_ranking_decides_and_not_its_name():
@@ -185,12 +245,12 @@ def tensors(change: str) -> bytes:
 
 
 WRONG = {
-    "layer": "layer 1: found no scores, expected 48",
-    "channels": "layer 3: found 64 scores, the FFN has 48 channels",
+    "layer": "layer 1: found no scores of channels, expected 48",
+    "channels": "layer 3: found 64 scores of channels, the layer has 48",
     "dtype": "found layers.3.ffn float64 of shape [48]",
     "infinite": "found layers.3.ffn float32 of shape [48] with NaN or infinity",
     "name": "found model.weight float32 of shape [3]",
-    "empty": "holds no ranking of channels",
+    "empty": "holds no ranking",
     "no safetensors": "is no safetensors file",
 }
 
@@ -276,13 +336,14 @@ def trained(kind: str, steps: int = 250, rate: float = 8e-3) -> Any:
 def test_energy_keeps_more_of_a_trained_model_than_other_rankings(kind):
     """A model of two languages, of which one is measured; of its channels 20, 40 and 60 % are left out."""
     model = trained(kind)
-    found = channel_energies(model, [{"input_ids": texts(1, 32, seed=50 + number)} for number in range(32)])
+    found = find_energies(model, [{"input_ids": texts(1, 32, seed=50 + number)} for number in range(32)], range(2))
     random = {
         index: torch.rand(len(scores), generator=torch.Generator().manual_seed(index))
-        for index, scores in found.scores.items()
+        for index, scores in found.scores.channels.items()
     }
     files = {
-        name: remember(ranking_file(scores, {})) for name, scores in (("energy", found.scores), ("random", random))
+        name: remember(ranking_file(scores, {}))
+        for name, scores in (("energy", found.scores), ("random", Scores(random)))
     }
     dense = perplexity(model)
     assert dense < 4.5 < HALF

@@ -149,10 +149,10 @@ def test_weights_that_cannot_be_put_in_order_are_refused_by_name():
     assert "no plain linear layers: norm (LayerNorm)" in refusal(added)
 
 
-def test_an_adapter_is_refused_before_and_found_after_a_policy_is_applied():
+def test_an_adapter_that_is_no_plain_lora_is_refused_and_one_is_found_after_a_policy_is_applied():
     import peft
 
-    adapter = peft.LoraConfig(r=2, target_modules=["down_proj"])
+    adapter = peft.LoraConfig(r=2, target_modules=["down_proj"], use_dora=True)
     assert "down_proj" in refusal(peft.get_peft_model(fresh(), adapter))
     model = fresh()
     before, handle = weights(model), apply_policy(model, HALVES)

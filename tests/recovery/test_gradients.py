@@ -32,7 +32,7 @@ def trained(name):
 def policies(name):
     """Every choice of every column in one policy, and the policies that remove tokens for good, with all scores."""
     columns = [column for column in CHOICES if support.works(name, column)]
-    # Channels and heads are ranked in float32, which takes no weights in float64.
+    # Channels and heads are in another order under a policy: `test_widths.py` has the gradients of shares of them.
     choices = [one for column in columns for one in CHOICES[column] if not {"ffn_ratio", "head_ratio"} & {*one}]
     drawn = rotated(choices, name)[::LAYERS]
     removing = FALLING if name != "llama" else []

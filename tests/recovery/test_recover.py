@@ -15,7 +15,6 @@ from skipsearch import Policy, apply_policy, draft
 from skipsearch.exports.export import export
 from skipsearch.exports.registry import target_class
 from skipsearch.exports.target import Source
-from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import (
     ExportError,
     ModelError,
@@ -30,9 +29,10 @@ from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.policies.trained.adapters import Adapters, adapted_layers, without_adapters
 from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.batches import EncodedExamples
+from skipsearch.recovery.checkpoints import last_checkpoint
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.parts import lora_targets, trained_parameters
-from skipsearch.recovery.recover import last_checkpoint, recover
+from skipsearch.recovery.recover import recover
 from skipsearch.recovery.settings import RecoverySettings
 
 SKIPS = Policy(layers={1: {"attention": "skip", "ffn": "skip"}, 2: {"ffn": "skip", "phase": "decode"}})
@@ -51,6 +51,15 @@ GAMMA_MOD = RouterOptions(gate="sigmoid", alpha=1.0, beta=0.0, reweights_rest=Fa
 SHARED = DECAY.model_copy(update={"token_selection": TokenSelection(score="router", router=GAMMA_MOD)})
 NO_ATTENTION = Policy(layers={1: {"attention": "skip", "ffn_ratio": 0.5}, 3: {"attention": "skip"}})
 ADAPTED = Policy(layers={1: {"attention": "adapter"}, 3: {"attention": "adapter"}})
+# Shares of channels and heads, for all tokens and beside a scope, in which the other tokens have all of them.
+NARROW = Policy(layers={0: {"ffn_ratio": 0.5}, 1: {"head_ratio": 0.5, "ffn_ratio": 0.25}, 2: {"head_ratio": 0.5}})
+SCOPED = Policy(
+    layers={
+        0: {"ffn_ratio": 0.5, "head_ratio": 0.5, "tokens": "image"},
+        1: {"ffn_ratio": 0.25, "token_ratio": 0.5},
+        3: {"attention": "skip", "ffn_ratio": 0.5},
+    }
+)
 ANY_ATTENTION = Policy(layers=dict.fromkeys(range(4), {"attention": "skip"}))
 QUICK = {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0}
 
@@ -98,6 +107,14 @@ CASES = {
     "adapter": ("llama", NO_ATTENTION, {"method": "adapter", "learning_rate": 0.03}),
     "adapter, frozen": ("llava", ADAPTED, {"method": "adapter", "learning_rate": 0.03, "distil": "kl", "freeze": True}),
     "full with adapters": ("llava", ADAPTED, {"method": "full", "gradient_checkpointing": True}),
+    "lora beside adapters": ("llama", ADAPTED, {"method": "lora", "lora_rank": 4}),
+    "lora of shares": ("llama", NARROW, {"method": "lora", "lora_rank": 4, "gradient_checkpointing": True}),
+    "lora of shares in a scope": ("llava", SCOPED, {"method": "lora", "lora_rank": 4, "distil": "kl"}),
+    "full of shares": ("llava", SCOPED, {"method": "full", "distil": "kl", "gradient_checkpointing": True}),
+    "full of shares in bf16": ("llama", NARROW, {"method": "full", "dtype": "bfloat16"}),
+    "connector of shares": ("llava", SCOPED, {"method": "connector"}),
+    "router of shares": ("llava", SCOPED, {"method": "router", "learning_rate": 0.1}),
+    "adapter of shares": ("llava", SCOPED, {"method": "adapter", "learning_rate": 0.03, "freeze": True}),
     "lora in bf16": ("llava", RATIO, {"method": "lora", "precision": "bf16", "gradient_checkpointing": True}),
     "full in bf16": ("llama", SKIPS, {"method": "full", "distil": "kl", "dtype": "bfloat16"}),
 }
@@ -190,7 +207,7 @@ class Stopping:
 
 @pytest.mark.parametrize(
     ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED),
-     ("adapter", "llama", ANY_ATTENTION)],
+     ("adapter", "llama", ANY_ATTENTION), ("full", "llama", NARROW), ("lora", "llama", NARROW)],
 )  # fmt: skip
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     method, name, policy, subject_of, examples, tmp_path
@@ -350,12 +367,6 @@ def test_trained_weights_are_part_of_the_policy(recovered, tmp_path):
         assert handle.steps()[0].weights == policy.weights.sha256
     with pytest.raises(UsageError, match="cannot be recovered again"):
         trained(subject, policy, [Example("w1", " w2")], tmp_path / "again", method="lora")
-    narrow = {**SKIPS.layers, 3: LayerChoice(ffn_ratio=0.5)}
-    with pytest.raises(PolicyError, match="do not go together"):
-        apply_policy(subject.model, policy.model_copy(update={"layers": narrow}))
-    for layers in (narrow, {3: LayerChoice(head_ratio=0.5)}):
-        with pytest.raises(UsageError, match="`ffn_ratio` or `head_ratio` cannot be recovered"):
-            trained(subject, Policy(layers=layers), [Example("w1", " w2")], tmp_path / "narrow", method="lora")
     with pytest.raises(PolicyMismatch, match="no draft"):
         draft(subject.model, policy)
     with pytest.raises(ExportError, match="cannot be exported yet"):

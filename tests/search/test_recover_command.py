@@ -37,7 +37,8 @@ def world(tmp_path_factory):
         "objectives": {"accuracy": "maximize", "prefill_flops": "minimize"},
     }
     (folder / "space.yaml").write_text(yaml.safe_dump(space))
-    Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}}).save(folder / "policy.yaml")
+    layers = {1: {"ffn": "skip"}, 2: {"attention": "skip"}, 3: {"ffn_ratio": 0.5, "head_ratio": 0.5}}
+    Policy(layers=layers).save(folder / "policy.yaml")
     draw = np.random.default_rng(4)
     lines = [{"prompt": tiny.words(draw, 2, 6), "answer": " w3 w4"} for _ in range(16)]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -9,6 +9,7 @@ from ...choice import LayerChoice, has_width
 from ...errors import PolicyError
 from ...families.layers import DecoderLayer
 from ...policy import Policy
+from ...quantized.weights import QuantizedSwap
 from ...rankings.scores import check_scores, ranking_scores
 from ...scores.router import RouterOptions
 from ...scores.score import Record
@@ -61,17 +62,21 @@ def wrapped_layers(
 
 
 def give_scores(policy: Policy, wrapped: Sequence[WrappedLayer]) -> None:
-    """Give layers that run a share of their channels the scores by which they are ranked.
+    """Give layers that run a share of their channels or heads the scores by which these are ranked.
 
     Raises:
         PolicyError: see `ranking_scores`.
         PolicyMismatch: the ranking is of another model.
     """
-    scores, narrow = ranking_scores(policy), [one for one in wrapped if one.narrow is not None]
-    check_scores(scores, [one.layer for one in narrow])
-    for one in narrow:
+    scores = ranking_scores(policy)
+    channels = [one.layer for one in wrapped if one.narrow is not None]
+    heads = [one.layer for one in wrapped if one.heads is not None]
+    check_scores(scores, channels, heads)
+    for one in wrapped:
         if one.narrow is not None:
-            one.narrow.scores = scores[one.layer.index]
+            one.narrow.scores = scores.channels[one.layer.index]
+        if one.heads is not None:
+            one.heads.scores = scores.heads[one.layer.index]
 
 
 def wrapped_layer(
@@ -105,6 +110,24 @@ def check_order(model: PreTrainedModel, policy: Policy) -> None:
             [f"found width_selection: {{ranking: {policy.width_selection.ranking}}}, expected ranking: first"],
             "rank by `first`, or leave `ffn_ratio` and `head_ratio` out of the policy of a draft",
         )
+
+
+def choose_widths(wrapped: Sequence[WrappedLayer], quantized: QuantizedSwap | None) -> None:
+    """Choose the channels and heads that run, by weights without training, so that training changes no choice.
+
+    Args:
+        wrapped: The wrapped layers; the model has its own weights.
+        quantized: The quantised weights that the model is to run with, which rank; None for its own.
+    """
+    swaps = [] if quantized is None else [quantized]
+    for swap in swaps:
+        swap.exchange()
+    try:
+        for part in (part for one in wrapped for part in one.narrowed):
+            part.rank()
+    finally:
+        for swap in swaps:
+            swap.exchange()
 
 
 def hand_on(model: PreTrainedModel, layers: Sequence[DecoderLayer], wrapped: Sequence[WrappedLayer]) -> None:

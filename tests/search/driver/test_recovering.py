@@ -28,7 +28,7 @@ from skipsearch.evaluators.base import Measurement
 from skipsearch.evaluators.training_examples import refuse_measured
 from skipsearch.policies.errors import ModelError, PolicyError, RunError, SpaceError, TrainingDataError
 from skipsearch.recovery.card import RECORD
-from skipsearch.recovery.recover import CHECKPOINTS
+from skipsearch.recovery.checkpoints import CHECKPOINTS
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.analysis.recovery_outcome import quality_ranks
 from skipsearch.search.analysis.study_record import RecoveryOutcome, policy_files
@@ -64,7 +64,7 @@ workers: {{count: 1}}
 """
 COSTS = {"accuracy": "maximize", "prefill_flops": "minimize"}
 PATIENCE = 300.0
-SKIPS = Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}})
+SKIPS = Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}, 3: {"ffn_ratio": 0.5, "head_ratio": 0.5}})
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,6 @@ def test_examples_are_the_same_where_prompt_and_images_are(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"layers": "[{range: all, ffn_ratio: [1, 0.5]}]"}, "`ffn_ratio` or `head_ratio` cannot be trained"),
         ({"search__recover__method": "router"}, "search.recover.method"),
         ({"search__recover__data": "gone.jsonl"}, "search.recover.data: there is no"),
         ({"search__recover__steps": 0}, "search.recover.steps"),

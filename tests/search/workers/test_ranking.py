@@ -14,7 +14,7 @@ from skipsearch.evaluators.statistics import layer_statistics
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.errors import PolicyError, PolicyMismatch, SpaceError, StudyError
 from skipsearch.policies.rankings.files import digest
-from skipsearch.policies.rankings.scores import ranking_file, read_scores
+from skipsearch.policies.rankings.scores import Scores, ranking_file, read_scores
 from skipsearch.policies.scores.router import GAMMA_MOD
 from skipsearch.search.cli import main
 from skipsearch.search.space.load import load_space
@@ -27,6 +27,7 @@ schema: skipsearch/space/v1
 model: {id: ./llama, device: cpu}
 layers:
   - {range: 1-2, ffn_ratio: [1, 0.5, 0.25]}
+  - {range: 3, head_ratio: [1, 0.5]}
 width_selection: {ranking: [weights, energy]}
 evaluate:
   accuracy: {tasks: [./text_mc.yaml], search: {limit: 6}, report: {limit: 6}}
@@ -57,7 +58,7 @@ class Workers:
     def __init__(self, evaluator):
         self.evaluator, self.ranked, self.content = evaluator, 0, b""
 
-    def rank_channels(self):
+    def rank_widths(self):
         self.ranked += 1
         return make_ranking(self.evaluator)
 
@@ -81,8 +82,10 @@ def test_a_study_ranks_once_and_its_policies_name_the_file(folder, workers, tmp_
     ranked = with_ranking(space, LAYERS, workers, file)
     sha256 = digest(file.read_bytes())
     assert workers.ranked == 1 and workers.content == file.read_bytes() and {*tmp_path.iterdir()} == {file}
-    assert {*read_scores(file.read_bytes(), "")} == {1, 2}  # the layers that may run a share
-    policy = Parameters(ranked, LAYERS).policy({"layer_01.ffn_ratio": "ffn_ratio 0.5", "ranking": "energy"})
+    found = read_scores(file.read_bytes(), "")
+    assert ({*found.channels}, {*found.heads}) == ({1, 2}, {3})  # the layers that may run a share
+    chosen = {"layer_01.ffn_ratio": "ffn_ratio 0.5", "layer_03.head_ratio": "head_ratio 0.5", "ranking": "energy"}
+    policy = Parameters(ranked, LAYERS).policy(chosen)
     selection = {"ranking": "energy", "file": "energy.safetensors", "sha256": sha256}
     assert policy.document()["width_selection"] == selection
     assert Parameters(ranked, LAYERS).encode(policy)["ranking"] == "energy"
@@ -114,7 +117,7 @@ def test_a_resumed_study_has_its_own_ranking_or_stops(folder, workers, tmp_path)
     given = tmp_path / "given.safetensors"
     given.write_bytes(make_ranking(PolicyEvaluator(space_of(folder, width_selection__alpha=0.0))))
     named = space_of(folder, width_selection__file=given)
-    with pytest.raises(StudyError, match="the study was made for another ranking of channels"):
+    with pytest.raises(StudyError, match="the study was made for another ranking"):
         with_ranking(named, LAYERS, workers, file, sha256)
     file.write_bytes(given.read_bytes())
     with pytest.raises(StudyError, match="lacks the ranking that it was begun with") as error:
@@ -130,12 +133,15 @@ def test_a_resumed_study_has_its_own_ranking_or_stops(folder, workers, tmp_path)
 
 
 def test_a_given_ranking_must_be_the_right_one(folder, workers, tmp_path):
-    given = tmp_path / "given.safetensors"
-    given.write_bytes(ranking_file({1: read_scores(make_ranking(workers.evaluator), "")[1]}, {}))
+    given, made = tmp_path / "given.safetensors", read_scores(make_ranking(workers.evaluator), "")
+    given.write_bytes(ranking_file(Scores({1: made.channels[1]}, made.heads), {}))
     named = space_of(folder, width_selection__file=given)
     with pytest.raises(PolicyMismatch, match="does not fit the model") as error:
         with_ranking(named, LAYERS, workers)
-    assert "layer 2: found no scores, expected 48" in str(error.value)
+    assert "layer 2: found no scores of channels, expected 48" in str(error.value)
+    given.write_bytes(ranking_file(Scores(made.channels), {}))
+    with pytest.raises(PolicyMismatch, match="layer 3: found no scores of groups of heads, expected 2"):
+        with_ranking(named, LAYERS, workers)
     with pytest.raises(PolicyError, match="is another ranking than its policy's"):
         with_ranking(space_of(folder, width_selection__file=given, width_selection__sha256="a" * 64), LAYERS, workers)
     given.unlink()
@@ -156,7 +162,6 @@ def test_a_space_without_widths_needs_no_ranking(folder, workers, tmp_path):
     [
         ({"width_selection": "{ranking: weights, alpha: 0.5}"}, "found alpha without the ranking energy"),
         ({"width_selection": "{ranking: energy, alpha: 1.5}"}, "width_selection.alpha"),
-        ({"layers": "[{range: all, head_ratio: [1, 0.5]}]"}, "width_selection.ranking: energy ranks no heads"),
         ({"width_selection": "{ranking: energy, file: missing}"}, "width_selection.file: there is no file"),
         ({"width_selection": f"{{ranking: energy, sha256: {'a' * 64}}}"}, "found sha256 without file"),
         (
@@ -176,7 +181,7 @@ def test_the_command_ranks_a_model_and_its_file_works_beside_a_policy(folder, ca
     command = ["rank", str(model), "--tasks", f"{task},{folder / 'text_gen.yaml'}", "--out", str(out), "--limit", "5"]
     assert main([*command, "--json", "--alpha", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["channels"] == {str(index): 48 for index in range(LAYERS)} and not found["refused"]
+    assert found["channels"] == {str(index): 48 for index in range(LAYERS)} and found["refused"] == {"channels": {}}
     assert (found["examples"], found["alpha"]) == (5, 0.5) and found["tokens"] > 5
     assert found["width_selection"]["sha256"] == digest(out.read_bytes())
     policy = {"schema": "skipsearch/policy/v1", "layers": {1: {"ffn_ratio": 0.5}, 3: {"ffn_ratio": 0.5}}}
@@ -190,6 +195,15 @@ def test_the_command_ranks_a_model_and_its_file_works_beside_a_policy(folder, ca
     printed = capsys.readouterr().out
     assert printed.startswith("ranked 192 channels of 4 layers on 5 examples of ")
     assert f"width_selection: {{ranking: energy, file: own.safetensors, sha256: {digest(out.read_bytes())}}}" in printed
+    out.unlink()
+    assert main([*command, "--of", "both", "--alpha", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("ranked 192 channels of 4 layers and 8 groups of heads of 4 layers on 5 examples of ")
+    both = {"ffn_ratio": 0.5, "head_ratio": 0.5}
+    selection = {**found["width_selection"], "sha256": digest(out.read_bytes())}
+    Policy.model_validate({**policy, "layers": {1: both}, "width_selection": selection}).save(file)
+    assert main(["eval", str(file), "--space", str(folder / "space.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
     wrong = [["--alpha", "2"], ["--limit", "0"], ["--tasks", "no/such.yaml"], ["--tasks", ","]]
     for options in wrong:
         rest = command[2:] if options[0] != "--tasks" else command[4:]
