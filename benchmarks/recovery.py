@@ -22,6 +22,7 @@ from skipsearch.policies.trained.routers import Routers, routed_layers
 from skipsearch.recovery.examples import Example
 from skipsearch.recovery.recover import recover
 from skipsearch.recovery.settings import RATES, RecoverySettings
+from skipsearch.search.cli_rank import attention_ranks
 from skipsearch.spaces.digits import data
 from skipsearch.spaces.digits.architecture import PROMPT
 from skipsearch.spaces.digits.evaluate import Exam
@@ -39,6 +40,10 @@ def routed(**options) -> dict:
 GAMMA_MOD = {"gate": "sigmoid", "alpha": 1.0, "beta": 0.0, "reweights_rest": False, "reads": "norm", "shared": True}
 
 
+# Half of the layers leave out half of the image tokens: those of the lowest ARank, and to compare, the others.
+PLACED = ("γ-MoD", "γ-MoD on the other layers")
+TASK, RANKED = MODEL.parent / "tasks" / "digits_search.yaml", 32  # what ARank is measured on, and how many examples
+
 # ima-lmms' interval 2 never skips the first and the last layer; the second policy skips each other layer to the end.
 POLICIES = {
     "interval 2": {"schedule": {"interval": {"interval": 2, "start": 0, "choice": "skip_layer"}}},
@@ -55,6 +60,18 @@ POLICIES = {
 ROUTER_LOSS = {"sigmoid": 0.01}  # by gate, as γ-MoD trains; none for the others
 # A small model takes larger steps than the defaults, which are for billions of weights.
 LEARNING_RATES = {"connector": 1e-3, "lora": 2e-3, "full": 5e-4, "router": 1e-2, "adapter": 3e-3}
+
+
+def placed(subject) -> dict[str, dict]:
+    """γ-MoD's placement and the opposite one, with its router."""
+    ranks, _ = attention_ranks(subject, [str(TASK)], RANKED)
+    order = sorted(range(LAYERS), key=lambda index: ranks[index])
+    halves = order[: LAYERS // 2], order[LAYERS // 2 :]
+    selection = {"score": "router", "router": GAMMA_MOD}
+    return {
+        name: {"layers": {index: {"token_ratio": 0.5} for index in sorted(half)}, "token_selection": selection}
+        for name, half in zip(PLACED, halves, strict=True)
+    }
 
 
 def questions(count: int, seed: int) -> list[Example]:
@@ -115,7 +132,7 @@ def main() -> None:
     parser.add_argument("--freeze", action="store_true", help="freeze adapters, so that FFNs take them in")
     parser.add_argument("--skip", type=int, help="how many of the policy's attentions stay skipped, with adapter")
     parser.add_argument("--methods", nargs="+", choices=list(RATES), default=["connector", "lora", "full"])
-    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=[*POLICIES, *PLACED], default=[*POLICIES, *PLACED])
     options = parser.parse_args()
     options.steps = 2 if options.quick else options.steps
     torch.set_num_threads(1)
@@ -124,12 +141,13 @@ def main() -> None:
     examples = questions(4000 if not options.quick else 2 * BATCH, options.seed)
     found = {"questions": len(exam.answers), "steps": options.steps, "batch": BATCH, "distil": options.distil,
              "dense": share(exam.right(subject.model)), "policies": {}}  # fmt: skip
+    policies = {**POLICIES, **(placed(subject) if {*PLACED} & {*options.policies} else {})}
     for name in options.policies:
-        policy = Policy.model_validate({"model": {"num_layers": LAYERS}, **POLICIES[name]})
+        policy = Policy.model_validate({"model": {"num_layers": LAYERS}, **policies[name]})
         routers = Routers.of(subject.model, policy) if routed_layers(policy) else None
         with apply_policy(subject.model, policy, routers) as handle:
             before, flops = share(exam.right(subject.model)), share_of_flops(subject, handle)
-        rows = found["policies"][name] = {"skipped": len(policy.layers), "flops": flops, "before": before}
+        rows = found["policies"][name] = {"layers": [*policy.layers], "flops": flops, "before": before}
         print(f"{name}: dense {found['dense']}, before {before}", flush=True)
         for method in options.methods:
             rows[method] = recovered(subject, policy, method, examples, exam, options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from .regularise import Regulariser
 HERE = Path(__file__).parent
 AUGMENT = 2.0
 THIN_CHANCE = 0.7
+KEPT_EVERY = 50  # steps
 EVERY_KIND = dict.fromkeys([*data.KINDS, "caption"], 1)
 DRILLS: dict[str, Callable[[np.ndarray, np.random.Generator], data.Question | data.Drill]] = {
     "tally": data.tally,
@@ -61,24 +63,68 @@ def tower_patches(model: LlavaForConditionalGeneration, scenes: torch.Tensor) ->
     return model.model.vision_tower(to_pixel_values(scenes)).last_hidden_state[:, 1:]
 
 
-def steps_of(name: str, steps: int, modules: list[nn.Module], peak: float) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Yield once a step a function that takes the loss and updates the weights; logs the progress.
+class Interrupted:
+    """The file that an interrupted stage goes on from: its step, weights, optimiser and random numbers.
+
+    Args:
+        file: The file; None keeps nothing.
+        modules: What is trained.
+        optimizer: Its optimiser.
+        rng: The generator that the stage draws from, beside torch's own.
+    """
+
+    def __init__(
+        self, file: Path | None, modules: list[nn.Module], optimizer: torch.optim.Optimizer, rng: np.random.Generator
+    ) -> None:
+        self._file, self._parts, self._rng = file, [*modules, optimizer], rng
+
+    def load(self) -> tuple[int, float]:
+        """Restore what the file has; gives the number of finished steps and the mean loss."""
+        if self._file is None or not self._file.exists():
+            return 0, 0.0
+        kept = torch.load(self._file)
+        for part, state in zip(self._parts, kept["parts"], strict=True):
+            part.load_state_dict(state)
+        self._rng.bit_generator.state = kept["numpy"]
+        torch.set_rng_state(kept["torch"])
+        log.info("%s: %d steps are done", self._file, kept["step"])
+        return kept["step"], kept["mean"]
+
+    def save(self, step: int, mean: float) -> None:
+        """Write the file; a kill meanwhile leaves the one before."""
+        if self._file is None:
+            return
+        state = {"step": step, "mean": mean, "parts": [part.state_dict() for part in self._parts],
+                 "numpy": self._rng.bit_generator.state, "torch": torch.get_rng_state()}  # fmt: skip
+        written = self._file.with_suffix(".new")
+        torch.save(state, written)
+        written.replace(self._file)
+
+
+def steps_of(
+    name: str, steps: int, modules: list[nn.Module], peak: float, rng: np.random.Generator, kept: Path | None = None
+) -> Iterator[tuple[int, Callable[[torch.Tensor], None]]]:
+    """Yield each step with a function that takes the loss and updates the weights; logs the progress.
 
     Args:
         name: What the log calls the stage.
         steps: How many steps.
         modules: What is trained.
         peak: The highest learning rate, reached after a twentieth of the steps; a cosine leads to a fiftieth of it.
+        rng: The generator that the stage draws from.
+        kept: A file that the stage is kept in every `KEPT_EVERY` steps, and goes on from where it exists.
     """
     parameters = [parameter for module in modules for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
+    interrupted = Interrupted(kept, modules, optimizer, rng)
+    first, mean = interrupted.load()
     warm = max(1, steps // 20)
-    started, mean = time.monotonic(), 0.0
+    started = time.monotonic()
 
     def update(loss: torch.Tensor) -> None:
         nonlocal mean
         done = step / steps
-        rate = peak * min((step + 1) / warm, 0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
+        rate = peak * min((step + 1) / warm, 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
@@ -87,17 +133,21 @@ def steps_of(name: str, steps: int, modules: list[nn.Module], peak: float) -> It
         optimizer.step()
         mean = loss.item() if step == 0 else 0.97 * mean + 0.03 * loss.item()
 
-    for step in range(steps):
-        yield update
+    for step in range(first, steps):
+        yield step, update
+        if (step + 1) % KEPT_EVERY == 0:
+            interrupted.save(step + 1, mean)
         if (step + 1) % 50 == 0 or step + 1 == steps:
             log.info("%s %d/%d loss %.3f, %.0f s", name, step + 1, steps, mean, time.monotonic() - started)
 
 
-def train_tower(model: LlavaForConditionalGeneration, pools: dict[str, data.DigitPool], steps: int, seed: int) -> None:
+def train_tower(
+    model: LlavaForConditionalGeneration, pools: dict[str, data.DigitPool], steps: int, seed: int, kept: Path | None
+) -> None:
     """Teach the vision tower to name the digit at each place."""
     rng = np.random.default_rng(seed)
     reader = DigitReader(model.config.vision_config.hidden_size)
-    for update in steps_of("tower", steps, [model.model.vision_tower, reader], peak=1.5e-3):
+    for _, update in steps_of("tower", steps, [model.model.vision_tower, reader], 1.5e-3, rng, kept):
         labels = rng.integers(0, 10, (64, 4))
         scenes = data.render(pools["train"], labels, rng, AUGMENT)
         logits = reader(tower_patches(model, scenes))
@@ -175,12 +225,12 @@ class DecoderTraining:
             return DRILLS[kind](labels, self.rng)
         return data.ask(kind, labels, self.rng)
 
-    def run(self, stage: Stage) -> None:
-        """Train for one stage."""
+    def run(self, stage: Stage, kept: Path | None = None) -> None:
+        """Train for one stage, which goes on from the file where it was interrupted."""
         decoder = self.model.model.language_model
         modules = [decoder, self.model.lm_head, self.model.model.multi_modal_projector]
         regulariser = Regulariser(decoder, stage.drop, THIN_CHANCE, image_slice(self.prefix_ids))
-        for step, update in enumerate(steps_of(stage.name, stage.steps, modules, stage.peak)):
+        for step, update in steps_of(stage.name, stage.steps, modules, stage.peak, self.rng, kept):
             features, segments = self.batch("train", stage.scenes, stage.plan)
             regulariser.draw()
             with regulariser.attached() if stage.drop else nullcontext():
@@ -221,22 +271,25 @@ def train(arguments: argparse.Namespace) -> None:
     model, processor, pools = build_model(arguments.seed, arguments.layers), build_processor(), data.digit_pools()
     started = time.monotonic()
 
-    def checkpointed(name: str, action: Callable[[], None]) -> None:
-        kept = arguments.checkpoints and arguments.checkpoints / f"{name}.pt"
-        if kept and kept.exists():
-            model.load_state_dict(torch.load(kept))
-            log.info("%s: taken from %s", name, kept)
+    def checkpointed(name: str, action: Callable[[Path | None], None]) -> None:
+        if arguments.checkpoints is None:
+            action(None)
             return
-        action()
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), kept)
+        done, interrupted = (arguments.checkpoints / f"{name}{suffix}" for suffix in (".pt", "-interrupted.pt"))
+        if done.exists():
+            model.load_state_dict(torch.load(done))
+            log.info("%s: taken from %s", name, done)
+            return
+        done.parent.mkdir(parents=True, exist_ok=True)
+        action(interrupted)
+        torch.save(model.state_dict(), done)
+        interrupted.unlink(missing_ok=True)
 
     first_seed = arguments.seed * 10
     if arguments.tower:
         take_tower(model, arguments.tower)
     else:
-        checkpointed("tower", lambda: train_tower(model, pools, arguments.tower_steps, first_seed))
+        checkpointed("tower", partial(train_tower, model, pools, arguments.tower_steps, first_seed))
     model.model.vision_tower.requires_grad_(False)
     for index, stage in enumerate(decoder_stages(arguments), 1):
         # Every stage has a seed of its own, so that it does the same after a checkpoint as in one go.
@@ -263,7 +316,7 @@ def main() -> None:
     parser.add_argument("--robust-steps", type=int, default=450)
     parser.add_argument("--drop", type=float, default=0.07, help="chance of a sublayer to be dropped in the last stage")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is best on a shared machine")
-    parser.add_argument("--checkpoints", type=Path, help="keep each stage here, and go on from what is there")
+    parser.add_argument("--checkpoints", type=Path, help="keep the training here, and go on from what is there")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
