@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from families import FAMILIES, PAD, Batch, layer_list, run
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import PolicyError
-from skipsearch.policies.rankings.scores import ranking_file, remember
+from skipsearch.policies.rankings.scores import Scores, ranking_file, remember
 
 POLICIES = {
     "skip": Policy(layers={1: {"ffn": "skip"}, 2: {"attention": "skip"}}),
@@ -79,7 +79,7 @@ def test_a_part_of_an_adapter_runs_beside_a_part_of_its_layer(name):
     policies = [Policy(layers=shares | {3: {"head_ratio": 0.5}}, width_selection={"ranking": "first"})]
     draw = torch.Generator().manual_seed(0)
     channels = {index: sum(unit.channels for unit in units(layer_list(model)[index])) for index in shares}
-    scores = {index: torch.rand(count, generator=draw) for index, count in channels.items()}
+    scores = Scores({index: torch.rand(count, generator=draw) for index, count in channels.items()})
     drawn = {"ranking": "energy", "file": "drawn.safetensors", "sha256": remember(ranking_file(scores, {}))}
     policies.append(Policy(layers=shares, width_selection=drawn))
     before = {key: value.clone() for key, value in wrapped.state_dict().items()}

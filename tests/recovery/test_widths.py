@@ -21,7 +21,7 @@ from families import FAMILIES, layer_list, run
 from families import batch_of as prompts_of
 from skipsearch import Policy, apply_policy
 from skipsearch.policies.errors import ModelError
-from skipsearch.policies.rankings.energy import channel_energies
+from skipsearch.policies.rankings.energy import find_energies
 from skipsearch.policies.rankings.files import digest
 from skipsearch.policies.rankings.scores import ranking_file, remember
 from skipsearch.policies.trained.files import TrainedWeights
@@ -212,7 +212,7 @@ def test_trained_weights_change_no_choice_of_channels_or_heads(dtype, subject_of
 def test_the_ranking_by_energy_lies_beside_the_trained_weights(method, subject_of, examples, tmp_path):
     subject, data = subject_of("llama"), examples("llama")
     model, batch = subject.model, batch_of(subject, data[:4])
-    scores = channel_energies(model, [{"input_ids": batch["input_ids"][:1]}], layers=[1, 2]).scores
+    scores = find_energies(model, [{"input_ids": batch["input_ids"][:1]}], channels=[1, 2]).scores
     content = ranking_file(scores, {})
     policy = Policy.model_validate(
         {
