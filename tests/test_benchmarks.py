@@ -72,6 +72,19 @@ def test_what_is_counted_at_full_size_is_what_papers_report():
 
 
 @pytest.mark.soak
+def test_a_search_that_trains_is_held_against_one_with_more_trials(tmp_path):
+    file = str(tmp_path / "found.json")
+    found = figures_of("recover_search.py", "--quick", "--json", file)
+    (run,) = found["runs"]
+    assert run["trials"]["trials"] > run["recover"]["trials"] == 4
+    for front in (run["recover"]["after"], run["trials"]["before"], run["trials"]["after"]):
+        assert front["points"] and 0 < front["hypervolume"] < 1
+    assert run["recover"]["seconds"]["training"] > 0
+    # What is there is not done again.
+    assert figures_of("recover_search.py", "--quick", "--json", file) == found
+
+
+@pytest.mark.soak
 def test_a_race_saves_answers_and_no_hypervolume():
     settings = figures_of("racing.py", "--quick")["settings"]
     assert [row["patience"] for row in settings] == ["none", 3] * 2

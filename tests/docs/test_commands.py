@@ -124,10 +124,11 @@ def run_skipsearch(arguments):
 
 
 def is_elsewhere(arguments):
-    """True for a command on a cluster, and for one that reads a file of the reader's, or a model of the hub."""
+    """True for a command on a cluster, and for one that reads a file or a bucket of the reader's, or a hub's model."""
     written = {word for before, word in zip(arguments, arguments[1:], strict=False) if before in ("--out", "-o")}
     named = [word for word in arguments if FILE.fullmatch(word) and word not in written]
-    return "--address" in arguments or not all(Path(word).exists() for word in named)
+    is_remote = "--address" in arguments or any(word.startswith("s3://") for word in arguments)
+    return is_remote or not all(Path(word).exists() for word in named)
 
 
 def fewer(arguments):

@@ -169,11 +169,12 @@ def refusal(name):
 
 
 def test_an_unknown_evaluator_is_told():
-    assert refusal("latancy").splitlines() == [
-        "there is no evaluator 'latancy'",
-        "  the nearest known one is 'latency'",
-        "hint: available: accuracy, answer_loss, divergence, flops, latency, memory, speculative",
-    ]
+    *said, hint = refusal("latancy").splitlines()
+    assert said == ["there is no evaluator 'latancy'", "  the nearest known one is 'latency'"]
+    # Other tests of this process may have brought evaluators of their own.
+    assert {"accuracy", "answer_loss", "divergence", "flops", "latency", "memory", "speculative"} <= {
+        *hint.removeprefix("hint: available: ").split(", ")
+    }
 
 
 def test_a_collision_names_both_origins(monkeypatch):

@@ -53,6 +53,7 @@ def test_the_kept_heads_and_the_others_add_up_to_the_attention(name):
         whole = parts.attend(normed, arguments)
         for ranking in ("first", "weights"):
             heads = NarrowHeads(parts, 0.5, ranking)
+            heads.rank()
             heads.install()
             try:
                 found = [parts.attend(normed, arguments, part) for part in (heads.kept, heads.others)]
