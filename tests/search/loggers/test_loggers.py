@@ -111,8 +111,13 @@ def test_wandb_reads_back_offline(tmp_path, monkeypatch):
 
     [file] = tmp_path.rglob("run-*.wandb")
     rows, summary = [], {}
-    for data in stored_records(file.read_bytes()):
-        record = Record.FromString(data)
+    # A process of its own writes the file, and may go on after the run has ended.
+    for _ in range(240):
+        records = [Record.FromString(data) for data in stored_records(file.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.5)
+    for record in records:
         if record.HasField("history"):
             rows.append(
                 {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
