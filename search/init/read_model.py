@@ -37,6 +37,8 @@ def read_model(spec: ModelSpec) -> ModelFiles:
     with no_progress_bars():
         try:
             config = read_config(spec)
+        except ModelError:
+            raise
         except Exception as cause:
             # Reading runs code of the family, which can fail in any way on a configuration that is wrong.
             raise load_failure(spec, cause) from cause

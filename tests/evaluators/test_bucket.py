@@ -17,6 +17,7 @@ import tiny
 from skipsearch.evaluators.remote import bucket
 from skipsearch.evaluators.subject import ModelSpec, load_subject
 from skipsearch.policies.errors import ModelError
+from skipsearch.search.init.read_model import read_model
 
 NAME = "s3://models/group/llama"
 
@@ -118,6 +119,12 @@ def test_what_is_not_there_is_refused(files, name, told):
     with pytest.raises(ModelError, match="cannot be read") as error:
         load_subject(ModelSpec(id=name, device="cpu"))
     assert told in error.value.details[0] and "aws s3 ls" in error.value.hint
+
+
+def test_a_space_is_not_begun_for_a_bucket_that_cannot_be_read(files):
+    with pytest.raises(ModelError, match="cannot be read") as error:
+        read_model(ModelSpec(id="s3://nowhere/llama"))
+    assert "aws s3 ls" in error.value.hint
 
 
 def test_missing_credentials_are_told(files, monkeypatch):
