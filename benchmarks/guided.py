@@ -4,10 +4,11 @@ The real driver, study and sampler, in this process, on real models and question
 greedy over sublayers by the loss of the right answers on 48 questions per FLOP that is saved, from the dense model and
 from token schedules. `rooms.py` and `smollm2.py` make the folders of the models that are not shipped.
 
-What counts is the accuracy at each share of the dense model's prefill FLOPs: the best on the search split among the
-policies that need no more, and what that policy has on other questions. Every scored example of any evaluator counts
-one answer, that of greedy's loss too; a question with choices is one answer. Greedy is held against a search with the
-points that it had after as many answers.
+What counts is the accuracy at each share of the dense model's prefill FLOPs: among the policies that need no more, the
+one with the best expected accuracy (of a search: by answers and guide together, of its front and of the front's wide
+gaps; of greedy: by its answers), on the search split and on other questions. Every scored example of any evaluator
+counts one answer, that of greedy's loss too; a question with choices is one answer. Greedy is held against a search
+with the points that it had after as many answers.
 
 Prints the fronts, what holds, and one JSON document last.
 """
@@ -31,6 +32,7 @@ from skipsearch.evaluators.examples import ExampleEvaluator
 from skipsearch.policies.apply import apply_policy
 from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.policy import Policy
+from skipsearch.search.guide.wide_gaps import expected_accuracies, policies_in_gaps
 from skipsearch.search.space.load import load_space
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.workers.evaluate import PolicyEvaluator
@@ -247,16 +249,20 @@ def searched(problem: Problem, way: str, trials: int, seed: int) -> dict[str, An
     space = load_space(problem.space, problem.changed(flat, more)).space
     begun, bench = time.perf_counter(), PolicyEvaluator(space, threads=1)
     pool, counter = Alone(bench), Counter(bench.evaluators)
-    records = trials_of(space, bench, pool)
-    dense = records[0].search["prefill_flops"].value
+    records, guide = trials_of(space, bench, pool)
+    dense, everything = records[0].search["prefill_flops"].value, [*records.values()]
+    front = front_trials(everything, space.objectives)
+    in_gaps = policies_in_gaps(everything, front, space.objectives, guide)
+    reported = [records[number] for number in {0, *front, *in_gaps}]
     points = [
         {
             "share": record.search["prefill_flops"].value / dense,
             "search": record.search["accuracy"].value,
+            "expected": float(expected),
             "held_out": pool.confirmed[record.policy.fingerprint],
             "answers": counter.answers,
         }
-        for record in (records[number] for number in {0, *front_trials([*records.values()], space.objectives)})
+        for record, expected in zip(reported, expected_accuracies(everything, reported, guide), strict=True)
     ]
     points.sort(key=lambda point: -point["share"])
     run = {"problem": problem.name, "way": way, "start": None, "trials": trials, "seed": seed, "points": points,
@@ -276,9 +282,9 @@ def say(run: dict[str, Any]) -> None:
 
 
 def best_at(points: list[dict[str, Any]], share: float, answers: float = float("inf")) -> dict[str, Any] | None:
-    """The point with the highest accuracy on the search split that needs no more FLOPs, and no more answers."""
+    """The point with the highest expected accuracy that needs no more FLOPs, and no more answers."""
     usable = [p for p in points if p["share"] <= share + 1e-9 and p["answers"] <= answers]
-    return max(usable, key=lambda point: (point["search"], -point["share"]), default=None)
+    return max(usable, key=lambda point: (point.get("expected", point["search"]), -point["share"]), default=None)
 
 
 def claim(run: dict[str, Any], others: list[dict[str, Any]]) -> list[dict[str, Any]]:

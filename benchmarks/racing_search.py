@@ -18,6 +18,7 @@ from typing import Any
 
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
+from skipsearch.search.guide.guide import Guide
 from skipsearch.search.space.load import load_space
 from skipsearch.search.space.space import Space
 from skipsearch.search.study.study import SearchStudy
@@ -71,8 +72,8 @@ class Alone(LocalPool):
         return found
 
 
-def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, TrialResult]:
-    """Search, confirm the front, and return all trials by number."""
+def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> tuple[dict[int, TrialResult], Guide | None]:
+    """Search, confirm the front, and return all trials by number and the loss that guided the search."""
     guide = bench.guide.name if bench.guide else None
     with tempfile.TemporaryDirectory() as folder:
         study = SearchStudy(
@@ -86,14 +87,14 @@ def trials_of(space: Space, bench: PolicyEvaluator, pool: Any) -> dict[int, Tria
         driver = Driver(study, pool, Progress(space.search.trials, space.objectives, shown=False))
         driver.search()
         driver.confirm()
-        return {record.number: record for record in study.results()}
+        return {record.number: record for record in study.results()}, study.guide
 
 
 def searched(space: Space, bench: PolicyEvaluator) -> dict[str, Any]:
     """One search, and its front on held-out questions."""
     bench.space = space
     pool = Alone(bench)
-    records = trials_of(space, bench, pool)
+    records, _ = trials_of(space, bench, pool)
     dense, front = records[0], front_trials([*records.values()], space.objectives)
     levels = pool.confirmed[dense.policy.fingerprint], dense.search["prefill_flops"].value
     points = [

@@ -6,9 +6,9 @@ from dataclasses import replace
 from ...evaluators.base import Direction
 from ..study.expected_results import ScorePredictor, with_predicted_scores
 from ..trial.hypervolume import Point, hypervolume_history
+from ..trial.paired_tests import example_scores, paired_difference
 from ..trial.pareto import evenly_spaced, front_trials, objective_point
 from ..trial.trial_result import IntervalEstimate, TrialResult
-from .paired_tests import example_scores, paired_difference
 from .reselect import combined_bounds, violations
 from .study_record import BaselineComparison, BaselineResult, StudyRecord, accuracy_objective
 

@@ -9,6 +9,8 @@ from typing import Any
 from ...policies.errors import StudyError
 from ...policies.wording import escape_invisible
 from ..baselines.dense_stats import DENSE_STATS
+from ..guide.guide import Guide
+from ..guide.wide_gaps import policies_in_gaps
 from ..places import DATABASE
 from ..space.objectives import metric_definitions
 from ..space.space import Space
@@ -58,6 +60,7 @@ def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult
     trials = tuple(trial for trial in all_trials if not is_mere_probe(trial))
     objectives, metrics = space.objectives, metric_definitions(space)
     front = front_trials(trials, objectives)
+    guide = Guide(attrs["guide"]) if attrs.get("guide") else None
     reference = reference_point(trials[0].search, objectives, metrics)
     curve = hypervolume_history(
         feasible_points(trials, objectives), list(objectives.values()), [reference[name] for name in objectives]
@@ -79,6 +82,7 @@ def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult
         summary=summary(all_trials) | dense_stats,
         ended=attrs.get("ended"),
         guide=attrs.get("guide"),
+        in_gaps=policies_in_gaps(trials, front, objectives, guide),
         clocks=clocks(trials, front, times, stand_ins_of(attrs)),
         random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )

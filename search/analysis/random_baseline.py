@@ -6,9 +6,9 @@ from typing import Any
 from ...evaluators.base import Measurement
 from ..baselines.random_twin import random_twin
 from ..trial.measurements import parse_measurements
+from ..trial.paired_tests import paired_difference
 from ..trial.trial_result import TrialResult
 from .baseline_comparison import negated, quality_metric
-from .paired_tests import paired_difference
 from .study_record import RandomBaseline, StudyRecord, policy_files
 
 

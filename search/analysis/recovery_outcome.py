@@ -43,6 +43,7 @@ def with_trained(record: StudyRecord, attrs: Mapping[str, Any], folder: Path) ->
         record,
         trials=trials,
         front=front,
+        in_gaps=(),
         random=random_measurements(members[1], attrs),
         recovery=RecoveryOutcome(
             recoveries=tuple(found),

@@ -165,6 +165,7 @@ class StudyRecord:
         metrics: Unit and meaning of every measured metric.
         trials: All trials by number; the first is dense.
         front: Numbers of the Pareto-optimal feasible trials, by falling first cost objective (dense first).
+        in_gaps: Numbers of the trials that fill wide gaps of the front, in that order; see `guide.wide_gaps`.
         hypervolume: After each finished trial, in the order of numbers.
         reference: The reference point of the hypervolume, by objective.
         space_text: The space file, verbatim.
@@ -195,6 +196,7 @@ class StudyRecord:
     ended: str | None = None
     assessment: Assessment = Assessment()
     guide: str | None = None
+    in_gaps: tuple[int, ...] = ()
     clocks: Mapping[str, Clock] = field(default_factory=dict)
     random: Mapping[int, Mapping[str, Measurement]] = field(default_factory=dict)
     recovery: RecoveryOutcome | None = None
@@ -236,6 +238,13 @@ def policy_files(record: StudyRecord) -> dict[int, str]:
     """File name of each front policy by trial number, in the order of the front; dense needs no file."""
     numbers = [number for number in record.front if number != record.dense.number]
     return {number: f"pareto-{place:02d}.yaml" for place, number in enumerate(numbers, start=1)}
+
+
+def all_files(record: StudyRecord) -> dict[int, str]:
+    """File name of each policy that is reported, by trial number: those of the front, then those in its wide gaps."""
+    return policy_files(record) | {
+        number: f"gap-{place:02d}.yaml" for place, number in enumerate(record.in_gaps, start=1)
+    }
 
 
 def accuracy_objective(record: StudyRecord) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...evaluators.base import Direction, Split
 from ...evaluators.patches.kept_patches import KeptPatchesEvaluator, drawn_layers
 from ..baselines.random_twin import random_twin
+from ..guide.wide_gaps import policies_in_gaps
 from ..space.guide_metrics import QUALITY
 from ..study.expected_results import MAX_CONFIRMED, baseline_front
 from ..study.study import SearchStudy, VisitKey
@@ -27,7 +28,7 @@ MAX_RANDOM = 6  # policies of the front that are compared with their random twin
 
 
 def trials_to_confirm(study: SearchStudy) -> list[TrialResult]:
-    """The dense trial, the front, and up to `MAX_CONFIRMED` trials of the front of the baselines.
+    """The dense trial, the front, policies in its wide gaps, and up to `MAX_CONFIRMED` of the front of the baselines.
 
     Beside them, the policies of the front that trained ones change, with their trained weights and without.
     """
@@ -35,7 +36,8 @@ def trials_to_confirm(study: SearchStudy) -> list[TrialResult]:
     baselines = baseline_front(results, objectives, lambda result: study.violations(result.search))
     front = front_trials(outcomes, objectives)
     trained = [result for result in outcomes if result.number in front and result.policy.weights is not None]
-    chosen = {results[0].number, *front, *front_trials(results, objectives)}
+    searched = front_trials(results, objectives)
+    chosen = {results[0].number, *front, *searched, *policies_in_gaps(results, searched, objectives, study.guide)}
     chosen |= {result.number for result in evenly_spaced(baselines, MAX_CONFIRMED)}
     return [*(result for result in results if result.number in chosen), *trained]
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..guide.guide import min_useful_accuracy
+from ..guide.wide_gaps import APART, WIDE
 from ..sampler.ehvi import HypervolumeImprovement, budget_grid
 from ..space.guide_metrics import QUALITY
 from ..space.objectives import expensive_objective, first_cost
@@ -27,7 +28,6 @@ MIN_GAIN = 0.0015  # share of the front's hypervolume that is worth a promotion
 MIN_GAIN_GUIDED = 0.0005  # the same where a loss has already selected the few candidates for the front
 MIN_GAIN_BASELINES = 0.005  # the same for the front of the baselines, which only serves as a comparison
 VIOLATION_ERRORS = 2.0  # standard errors by which an estimate must violate a constraint to exclude a trial
-MAX_GAP = 0.1  # widest gap of the front, as a share of the cost of dense, that is not filled with a paused trial
 COST_STEPS = 100  # resolution of the grid of costs
 
 Candidate: TypeAlias = tuple[TrialResult, Point]
@@ -110,7 +110,11 @@ def _relative_gains(
 def gap_filler(
     candidates: Sequence[Candidate], predictor: ScorePredictor, space: Space, paused: Collection[int]
 ) -> int | None:
-    """The paused trial nearest to the middle of the widest gap of the front that has one.
+    """The paused trial to promote for the widest gap of the front that has one.
+
+    It is the one nearest to the middle of the gap among those that look Pareto-optimal. Where a policy that was lucky
+    dominates all in the gap, and none there has answered all examples, it is the one with the best expected objective;
+    see `guide.wide_gaps`.
 
     Args:
         candidates: Trials that may be on the front, with their expected objectives.
@@ -123,13 +127,19 @@ def gap_filler(
         return None
     place, unit = list(space.objectives).index(cost), predictor.dense[cost].value
     shares = {result.number: point[place] / unit for result, point in candidates}
+    expensive = expensive_objective(space)
+    sign = 1.0 if [*space.objectives.values()][expensive] == "minimize" else -1.0
+    losses = {result.number: sign * point[expensive] for result, point in candidates}
     optimal = apparent_front(candidates, space)
-    front = sorted(shares[number] for number in optimal if number not in paused)
-    gaps = [(low, high) for low, high in zip(front, front[1:], strict=False) if high - low > MAX_GAP]
+    front = sorted({*(shares[number] for number in optimal if number not in paused), 1.0})
+    gaps = [(low, high) for low, high in zip(front, front[1:], strict=False) if high - low > WIDE]
     for low, high in sorted(gaps, key=lambda gap: gap[0] - gap[1]):
         inside = [number for number in optimal & {*paused} if low < shares[number] < high]
         if inside:
             return min(inside, key=lambda number: (abs(shares[number] - (low + high) / 2), number))
+        middle = [number for number, share in shares.items() if low + APART <= share <= high - APART]
+        if middle and {*middle} <= {*paused}:
+            return min(middle, key=lambda number: (losses[number], number))
     return None
 
 

@@ -19,7 +19,7 @@ from ...policies.metadata import Measured, Provenance
 from ...policies.policy import Policy
 from ...policies.version import __version__
 from ..analysis.load_study import ENVIRONMENT, SPACE, read_environment, read_record
-from ..analysis.study_record import StudyRecord, policy_files
+from ..analysis.study_record import StudyRecord, all_files
 from ..analysis.transfer import accuracy_by_task
 from ..places import POLICIES
 from ..space.space import Space
@@ -77,19 +77,20 @@ def write_folder(folder: Path) -> StudyRecord:
 
 
 def write_policies(record: StudyRecord, folder: Path) -> None:
-    """Write one file per policy of the front, by falling cost, and remove the files of an older front.
+    """Write a file per policy of the front and of its wide gaps, by falling cost, and remove those of an older front.
 
     A file of another origin, or one that was edited since, is kept. It is renamed where its name is needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digests = read_digests(folder)
-    for old in folder.glob("pareto-*.yaml"):
+    files = all_files(record)
+    for old in (*folder.glob("pareto-*.yaml"), *folder.glob("gap-*.yaml")):
         if is_unchanged(old, record, digests):
             old.unlink()
-        elif old.name in policy_files(record).values():
+        elif old.name in files.values():
             old.rename(free_name(old))
     digests = {}
-    for number, file in policy_files(record).items():
+    for number, file in files.items():
         policy = exported(record, record.trial(number)).beside(folder.parent)
         policy.save(folder / file)
         with suppress(

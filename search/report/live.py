@@ -97,5 +97,7 @@ class LiveReport:
             WorkerJob(worker, numbers.get(job.policy.fingerprint), job.policy, tuple(job.names), job.split, seconds)
             for worker, job, seconds in self._pool.jobs
         ]
-        documents = {number: exported(record, record.trial(number)).to_yaml() for number in record.front}
+        documents = {
+            number: exported(record, record.trial(number)).to_yaml() for number in (*record.front, *record.in_gaps)
+        }
         return LiveState(self._progress.state, jobs, [*self._progress.notes], documents, ended_by)

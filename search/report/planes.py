@@ -86,7 +86,8 @@ def dots(record: StudyRecord, plane: Plane) -> list[Dot]:
         x = trial.number if plane.x == TRIAL else along_axis(record, trial, plane.x)
         y = along_axis(record, trial, plane.y)
         if kind is not None and math.isfinite(x) and math.isfinite(y):
-            confirmation = _confirmation(record, trial, plane, x) if kind == "front" else (None, None)
+            is_reported = kind == "front" or trial.number in record.in_gaps
+            confirmation = _confirmation(record, trial, plane, x) if is_reported else (None, None)
             found.append(Dot(trial, kind, x, y, *confirmation))
     return found
 

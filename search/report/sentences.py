@@ -1,14 +1,16 @@
 """The assessment of a study in sentences."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..analysis.agreement import GUIDE_NAMES, losses_and_accuracies
 from ..analysis.assessment import selection_bias
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
-from ..analysis.study_record import RecoveryOutcome, StudyRecord, policy_files
+from ..analysis.study_record import RecoveryOutcome, StudyRecord, all_files, policy_files
 from ..analysis.transfer import MIN_POLICIES
-from ..space.guide_metrics import DIVERGENCE
+from ..guide.wide_gaps import WIDE
+from ..space.guide_metrics import DIVERGENCE, QUALITY
 from ..space.units import amount, phrase, unit_of
 from ..trial.trial_result import IntervalEstimate
 
@@ -31,6 +33,19 @@ def selection_bias_line(record: StudyRecord) -> str:
         f"Selection bias: compared with dense, the {policies} {size} of {phrase(name)} "
         f"{'better' if bias >= 0 else 'worse'} on the search split, which {they_were} selected on, than on the report "
         "split, on average."
+    )
+
+
+def gap_line(record: StudyRecord) -> str:
+    """What the policies in wide gaps of the front are; empty without any."""
+    names = [Path(file).stem for number, file in all_files(record).items() if number in record.in_gaps]
+    if not names:
+        return ""
+    by = "by its answers and the guide’s loss" if record.guide else "by its answers"
+    return (
+        f"{', '.join(names)}: in a gap of the front wider than {WIDE:.0%} of dense, the policy with the highest "
+        f"expected {QUALITY}, {by}. No paired test tells it from the cheaper policy that dominates it on the search "
+        "split, which may be luck; the report split shows which of the two to take."
     )
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +13,7 @@ from ...evaluators.base import Measurement, Split
 from ..analysis.assessment import selection_bias, was_measured
 from ..analysis.baseline_comparison import quality_metric
 from ..analysis.forecast import AHEAD
-from ..analysis.study_record import RecoveryOutcome, StudyRecord, policy_files
+from ..analysis.study_record import RecoveryOutcome, StudyRecord, all_files, policy_files
 from ..analysis.transfer import accuracy_by_task, searched_accuracy
 from ..space.units import EXAMPLE_UNITS, amount, phrase, unit_of, with_error
 from ..trial.modelled_time import ModelledTime
@@ -20,18 +21,19 @@ from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
 from .console import Output
 from .recovery_rows import columns, recovery_rows
-from .sentences import assessment_lines, selection_bias_line, share_text, transfer_line
+from .sentences import assessment_lines, gap_line, selection_bias_line, share_text, transfer_line
 from .time_sentences import time_data, time_lines
 
 
 def summary_data(record: StudyRecord, folder: Path) -> dict[str, Any]:
     """The result of a search as plain data, for JSON."""
-    files = policy_files(record)
+    files = all_files(record)
     return {
         "study": record.name,
         "folder": str(folder),
         "model": record.model_id,
         "front": [row(record, record.trial(number), files.get(number)) for number in record.front],
+        "in_gaps": [row(record, record.trial(number), files[number]) for number in record.in_gaps],
         "hypervolume": record.hypervolume[-1] if record.recovery is None else record.recovery.hypervolume[1],
         "reference": dict(record.reference),
         "summary": dict(record.summary),
@@ -99,12 +101,17 @@ def row(record: StudyRecord, trial: TrialResult, file: str | None) -> dict[str, 
     return found
 
 
-def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Table:
+def front_table(
+    record: StudyRecord,
+    rows: Mapping[str, dict[str, Any]],
+    in_gaps: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> Table:
     """A table of policies beneath the dense model.
 
     Args:
         record: The study.
         rows: Objectives by the policy's name, as `row` gives them.
+        in_gaps: The same of policies in wide gaps of the front, which stand beneath it.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("policy", no_wrap=True)
@@ -112,6 +119,9 @@ def front_table(record: StudyRecord, rows: Mapping[str, dict[str, Any]]) -> Tabl
         table.add_column(heading, justify="right")
     table.add_row("dense", *cells(record, row(record, record.dense, None), absolute=True), end_section=True)
     for name, entry in rows.items():
+        table.add_row(name, *cells(record, entry))
+    table.add_section()
+    for name, entry in in_gaps.items():
         table.add_row(name, *cells(record, entry))
     return table
 
@@ -126,8 +136,12 @@ def print_summary(record: StudyRecord, folder: Path, console: Output | None = No
     """
     console = console or Output()
     data = summary_data(record, folder)
-    rows = {Path(entry["policy"]).stem: entry for entry in data["front"] if entry["policy"]}
-    console.print_table(front_table(record, rows))
+    rows, in_gaps = (
+        {Path(entry["policy"]).stem: entry for entry in data[key] if entry["policy"]} for key in ("front", "in_gaps")
+    )
+    console.print_table(front_table(record, rows, in_gaps))
+    if in_gaps:
+        console.print(gap_line(record), highlight=False, markup=False)
     if not rows:
         console.print("no policy was better than dense within the constraints: loosen them, or raise search.trials")
     reference = ", ".join(f"{name} {amount(value, unit_of(name))}" for name, value in record.reference.items())

@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 
 from ....evaluators.base import Measurement, Split
+from ...trial.paired_tests import example_scores, p_value, paired_difference, task_sizes
 from ...trial.trial_result import IntervalEstimate, TrialResult
 from ..baseline_comparison import quality_metric
-from ..paired_tests import example_scores, p_value, paired_difference, task_sizes
 from .studies import ComparedStudy
 
 

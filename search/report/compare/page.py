@@ -12,6 +12,7 @@ from ....policies.errors import PolicyError
 from ....policies.policy import Policy
 from ...analysis.compare.equal_cost import EqualCost
 from ...analysis.compare.studies import ComparedStudy
+from ...analysis.study_record import policy_files
 from ...places import POLICIES
 from ...space.units import amount, phrase
 from ...trial.trial_result import TrialResult
@@ -178,7 +179,7 @@ def _study(comparison: Comparison, place: int, folder: Path | None) -> StudyView
         note = f"trial {number}" + (", chosen" if chosen is not None and chosen.number == number else "")
         rows.append(PolicyRow(f"{place}-{number}", label, note, cells, _usage(study, trial)))
     record = study.record
-    drawn = front_map(record, f"{place}-")
+    drawn = front_map(record, policy_files(record), f"{place}-")
     report = study.folder / "report.html"
     link = os.path.relpath(report.absolute(), folder) if folder is not None and report.exists() else None
     return StudyView(study.name, record.model_id, str(study.folder), link, _columns(comparison), rows, drawn)

@@ -9,8 +9,8 @@ from ...analysis.compare.equal_cost import EqualCost
 from ...analysis.compare.fronts import FrontVolume, coordinate, is_cost, measured_on
 from ...analysis.compare.pairs import PairedTest
 from ...analysis.compare.studies import ComparedStudy
-from ...analysis.paired_tests import SIGNIFICANCE
 from ...space.units import amount, phrase, signed_points, with_error
+from ...trial.paired_tests import SIGNIFICANCE
 from ...trial.trial_result import TrialResult
 from .comparison import Comparison
 

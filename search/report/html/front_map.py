@@ -1,10 +1,10 @@
 """The layer map of a report: what every policy of the front leaves out, as values for `layer_map.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ....policies.choice import LayerChoice
-from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
+from ...analysis.study_record import StudyRecord, percent_of_dense
 from ...space.objectives import first_cost
 from ..cells import Cell, cells
 from ..layer_map import COLOURS, PAIRS, RESTS, SCOPES, describe
@@ -39,7 +39,7 @@ class Swatch:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy of the front; `name` is that of its row in the table, `text` says in words what it leaves out."""
+    """One policy; `name` is that of its row in the table, `text` says in words what it leaves out."""
 
     name: str
     label: str
@@ -49,23 +49,24 @@ class Row:
 
 @dataclass(frozen=True)
 class FrontMap:
-    """One row per policy of the front, one column per layer, and the legend of what occurs."""
+    """One row per policy, one column per layer, and the legend of what occurs."""
 
     num_layers: int
     rows: list[Row]
     legend: list[tuple[Swatch, str]]
 
 
-def front_map(record: StudyRecord, prefix: str = "") -> FrontMap:
-    """The layer map of the front.
+def front_map(record: StudyRecord, numbers: Iterable[int], prefix: str = "") -> FrontMap:
+    """The layer map of some policies.
 
     Args:
         record: The study.
+        numbers: Their trials.
         prefix: Of the names of rows, where a page shows several studies.
     """
     cost = first_cost(record.objectives)
     rows, drawn_cells = [], list[Cell]()
-    for number in policy_files(record):
+    for number in numbers:
         trial = record.trial(number)
         share = f" · {percent_of_dense(record, trial, cost):.0f} %" if cost is not None else ""
         drawn = cells(trial.policy, record.num_layers)

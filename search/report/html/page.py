@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ....evaluators.base import Measurement
-from ...analysis.study_record import StudyRecord
+from ...analysis.study_record import StudyRecord, all_files
 from ...trial.modelled_time import ModelledTime
 from ...trial.trial_result import TrialResult
 from ..figures import hypervolume_figure, plane_figure
@@ -102,7 +102,7 @@ def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = No
         empty_front=empty_front(record),
         plotly_library=get_plotlyjs(),
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
-        layer_map=front_map(record),
+        layer_map=front_map(record, all_files(record)),
         table=policy_table(record, folder, None if live is None else live.documents),
         other_metrics=other_metrics_table(record),
         trained=trained_table(record),

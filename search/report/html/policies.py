@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ....evaluators.base import Measurement, Split
 from ...analysis.baseline_comparison import quality_metric
-from ...analysis.study_record import StudyRecord, percent_of_dense, policy_files
+from ...analysis.study_record import StudyRecord, all_files, percent_of_dense, policy_files
 from ...space.units import EXAMPLE_UNITS, amount, phrase, signed_points
 from ...trial.modelled_time import ModelledTime
 from ...trial.trial_result import TrialResult
 from ..sections import gain_over_dense, measurement_text
-from ..sentences import selection_bias_line
+from ..sentences import gap_line, selection_bias_line
 from ..time_sentences import time_lines
 from .usage import Usage, usage
 
@@ -49,7 +49,7 @@ class PolicyTable:
 
     Attributes:
         columns: Title and note of each column.
-        rows: The dense model, then the policies of the front.
+        rows: The dense model, then the policies of the front, then those in its wide gaps.
         notes: Paragraphs beneath, each with the term that it explains or an empty string.
     """
 
@@ -59,7 +59,7 @@ class PolicyTable:
 
 
 def policy_table(record: StudyRecord, folder: Path, documents: Mapping[int, str] | None) -> PolicyTable:
-    """One row per policy of the front, dense first.
+    """One row per policy of the front, dense first, then those in wide gaps of the front.
 
     While the search runs, its front changes and has no files, since a command that was copied a minute ago must not
     measure another policy. The page then holds the policies themselves, under names that stay.
@@ -69,7 +69,7 @@ def policy_table(record: StudyRecord, folder: Path, documents: Mapping[int, str]
         folder: Its folder, for the commands.
         documents: While the search runs, each policy as YAML by its trial; None once their files are written.
     """
-    files = policy_files(record)
+    files = all_files(record)
     columns = [(name, split) for name in record.metrics if _has_column(record, name) for split in _splits(record, name)]
     rows = []
     for trial in [record.dense, *(record.trial(number) for number in files)]:
@@ -92,6 +92,8 @@ def _notes(record: StudyRecord) -> list[tuple[str, str]]:
             "expensive policy, by a paired test on the same examples (p > 0.05)."
         )
         notes.append(("Tied", meaning))
+    if record.in_gaps:
+        notes.append(("In a gap of the front", gap_line(record)))
     bias = selection_bias_line(record)
     if bias:
         notes.append(("", f"{bias} Trust the report split."))
@@ -125,6 +127,8 @@ def _column_note(record: StudyRecord, name: str, split: Split) -> str:
 def _row_note(record: StudyRecord, trial: TrialResult) -> str:
     """The trial's number, whether its model was trained, and the policy that it is tied with."""
     own = f"trial {trial.number}{', trained' if trial.policy.weights is not None else ''}"
+    if trial.number in record.in_gaps:
+        return f"{own}, in a gap of the front"
     tied_with = record.assessment.ties.get(trial.number)
     if tied_with is None:
         return own

@@ -10,13 +10,6 @@ from made_studies import changed, refronted, study, without_library
 from skipsearch.evaluators.base import Measurement, Metric
 from skipsearch.search.analysis.assessment import assess, hypervolume_curve, selection_bias
 from skipsearch.search.analysis.forecast import forecast
-from skipsearch.search.analysis.paired_tests import (
-    bootstrap_weights,
-    example_scores,
-    mcnemar,
-    p_value,
-    paired_difference,
-)
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.report.figures import plane_figure
 from skipsearch.search.report.html.page import page
@@ -25,6 +18,13 @@ from skipsearch.search.report.sentences import assessment_lines, selection_bias_
 from skipsearch.search.report.terminal import print_summary, summary_data, tie_line
 from skipsearch.search.study.expected_results import ScorePredictor
 from skipsearch.search.trial.hypervolume import hypervolume_history
+from skipsearch.search.trial.paired_tests import (
+    bootstrap_weights,
+    example_scores,
+    mcnemar,
+    p_value,
+    paired_difference,
+)
 from skipsearch.search.trial.pareto import front_trials
 from skipsearch.search.trial.trial_result import IntervalEstimate
 

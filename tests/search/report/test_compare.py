@@ -13,10 +13,10 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.compare.axes import axis_differences
 from skipsearch.search.analysis.compare.fronts import common_reference, coordinate, front_volume
 from skipsearch.search.analysis.load_study import read_record
-from skipsearch.search.analysis.paired_tests import mcnemar
 from skipsearch.search.cli import main
 from skipsearch.search.report.compare.comparison import compare_studies
 from skipsearch.search.report.compare.page import comparison_page
+from skipsearch.search.trial.paired_tests import mcnemar
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,13 @@ from skipsearch.policies.policy import Policy
 from skipsearch.policies.scores.token_selection import TokenSelection
 from skipsearch.search.analysis.study_record import StudyRecord, percent_of_dense, policy_files
 from skipsearch.search.report.figures import hover_text
+from skipsearch.search.report.folder import write_policies
 from skipsearch.search.report.html.front_map import front_map
 from skipsearch.search.report.html.page import page, write_report, write_trials_csv
 from skipsearch.search.report.html.templates import render
 from skipsearch.search.report.planes import baseline_dots, dots, planes, staircase
 from skipsearch.search.report.sections import headline, headline_trial
+from skipsearch.search.report.terminal import print_summary, summary_data
 
 DRAWN.append(LayerChoice(ffn="skip", token_ratio=0.5))
 
@@ -66,6 +68,24 @@ def test_every_front_policy_is_in_the_table_and_in_the_map(name: str) -> None:
         assert f'href="#trial-{number}"' in text
     cells = re.findall(r'title="layer \d+: ', text)
     assert len(cells) == len(policy_files(record)) * record.num_layers
+
+
+def test_a_policy_in_a_gap_stands_beside_the_front_with_its_file_and_its_map(tmp_path: Path, capsys) -> None:
+    record = study()
+    number = next(trial.number for trial in record.trials if trial.full_fidelity and trial.number not in record.front)
+    record = replace(record, in_gaps=(number,))
+    text = without_library(page(record))
+    assert f'id="trial-{number}"' in text and f'id="map-{number}"' in text and "policies/gap-01.yaml" in text
+    assert f"trial {number}, in a gap of the front" in text
+    write_policies(record, tmp_path)
+    assert [file.name for file in sorted(tmp_path.glob("gap-*.yaml"))] == ["gap-01.yaml"]
+    assert Policy.load(tmp_path / "gap-01.yaml").fingerprint == record.trial(number).policy.fingerprint
+    print_summary(record, tmp_path)
+    said = capsys.readouterr().out
+    assert "gap-01" in said and "report split shows which of the two to take" in " ".join(said.split())
+    assert [entry["trial"] for entry in summary_data(record, tmp_path)["in_gaps"]] == [number]
+    write_policies(replace(record, in_gaps=()), tmp_path)
+    assert not [*tmp_path.glob("gap-*.yaml")]
 
 
 @pytest.mark.parametrize(("name", "count"), [("one", 1), ("two", 1), ("three", 3), ("four", 6), ("costs", 1)])
@@ -307,9 +327,9 @@ def test_the_map_says_when_and_for_whom_a_choice_holds_and_what_is_left() -> Non
         ],
         TokenSelection(reselect="once"),
     )
-    before = render("layer_map.html", layer_map=front_map(replace(record, front=(0,))))
+    before = render("layer_map.html", layer_map=front_map(record, ()))
     only = replace(changed(record, number, policy=scoped), front=(0, number))
-    drawn = render("layer_map.html", layer_map=front_map(only))
+    drawn = render("layer_map.html", layer_map=front_map(only, [number]))
     legend, _, grid = drawn.partition('<div class="map"')
     assert "only" not in before and "once" not in before
     assert '<i class="skip_ffn" title="layer 0: skip_ffn (prefill, text)"><b>pt</b></i>' in grid

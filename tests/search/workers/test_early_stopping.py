@@ -526,6 +526,21 @@ def test_who_promises_most_answers_first_and_who_adds_next_to_nothing_answers_no
     assert chosen(0, patience=2) == 1 and chosen(0, 1, patience=2) is None
 
 
+def test_a_gap_above_a_policy_that_dominates_by_luck_has_its_best_policy_promoted(path):
+    """Up to the dense model too, which is dominated; one with all answers in the gap is enough."""
+    space, few = space_of(path), np.random.default_rng(1).permutation(400)[:50].tolist()
+    shares = {0: (100.0, 0.9), 1: (60.0, 0.95), 2: (80.0, 0.8), 3: (85.0, 0.85), 4: (97.0, 0.9)}
+
+    def chosen(*whole):
+        scores = {number: (np.arange(400) % 40 < 40 * share).astype(float) for number, (_, share) in shares.items()}
+        records = [trial(n, shares[n][0], scores[n].tolist(), None if n in whole else few) for n in shares]
+        record = next_promotion(records, ScorePredictor.fit(records), space, 0)
+        return record and record.number
+
+    assert chosen(0, 1) == 3
+    assert chosen(0, 1, 3) is chosen(0, 1, 2) is None
+
+
 @pytest.fixture(scope="module")
 def patient(path, bench, tmp_path_factory):
     return search(path, bench, tmp_path_factory.mktemp("patient"), search__sampler="auto")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...evaluators.base import Measurement
-from ..trial.trial_result import IntervalEstimate
+from .trial_result import IntervalEstimate
 
 SIGNIFICANCE = 0.05  # Policies whose p-value is above this level are tied.
 FLIPS = 4000
