@@ -164,12 +164,19 @@ def local_folder(spec: ModelSpec) -> Path | None:
     """The folder of a model on this machine, where that of a bucket is downloaded to; None for a model of the hub.
 
     Raises:
-        ModelError: the bucket cannot be read, or has another revision.
+        ModelError: the bucket cannot be read, or has another revision; or a folder on this machine is given one.
     """
     if is_bucket(spec.id):
         return fetch(spec.id, spec.revision)
     path = Path(spec.id).expanduser()
-    return path if path.is_dir() else None
+    if not path.is_dir():
+        return None
+    if spec.revision is not None:
+        hint = "leave the revision out, or name a model of the hub"
+        raise ModelError(
+            f"model {spec.id} is a folder on this machine", [f"found the revision {spec.revision!r}"], hint
+        )
+    return path
 
 
 def _load(spec: ModelSpec) -> Subject:
@@ -279,6 +286,8 @@ def load_failure(spec: ModelSpec, cause: BaseException) -> ModelError:
         hint = "check the id, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`"
         return ModelError(f"model {spec.id} cannot be loaded from the hub", [_first_line(cause)], hint)
     hint = "see whether transformers knows the kind of model; a newer release, or trust_remote_code, may help"
+    if isinstance(cause, OSError):
+        hint = "give a folder that save_pretrained wrote, with config.json, weights and tokenizer"
     return ModelError(f"model {spec.id} cannot be loaded", [_first_line(cause)], hint)
 
 
