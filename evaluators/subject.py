@@ -164,19 +164,12 @@ def local_folder(spec: ModelSpec) -> Path | None:
     """The folder of a model on this machine, where that of a bucket is downloaded to; None for a model of the hub.
 
     Raises:
-        ModelError: the bucket cannot be read, or has another revision; or a folder on this machine is given one.
+        ModelError: the bucket cannot be read, or has another revision.
     """
     if is_bucket(spec.id):
         return fetch(spec.id, spec.revision)
     path = Path(spec.id).expanduser()
-    if not path.is_dir():
-        return None
-    if spec.revision is not None:
-        hint = "leave the revision out, or name a model of the hub"
-        raise ModelError(
-            f"model {spec.id} is a folder on this machine", [f"found the revision {spec.revision!r}"], hint
-        )
-    return path
+    return path if path.is_dir() else None
 
 
 def _load(spec: ModelSpec) -> Subject:

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..policies.card import count_choices
@@ -80,7 +81,7 @@ def served_model(options: argparse.Namespace, policy: Policy) -> "Source":
     """Load the model to serve, quantised as the policy says.
 
     Raises:
-        UsageError: the device has no such name.
+        UsageError: the device has no such name, or a folder is given a revision.
         ModelError: the model cannot be loaded.
     """
     from ..evaluators.subject import DEVICE, ModelSpec, load_subject
@@ -89,6 +90,7 @@ def served_model(options: argparse.Namespace, policy: Policy) -> "Source":
     if not re.fullmatch(DEVICE, options.device):
         hint = "take auto, cpu, mps, cuda, or one of several such as cuda:1"
         raise UsageError("--device names no device", [f"found {options.device!r}"], hint)
+    refuse_revision(options.revision, options.model)
     spec = ModelSpec(
         id=options.model,
         revision=options.revision,
@@ -145,7 +147,7 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
     A policy that asks for quantised weights is applied to the model as its checkpoint has it.
 
     Raises:
-        UsageError: none of them names a model, or the model is the policy's at another revision.
+        UsageError: none of them names a model; or see `refuse_revision`.
     """
     from ..evaluators.subject import ModelSpec
     from .places import DATABASE, holds_study
@@ -163,11 +165,28 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
         hint = "name it, as in --model llava-hf/llava-1.5-7b-hf"
         raise UsageError("no model is given", [f"{options.policy} names none and is in no study's folder"], hint)
     own = policy.model.revision if name == policy.model.id else None
-    if own is not None and options.revision not in (None, own):
-        found = f"found --revision {options.revision}, expected {own}"
-        hint = "leave --revision out, or search again at the other one"
-        raise UsageError(f"the policy was made for another revision of {name}", [found], hint)
+    refuse_revision(options.revision, name, own)
     return ModelSpec(id=name, revision=options.revision or own, **given)
+
+
+def refuse_revision(given: str | None, name: str, own: str | None = None) -> None:
+    """Refuse a revision of a folder, and one that is not the policy's.
+
+    Args:
+        given: The revision of the command line; None where there is none.
+        name: The model.
+        own: The revision that the policy was made for, where it names one of this model.
+
+    Raises:
+        UsageError: see above.
+    """
+    if given is not None and Path(name).expanduser().is_dir():
+        hint = "leave --revision out, or name a model of the hub"
+        raise UsageError(f"{name} is a folder on this machine", [f"found --revision {given}"], hint)
+    if given is not None and own not in (None, given):
+        hint = "leave --revision out, or search again at the other one"
+        found = f"found --revision {given}, expected {own}"
+        raise UsageError(f"the policy was made for another revision of {name}", [found], hint)
 
 
 def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) -> None:

@@ -10,6 +10,8 @@ import pytest
 import tiny
 from skipsearch import Policy
 from skipsearch.search.cli import main
+from skipsearch.search.cli_exports import model_spec
+from skipsearch.search.options import parse_options
 
 HEAD = "schema: skipsearch/policy/v1\n"
 SHA = "ab" * 32
@@ -85,9 +87,9 @@ MISTAKES = {
         "hint: use the model named in the policy, or search again for this one with `skipsearch run`",
     ],
     "skips.yaml --to hf --model llama --revision v2 --out out": [
-        "error: model llama is a folder on this machine",
-        "  found the revision 'v2'",
-        "hint: leave the revision out, or name a model of the hub",
+        "error: llama is a folder on this machine",
+        "  found --revision v2",
+        "hint: leave --revision out, or name a model of the hub",
     ],
     "pinned.yaml --to hf --model a/b --revision v2 --out out": [
         "error: the policy was made for another revision of a/b",
@@ -140,6 +142,14 @@ def test_a_mistake_is_named_with_a_way_out(command, here, capsys):
         line.format(here=here) for line in MISTAKES[command]
     ]
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "revision"), [([], "v1"), (["--model", "a/b"], "v1"), (["--model", "a/c"], None)]
+)
+def test_the_policys_own_model_is_loaded_at_the_policys_revision(arguments, revision, here):
+    options = parse_options(["export", "pinned.yaml", "--to", "hf", "--out", "out", *arguments])
+    assert model_spec(options, Policy.load(options.policy)).revision == revision
 
 
 def printed(capsys, *arguments):
