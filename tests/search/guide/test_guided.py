@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from searching import LAYERS, AlonePool, likely_space
+from tiers import soak
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
@@ -122,7 +123,7 @@ def test_accuracy_is_measured_where_the_loss_promises_something(guided):
             assert not both or record in measured
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [soak(1), 2])
 def test_a_killed_search_repeats_no_probe_and_no_trial(path, bench, tmp_path, guided, size):
     for number, jobs in enumerate((1, 6, 9, 7)):
         with pytest.raises(Killed):

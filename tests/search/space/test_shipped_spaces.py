@@ -2,6 +2,7 @@
 
 import pytest
 import searching
+from tiers import soak
 
 import tiny
 from skipsearch.search.run import run_study
@@ -32,7 +33,7 @@ def swapped(folder, name):
     return {**shared, "evaluate.divergence": options, "evaluate.speculative": short}
 
 
-@pytest.mark.parametrize("name", ["llava", "llama", "draft"])
+@pytest.mark.parametrize("name", ["llava", soak("llama"), soak("draft")])
 def test_a_shipped_space_runs_from_end_to_end(name, tmp_path):
     loaded = load_space(name, swapped(tmp_path, name))
     record = run_study(loaded, tmp_path / name, shown=False)
