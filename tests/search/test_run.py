@@ -131,7 +131,7 @@ def test_a_study_folder_has_everything(finished):
 def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finished):
     record, folder = finished
     files = sorted((folder / "policies").glob("*.yaml"))
-    assert len(files) == len([number for number in record.front if number != 0])
+    assert len(files) == len([number for number in (*record.front, *record.in_gaps) if number != 0])
     for file in files:
         policy = Policy.load(file)
         trial = record.trial(policy.provenance.trial)

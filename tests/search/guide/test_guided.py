@@ -12,16 +12,20 @@ from tiers import soak
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
+from skipsearch.search.analysis.load_study import record_of
+from skipsearch.search.driver.confirmation import trials_to_confirm
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.guide.accuracy_curve import AccuracyCurve, fit_logistic
 from skipsearch.search.guide.greedy import GreedyPath, Probe, race_paths, spread_over_front
 from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
+from skipsearch.search.guide.wide_gaps import policies_in_gaps
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.database import progress_of
 from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.study.trial_cache import read_trials
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.evaluate import PolicyEvaluator
@@ -162,6 +166,14 @@ def test_a_multiple_choice_task_counts_from_chance(bench, guided):
     assert len(labels) > 1
     assert dense["accuracy"].floor >= np.mean([1 / count for count in choices]) - 1e-9
     assert dense["answer_loss"].floor == pytest.approx(np.mean(np.log(choices)))
+
+
+def test_what_is_reported_in_gaps_is_what_is_confirmed(guided):
+    """A report reads the study without its driver, and leaves out the probes that measured no accuracy."""
+    study = guided.study.study
+    record = record_of(study.study_name, study.user_attrs, read_trials(study), guided.folder)
+    gaps = {*policies_in_gaps(guided.study.final_results(), record.front, record.objectives, guided.study.guide)}
+    assert {*record.in_gaps} == gaps <= {trial.number for trial in trials_to_confirm(guided.study)}
 
 
 @pytest.mark.parametrize(("value", "above"), [(0.30, False), (0.33, False), (0.35, True)])
