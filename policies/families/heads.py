@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from ..model_errors import is_out_of_memory
 from ..quantized.tensors import precise
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
@@ -248,9 +249,9 @@ def is_sum_of_heads(layer: DecoderLayer, heads: Heads) -> bool:
             alone = [narrow_attention(sublayers.attention, heads, one, one + 1) for one in range(heads.groups)]
             total = sum((sublayers.attend(normed, arguments, part).float() for part in alone), torch.zeros_like(whole))
             return agree(total.to(x.dtype), whole.to(x.dtype))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an attention of another build can raise anything; such an attention has no narrow twin.
         return False
 
