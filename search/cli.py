@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
-from ..policies.model_errors import is_out_of_memory
+from ..policies.families.model_errors import is_out_of_memory
 from ..policies.wording import escape_invisible, first_line
 from .cli_compare import compare
 from .cli_exports import export, import_policy, lm_eval, serve

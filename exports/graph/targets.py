@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch.export import ExportedProgram
 
 from ...policies.errors import ExportError
-from ...policies.model_errors import is_out_of_memory
+from ...policies.families.model_errors import is_out_of_memory
 from ...policies.policy import Policy
 from ..checkpoint.run import NEW_TOKENS
 from ..reference import Reference

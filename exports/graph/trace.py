@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ...policies.apply import apply_policy
 from ...policies.errors import ExportError
-from ...policies.model_errors import is_out_of_memory
+from ...policies.families.model_errors import is_out_of_memory
 from ...policies.policy import Policy
 from ..checkpoint.run import forget, placed
 from ..reference import random_prompts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...policies.errors import ExportError
-from ...policies.model_errors import is_out_of_memory
+from ...policies.families.model_errors import is_out_of_memory
 
 LeftOut = frozenset[str]
 HINT = "`skipsearch serve` runs the model with transformers"

@@ -16,11 +16,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..model_errors import is_out_of_memory
 from ..quantized.tensors import first_address, plain_tensors, why_not_divided
 from .experts import ExpertMatrix, NarrowExperts, fused_experts
 from .layers import eval_mode
 from .lora import LoraLinear, plain_linear
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 from .twins import agree, twin_of
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ..model_errors import is_out_of_memory
 from ..quantized.tensors import precise
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
 from .lora import plain_linear
+from .model_errors import is_out_of_memory
 from .twins import agree, twin_of
 
 # Names of output projections, of projections that make queries, keys and values in one (one after the other, or a group

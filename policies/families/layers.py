@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from ..model_errors import is_out_of_memory
 from ..quantized.tensors import plain_tensors
 from .anatomy import ANATOMIES, Kind, first, parameters
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 from .twins import Twins
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..model_errors import is_out_of_memory
 from .anatomy import PER_TOKEN
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 
 # The name of `attend_alone` in transformers' table of attention functions.

@@ -17,9 +17,9 @@ from ..errors import ModelError
 from ..families.channels import ChannelLayer, channel_groups, of_linear_layers, of_weights, random_tokens
 from ..families.layers import eval_mode
 from ..families.lora import LoraLinear
+from ..families.model_errors import is_out_of_memory
 from ..families.sublayers import Sublayers
 from ..families.twins import agree, twin_of
-from ..model_errors import is_out_of_memory
 from .adapters import Adapter
 
 

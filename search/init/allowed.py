@@ -16,7 +16,7 @@ from ...policies.apply import apply_policy
 from ...policies.choice import CHOICES, LayerChoice
 from ...policies.errors import ModelError, PolicyError, SkipsearchError
 from ...policies.families.layers import DecoderLayer, decoder_layers
-from ...policies.model_errors import is_of_model
+from ...policies.families.model_errors import is_of_model
 from ...policies.policy import Policy
 from ...policies.runtime.compatibility import check_kind
 from ...policies.runtime.tokens import image_token_ids

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluators.subject import ModelSpec, load_failure, model_kind, no_progress_bars, read_config, read_processor
 from ...policies.errors import ModelError
-from ...policies.model_errors import is_of_model
+from ...policies.families.model_errors import is_of_model
 from ...policies.wording import first_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ...evaluators.subject import model_kind
 from ...exports.checkpoint.config_fields import config_without
 from ...policies.errors import ModelError
 from ...policies.families.layers import decoder_layers, layer_list
-from ...policies.model_errors import is_of_model
+from ...policies.families.model_errors import is_of_model
 from ...policies.wording import first_line
 from .shrink import shares_keys, shrunk
 

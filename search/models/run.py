@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...evaluators.subject import ModelSpec, load_failure, no_progress_bars, read_config
 from ...policies.errors import SkipsearchError, StudyError
-from ...policies.model_errors import is_of_model
+from ...policies.families.model_errors import is_of_model
 from ...policies.wording import escape_invisible
 from ..analysis.load_study import SPACE
 from ..places import DATABASE, MODELS, holds_study

@@ -4,7 +4,7 @@ import errno
 from typing import Final, Literal, TypeAlias
 
 from ...policies.errors import SkipsearchError
-from ...policies.model_errors import DEVICE_MEMORY, HOST_MEMORY
+from ...policies.families.model_errors import DEVICE_MEMORY, HOST_MEMORY
 
 # `policy` counts against the policy. `memory` is a device with too little memory; it counts when it happens twice.
 # `machine` never counts: the policy is measured again elsewhere.

@@ -17,7 +17,7 @@ from skipsearch.exports.target import Source
 from skipsearch.exports.vllm.surgery import refuse_unknown_build
 from skipsearch.policies.errors import ExportError, ModelError
 from skipsearch.policies.families.layers import decoder_layers, layer_list, verify_layers
-from skipsearch.policies.model_errors import is_out_of_memory
+from skipsearch.policies.families.model_errors import is_out_of_memory
 from skipsearch.policies.policy import Policy
 from skipsearch.search import cli
 from skipsearch.search.init import read_model, small_model
