@@ -136,6 +136,12 @@ def hide_passwords(text: str) -> str:
     return PASSWORD.sub(r"\1\2***", text)
 
 
+def first_line(cause: BaseException) -> str:
+    """The type of an exception and the first line of its message that is not empty."""
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+
+
 def short(value: Any) -> str:
     """A value as the file would show it, cut to 60 characters and without passwords."""
     if isinstance(value, str):

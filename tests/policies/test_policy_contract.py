@@ -296,7 +296,7 @@ def test_a_choice_about_tokens_runs_under_a_compiler(name):
     compiled_equals_uncompiled(built(name, "sdpa"), mixed(name), [batch_of(name).padded()], fullgraph=False)
 
 
-# Policies nobody thought of
+# Random policies
 
 
 def drawn(draw, name):

@@ -134,10 +134,8 @@ def test_run_says_its_forecast_once_and_ends_with_nothing_left(path, tmp_path):
     driver = searched(space, Timed(), tmp_path, Console(file=text, width=200))
     found = [line for line in text.getvalue().splitlines() if line.startswith("forecast: ")]
     assert len(found) == 2 and " in all with 1 worker, " in found[0] and "13 trials" in found[1]
-    forecast = driver.outlook._forecast
-    done = {name: driver.progress._phases[name].done for name in (PROPOSING, CONFIRMING, TIMING_AGAIN)}
-    assert done[PROPOSING] == 14 and done[CONFIRMING] <= 2 * forecast.phases[CONFIRMING].steps
-    assert driver.progress._phases.seconds_left == pytest.approx(0.0, abs=1e-6)
+    assert driver.study.budget_used() == 14
+    assert driver.progress.state.seconds_left == pytest.approx(0.0, abs=1e-6)
 
 
 def test_workers_of_one_device_time_one_after_the_other():
