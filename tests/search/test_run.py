@@ -18,6 +18,7 @@ import pytest
 import ray
 import searching
 import torch
+from event_files import events
 from postgres import PASSWORD
 from tiers import soak
 
@@ -357,7 +358,8 @@ def test_no_room_in_the_cluster_is_told(path):
 def test_ray_tune_runs_the_same_search(path, tmp_path):
     given = {"search__trials": 8, "search__start": "[block_influence, bandit, last]"}
     ours = run_study(searching.loaded(path, **given), tmp_path / "ours", shown=False)
-    theirs = run_study(searching.loaded(path, **given, workers__runner="tune"), tmp_path / "tune", shown=False)
+    tune = searching.loaded(path, **given, workers__runner="tune", log__tensorboard=tmp_path / "log")
+    theirs = run_study(tune, tmp_path / "tune", shown=False)
     mine, tunes = (
         {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials}
         for record in (ours, theirs)
@@ -367,6 +369,10 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     for record in (ours, theirs):
         assert {result.name for result in record.assessment.baseline_results} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60
+    logged = events(tmp_path / "log" / "tiny")
+    for kind, shown in (("dense", [0]), ("trial", range(1, 8)), ("front", theirs.front)):
+        expected = {number: theirs.trial(number).search["accuracy"].value for number in shown}
+        assert {step: value for tag, step, value in logged if tag == f"{kind}/accuracy"} == expected
 
 
 def test_python_searches_goes_on_and_reads(path, tmp_path):
