@@ -10,7 +10,7 @@ by hand`, which runs against layers written to run the shorter sequence from the
 
 `of ideal` is the share of the possible saving: what the policy saves, over what a layer written by hand without the
 sublayer, or with so many channels, saves, in turns with both. `ops` is the number of torch operations that one more
-layer with the choice costs in prefill beyond the dense layer's own, where it leaves image tokens out.
+layer with the choice costs in prefill beyond the dense layer's own, where it treats image tokens apart.
 """
 
 import argparse
@@ -59,6 +59,10 @@ ABOUT_IMAGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "token_ratio 0.5, attention": ({"token_ratio": 0.5}, {"score": "attention"}),
     "token_ratio 0.5, norm": ({"token_ratio": 0.5}, {"score": "norm"}),
     "token_ratio 0.5, uniform": ({"token_ratio": 0.5}, {"score": "uniform"}),
+    **{
+        f"token_ratio 0.5, {score}": ({"token_ratio": 0.5}, {"score": score})
+        for score in ("diverse", "relevance", "change", "key_norm")
+    },
     "token_ratio 0.5, once": ({"token_ratio": 0.5}, {"score": "attention", "reselect": "once"}),
     "token_ratio 0.0": ({"token_ratio": 0.0}, {}),
     "token_ratio 0.5 + skip_ffn": ({"token_ratio": 0.5, "ffn": "skip"}, {}),
@@ -89,6 +93,7 @@ class WithoutAttention(LlamaDecoderLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
+ROLES = {"token_ratio", "attention", "ffn"}  # keys after which the layer treats image tokens apart
 BY_HAND_ONCE = "once from half, by hand"
 BY_HAND = {"skip_ffn": WithoutFfn, "skip_attention": WithoutAttention}
 
@@ -292,7 +297,7 @@ def measure(size: Size, repeats: int, only: str) -> Iterator[dict[str, Any]]:
             for phase, times in (("prefill", repeats), ("decode", 5 * repeats)):
                 rows.append(compare(name, phase, requests, times))
         choice = ABOUT_IMAGES.get(name, ({}, {}))[0]
-        if "token_ratio" in choice and size.layers > 3:
+        if ROLES & choice.keys() and size.layers > 3:
             rows[0]["operations"] = operations_a_layer(model, inputs, choice, selection)
         yield from rows
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract import HALF, NAMED, close, policy_of, told
+from contract import FREEZE_IMAGE, HALF, NAMED, SKIP_VISION, close, policy_of, told
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from transformers import DynamicCache, StaticCache
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 from transformers.modeling_utils import AttentionInterface
 
@@ -19,6 +20,8 @@ from skipsearch.policies.errors import ModelError
 from skipsearch.policies.scores.table import SCORES
 
 FALLING = {1: HALF, 2: {**NAMED["skip_ffn"], "token_ratio": 0.3}}
+SEEN = {0: FREEZE_IMAGE, 1: {**HALF, "rest": "keys_only"}}
+ROLES = SEEN | {2: {"attention": "queries_only", "tokens": "image"}, 3: SKIP_VISION}
 
 
 def causal_alone(
@@ -74,26 +77,44 @@ def test_what_needs_a_mask_is_refused_by_the_name_of_the_function(flash, name, l
         run(model, inputs)
 
 
+def made_cache(kind: str | None, model: Any) -> dict[str, Any]:
+    """The arguments of a forward with an empty cache of a kind, or without one."""
+    config = model.config.get_text_config(decoder=True)
+    if kind is None:
+        return {"use_cache": False}
+    return {"past_key_values": StaticCache(config, 40) if kind == "static" else DynamicCache(config=config)}
+
+
 @pytest.mark.parametrize(
-    ("score", "reselect", "backend"),
-    [("attention", "each_layer", "aot_eager"), ("norm", "once", "eager"), ("uniform", "each_layer", "eager")],
+    ("name", "layers", "score", "reselect", "cache", "backend"),
+    [
+        ("llava", FALLING, "attention", "each_layer", None, "aot_eager"),
+        ("llava", FALLING, "norm", "once", "static", "eager"),
+        ("llava", ROLES, "uniform", "each_layer", "dynamic", "eager"),
+        ("llava", SEEN, "norm", "each_layer", "static", "eager"),
+    ],
 )
-def test_a_prefill_whose_image_tokens_are_told_is_one_graph(score, reselect, backend):
-    model, inputs = built("llava", "sdpa"), batch_of("llava", "middle").padded()
+def test_a_prefill_whose_image_tokens_are_told_is_one_graph(name, layers, score, reselect, cache, backend):
+    model, inputs = built(name, "sdpa"), batch_of(name, "middle").padded()
     del inputs["attention_mask"]  # transformers makes one graph of prompts without padding alone.
+    token = {"input_ids": inputs["input_ids"][:, -1:]}
     # What the first forward installs is not traced.
     run(model, inputs, use_cache=False)
     torch._dynamo.reset()
     counters.clear()
-    with apply_policy(model, policy_of(FALLING, score, reselect)) as handle:
-        expected = run(model, inputs, use_cache=False).logits
-        handle.image_tokens = 9
-        assert torch.equal(run(model, inputs, use_cache=False).logits, expected)
+    with apply_policy(model, policy_of(layers, score, reselect)) as handle, torch.no_grad():
+        expected = model(**inputs, **made_cache(cache, model))
+        handle.image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        assert torch.equal(model(**inputs, **made_cache(cache, model)).logits, expected.logits)
+        given = made_cache(cache, model)
         # `torch.compile(model)` traces hooks apart from the model: there, the look at the ids is a graph of its own.
-        compiled = torch.compile(lambda: model(**inputs, use_cache=False).logits, backend=backend, fullgraph=True)
-        with torch.no_grad():
-            close(compiled(), expected)
+        compiled = torch.compile(lambda: model(**inputs, **given).logits, backend=backend, fullgraph=True)
+        close(compiled(), expected.logits)
         assert counters["stats"]["unique_graphs"] == 1
+        if cache is not None:
+            handle.image_tokens = None
+            caches = given["past_key_values"], expected.past_key_values
+            close(*(model(**token, past_key_values=cache).logits for cache in caches))
 
 
 @pytest.mark.parametrize(("count", "layout"), [(8, "middle"), (9, "ragged")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -33,6 +34,7 @@ from contract import (
     scored,
     told,
 )
+from reference import reference
 from tiers import sample, soak
 from torch._dynamo.utils import counters
 
@@ -299,7 +301,7 @@ def test_a_choice_about_tokens_runs_under_a_compiler(name):
 # Random policies
 
 
-def drawn(draw, name):
+def drawn(draw, name, scores=SCORES, dropped=DROPPED):
     """A policy of any choices that the family can do."""
     layers, sees = {}, name in WITH_IMAGES
     for number in range(LAYERS):
@@ -320,8 +322,8 @@ def drawn(draw, name):
             choice["wiring"] = "pair"
         layers[number] = choice
     once = sees and not FAMILIES[name].linear and draw.random() < 0.5
-    reselect = ("once", draw.choice(DROPPED)) if once else ("each_layer",)
-    policy = policy_of(support.taken(name, layers), draw.choice(SCORES), *reselect, ranking=draw.choice(RANKINGS))
+    reselect = ("once", draw.choice(dropped)) if once else ("each_layer",)
+    policy = policy_of(support.taken(name, layers), draw.choice(scores), *reselect, ranking=draw.choice(RANKINGS))
     # A ratio that changes nothing in its layer removes nothing from later ones.
     return policy.canonical() if once else policy
 
@@ -334,6 +336,24 @@ def test_a_random_policy_computes_what_its_formulas_say_and_leaves_nothing(seed)
     dense = run(model, batch.padded()).logits
     check(model, batch, drawn(draw, name))
     assert torch.equal(run(model, batch.padded()).logits, dense)
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "qwen2.5-vl", "gemma3-images"])
+def test_random_policies_in_bfloat16_round_as_the_dense_model_does(name):
+    """The error against float32 formulas of the same weights is at most three times that of the dense model."""
+    draw, model = random.Random(name), FAMILIES[name].build("sdpa").bfloat16()
+    exact, batch = copy.deepcopy(model).float(), batch_of(name, "middle")
+    inputs = {key: one.bfloat16() if one.is_floating_point() else one for key, one in batch.padded().items()}
+    # Scores and merges that read hidden states may rank tokens otherwise in another dtype.
+    policies = [drawn(draw, name, ["uniform", "random"], DROPPED[:1]) for _ in range(5)]
+    errors = []
+    for policy in (Policy(), *policies):
+        expected = reference(exact, FAMILIES[name], policy, batch.alone(0), len(batch.ids[0]) - 3)
+        with apply_policy(model, policy) as handle:
+            handle.prompt_ends = torch.tensor([len(batch.ids[0]) - 3])
+            found = run(model, inputs, use_cache=False).logits[0].float()
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert max(errors) < 3 * errors[0]
 
 
 def test_a_ratio_leaves_a_family_with_parallel_sublayers_parallel():
