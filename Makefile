@@ -37,8 +37,9 @@ site: setup
 soak: setup
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests --ignore tests/exports
 
-# Real vLLM, llama.cpp and lmms-eval, in environments of their own.
+# Real vLLM, llama.cpp and lmms-eval, in environments of their own; a tool that is missing is an error.
 exports: setup
+	$(BIN)/python tests/exports/find_tools.py
 	$(BIN)/python -m pytest -q -m soak tests/exports
 
 lint: setup

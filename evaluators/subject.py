@@ -280,4 +280,6 @@ def load_failure(spec: ModelSpec, cause: BaseException) -> ModelError:
         hint = "check the id, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`"
         return ModelError(f"model {spec.id} cannot be loaded from the hub", [first_line(cause)], hint)
     hint = "see whether transformers knows the kind of model; a newer release, or trust_remote_code, may help"
+    if isinstance(cause, OSError):
+        hint = "give a folder that save_pretrained wrote, with config.json, weights and tokenizer"
     return ModelError(f"model {spec.id} cannot be loaded", [first_line(cause)], hint)

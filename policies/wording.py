@@ -45,6 +45,7 @@ EXPECTED = {
     "model_attributes_type": MAPPING,
     "model_type": MAPPING,
     "set_type": LIST,
+    "string_pattern_mismatch": "text that matches {pattern}",
     "string_too_long": "{max_length} or fewer characters",
     "string_too_short": "{min_length} or more characters",
     "string_type": TEXT,
