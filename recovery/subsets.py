@@ -43,7 +43,7 @@ class SubsetTrainer(PolicyTrainer):
     """Trains adapters under sampled subsets, and then those of the attentions that are the most redundant.
 
     Args:
-        arguments: Those of a `PolicyTrainer`; the policy has an adapter in each layer whose attention may be skipped.
+        arguments: The arguments of `PolicyTrainer`; the policy has an adapter in each layer whose attention may go.
         size: How many attentions are skipped.
 
     Attributes:

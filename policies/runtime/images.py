@@ -48,8 +48,8 @@ class ImageSplit:
     """The image tokens of one layer.
 
     Attributes:
-        every: Those that no earlier layer has removed for good.
-        kept: Those of them that the layer's ratio keeps; all of them where it has none.
+        every: The image tokens that no earlier layer has removed for good.
+        kept: The image tokens of `every` that the ratio keeps; all of them where the layer has none.
         known_rest: `rest`, once it was asked for.
     """
 
@@ -59,7 +59,7 @@ class ImageSplit:
 
     @property
     def rest(self) -> ImageTokens:
-        """Those that the ratio leaves out."""
+        """The image tokens that the ratio leaves out."""
         if self.known_rest is None:
             counts = [whole - kept for whole, kept in zip(self.every.counts, self.kept.counts, strict=True)]
             self.known_rest = ImageTokens.of(self.every.mask & ~self.kept.mask, counts)

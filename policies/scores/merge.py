@@ -32,7 +32,7 @@ def merge_removed(
     Args:
         hidden: What enters the layer, shape (batch, tokens, width).
         before: The image tokens that earlier layers left.
-        kept: Those of them that this layer keeps; in at least one row some.
+        kept: The image tokens of `before` that this layer keeps; at least one row has some.
         sizes: How many tokens each token stands for, float32, shape (batch, tokens); None for one each.
 
     Returns:

@@ -28,7 +28,7 @@ class AdaptedLayer(WrappedLayer):
     needs nothing of the prompt, and is folded into the FFN where that permits it.
 
     Args:
-        arguments: Those of a wrapped layer.
+        arguments: The arguments of `WrappedLayer`.
         adapter: The adapter.
 
     Attributes:

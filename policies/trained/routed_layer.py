@@ -21,7 +21,7 @@ class RoutedLayer(WrappedLayer):
     the options say so. Text goes through the dense layer, among the kept tokens. Generated tokens meet no router.
 
     Args:
-        arguments: Those of a wrapped layer.
+        arguments: The arguments of `WrappedLayer`.
         routers: The routers of the policy.
         options: What their logits do.
     """

@@ -14,7 +14,7 @@ class Output(Console):
     """A rich console that raises `BrokenPipeError` where rich would exit with code 1.
 
     Args:
-        options: Those of rich's console.
+        options: The options of rich's console.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -51,7 +51,7 @@ class HeadAttention:
             hidden: What enters the layer, shape (batch, tokens, width); it may be cut.
             arguments: What else the model calls it with.
             attended: The tokens that the kept heads serve.
-            all_heads: Those of them that the other heads serve too.
+            all_heads: The tokens of `attended` that the other heads serve too.
             call: The running forward.
 
         Raises:
@@ -95,10 +95,10 @@ class HeadAttention:
         Args:
             normed: The normalised input of the tokens that attend, shape (batch, tokens, width).
             attended: These tokens.
-            all_heads: Those of them that the other heads serve too.
+            all_heads: The tokens of `attended` that the other heads serve too.
             count: The tokens of the forward.
             own: The arguments of the other heads.
-            arguments: Those of the kept ones.
+            arguments: The arguments of the kept heads.
         """
         out = first(self._heads.kept(normed, **arguments))
         if all_heads is attended:
