@@ -11,6 +11,7 @@ import yaml
 
 from ..policies.document import Document
 from ..policies.errors import SpaceError, UsageError
+from .init.searched_model import names_model, space_of_model
 from .places import DATABASE, RESULTS, refuse_several, study_folder, study_path
 from .report.notebook import Study
 from .space.load import load_spaces, only_one, read_spaces
@@ -37,8 +38,9 @@ def search(
     Run again with the same arguments, it goes on with a search that was interrupted, and reads one that has ended.
 
     Args:
-        space: The path of a space file, the name of a shipped space, a space, or its keys as a mapping. Paths in a
-            mapping are relative to the working directory.
+        space: The path of a space file, the name of a shipped space, a space, or its keys as a mapping. Or a model: a
+            folder, a hub id such as `org/model`, or `s3://bucket/folder`; its space is the one that `skipsearch init`
+            writes. Paths in a mapping, and of tasks of a model, are relative to the working directory.
         name: The study's name, and that of its folder; None for the space's, or for that of the model where no file
             gives the space a name.
         out: The folder above the study's.
@@ -162,8 +164,11 @@ def load(space: str | Path | Space | Mapping[str, Any], overrides: Mapping[str, 
 
     Raises:
         SpaceError: it has mistakes.
+        ModelError: it is a model that cannot be searched.
         UsageError: it is none of these, or holds a value that YAML has no form for.
     """
+    if isinstance(space, str | Path) and names_model(str(space)):
+        return [space_of_model(str(space), overrides)]
     if isinstance(space, str | Path):
         return load_spaces(str(space), overrides)
     if not isinstance(space, Space | Mapping):

@@ -2,14 +2,17 @@
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from skipsearch.evaluators.base import Direction, Measurement, Metric
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
 from skipsearch.policies.policy import Policy
-from skipsearch.search.analysis.study_record import StudyRecord
+from skipsearch.search.analysis.recovery_outcome import quality_ranks
+from skipsearch.search.analysis.study_record import RecoveryOutcome, StudyRecord
 from skipsearch.search.trial.hypervolume import hypervolume_history, reference_point
 from skipsearch.search.trial.pareto import feasible_points, front_trials
+from skipsearch.search.trial.recovery import Recovery, with_recoveries
 from skipsearch.search.trial.trial_result import State, TrialResult
 
 METRICS = {
@@ -97,6 +100,37 @@ def study(
             summary={"seconds_per_trial": 4.52, "forward_seconds_per_trial": 4.3, "overhead": 0.051},
         )
     )
+
+
+def with_gap(record: StudyRecord) -> StudyRecord:
+    """The study with a policy in a wide gap of its front, confirmed too."""
+    others = [trial for trial in record.trials if trial.full_fidelity and trial.number not in (0, *record.front)]
+    number = others[0].number
+    trial = record.trial(number)
+    report = measure(trial.policy, record.num_layers, random.Random(number))[1]
+    return replace(changed(record, number, report=report), in_gaps=(number,))
+
+
+def trained(record: StudyRecord) -> StudyRecord:
+    """The study after the trainings of its front, of which the last failed."""
+    front = [record.trial(number) for number in record.front if number]
+    found = [Recovery(one, better(one, 0.02 * place), None, 90.0, 200) for place, one in enumerate(front)]
+    found[-1] = replace(found[-1], after=None, failure="the loss is <NaN>", steps=0)
+    recoveries = tuple(found)
+    ranks = quality_ranks(record, recoveries, on_report=False)
+    settings = {"method": "lora", "steps": 200, "data": None}
+    outcome = RecoveryOutcome(recoveries, settings, ranks, None, (0.41, 0.44), (0.40, 0.43), record)
+    return replace(record, trials=tuple(with_recoveries(record.trials, found, record.objectives)), recovery=outcome)
+
+
+def better(trial: TrialResult, gain: float) -> TrialResult:
+    """The trial with a higher accuracy on both splits."""
+
+    def raised(entries: Mapping[str, Measurement]) -> dict[str, Measurement]:
+        own = entries["accuracy"]
+        return {**entries, "accuracy": replace(own, value=own.value + gain)}
+
+    return replace(trial, search=raised(trial.search), report=raised(trial.report))
 
 
 def refronted(record: StudyRecord, confirm: bool = True) -> StudyRecord:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LOADING, PREPARING = "loading the model", "preparing the study"
 MEASURING_DENSE = "measuring dense"
@@ -10,6 +10,7 @@ PROBING, PROPOSING, PROMOTING, CONFIRMING = "probing", "proposing", "promoting",
 TRANSFERRING, DRAWING = "measuring transfer tasks", "drawing kept patches"
 RANDOMISING, RECOVERING = "measuring random choices of tokens", "recovering"
 GUESSED_STEPS = 4  # how many measured steps a guess counts as
+SLOWEST = 2  # steps that may be exceptions, such as the first one, for which a worker prepares its inputs
 
 
 @dataclass
@@ -20,14 +21,16 @@ class Phase:
         total: Expected number of steps.
         done: Steps that are done.
         before: Steps of those whose time did not count for the phase: done before this run, or in another phase.
-        seconds: How long the phase has taken in this run.
+        seconds: How long each of the other steps took.
+        running: Seconds of the phase since the last of these.
         guess: Expected seconds per step by the forecast; None where there is none.
     """
 
     total: int = 0
     done: int = 0
     before: int = 0
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    running: float = 0.0
     guess: float | None = None
 
     @property
@@ -37,12 +40,28 @@ class Phase:
 
     @property
     def pace(self) -> float | None:
-        """Seconds per step: those of this run, and the guess as if some steps had taken so long; None without any."""
-        steps = max(0, self.done - self.before)
-        guessed = 0 if self.guess is None else GUESSED_STEPS
-        if not steps + guessed:
+        """Seconds per step: those of this run, and the guess as if some steps had taken so long; None without any.
+
+        All steps to come are expected at this pace, so one slow step must not multiply: the slowest ones count as at
+        most `1 + steps / 2` of the others. That limit rises with the number of steps, so rare long steps count in full.
+        """
+        taken = sorted([*self.seconds, *([] if self.guess is None else [self.guess] * GUESSED_STEPS)])
+        if not taken:
             return None
-        return (self.seconds * (steps > 0) + guessed * (self.guess or 0.0)) / (steps + guessed)
+        usual, slowest = taken[:-SLOWEST], taken[-SLOWEST:]
+        if len(usual) > SLOWEST and any(usual):
+            limit = sum(usual) / len(usual) * (1 + len(taken) / 2)
+            slowest = [min(seconds, limit) for seconds in slowest]
+        return (sum(usual) + sum(slowest)) / len(taken)
+
+    def finish(self, steps: int) -> None:
+        """Count further steps as done, each of an equal part of the time that the phase took for them."""
+        counted = max(0, self.done + steps - self.before) - max(0, self.done - self.before)
+        self.done += steps
+        self.total = max(self.total, self.done)
+        if counted > 0:
+            self.seconds += [self.running / counted] * counted
+            self.running = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,8 +112,7 @@ class Phases:
     def advance(self, name: str, steps: int = 1) -> None:
         """Count further steps of a phase as done."""
         self._count_time()
-        self[name].done += steps
-        self.expect(name, self[name].total)
+        self[name].finish(steps)
 
     def reach(self, name: str, done: int) -> None:
         """Set how many steps of a phase are done; at the first call, all of them were done before this run."""
@@ -112,7 +130,7 @@ class Phases:
 
     def _count_time(self) -> None:
         now = self._clock()
-        self[self.current].seconds += now - self._since
+        self[self.current].running += now - self._since
         self._since = now
 
     @property

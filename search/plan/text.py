@@ -46,8 +46,8 @@ def memory_text(plan: Plan) -> str:
     found = memory_peak(plan.measured.memory)
     parts = [f"{amount(found[name], 'bytes')} {text}" for name, text in (
         ("peak_bytes", "peak so far"), ("gpu_peak_bytes", "peak on the GPU"), ("weights_bytes", "weights"),
-        ("prepared_bytes", "prepared inputs and image features"), ("states_bytes", "hidden states"),
-        ("caches_limit_bytes", "at most for both caches"),
+        ("batch_cache_bytes", "keys and values of a batch"), ("prepared_bytes", "prepared inputs and image features"),
+        ("states_bytes", "hidden states"), ("caches_limit_bytes", "at most for both caches"),
     ) if found.get(name)]  # fmt: skip
     return ", ".join(parts)
 

@@ -60,7 +60,7 @@ def assessment_lines(record: StudyRecord) -> list[str]:
     if assessment.forecast is not None:
         expected = f"{assessment.forecast.value:.4f} to the hypervolume{interval(assessment.forecast)}"
         lines.append(f"Forecast: another {AHEAD} trials are expected to add {expected}.")
-    return [*lines, *filter(None, [random_line(record), agreement_line(record), recovery_line(record)])]
+    return [*lines, *filter(None, [random_line(record), agreement_line(record)])]
 
 
 def recovery_line(record: StudyRecord) -> str:
@@ -91,7 +91,7 @@ def rank_sentence(record: StudyRecord, found: RecoveryOutcome) -> str:
     """How far the order of policies before their training is that after it."""
     name = phrase(quality_metric(record) or "")
     ranks = {"search": found.ranks, "report": found.report_ranks}
-    texts = [f"{rank.value:.2f}{tau_interval(rank)} on the {split} split" for split, rank in ranks.items() if rank]
+    texts = [f"{tau(rank.value)}{tau_interval(rank)} on the {split} split" for split, rank in ranks.items() if rank]
     if not texts:
         trained = sum(one.after is not None for one in found.recoveries)
         reason = (
@@ -155,10 +155,9 @@ def agreement_line(record: StudyRecord) -> str:
     found = record.assessment.agreement
     if found is None or found.low is None or found.high is None:
         return ""
-    ends = f"95 % interval {found.low:.2f} to {found.high:.2f}"
     subject = GUIDE_NAMES[record.guide or DIVERGENCE]
     count = len(losses_and_accuracies(record))
-    return f"{subject} ranks policies by accuracy: Kendall tau {found.value:.2f} ({ends}), {count} trials."
+    return f"{subject} ranks policies by accuracy: Kendall tau {tau(found.value)}{tau_interval(found)}, {count} trials."
 
 
 def transfer_line(record: StudyRecord) -> str:
@@ -167,7 +166,7 @@ def transfer_line(record: StudyRecord) -> str:
     if found is None:
         return ""
     policies = f"{found.policies} {'policy' if found.policies == 1 else 'policies'}"
-    ranks = [f"{name} {rank.value:.2f}{tau_interval(rank)}" for name, rank in found.ranks.items() if rank is not None]
+    ranks = [f"{name} {tau(rank.value)}{tau_interval(rank)}" for name, rank in found.ranks.items() if rank is not None]
     kept = {name: [shares[name] for shares in found.kept.values()] for name in found.tasks}
     means = [f"{_mean_share(shares)} on {name}" for name, shares in kept.items()]
     if not found.policies:
@@ -188,7 +187,12 @@ def _mean_share(shares: Sequence[IntervalEstimate | None]) -> str:
 
 def tau_interval(rank: IntervalEstimate) -> str:
     """The interval of a rank correlation in parentheses; empty where it has none."""
-    return "" if rank.low is None or rank.high is None else f" (95 % interval {rank.low:.2f} to {rank.high:.2f})"
+    return "" if rank.low is None or rank.high is None else f" (95 % interval {tau(rank.low)} to {tau(rank.high)})"
+
+
+def tau(value: float) -> str:
+    """A rank correlation, with a true minus sign."""
+    return f"{value:.2f}".replace("-", "−")
 
 
 def share_text(share: IntervalEstimate, unit: str = " %") -> str:

@@ -21,7 +21,7 @@ from ..trial.pareto import objective_value
 from ..trial.trial_result import TrialResult
 from .console import Output
 from .recovery_rows import columns, recovery_rows
-from .sentences import assessment_lines, gap_line, selection_bias_line, share_text, transfer_line
+from .sentences import assessment_lines, gap_line, recovery_line, selection_bias_line, share_text, transfer_line
 from .time_sentences import time_data, time_lines
 
 
@@ -148,7 +148,8 @@ def print_summary(record: StudyRecord, folder: Path, console: Output | None = No
     if any(entry.floor for entry in record.dense.search.values()):
         reference += "; accuracy is measured from chance level"
     console.print(f"hypervolume {data['hypervolume']:.4f} (reference point: {reference})", highlight=False)
-    for line in (*assessment_lines(record), tie_line(record), selection_bias_line(record), *time_lines(record)):
+    further = (recovery_line(record), tie_line(record), selection_bias_line(record), *time_lines(record))
+    for line in (*assessment_lines(record), *further):
         if line:
             console.print(line, highlight=False, markup=False)
     if record.recovery is not None:

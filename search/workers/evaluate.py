@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluators.base import Evaluator, Measurement, Options, Split, evaluator_class, metrics_of
 from ...evaluators.examples import ExampleEvaluator
+from ...evaluators.memory import MemoryEvaluator
 from ...evaluators.patches.kept_patches import KeptPatchesEvaluator
+from ...evaluators.prompts import PromptOptions
 from ...policies.errors import EvaluatorError, SkipsearchError, TaskError
 from ...policies.policy import Policy
 from ..guide.guide import MIN_EXAMPLES_TO_GUIDE
@@ -187,7 +189,11 @@ class PolicyEvaluator:
             yield handle
 
     def memory(self) -> dict[str, float]:
-        """What the model and its caches take, in bytes: the peak so far, weights, caches and the limits of these."""
+        """What the model and its caches take, in bytes: the peak so far, weights, caches and the limits of these.
+
+        `batch_cache_bytes` are the keys and values of the dense model for the largest batch that an evaluator asks
+        for, of prompts of median length; it is missing where the model's cache cannot be read.
+        """
         import torch
 
         from ...policies.quantized.tensors import stored_bytes
@@ -199,10 +205,21 @@ class PolicyEvaluator:
             "peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT),
             **({"gpu_peak_bytes": float(torch.cuda.max_memory_allocated(device))} if device.type == "cuda" else {}),
             "weights_bytes": float(sum(map(stored_bytes, weights))),
+            **self._batch_cache(),
             "prepared_bytes": float(sum(one.memo.used_bytes for one in shared)),
             "states_bytes": float(sum(one.states.used_bytes for one in shared)),
             "caches_limit_bytes": float(sum(one.memo.budget_bytes + one.states.max_bytes for one in shared)),
         }
+
+    def _batch_cache(self) -> dict[str, float]:
+        given = [evaluator_class(name).options.model_validate(one) for name, one in self.space.evaluate.items()]
+        rows = max([getattr(options, "batch_size", 1) for options in given], default=1)
+        measured = MemoryEvaluator(PromptOptions(), self.subject)
+        try:
+            with self.applied(Policy()) as handle:
+                return {"batch_cache_bytes": rows * measured.measure(handle, "search")["kv_cache_bytes"].value}
+        except EvaluatorError:
+            return {}
 
     def describe(self) -> dict[str, Any]:
         """Describe the model and the device, for the study and its report."""

@@ -17,10 +17,12 @@ from PIL import Image
 
 import skipsearch
 from skipsearch import Policy, Space
-from skipsearch.policies.errors import SkipsearchError, SpaceError, StudyError, UsageError
+from skipsearch.policies.errors import ModelError, SkipsearchError, SpaceError, StudyError, UsageError
 from skipsearch.search.analysis.assessment import assess
 from skipsearch.search.analysis.study_record import policy_files
 from skipsearch.search.api import as_yaml, load
+from skipsearch.search.cli import main
+from skipsearch.search.init.searched_model import names_model
 from skipsearch.search.places import shipped_spaces
 from skipsearch.search.report.console import Output
 from skipsearch.search.report.folder import exported
@@ -96,12 +98,41 @@ def test_numbers_stay_numbers(number, path):
     assert "found '" not in str(told.value)
 
 
+MODELS = [
+    ("llava-hf/llava-1.5-7b-hf", True), ("s3://bucket/folder", True), ("./llava", True), ("digits", False),
+    ("spaces/mine.yaml", False), ("./mine", False), ("of/no/hub", False), ("image_gen.yaml", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "is_model"), MODELS)
+def test_a_model_is_told_from_a_space(given, is_model, path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    assert names_model(given) == is_model
+    (path.parent / "spaces").mkdir(exist_ok=True)
+    assert not names_model("../" + path.parent.name) and not names_model("spaces")
+
+
+def test_the_space_of_a_model_is_that_of_init(path, monkeypatch, capsys):
+    monkeypatch.chdir(path.parent)
+    asked = {"search.trials": "7", "evaluate.accuracy.tasks": "[image_mc.yaml]", "model.dtype": "float32"}
+    [found] = load("llava", asked)
+    assert main(["init", "./llava", "--tasks", "image_mc.yaml", "--dtype", "float32", "--trials", "7", "-o", "-"]) == 0
+    (path.parent / "written.yaml").write_text(capsys.readouterr().out)
+    assert found.space == load_space("written.yaml").space
+    assert (found.name, found.space.model.id) == ("llava", str(path.parent / "llava"))
+    assert found.space.evaluate["accuracy"]["tasks"] == [str(path.parent / "image_mc.yaml")]
+    [again] = load("llava", asked)
+    assert again.text == found.text, "a search that was interrupted goes on with the same space"
+
+
 WRONG = {
     "a name that is none": (("digit",), {}, SpaceError, "no space is called 'digit'"),
     "a number": ((3,), {}, UsageError, "found int"),
     "a key that is none": (({"model": {"id": "x"}, "layer": []},), {}, SpaceError, "the nearest known one is 'layers'"),
     "a value of the wrong type": (("digits",), {"trials": "many"}, SpaceError, "search.trials"),
     "a value that YAML has no form for": (("digits",), {"search__seed": object()}, UsageError, "search.seed"),
+    "a model that the hub has not": (("no-body/no-model",), {}, ModelError, "no-body/no-model"),
+    "an override of a model that is wrong": (("no-body/no-model",), {"model__dtype": "int3"}, SpaceError, "dtype"),
     "an override that leads nowhere": (("digits",), {"search__trails": 3}, SpaceError, "search.trails"),
     "a name that is no folder's": (("digits",), {"name": "a/b"}, UsageError, "one folder's name"),
 }  # fmt: skip

@@ -150,7 +150,10 @@ def test_a_model_that_is_loaded_quantised_is_its_own_dense_model(path):
     ours, theirs = (one.measure(Policy(), names).measurements for one in (evaluator, plain))
     assert ours["weight_bytes"].value < theirs["weight_bytes"].value
     assert {**ours, "weight_bytes": None} == {**theirs, "weight_bytes": None}
-    assert evaluator.memory()["weights_bytes"] == ours["weight_bytes"].value
+    memory = evaluator.memory()
+    assert memory["weights_bytes"] == ours["weight_bytes"].value
+    # A batch has 16 rows where the space says nothing else.
+    assert memory["batch_cache_bytes"] == 16 * ours["kv_cache_bytes"].value > 0
 
 
 def test_every_way_of_using_a_policy_for_int8_weights_has_them_or_refuses_it(path, tmp_path):

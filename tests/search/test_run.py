@@ -18,7 +18,9 @@ import pytest
 import ray
 import searching
 import torch
+from event_files import events
 from postgres import PASSWORD
+from tiers import soak
 
 import skipsearch
 from skipsearch import Policy, apply_policy, load_study
@@ -130,7 +132,7 @@ def test_a_study_folder_has_everything(finished):
 def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finished):
     record, folder = finished
     files = sorted((folder / "policies").glob("*.yaml"))
-    assert len(files) == len([number for number in record.front if number != 0])
+    assert len(files) == len([number for number in (*record.front, *record.in_gaps) if number != 0])
     for file in files:
         policy = Policy.load(file)
         trial = record.trial(policy.provenance.trial)
@@ -242,7 +244,7 @@ def test_a_search_in_postgresql_is_killed_and_resumed(path, tmp_path, server, ca
     assert address.url in (folder / STORAGE).read_text() and address.url in (folder / "space.yaml").read_text()
 
 
-@pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), ("tune", signal.SIGINT)])
+@pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), soak("tune", signal.SIGINT)])
 def test_a_signal_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner, number):
     database = tmp_path / "tiny" / DATABASE
     log = tmp_path / "log"
@@ -281,7 +283,7 @@ def test_a_fault_of_one_policy_is_its_own(pool):
     assert outcome.failure is None
 
 
-@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("busy", [True, soak(False)])
 def test_a_lost_worker_is_replaced_and_its_job_done_again(pool, busy):
     [described] = pool.describe()
     assert os.getpriority(os.PRIO_PROCESS, described["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
@@ -297,7 +299,7 @@ def test_a_lost_worker_is_replaced_and_its_job_done_again(pool, busy):
     assert pool.describe()[0]["pid"] != described["pid"]
 
 
-@pytest.mark.parametrize("runner", ["actors", "tune"])
+@pytest.mark.parametrize("runner", ["actors", soak("tune")])
 def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner):
     """Dense is measured in full; the others stop at the bound, and the report says that nothing was found."""
     changes = {
@@ -356,7 +358,8 @@ def test_no_room_in_the_cluster_is_told(path):
 def test_ray_tune_runs_the_same_search(path, tmp_path):
     given = {"search__trials": 8, "search__start": "[block_influence, bandit, last]"}
     ours = run_study(searching.loaded(path, **given), tmp_path / "ours", shown=False)
-    theirs = run_study(searching.loaded(path, **given, workers__runner="tune"), tmp_path / "tune", shown=False)
+    tune = searching.loaded(path, **given, workers__runner="tune", log__tensorboard=tmp_path / "log")
+    theirs = run_study(tune, tmp_path / "tune", shown=False)
     mine, tunes = (
         {trial.policy.fingerprint: trial.search["accuracy"].value for trial in record.trials}
         for record in (ours, theirs)
@@ -366,6 +369,10 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
     for record in (ours, theirs):
         assert {result.name for result in record.assessment.baseline_results} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60
+    logged = events(tmp_path / "log" / "tiny")
+    for kind, shown in (("dense", [0]), ("trial", range(1, 8)), ("front", theirs.front)):
+        expected = {number: theirs.trial(number).search["accuracy"].value for number in shown}
+        assert {step: value for tag, step, value in logged if tag == f"{kind}/accuracy"} == expected
 
 
 def test_python_searches_goes_on_and_reads(path, tmp_path):

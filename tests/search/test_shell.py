@@ -100,10 +100,18 @@ def test_zsh_completes(here):
     shell.close(force=True)
 
 
-def test_completion_loads_nothing_heavy():
-    heavy = {"torch", "pydantic", "numpy", "optuna", "ray", "rich"}
-    code = f"import skipsearch.search.completion, sys; print(*{heavy} & {{*sys.modules}})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+QUICK_CODE = {
+    "completion": ("import skipsearch.search.completion", {"pydantic", "rich"}),
+    "ls": ("from skipsearch.__main__ import main; main(['ls'])", set()),
+}
+
+
+@pytest.mark.parametrize("name", QUICK_CODE)
+def test_what_answers_at_once_loads_nothing_heavy(name, here):
+    code, others = QUICK_CODE[name]
+    heavy = {"torch", "transformers", "numpy", "optuna", "ray", *others}
+    code = f"import sys, atexit; atexit.register(lambda: print('loaded', *{heavy} & {{*sys.modules}})); {code}"
+    assert in_shell(here, sys.executable, "-c", code).splitlines()[-1].split() == ["loaded"]
 
 
 def help_of(command, here, **more):

@@ -102,6 +102,7 @@ def page(record: StudyRecord, folder: Path = Path(), live: LiveState | None = No
         empty_front=empty_front(record),
         plotly_library=get_plotlyjs(),
         planes=[_plane(record, plane, index) for index, plane in enumerate(planes(record))],
+        has_gaps=bool(record.in_gaps),
         layer_map=front_map(record, all_files(record)),
         table=policy_table(record, folder, None if live is None else live.documents),
         other_metrics=other_metrics_table(record),

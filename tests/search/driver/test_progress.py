@@ -77,7 +77,7 @@ def test_loading_ends_when_the_model_is_loaded() -> None:
 
 
 def shown(progress):
-    [task] = progress._bar.tasks
+    [task] = progress.bar.tasks
     return f"{task.description} | {task.completed:g}/{task.total:g} | {task.fields['left']}"
 
 
@@ -104,6 +104,36 @@ def test_the_total_counts_every_phase_and_the_time_left_is_that_of_all() -> None
         progress.guess(CONFIRMING, 1.0)
         progress.phase(CONFIRMING, 5)
         assert shown(progress) == "confirming 0/5 | 12/19 | left 0:00:25"
+
+
+@pytest.mark.parametrize(("slow", "factor"), [([0], 1.8), ([0, 1], 2.0), ([20, 60], 1.7)])
+def test_the_end_is_forecast_within_a_factor_from_step_to_step(slow, factor) -> None:
+    """Steps of a second as forecast, but some of 30: the first, that of each of two workers, or a few late ones."""
+    progress, _, clock = made(140, terminal=True)
+    with progress:
+        progress.guess(PROPOSING, 1.0)
+        progress.phase(PROPOSING)
+        progress.update([], 0)
+        ends = []
+        for step in range(140):
+            clock.now += 30 if step in slow else 1
+            progress.update([], step + 1)
+            ends.append(clock.now + progress.state.seconds_left)
+    assert ends[-1] == clock.now
+    jumps = [max(one, other) / min(one, other) for one, other in zip([140.0, *ends], ends, strict=False)]
+    assert max(jumps) < factor
+    assert all(end < factor * clock.now and clock.now < factor * end for end in ends)
+
+
+def test_a_forecast_that_is_wrong_is_given_up_after_some_steps() -> None:
+    progress, _, clock = made(140)
+    progress.guess(PROPOSING, 1.0)
+    progress.phase(PROPOSING)
+    progress.update([], 0)
+    for step in range(10):
+        clock.now += 30
+        progress.update([], step + 1)
+    assert progress.state.seconds_left == pytest.approx(130 * (10 * 30 + 4) / 14)
 
 
 def test_a_phase_of_a_caller_is_one_call() -> None:
@@ -136,7 +166,7 @@ def test_a_narrow_terminal_shows_counts_and_time_left() -> None:
         clock.now += 4
         progress.update(trials(20), 20)
         progress.advance()
-        progress._bar.refresh()
+        progress.bar.refresh()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
     assert "timing the front again 1/147" in plain and " 21/227 " in plain and "left 0:13:44" in plain
 
@@ -156,7 +186,7 @@ def test_a_whole_search_shows_its_phases_in_order(tmp_path, terminal) -> None:
     path, text = searching.tiny_space(tmp_path / "space"), io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=160)
     driver = planted_times.search(path, tmp_path, PolicyEvaluator(), console=console, search__trials=14)
-    [task] = driver.progress._bar.tasks
+    [task] = driver.progress.bar.tasks
     further = sum(key.startswith(("random:", "patches:")) for key in driver.study.study.user_attrs)
     assert task.completed == task.total == 4 + 14 + len(confirmed(driver)) * 8 + further
     if not terminal:

@@ -7,6 +7,7 @@ import time
 import planted_times
 import pytest
 import searching
+from event_files import events
 from planted_times import PolicyEvaluator
 
 from skipsearch.evaluators.base import Measurement
@@ -53,22 +54,6 @@ def test_an_entry_says_what_a_trial_is():
         "fingerprint": SKIP.fingerprint, "policy": "1: skip_ffn", "baseline": "greedy: from dense"
     }  # fmt: skip
     assert failed.failure == "RuntimeError: broken" and dense.parameters["policy"] == "dense"
-
-
-def events(folder):
-    """Tag, step and value of all events in a folder."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for file in folder.rglob("events.out.tfevents.*"):
-        data = file.read_bytes()
-        while data:  # A record: its length in 8 bytes, a checksum in 4, the event, a checksum in 4.
-            size = int.from_bytes(data[:8], "little")
-            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
-            for value in event.summary.value:
-                text = value.tensor.string_val[0].decode() if value.tensor.string_val else None
-                found.append((value.tag, event.step, text or pytest.approx(value.simple_value)))
-    return found
 
 
 def test_tensorboard_files_have_trials_and_front(tmp_path):

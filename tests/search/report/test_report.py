@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_studies import DRAWN, METRICS, changed, refronted, study, without_library
+from made_studies import DRAWN, METRICS, changed, refronted, study, trained, with_gap, without_library
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.choice import CHOICES, KEEP, LayerChoice
@@ -71,9 +71,8 @@ def test_every_front_policy_is_in_the_table_and_in_the_map(name: str) -> None:
 
 
 def test_a_policy_in_a_gap_stands_beside_the_front_with_its_file_and_its_map(tmp_path: Path, capsys) -> None:
-    record = study()
-    number = next(trial.number for trial in record.trials if trial.full_fidelity and trial.number not in record.front)
-    record = replace(record, in_gaps=(number,))
+    record = with_gap(study())
+    [number] = record.in_gaps
     text = without_library(page(record))
     assert f'id="trial-{number}"' in text and f'id="map-{number}"' in text and "policies/gap-01.yaml" in text
     assert f"trial {number}, in a gap of the front" in text
@@ -86,6 +85,12 @@ def test_a_policy_in_a_gap_stands_beside_the_front_with_its_file_and_its_map(tmp
     assert [entry["trial"] for entry in summary_data(record, tmp_path)["in_gaps"]] == [number]
     write_policies(replace(record, in_gaps=()), tmp_path)
     assert not [*tmp_path.glob("gap-*.yaml")]
+
+
+def test_what_trainings_changed_is_said_once_beside_their_table() -> None:
+    text = without_library(page(trained(study())))
+    assert "After a short training" in text and text.count("Recovery: ") == 1
+    assert "then those in its wide gaps" not in text
 
 
 @pytest.mark.parametrize(("name", "count"), [("one", 1), ("two", 1), ("three", 3), ("four", 6), ("costs", 1)])
@@ -141,7 +146,9 @@ def test_the_headline_is_picked_on_the_search_split_and_told_on_the_report_split
         f"The policy of trial {trial.number} needs {share:.0f}\u00a0% of the dense prefill FLOPs and "
         f"loses {100 * loss:.1f} points of accuracy on examples the search never saw."
     )
-    assert f"it has {100 * trial.report['accuracy'].value:.1f} % ± 1.2, dense 81.0 % ± 1.2, n = 1000." in page(record)
+    said = f"it has {100 * trial.report['accuracy'].value:.1f} % ± 1.2, dense 81.0 % ± 1.2, n = 1000."
+    # No line breaks within a number with its unit and error.
+    assert said.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0") in page(record)
     for luck in (0.5, -0.5):
         lucky = changed(record, trial.number, report={"accuracy": replace(trial.report["accuracy"], value=luck)})
         assert headline_trial(lucky) == lucky.trial(trial.number)
@@ -213,7 +220,7 @@ def test_a_trial_without_a_figure_or_with_a_nan_is_left_out_of_the_plane_alone()
     assert "not a number" in text
 
 
-def test_who_answered_few_examples_is_no_dot_but_as_a_rule_where_it_is_expected() -> None:
+def test_a_paused_trial_has_a_dot_only_as_a_baseline_at_its_estimate() -> None:
     record = study(12, objectives=("accuracy", "prefill_flops"))
     whole = [trial for trial in record.trials[1:] if trial.feasible]
     for trial, rule in zip(whole, ("uniform: skip_ffn in 3 layers", None), strict=False):
