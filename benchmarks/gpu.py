@@ -104,6 +104,22 @@ def policies(layers: int) -> dict[str, Policy]:
         "skip_ffn, everywhere": of(range(layers), {"ffn": "skip"}),
         "skip_ffn (decode), second half": of(range(half, layers), {"ffn": "skip", "phase": "decode"}),
         "skip_ffn (image), second half": of(range(half, layers), {"ffn": "skip", "tokens": "image"}),
+        "freeze_image, second half": of(
+            range(half, layers), {"attention": "keys_only", "ffn": "skip", "tokens": "image"}
+        ),
+        "queries_only (image), second half": of(range(half, layers), {"attention": "queries_only", "tokens": "image"}),
+        "Skip-Vision, everywhere": of(
+            range(layers), {"token_ratio": 0.2, "rest": "attention", "evict": True}, score="uniform"
+        ),
+        "evict half, everywhere": of(range(layers), {"token_ratio": 0.5, "phase": "decode"}),
+        "diverse 0.1 (DivPrune)": of(range(layers), {"token_ratio": 0.1}, score="diverse", reselect="once"),
+        "norm 0.3, merged (VisionZip)": of(
+            range(layers), {"token_ratio": 0.3}, score="norm", reselect="once", dropped="merge"
+        ),
+        **{
+            f"token_ratio 0.5, {score}": of(range(2, layers), {"token_ratio": 0.5}, score=score)
+            for score in ("relevance", "change", "key_norm")
+        },
         "parallel, everywhere": of(range(layers), {"wiring": "parallel"}),
         "parallel, shared norm": of(range(layers), {"wiring": "parallel", "norm": "shared"}),
     }

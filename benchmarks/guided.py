@@ -45,11 +45,16 @@ QUICK = {"only": "digits", "ways": "greedy;ours, flat", "trials": (4,), "seeds":
          "questions": 8, "least": 0.9}  # fmt: skip
 RATIOS = (0.5, 0.25)
 KEYS = "attention: [run, skip], ffn: [run, skip]"
+ROLES = (
+    "[{range: all, attention: [run, skip, keys_only], ffn: [run, skip], token_ratio: [1, 0.5, 0.25], "
+    "rest: [skip, keys_only, attention]}]"
+)
 FLAT = ("keep", "skip_ffn", "skip_attention", "skip_layer")
 # By way: whether the keys are a list of choices, and what is set beside.
 OURS: dict[str, tuple[bool, dict[str, str]]] = {
     "ours": (False, {}),
     "ours, flat": (True, {}),
+    "ours, roles": (False, {"layers": ROLES}),
     "ours, no guide": (False, {"search.guide": "none"}),
     "ours, flat, no guide": (True, {"search.guide": "none"}),
 }
@@ -277,8 +282,18 @@ def say(run: dict[str, Any]) -> None:
     front = ", ".join(f"{p['share']:.2f} -> {p['search']:.3f} / {p['held_out']:.3f}" for p in shown)
     what = run["start"] or f"{run['trials']} trials, seed {run['seed']}"
     print(
-        f"{run['problem']}, {run['way']}, {what}: {run['answers']:,} answers, {run['seconds']} s\n  {front}", flush=True
+        f"{run['problem']}, {run['way']}, {what}: {run['answers']:,} answers, {run['seconds']} s, "
+        f"held-out hypervolume {held_out_hypervolume(run['points']):.4f} (reference: all FLOPs, accuracy 0)\n  {front}",
+        flush=True,
     )
+
+
+def held_out_hypervolume(points: list[dict[str, Any]]) -> float:
+    """The area that the points dominate, share of the FLOPs by held-out accuracy; the reference point is (1, 0)."""
+    steps = sorted((point["share"], point["held_out"]) for point in points)
+    ends = [share for share, _ in steps[1:]] + [1.0]
+    best = [max(accuracy for _, accuracy in steps[: count + 1]) for count in range(len(steps))]
+    return sum((end - share) * height for (share, _), end, height in zip(steps, ends, best, strict=True))
 
 
 def best_at(points: list[dict[str, Any]], share: float, answers: float = float("inf")) -> dict[str, Any] | None:
@@ -379,6 +394,8 @@ def main() -> None:
             if way in GREEDY:
                 if (way == "greedy" or problem.images) and not document.has(problem.name, way):
                     document.add(walked(problem, way, given))
+                continue
+            if way == "ours, roles" and not problem.images:
                 continue
             for trials in given.trials:
                 for seed in range(given.seeds or (2 if problem.name == "smollm2" else 5)):

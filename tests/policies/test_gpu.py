@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import HALF, NAMED, PHASES, PLAIN, SCORES, TOKENS, close, policy_of, told
+from contract import FREEZE_IMAGE, HALF, NAMED, PHASES, PLAIN, SCORES, TOKENS, close, policy_of, told
 from support import taken
 from transformers import StaticCache
 
@@ -96,3 +96,29 @@ def test_parallel_layers_in_a_captured_step_wait_for_each_other(name):
 def test_a_step_over_a_shorter_static_cache_is_captured(reselect):
     model, inputs = copy.deepcopy(built("llava", "sdpa")).cuda(), on_gpu(batch_of("llava", "middle").padded())
     captured_equals_uncaptured(model, inputs, policy_of({1: HALF, 2: {"token_ratio": 0.3}}, reselect=reselect))
+
+
+CAPTURED = {
+    "ratios": {1: HALF, 2: {"token_ratio": 0.3}},
+    "seen": {0: FREEZE_IMAGE, 1: {**HALF, "rest": "keys_only"}},
+}
+
+
+@pytest.mark.parametrize("reselect", ["each_layer", "once"])
+@pytest.mark.parametrize("layers", CAPTURED.values(), ids=CAPTURED)
+def test_a_prefill_whose_image_tokens_are_told_is_captured(layers, reselect):
+    model, inputs = copy.deepcopy(built("llava", "sdpa")).cuda(), on_gpu(batch_of("llava", "middle").padded())
+    del inputs["attention_mask"]
+    with torch.inference_mode(), apply_policy(model, policy_of(layers, "norm", reselect)) as handle:
+        handle.image_tokens = 9
+        expected = run(model, inputs, use_cache=False).logits
+        beside = torch.cuda.Stream()
+        with torch.cuda.stream(beside):
+            run(model, inputs, use_cache=False)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = run(model, inputs, use_cache=False).logits
+        found.zero_()
+        graph.replay()
+        close(found, expected)
