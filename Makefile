@@ -35,10 +35,11 @@ site: setup
 
 # Kills, dead nodes, signals, ten minutes of fuzzing, and the cases of which `make test` takes a sample.
 soak: setup
-	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests/evaluators tests/faults tests/fuzz tests/policies tests/test_benchmarks.py
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -q -m soak tests --ignore tests/exports
 
-# Real vLLM, llama.cpp and lmms-eval, in environments of their own.
+# Real vLLM, llama.cpp and lmms-eval, in environments of their own; a tool that is missing is an error.
 exports: setup
+	$(BIN)/python tests/exports/find_tools.py
 	$(BIN)/python -m pytest -q -m soak tests/exports
 
 lint: setup

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..policies.errors import ModelError
 from ..policies.quantized.kinds import NONE, Quantization
+from ..policies.wording import first_line
 from .remote.bucket import fetch, is_bucket
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def load_subject(spec: ModelSpec) -> Subject:
         raise load_failure(spec, cause) from cause
     except RuntimeError as cause:
         hint = "take a smaller dtype, or a device with more memory"
-        raise ModelError(f"model {spec.id} does not load on {spec.device}", [_first_line(cause)], hint) from cause
+        raise ModelError(f"model {spec.id} does not load on {spec.device}", [first_line(cause)], hint) from cause
 
 
 def read_config(spec: ModelSpec) -> "PreTrainedConfig":
@@ -248,7 +249,7 @@ def _device(spec: ModelSpec) -> "torch.device":
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as cause:
         hint = "leave out `model.device`, which takes the first GPU where there is one"
-        raise ModelError(f"device {name} is not available", [_first_line(cause)], hint) from None
+        raise ModelError(f"device {name} is not available", [first_line(cause)], hint) from None
 
 
 @contextmanager
@@ -274,14 +275,11 @@ def load_failure(spec: ModelSpec, cause: BaseException) -> ModelError:
         hint = "give a hub id such as llava-hf/llava-1.5-7b-hf, or a folder that save_pretrained wrote"
         return ModelError(f"model folder {spec.id} does not exist", hint=hint)
     if isinstance(cause, ImportError):
-        return ModelError(f"model {spec.id} needs a package that is missing", [_first_line(cause)], "install it")
+        return ModelError(f"model {spec.id} needs a package that is missing", [first_line(cause)], "install it")
     if isinstance(cause, OSError) and not is_here:
         hint = "check the id, the network, HF_HUB_OFFLINE and, for a gated model, `hf auth login`"
-        return ModelError(f"model {spec.id} cannot be loaded from the hub", [_first_line(cause)], hint)
+        return ModelError(f"model {spec.id} cannot be loaded from the hub", [first_line(cause)], hint)
     hint = "see whether transformers knows the kind of model; a newer release, or trust_remote_code, may help"
-    return ModelError(f"model {spec.id} cannot be loaded", [_first_line(cause)], hint)
-
-
-def _first_line(cause: BaseException) -> str:
-    text = str(cause).strip()
-    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__
+    if isinstance(cause, OSError):
+        hint = "give a folder that save_pretrained wrote, with config.json, weights and tokenizer"
+    return ModelError(f"model {spec.id} cannot be loaded", [first_line(cause)], hint)

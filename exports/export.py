@@ -79,11 +79,13 @@ def export(policy: Policy, source: Source, target: Target, folder: Path) -> Expo
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder that has files.
+    """Refuse a folder that has files, or that cannot be made.
 
     Raises:
-        UsageError: it has, or is a file.
+        UsageError: it has, or it or a folder above it is a file.
     """
+    if file := next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None):
+        raise UsageError(f"{folder} cannot be made", [f"{file} is a file"], "name another folder with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists", ["an export needs a folder of its own"], "name another one with --out")
 

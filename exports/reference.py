@@ -21,6 +21,7 @@ from .target import Source, with_model
 # Largest accepted difference of logits, relative to the largest logit where that is above 1.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROMPT_LENGTHS = (24, 9)
+PYTHON_HINT = "give the path of a Python interpreter, as in --python ~/env/bin/python"
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,14 @@ def run_process(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as cause:
-        hint = "give the path of a Python interpreter, as in --python ~/env/bin/python"
-        raise ExportError("the interpreter of --python does not run", [str(cause)], hint) from cause
+        raise unusable_interpreter(cause) from cause
     if done.returncode:
         raise ExportError("the export does not load", last_lines(done.stderr or done.stdout))
+
+
+def unusable_interpreter(cause: OSError) -> ExportError:
+    """The error for an interpreter that does not start."""
+    return ExportError("the interpreter of --python does not run", [str(cause)], PYTHON_HINT)
 
 
 def last_lines(text: str, count: int = 3) -> list[str]:

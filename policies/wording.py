@@ -45,6 +45,7 @@ EXPECTED = {
     "model_attributes_type": MAPPING,
     "model_type": MAPPING,
     "set_type": LIST,
+    "string_pattern_mismatch": "text that matches {pattern}",
     "string_too_long": "{max_length} or fewer characters",
     "string_too_short": "{min_length} or more characters",
     "string_type": TEXT,
@@ -133,6 +134,12 @@ def escape_invisible(text: str) -> str:
 def hide_passwords(text: str) -> str:
     """A text whose URLs show `***` for each password that is no variable, so that no message or file holds one."""
     return PASSWORD.sub(r"\1\2***", text)
+
+
+def first_line(cause: BaseException) -> str:
+    """The type of an exception and the first line of its message that is not empty."""
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
 def short(value: Any) -> str:

@@ -183,7 +183,7 @@ def turns_of(value: Any) -> list[tuple[str, str]]:
         turns.append((known[role], text_of(turn.get("value", turn.get("content")), f"turn {number}, {role}")))
     spoken = [role for role, _ in turns if role != "system"]
     if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise Problem(f"found turns of {', '.join(spoken) or 'nobody'}, expected human and gpt in turn, gpt last")
+        raise Problem(f"found turns of {', '.join(spoken) or 'no speaker'}, expected human and gpt in turn, gpt last")
     return turns
 
 

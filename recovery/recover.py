@@ -81,7 +81,7 @@ def recover(
 ) -> Recovered:
     """Train a model under a policy, and write the trained weights and the policy into a folder.
 
-    The model is as it was afterwards, bit for bit. What the policy skips is not computed, forward or backward.
+    Afterwards the model is restored bit for bit. What the policy skips is not computed, forward or backward.
 
     Args:
         model: The model, in evaluation mode.

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..policies.errors import ProofError, RunError, SkipsearchError, UsageError
-from ..policies.wording import escape_invisible
+from ..policies.families.model_errors import is_out_of_memory
+from ..policies.wording import escape_invisible, first_line
 from .cli_compare import compare
 from .cli_exports import export, import_policy, lm_eval, serve
 from .cli_init import init
@@ -53,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = error.filename if error.filename is not None else "a file of this run"
         hint = "free some space, then do it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
         print_error(RunError(f"{where}: {error.strerror or error}", hint=hint))
+        return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "take a smaller model or dtype, or a machine with more memory"
+        print_error(RunError("there is too little memory", [first_line(error)], hint))
         return FAILED
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..policies.card import count_choices
@@ -26,8 +27,6 @@ def export(options: argparse.Namespace) -> int:
     policy = Policy.load(options.policy)
     if options.to != "list" and options.out is None:
         raise UsageError("--out is missing", hint="name the folder to write, as in --out exported")
-    from ..evaluators.subject import no_progress_bars
-    from ..exports.export import export as write
     from ..exports.registry import target_class
     from ..exports.target import Options
 
@@ -36,6 +35,9 @@ def export(options: argparse.Namespace) -> int:
         print_targets(policy, load_source(options, policy), chosen, options.json)
         return 0
     target = target_class(options.to)(chosen)
+    from ..evaluators.subject import no_progress_bars
+    from ..exports.export import export as write
+
     with no_progress_bars():
         done = write(policy, load_source(options, policy), target, options.out)
     print_export(done, options.json)
@@ -79,7 +81,7 @@ def served_model(options: argparse.Namespace, policy: Policy) -> "Source":
     """Load the model to serve, quantised as the policy says.
 
     Raises:
-        UsageError: the device has no such name.
+        UsageError: the device has no such name, or a folder is given a revision.
         ModelError: the model cannot be loaded.
     """
     from ..evaluators.subject import DEVICE, ModelSpec, load_subject
@@ -88,6 +90,7 @@ def served_model(options: argparse.Namespace, policy: Policy) -> "Source":
     if not re.fullmatch(DEVICE, options.device):
         hint = "take auto, cpu, mps, cuda, or one of several such as cuda:1"
         raise UsageError("--device names no device", [f"found {options.device!r}"], hint)
+    refuse_revision(options.revision, options.model)
     spec = ModelSpec(
         id=options.model,
         revision=options.revision,
@@ -144,7 +147,7 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
     A policy that asks for quantised weights is applied to the model as its checkpoint has it.
 
     Raises:
-        UsageError: none of them names a model.
+        UsageError: none of them names a model; or see `refuse_revision`.
     """
     from ..evaluators.subject import ModelSpec
     from .places import DATABASE, holds_study
@@ -161,19 +164,42 @@ def model_spec(options: argparse.Namespace, policy: Policy) -> "ModelSpec":
     if name is None:
         hint = "name it, as in --model llava-hf/llava-1.5-7b-hf"
         raise UsageError("no model is given", [f"{options.policy} names none and is in no study's folder"], hint)
-    revision = options.revision or (policy.model.revision if options.model is None else None)
-    return ModelSpec(id=name, revision=revision, **given)
+    own = policy.model.revision if name == policy.model.id else None
+    refuse_revision(options.revision, name, own)
+    return ModelSpec(id=name, revision=options.revision or own, **given)
+
+
+def refuse_revision(given: str | None, name: str, own: str | None = None) -> None:
+    """Refuse a revision of a folder, and one that is not the policy's.
+
+    Args:
+        given: The revision of the command line; None where there is none.
+        name: The model.
+        own: The revision that the policy was made for, where it names one of this model.
+
+    Raises:
+        UsageError: see above.
+    """
+    if given is not None and Path(name).expanduser().is_dir():
+        hint = "leave --revision out, or name a model of the hub"
+        raise UsageError(f"{name} is a folder on this machine", [f"found --revision {given}"], hint)
+    if given is not None and own not in (None, given):
+        hint = "leave --revision out, or search again at the other one"
+        found = f"found --revision {given}, expected {own}"
+        raise UsageError(f"the policy was made for another revision of {name}", [found], hint)
 
 
 def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) -> None:
-    """Print which targets can represent which choices of the policy, and the reasons why not."""
+    """Print which targets can represent which choices of the policy, the reasons why not, and flags of runtimes."""
     from ..exports.export import compatibility
     from ..exports.registry import target_class, target_names
+    from ..exports.token_flags import MEANING, flags
 
     targets = [target_class(name)(chosen) for name in target_names()]
-    found = compatibility(policy, source, targets)
+    found, by_share = compatibility(policy, source, targets), flags(policy)
     if as_json:
-        print(json.dumps({"choices": count_choices(policy), "targets": found}))
+        written = {name: {"flag": flag.text, "reasons": flag.reasons} for name, flag in by_share.items()}
+        print(json.dumps({"choices": count_choices(policy), "targets": found, "flags": written}))
         return
     from rich.table import Table
 
@@ -188,6 +214,10 @@ def print_targets(policy: Policy, source: "Source", chosen: Any, as_json: bool) 
     for name, choices in found.items():
         for reason in dict.fromkeys(reason for reasons in choices.values() for reason in reasons):
             print(escape_invisible(f"not {name}: {reason}"))
+    for name, flag in by_share.items():
+        print(
+            f"flag of {name}: {flag.text} ({MEANING})" if flag.text else f"no flag of {name}: {'; '.join(flag.reasons)}"
+        )
 
 
 def print_export(done: "Export", as_json: bool) -> None:

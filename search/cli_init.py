@@ -118,7 +118,7 @@ def tell(new: "NewSpace", options: argparse.Namespace, file: Path) -> None:
     """Print what was found out about the family, and what to do next."""
     named = Path("FILE") if file == PRINTED else file
     commands = [shlex.join(["skipsearch", command, str(named), *trusts(new, options)]) for command in ("plan", "run")]
-    refused = {key: verdict.reason for key, verdict in new.found.offered.items() if verdict.reason}
+    refused = {key: support.reason for key, support in new.found.offered.items() if support.reason}
     if options.json:
         keys = {rule.range: list(rule.keys) for rule in new.rules}
         found = {"file": str(file), "model": options.model, "num_layers": new.found.num_layers, "layers": keys,

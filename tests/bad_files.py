@@ -261,7 +261,7 @@ LONGER = {
         f"6:18  forbid[0][3]: found 4, expected one of {NAMES}, or a mapping such as {{token_ratio: 0.5}}",
         "6:26  forbid[1].consecutive: unknown choice 'skip_fn'; the nearest known one is 'skip_ffn'",
         "6:48  forbid[1].more_than: found 0, expected 1 or more"]),
-    "forbidden choices that nobody has": ("forbid: [{2: keep, 3: parallel}, {consecutive: parallel, more_than: 2}]", [
+    "forbidden choices that no layer has": ("forbid: [{2: keep, 3: parallel}, {consecutive: parallel, more_than: 2}]", [
         "6:20  forbid[0][3]: layer 3 cannot be parallel; known: keep, skip_ffn",
         "6:35  forbid[1].consecutive: no layer can be parallel; known: keep, skip_ffn"]),
     "stop": ("search: {stop: {stagnation: 0, gain: -1, minutes: 0, minute: 1}}", [
@@ -303,7 +303,7 @@ MORE = {
                         "10  forbid[0]: keep is forbidden; the dense model is trial 0 of every study, so every layer "
                         "can be kept"),
     "key twice": ("model: {id: n}", "1  model: duplicate key"),
-    "constraint that nobody measures": (
+    "constraint that no evaluator measures": (
         "constraints: {ttft_ms: '<= 3'}",
         "15  constraints.ttft_ms: no evaluator measures this metric; add latency to evaluate",
     ),

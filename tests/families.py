@@ -58,7 +58,7 @@ class Family:
         model = auto.from_config(config, attn_implementation=attention).eval()
         model.generation_config.update(pad_token_id=PAD, eos_token_id=None, suppress_tokens=[IMAGE])
         for name, weight in model.named_parameters():
-            # Fresh norms are all alike, and gates are closed: nobody would see one taken for another, or left out.
+            # Fresh norms are all alike, and gates are closed: a swapped or missing one would not show.
             if "norm" in name or "ln_" in name or name.endswith("_gate"):
                 weight.data += 0.3 * torch.randn_like(weight)
         return model

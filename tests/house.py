@@ -1,6 +1,7 @@
 """Counts what the house looks like: `python tests/house.py` prints files a room, import levels and circles."""
 
 import sys
+import tomllib
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -9,12 +10,21 @@ from statistics import median
 import grimp
 
 ROOT = Path(__file__).parent.parent
-# From the top; rooms of one tuple import nothing of each other.
-LAYERS = (
-    ("cli",), ("cli_init",), ("init", "plan"), ("run",), ("report",), ("analysis", "driver"), ("study", "workers"),
-    ("sampler", "times", "loggers"), ("guide",), ("trial",), ("space",), ("baselines",),
-)  # fmt: skip
-PRODUCT = ("policies", "evaluators", "search")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PRODUCT = ("policies", "evaluators", "exports", "recovery", "search", "testing")
+
+
+def layers():
+    """The rooms of the search from the top, as `lint-imports` has them; those of one list import none of each other."""
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
+    [found] = [one["layers"] for one in contracts if one.get("containers") == ["skipsearch.search"]]
+    return [line.split(" | ") for line in found]
+
+
+def packages():
+    """The folders of all packages below the root, such as `search/space`."""
+    names = PROJECT["tool"]["setuptools"]["packages"]
+    return [name.removeprefix("skipsearch.").replace(".", "/") for name in names if "." in name]
 
 
 def imports(package="skipsearch"):
@@ -50,7 +60,7 @@ def levels(graph):
 
 def upward(graph):
     """Imports between rooms of the search that do not point down."""
-    rank = {room: place for place, rooms in enumerate(LAYERS) for room in rooms}
+    rank = {room: place for place, rooms in enumerate(layers()) for room in rooms}
 
     def room(module):
         return module.removeprefix("skipsearch.search.").partition(".")[0]

@@ -112,7 +112,7 @@ def a(layer: Any, x: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor 
 
 
 def f(layer: Any, normed: Tensor, arguments: dict[str, Any] | None = None) -> Tensor:
-    """What the FFN adds; the arguments matter to a layer that attends to an image, where they say who sees none."""
+    """What the FFN adds; the arguments matter to a layer that attends to an image, where they say which see none."""
     name = family(layer)
     if name == "OPT":
         return layer.fc2(layer.activation_fn(layer.fc1(normed)))

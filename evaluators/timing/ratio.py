@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 # numpy is imported where it is used, so that reading the options of a space does not need it.
 
 DRAWS, LEVELS = 2000, (2.5, 97.5)
-# An outlier is beyond both: so many standard deviations above the median, and this times the median.
+# An outlier is above the median by more than this many standard deviations, and more than this factor times the median.
 OUTLIER_DEVIATIONS, OUTLIER_SHARE = 5.0, 1.25
 MIN_FOR_BLOCKS = 24  # pairs from which they are drawn in blocks
 MAD_DEVIATION = 1.4826  # standard deviation of a normal distribution over its median absolute deviation

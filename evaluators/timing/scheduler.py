@@ -131,13 +131,13 @@ def prefill(model: Any, request: Request) -> Any:
 
 
 def rope_deltas(model: Any) -> "Tensor | None":
-    """What a model whose image tokens share places adds to the places of an answer; None for other models."""
+    """The offset between the number of tokens and the next position, where image tokens share positions; else None."""
     found: Tensor | None = getattr(model.base_model, "rope_deltas", None)
     return found
 
 
 def forget_deltas(model: Any) -> None:
-    """Forget what an earlier prompt with images added, which a model would add to those of a prompt without any."""
+    """Reset the offset of an earlier prompt with images; the model would use it for a prompt without images too."""
     if rope_deltas(model) is not None:
         model.base_model.rope_deltas = None
 

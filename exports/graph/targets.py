@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch.export import ExportedProgram
 
 from ...policies.errors import ExportError
+from ...policies.families.model_errors import is_out_of_memory
 from ...policies.policy import Policy
 from ..checkpoint.run import NEW_TOKENS
 from ..reference import Reference
@@ -46,6 +47,8 @@ class Graph(Target):
         try:
             self.save(program, folder / self.file)
         except Exception as cause:
+            if is_out_of_memory(cause):
+                raise
             # Converters raise errors of their own, of many kinds, for operations that they do not know.
             lines = str(cause).splitlines()
             reasons = [line for line in lines if "No ONNX function" in line or "No conversion rule" in line] or lines

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ...policies.apply import apply_policy
 from ...policies.errors import ExportError
+from ...policies.families.model_errors import is_out_of_memory
 from ...policies.policy import Policy
 from ..checkpoint.run import forget, placed
 from ..reference import random_prompts
@@ -53,6 +54,8 @@ def trace(policy: Policy, source: Source) -> ExportedProgram:
         with apply_policy(model, policy), experts_of_torch(model), torch.no_grad():
             program = torch.export.export(Logits(model, inputs).eval(), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # A trace runs the model's own code, which can raise anything.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         hint = "take another target; `--to list` shows those that can"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...policies.errors import ExportError
+from ...policies.families.model_errors import is_out_of_memory
 
 LeftOut = frozenset[str]
 HINT = "`skipsearch serve` runs the model with transformers"
@@ -160,6 +161,8 @@ def refuse_unknown_build(decoder: nn.ModuleList, index: int, names: Sequence[str
         with zeroed(layer, names), torch.inference_mode(), filled_memory():
             output = layer(**{name: value.clone() for name, value in given.items()})
     except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an unknown family can raise anything.
         raise unknown_build(
             decoder, index, f"without its sublayers it raises {type(cause).__name__}: {cause}"

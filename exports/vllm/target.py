@@ -14,7 +14,7 @@ from ...policies.errors import ExportError
 from ...policies.families.layers import decoder_layers
 from ...policies.policy import Policy
 from ..checkpoint.run import Outputs
-from ..reference import Reference
+from ..reference import PYTHON_HINT, Reference, last_lines, unusable_interpreter
 from ..target import Source, Target, count_choices, named_choices
 from .files import write_files
 from .plugin import KEY
@@ -100,9 +100,10 @@ def require_vllm(python: Path | None) -> None:
     interpreter = str(python or sys.executable)
     try:
         done = subprocess.run([interpreter, "-P", "-c", PROBE], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as cause:
-        reason = cause.stderr.strip() if isinstance(cause, subprocess.CalledProcessError) else str(cause)
-        raise ExportError("the interpreter of --python does not run", [f"{interpreter}: {reason}"]) from cause
+    except OSError as cause:
+        raise unusable_interpreter(cause) from cause
+    except subprocess.CalledProcessError as cause:
+        raise ExportError(f"{interpreter} does not run", last_lines(cause.stderr), PYTHON_HINT) from cause
     missing = done.stdout.strip()
     if missing == "vLLM":
         hint = "give the interpreter of an environment that has it, as in --python ~/vllm/bin/python"

@@ -20,6 +20,7 @@ from ..quantized.tensors import first_address, plain_tensors, why_not_divided
 from .experts import ExpertMatrix, NarrowExperts, fused_experts
 from .layers import eval_mode
 from .lora import LoraLinear, plain_linear
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 from .twins import agree, twin_of
 
@@ -276,9 +277,9 @@ def is_sum_of_parts(sublayers: Sublayers, groups: Sequence[Group]) -> bool:
         with eval_mode(sublayers.ffn_parent):
             found = [sublayers.run_ffn_modules(x, narrow_parts(sublayers, groups, half)) for half in halves]
             return agree(found[0] + found[1], sublayers.run_ffn_modules(x))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an FFN of another build can raise anything; such an FFN has no narrow twin.
         return False
 

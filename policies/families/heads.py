@@ -18,6 +18,7 @@ from ..quantized.tensors import precise
 from .channels import ChannelLayer, NarrowLinear, of_weights
 from .layers import DecoderLayer, eval_mode
 from .lora import plain_linear
+from .model_errors import is_out_of_memory
 from .twins import agree, twin_of
 
 # Names of output projections, of projections that make queries, keys and values in one (one after the other, or a group
@@ -248,9 +249,9 @@ def is_sum_of_heads(layer: DecoderLayer, heads: Heads) -> bool:
             alone = [narrow_attention(sublayers.attention, heads, one, one + 1) for one in range(heads.groups)]
             total = sum((sublayers.attend(normed, arguments, part).float() for part in alone), torch.zeros_like(whole))
             return agree(total.to(x.dtype), whole.to(x.dtype))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an attention of another build can raise anything; such an attention has no narrow twin.
         return False
 

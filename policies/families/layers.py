@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..quantized.tensors import plain_tensors
 from .anatomy import ANATOMIES, Kind, first, parameters
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 from .twins import Twins
 
@@ -156,9 +157,11 @@ def verify_layers(model: PreTrainedModel, modules: list[nn.Module]) -> tuple[Dec
             model.get_decoder()(**random_input(model), use_cache=False)
             found = [match_anatomy(name, index, module, calls) for index, module in enumerate(modules)]
             found = [layer and replace(layer, hands_on=is_handed_on(layer, modules, calls)) for layer in found]
-    except (ModelError, torch.OutOfMemoryError):
+    except ModelError:
         raise
     except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an unknown family can raise anything; each error means that the family is not supported.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         raise ModelError(f"the layers of {name} cannot be checked", [reason], UNSUPPORTED) from cause

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .anatomy import PER_TOKEN
+from .model_errors import is_out_of_memory
 from .sublayers import Sublayers
 
 # The name of `attend_alone` in transformers' table of attention functions.
@@ -109,9 +110,9 @@ class Twins:
             found = take_keys(sublayers, key_twin(attention, names), normed, arguments)
             names = names if all(map(agree, found, keys)) else ()
             return cls(True, names, cls._attends_alone(sublayers, normed, arguments, keys))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as cause:
+            if is_out_of_memory(cause):
+                raise
             # The forward of an attention of another build can raise anything; such an attention has no twin.
             return cls()
 
@@ -119,7 +120,7 @@ class Twins:
     def _attends_alone(
         sublayers: Sublayers, normed: Tensor, arguments: Mapping[str, Any], keys: tuple[Tensor, ...]
     ) -> bool:
-        """Compare the last token but one: beside another lone token it gets what it gets after the tokens before it."""
+        """Checks that the second-to-last token gets the same output alone as in the sequence."""
         place = normed.shape[1] - 2
         whole, pair = of_tokens(arguments, slice(place + 1)), of_tokens(arguments, slice(place, None))
         mask = arguments.get("attention_mask")
@@ -129,9 +130,9 @@ class Twins:
         pair[sublayers.cache_name] = AddedKeys(tuple(part[..., :place, :] for part in keys))
         try:
             found = sublayers.run_attention(normed[:, place:], pair, alone_twin(sublayers.attention))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as cause:
+            if is_out_of_memory(cause):
+                raise
             # The attention does not take its function from the table, and cannot do with such a mask.
             return False
         return agree(found[:, 0], sublayers.run_attention(normed[:, : place + 1], whole)[:, place])
@@ -224,7 +225,8 @@ def function_twin(attention: nn.Module, name: str) -> nn.Module:
     """A twin with another attention function, by its name in transformers' table."""
     twin = twin_of(attention, {})
     config = copy.copy(attention.config)
-    # A configuration reads the second one from the first; one with other numbers of heads has it from another's.
+    # Both names of the function are set: most configurations read the second from the first, but the configuration of a
+    # layer with another number of heads stores a copy of its own.
     vars(config).update(_attn_implementation_internal=name, _attn_implementation=name)
     vars(twin)["config"] = config
     return twin

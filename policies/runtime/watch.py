@@ -44,7 +44,7 @@ class AttentionCall:
     def figures(self, record: Record, query_index: Tensor | None) -> Tensor:
         """What is recorded of each key, float32, shape (batch, keys); see `Record` and `weights`."""
         if record == "key_norm":
-            return rounded(1 / self.key.float().norm(dim=-1).mean(dim=1).clamp_min(SMALLEST_NORM))
+            return rounded(self.key.float().norm(dim=-1).mean(dim=1).clamp_min(SMALLEST_NORM).reciprocal())
         return self.weights(query_index)
 
     def weights(self, query_index: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..families.channels import ChannelLayer, channel_groups, of_linear_layers, of_weights, random_tokens
 from ..families.layers import eval_mode
 from ..families.lora import LoraLinear
+from ..families.model_errors import is_out_of_memory
 from ..families.sublayers import Sublayers
 from ..families.twins import agree, twin_of
 from .adapters import Adapter
@@ -122,9 +123,9 @@ def fold(sublayers: Sublayers, adapter: Adapter) -> FoldedFFN | None:
         with torch.no_grad(), eval_mode(sublayers.ffn_parent):
             wanted = sublayers.run_ffn_modules(adapter(x, adapter.constants))
             return made if agree(sublayers.run_ffn_modules(x, made.parts()), wanted) else None
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         # The forward of an FFN of another build can raise anything; such an FFN runs after the adapter.
         return None
 

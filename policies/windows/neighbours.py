@@ -118,22 +118,22 @@ class Neighbours:
         texts = Selection.of(before.float(), before.sum(dim=1).tolist(), rows)
         text_seen = texts.index[:, None, None] < asking[..., None]
         text_seen = text_seen if texts.valid is None else text_seen & texts.valid[:, None, None]
-        # A query that stands for none sees the first key: its output is discarded, but it has to stay finite.
+        # A query that is padding sees the first key: its output is discarded, but it has to stay finite.
         seen = blocks.seen.clone()
         seen[..., 0] |= ~real
         return cls(images, others, queries, slots, places, seen, texts.index, text_seen)
 
 
 def slots_of(queries: Tensor, count: int) -> Tensor:
-    """Where each of so many tokens stands among queries, shape (batch, count); 0 for a token that none is.
+    """The index of each token among the queries, shape (batch, count); 0 for a token that is no query.
 
     Args:
-        queries: Numbers of tokens, shape (batch, queries); -1 for none.
+        queries: Indices of tokens, shape (batch, queries); -1 is padding.
         count: How many tokens there are.
     """
     slots = torch.zeros(len(queries), count + 1, dtype=torch.long, device=queries.device)
     numbers = torch.arange(queries.shape[1], device=queries.device).expand_as(queries)
-    # What stands for none goes to a last column, which is cut off.
+    # Padding is scattered into an extra column, which is then dropped.
     return slots.scatter(1, torch.where(queries < 0, count, queries), numbers)[:, :count]
 
 

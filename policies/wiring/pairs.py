@@ -34,7 +34,7 @@ def without_overlaps(choices: list[LayerChoice]) -> list[LayerChoice]:
 
 
 def without_empty_pairs(layers: Mapping[int, LayerChoice]) -> dict[int, LayerChoice]:
-    """The choices, where a pair of which neither layer computes anything is no pair."""
+    """The choices, with a pair whose two layers are both skipped written as two skipped layers."""
     skip = CHOICES["skip_layer"]
     empty = skip.model_copy(update={"wiring": "pair"})
     return {

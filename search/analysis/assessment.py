@@ -8,8 +8,9 @@ import numpy as np
 
 from ..study.expected_results import ScorePredictor
 from ..trial.hypervolume import hypervolume_history
-from ..trial.paired_tests import SIGNIFICANCE, bootstrap_weights, example_scores, p_value, task_sizes
+from ..trial.paired_tests import SIGNIFICANCE, bootstrap_weights, example_scores, p_value
 from ..trial.pareto import feasible_points, front_trials
+from ..trial.scores import task_sizes
 from ..trial.trial_result import IntervalEstimate, TrialResult
 from .agreement import agreement
 from .baseline_comparison import baseline_results, front_volume, on_report_split, quality_metric, with_expected_scores

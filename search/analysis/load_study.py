@@ -82,7 +82,7 @@ def record_of(name: str, attrs: Mapping[str, Any], results: Sequence[TrialResult
         summary=summary(all_trials) | dense_stats,
         ended=attrs.get("ended"),
         guide=attrs.get("guide"),
-        in_gaps=policies_in_gaps(trials, front, objectives, guide),
+        in_gaps=policies_in_gaps(all_trials, front, objectives, guide),
         clocks=clocks(trials, front, times, stand_ins_of(attrs)),
         random=random_measurements([trial for trial in trials if trial.number in front], attrs),
     )

@@ -8,7 +8,8 @@ import numpy as np
 from ...evaluators.base import Measurement
 from ..guide.rank_correlation import kendall
 from ..space.guide_metrics import QUALITY
-from ..trial.paired_tests import DRAWS, LEVELS, bootstrap_weights, example_scores, task_sizes
+from ..trial.paired_tests import DRAWS, LEVELS, bootstrap_weights, example_scores
+from ..trial.scores import task_sizes
 from ..trial.trial_result import IntervalEstimate, TrialResult
 
 MIN_POLICIES = 3  # A rank correlation of fewer policies is not reported.

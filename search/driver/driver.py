@@ -18,12 +18,12 @@ from ..workers.time_limits import TimeLimits
 from ..workers.worker import Job
 from .confirmation import confirm, further_visits, trials_to_confirm
 from .forecast import ExampleCounts
-from .outlook import Outlook
 from .phases import MEASURING_DENSE, PROBING, PROMOTING, PROPOSING
 from .probing import Probing
 from .promotion import FIRST_EXAMPLES, examples_answered, next_promotion
 from .proposals import Proposals
 from .recovering import Recovering
+from .running_forecast import RunningForecast
 from .timing import Timing
 from .trial import Trial
 
@@ -73,7 +73,7 @@ class Driver:
         self.timing = Timing(study, pool, progress, self._limits)
         recover = study.space.search.recover
         self.recovering = None if recover is None else Recovering(study, pool, progress, recover)
-        self.outlook = Outlook(study, pool, progress, examples)
+        self.forecast = RunningForecast(study, pool, progress, examples)
         self._log = log
 
     def search(self) -> str | None:
@@ -304,10 +304,10 @@ class Driver:
             self.proposals.finish(trial.subject, trial.outcome)
 
     def _update_progress(self) -> None:
-        self.outlook.update(self.probing.left)
+        self.forecast.update(self.probing.left)
         # The time that is reserved to train policies and to confirm the front, where the search has a time limit.
-        self.proposals.stopping.confirm_seconds = self.outlook.closing_seconds
-        self.proposals.stopping.recover_seconds = self.outlook.recovering_seconds
+        self.proposals.stopping.confirm_seconds = self.forecast.closing_seconds
+        self.proposals.stopping.recover_seconds = self.forecast.recovering_seconds
         self.progress.update(self.study.results(), self.study.budget_used())
 
     def _defer(self, trial: Trial, reason: str) -> None:

@@ -16,6 +16,7 @@ from ..space.objectives import greedy_cost
 from ..space.parameters import Parameters
 from ..space.space import Space
 from ..study.expected_results import MAX_CONFIRMED
+from ..workers.early_stopping import STEP
 from .confirmation import MAX_RANDOM
 from .costs import ASK_SECONDS, TELL_SECONDS, Costs, JobSeconds
 from .phases import CONFIRMING, DRAWING, PROBING, PROMOTING, PROPOSING, RANDOMISING, RECOVERING, TRANSFERRING
@@ -122,7 +123,7 @@ class Outline:
         racing, first = self.space.search.racing, FIRST_EXAMPLES if self.guide is not None else 2 * FIRST_EXAMPLES
         default = ExampleOptions.model_fields["batch_size"].default
         batch = self.space.evaluate.get(QUALITY, {}).get("batch_size", default)
-        size = max(batch, 1 if racing == "none" else math.ceil(racing.step * self.total))
+        size = max(batch, 1 if racing == "none" else math.ceil(STEP * self.total))
         done, sizes = 0 if self.guide is not None else FIRST_EXAMPLES, list[int]()
         while done < self.total:
             wanted = first if not sizes else 2 * sizes[-1]

@@ -41,6 +41,7 @@ class Progress:
     Attributes:
         notes: The latest lines that were noted.
         watcher: Called after each change, until it is None again.
+        bar: The bar that a terminal shows.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Progress:
         self._state = ""
         self.notes: deque[str] = deque(maxlen=MAX_NOTES)
         self.watcher: Callable[[], None] | None = None
-        self._bar = Bar(
+        self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
@@ -72,17 +73,17 @@ class Progress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=trials, state="", left="")
+        self._task = self.bar.add_task("", total=trials, state="", left="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self.bar.start()
         self.phase(LOADING)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self.bar.stop()
 
     @property
     def is_shown(self) -> bool:
@@ -164,7 +165,7 @@ class Progress:
         count = f" {phase.done}/{phase.total}" if phase.total else ""
         seconds = self._phases.seconds_left
         left = "" if seconds is None else f"left {duration(seconds)}"
-        self._bar.update(
+        self.bar.update(
             self._task, description=f"{name}{count}", completed=self._phases.done, total=self._phases.total,
             state=self._state, left=left,
         )  # fmt: skip

@@ -58,7 +58,7 @@ def remaining_steps(
 
 
 def corrected(expected: Mapping[str, Phase], found: Mapping[str, float], progress: float) -> dict[str, int]:
-    """The steps to come by phase: as forecast at the beginning of a search, as its trials show at the end.
+    """The remaining steps by phase: the forecast, replaced by what the trials show as the search progresses.
 
     Args:
         expected: The forecast of the whole search.

@@ -16,12 +16,14 @@ from ...policies.apply import apply_policy
 from ...policies.choice import CHOICES, LayerChoice
 from ...policies.errors import ModelError, PolicyError, SkipsearchError
 from ...policies.families.layers import DecoderLayer, decoder_layers
+from ...policies.families.model_errors import is_of_model
 from ...policies.policy import Policy
 from ...policies.runtime.compatibility import check_kind
 from ...policies.runtime.tokens import image_token_ids
 from ...policies.scores.token_selection import TokenSelection
 from ...policies.windows.grids import grid_reader, of_llava_next, of_patch_grids
-from .small_model import SmallModel, first_line
+from ...policies.wording import first_line
+from .small_model import SmallModel
 
 TEXT, IMAGE_TOKENS, STEPS = 5, 8, 2  # of the prompt: text tokens before and after the image tokens; tokens to generate
 GRID = (3, 4)  # rows and columns of an image of a model that takes pictures of any size
@@ -56,7 +58,7 @@ FURTHER: Mapping[str, LayerChoice] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Support:
     """Where a choice works.
 
     Attributes:
@@ -84,15 +86,15 @@ class Allowed:
 
     num_layers: int
     layer_names: tuple[str, ...]
-    offered: Mapping[str, Verdict]
-    optional: Mapping[str, Verdict]
-    further: Mapping[str, Verdict]
+    offered: Mapping[str, Support]
+    optional: Mapping[str, Support]
+    further: Mapping[str, Support]
     selections: tuple[str, ...] = ()
     no_images: str = ""
 
 
 @dataclass
-class Trial:
+class TestedModel:
     """A small model, its input, and what it computes without a policy.
 
     Attributes:
@@ -124,6 +126,8 @@ class Trial:
         except SkipsearchError as cause:
             return "; ".join([cause.what, *cause.details])
         except Exception as cause:
+            if not is_of_model(cause):
+                raise
             return f"the model fails under it: {first_line(cause)}"
         if not cached.isfinite().all():
             return "the model computes numbers under it that are not finite"
@@ -134,7 +138,7 @@ class Trial:
             return f"logits with a cache and without differ by {difference:.2g} under it"
         return ""
 
-    def verdict(self, choice: LayerChoice) -> Verdict:
+    def support(self, choice: LayerChoice) -> Support:
         """Where a choice works, by the kind of each layer and by a run with the choice in all layers that allow it."""
         reasons: dict[int, str] = {}
         for layer in self.layers:
@@ -145,13 +149,13 @@ class Trial:
         layers = frozenset(range(len(self.layers))) - {*reasons}
         reason = next(iter(reasons.values()), "")
         found = self.problem(Policy(layers={index: choice for index in layers})) if layers else ""
-        return Verdict(frozenset(), found) if found else Verdict(layers, reason)
+        return Support(frozenset(), found) if found else Support(layers, reason)
 
-    def verdict_of_pairs(self, choice: LayerChoice) -> Verdict:
+    def support_of_pairs(self, choice: LayerChoice) -> Support:
         """All layers where any two neighbours of the small model form a pair, else none."""
         begins = range(len(self.layers) - 1)
         found = next(filter(None, (self.problem(Policy(layers={index: choice})) for index in begins)), "")
-        return Verdict(frozenset(() if found else range(len(self.layers))), found)
+        return Support(frozenset(() if found else range(len(self.layers))), found)
 
 
 def allowed(small: SmallModel, name: str) -> Allowed:
@@ -165,10 +169,10 @@ def allowed(small: SmallModel, name: str) -> Allowed:
         ModelError: the model does not generate from token ids, or none of its layers allows a choice.
     """
     layers = decoder_layers(small.model)
-    trial, no_images = trial_of(small.model, layers, name)
+    tested, no_images = under_test(small.model, layers, name)
     tried = {**OFFERED, **OPTIONAL, **FURTHER}
     tried = {key: choice for key, choice in tried.items() if not (no_images and of_images(choice))}
-    found = {key: verdict(trial, choice) for key, choice in tried.items()}
+    found = {key: support_of(tested, choice) for key, choice in tried.items()}
     if not any(found[key].layers for key in OFFERED if key in found):
         reasons = [f"{key}: {found[key].reason}" for key in OFFERED if key in found]
         raise ModelError(f"no layer of {name} allows a choice", reasons, "choose a model of another family")
@@ -177,27 +181,29 @@ def allowed(small: SmallModel, name: str) -> Allowed:
         {key: one for key, one in places.items() if key in keys} for keys in (OFFERED, OPTIONAL, FURTHER)
     )
     names = tuple(dict.fromkeys(type(layer.module).__name__ for layer in layers))
-    selected = selections(trial, found)
+    selected = selections(tested, found)
     return Allowed(len(small.stands_for), names, offered, optional, further, selected, no_images)
 
 
-def verdict(trial: Trial, choice: LayerChoice) -> Verdict:
+def support_of(tested: TestedModel, choice: LayerChoice) -> Support:
     """Where a choice works on a small model."""
     if choice == OPTIONAL[PAIR]:
-        return trial.verdict_of_pairs(choice)
+        return tested.support_of_pairs(choice)
     if choice.window is None:
-        return trial.verdict(choice)
+        return tested.support(choice)
     try:
-        on_grids = windowed(trial)
+        on_grids = windowed(tested)
     except Exception as cause:
-        # As in `trial_of`; a family may also need the picture itself.
+        if not is_of_model(cause):
+            raise
+        # As in `under_test`; a family may also need the picture itself.
         reason = f"the small model does not run on a whole grid of image tokens: {first_line(cause)}"
-        return Verdict(frozenset(), reason)
-    return on_grids.verdict(choice)
+        return Support(frozenset(), reason)
+    return on_grids.support(choice)
 
 
-def of_large(small: SmallModel, found: Verdict, paired: bool) -> Verdict:
-    """The verdict on the large model's layers, by the small one's; the last layer begins no pair."""
+def of_large(small: SmallModel, found: Support, paired: bool) -> Support:
+    """Where a choice works in the large model, from where it works in the small one; the last layer begins no pair."""
     total = len(small.stands_for)
     layers = (index for index in range(total - paired) if small.stands_for[index] in found.layers)
     return replace(found, layers=frozenset(layers))
@@ -208,12 +214,12 @@ def of_images(choice: LayerChoice) -> bool:
     return choice.token_ratio is not None or choice.window is not None or choice.tokens == "image"
 
 
-def windowed(trial: Trial) -> Trial:
-    """The trial with a prompt of which the image tokens are whole grids; the same one where no grid is known."""
-    model: Any = trial.model
+def windowed(tested: TestedModel) -> TestedModel:
+    """The model with a prompt of which the image tokens are whole grids; the same one where no grid is known."""
+    model: Any = tested.model
     reader, config = grid_reader(model.config), model.config
     if reader is None:
-        return trial
+        return tested
     sizes: dict[str, Tensor] = {}
     if reader is of_patch_grids:
         merged = config.vision_config.spatial_merge_size
@@ -224,11 +230,11 @@ def windowed(trial: Trial) -> Trial:
     inputs = prompt(image_token_ids(model), sum(grid.tokens for grid in grids))
     if sizes and KINDS in inspect.signature(model.forward).parameters:
         sizes[KINDS] = torch.isin(inputs["input_ids"], torch.tensor(image_token_ids(model))).long()
-    return Trial(model, trial.layers, {**inputs, **sizes})
+    return TestedModel(model, tested.layers, {**inputs, **sizes})
 
 
-def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) -> tuple[Trial, str]:
-    """A trial of a model with image tokens in its prompt, or without, and then the reason why.
+def under_test(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) -> tuple[TestedModel, str]:
+    """A model to test with image tokens in its prompt, or without, and then the reason why.
 
     Raises:
         ModelError: the model does not generate from token ids.
@@ -239,13 +245,17 @@ def trial_of(model: PreTrainedModel, layers: Sequence[DecoderLayer], name: str) 
         images, reason = (), "its layers attend to the image directly, so a prompt has no image tokens"
     if images:
         try:
-            return Trial(model, layers, prompt(images)), ""
+            return TestedModel(model, layers, prompt(images)), ""
         except Exception as cause:
+            if not is_of_model(cause):
+                raise
             # The forward of a family can raise anything where a prompt has image tokens and no image.
             reason = f"the small model does not run on image tokens without an image: {first_line(cause)}"
     try:
-        return Trial(model, layers, prompt(())), reason
+        return TestedModel(model, layers, prompt(())), reason
     except Exception as cause:
+        if not is_of_model(cause):
+            raise
         what = f"{name} does not generate from token ids, so no choice can be tried"
         raise ModelError(what, [first_line(cause)], "choose a model that generates text from a prompt") from cause
 
@@ -277,7 +287,7 @@ def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor
     return torch.cat(out.logits), again.logits[0, -1]
 
 
-def selections(trial: Trial, offered: Mapping[str, Verdict]) -> tuple[str, ...]:
+def selections(tested: TestedModel, offered: Mapping[str, Support]) -> tuple[str, ...]:
     """The values of `reselect` under which token ratios work."""
     layers = offered["token_ratio"].layers if "token_ratio" in offered else frozenset()
     policies = {
@@ -287,4 +297,4 @@ def selections(trial: Trial, offered: Mapping[str, Verdict]) -> tuple[str, ...]:
         )
         for reselect in ("each_layer", "once")
     }
-    return tuple(name for name, policy in policies.items() if layers and not trial.problem(policy))
+    return tuple(name for name, policy in policies.items() if layers and not tested.problem(policy))

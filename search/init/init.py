@@ -14,7 +14,7 @@ from ...policies.policy import Policy
 from ..space.layer_choices import as_options
 from ..space.load import only_one, read_spaces
 from ..space.space import Space
-from .allowed import Allowed, allowed, trial_of
+from .allowed import Allowed, allowed, under_test
 from .proposal import Rule, Wishes, costs, rules, tasks
 from .read_model import read_model
 from .small_model import SmallModel, silence, small_model
@@ -105,9 +105,9 @@ def try_policies(space: Space, small: SmallModel, name: str) -> None:
         ModelError: one of them does not run.
     """
     layers = decoder_layers(small.model)
-    trial, _ = trial_of(small.model, layers, name)
+    tested, _ = under_test(small.model, layers, name)
     for policy in mixed_policies(space, small):
-        problem = trial.problem(policy)
+        problem = tested.problem(policy)
         if problem and not problem.startswith(NO_CHANGE):
             choices = ", ".join(f"{index}: {choice.label}" for index, choice in sorted(policy.layers.items()))
             hint = "write a space with fewer choices by hand; spaces/README.md of skipsearch has every key"

@@ -142,6 +142,6 @@ def optional_keys(found: Allowed, layers: Sequence[int]) -> tuple[str, ...]:
 
 def keys_of(found: Allowed, layer: int) -> tuple[str, ...]:
     """The keys that a layer allows; skipping the whole layer is part of skipping either sublayer."""
-    keys = tuple(key for key, verdict in found.offered.items() if layer in verdict.layers)
+    keys = tuple(key for key, support in found.offered.items() if layer in support.layers)
     usable = keys if found.selections else tuple(key for key in keys if key != "token_ratio")
     return tuple(key for key in usable if key != "skip_layer" or not {"attention", "ffn"} <= {*usable})

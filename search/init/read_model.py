@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluators.subject import ModelSpec, load_failure, model_kind, no_progress_bars, read_config, read_processor
 from ...policies.errors import ModelError
-from .small_model import first_line
+from ...policies.families.model_errors import is_of_model
+from ...policies.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -40,6 +41,8 @@ def read_model(spec: ModelSpec) -> ModelFiles:
         except ModelError:
             raise
         except Exception as cause:
+            if not is_of_model(cause):
+                raise
             # Reading runs code of the family, which can fail in any way on a configuration that is wrong.
             raise load_failure(spec, cause) from cause
         refuse_other_kinds(spec, config)
@@ -50,6 +53,9 @@ def read_model(spec: ModelSpec) -> ModelFiles:
         except ImportError as cause:
             raise load_failure(spec, cause) from cause
         except Exception as cause:
+            if not is_of_model(cause):
+                raise
+            # The processor of a family can fail in any way too; a space can be written without it.
             return ModelFiles(config, takes_images, unread=first_line(cause))
     tokenizer = getattr(processor, "tokenizer", None)
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)

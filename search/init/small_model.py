@@ -16,6 +16,8 @@ from ...evaluators.subject import model_kind
 from ...exports.checkpoint.config_fields import config_without
 from ...policies.errors import ModelError
 from ...policies.families.layers import decoder_layers, layer_list
+from ...policies.families.model_errors import is_of_model
+from ...policies.wording import first_line
 from .shrink import shares_keys, shrunk
 
 Kind: TypeAlias = tuple[tuple[str, str], ...]
@@ -67,6 +69,8 @@ def small_model(config: PreTrainedConfig, name: str, trust_remote_code: bool = F
                 raise
             failed = cause
         except Exception as cause:
+            if not is_of_model(cause):
+                raise
             # A configuration can be wrong in any way, and building a model runs code of its family.
             failed = failed or cause
     if isinstance(failed, ModelError):
@@ -148,12 +152,6 @@ def representatives(kinds: Sequence[Kind]) -> list[int]:
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     further = [index for index in range(len(kinds)) if index not in first]
     return sorted([*first, *further[: max(2 - len(first), 0)]])
-
-
-def first_line(cause: BaseException) -> str:
-    """The kind of an error and the first line of its text that is not empty."""
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0].strip()}" if lines else type(cause).__name__
 
 
 @contextmanager

@@ -112,10 +112,10 @@ class SpaceFile:
         further = [key for key in FURTHER if key in self.found.further and len(self.found.further[key].layers) == total]
         if further:
             yield remark(f"Every layer also allows, though this space does not offer it: {'; '.join(further)}.")
-        for key, verdict in {**self.found.offered, **self.found.optional, **self.found.further}.items():
-            if verdict.reason:
-                where = f"in {total - len(verdict.layers)} of {total} layers" if verdict.layers else "in any layer"
-                yield remark(f"Not {named(key)} {where}: {verdict.reason}.")
+        for key, support in {**self.found.offered, **self.found.optional, **self.found.further}.items():
+            if support.reason:
+                where = f"in {total - len(support.layers)} of {total} layers" if support.layers else "in any layer"
+                yield remark(f"Not {named(key)} {where}: {support.reason}.")
         if self.found.no_images:
             yield remark(f"No token_ratio, no `tokens: image`: {self.found.no_images}.")
 

@@ -1,4 +1,4 @@
-"""The loggers that a space names: checked before a search, sent its trials, and told its front at the end."""
+"""The loggers that a space names: checks them before a search, sends them its trials, and its front at the end."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...evaluators.subject import ModelSpec, load_failure, no_progress_bars, read_config
 from ...policies.errors import SkipsearchError, StudyError
+from ...policies.families.model_errors import is_of_model
 from ...policies.wording import escape_invisible
 from ..analysis.load_study import SPACE
 from ..places import DATABASE, MODELS, holds_study
@@ -111,6 +112,8 @@ def configured_layers(spec: ModelSpec) -> int | None:
         with no_progress_bars():
             found = read_config(spec).get_text_config(decoder=True)
     except Exception as cause:
+        if not is_of_model(cause):
+            raise
         # Reading runs code of the family, which can fail in any way on a configuration that is wrong.
         raise load_failure(spec, cause) from cause
     layers = getattr(found, "num_hidden_layers", None)

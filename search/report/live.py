@@ -1,6 +1,7 @@
 """Writes `report.html` anew while a search runs, seldom enough that no trial notices it."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,10 +85,12 @@ class LiveReport:
             record = with_trained(searched, study.user_attrs, self._folder)
             write_page(record, self._folder, self._state(record, ended_by))
         except Exception as error:
+            # The trials are worth more than their report, whatever goes wrong here; the traceback of a mistake is kept.
             reason = f"{type(error).__name__}: {error}"
             if reason != self._warned:
                 self._warned = reason
-                self._progress.note(f"report.html was not written, the search goes on: {reason}")
+                place = "" if isinstance(error, OSError) else f"\n{traceback.format_exc().rstrip()}"
+                self._progress.note(f"report.html was not written, the search goes on: {reason}{place}")
         finally:
             self.seconds.append(self._clock() - self._last)
 

@@ -109,6 +109,7 @@ class Surrogate:
     Attributes:
         hyperparameters: Those of highest evidence.
         warping: Output warping of the losses.
+        prior: The prior with these hyperparameters.
         pending_means: (pending,): posterior means of the pending trials, warped.
     """
 
@@ -186,7 +187,7 @@ class Surrogate:
 
     def _condition(self, prior: Prior, choices: Floats, losses: Floats, errors: Floats) -> None:
         """Conditions a prior on measured policies."""
-        self.warping, self._prior = prior.warping, prior
+        self.warping, self.prior = prior.warping, prior
         self._residuals = prior.residuals(choices, losses)
         none = choices[:0]
         self._training = TrainingSet(none, none, none, np.zeros((0, 0)))
@@ -199,7 +200,7 @@ class Surrogate:
 
     def _conditional(self, choices: Floats, noise_covariance: Floats) -> tuple[Floats, TrainingSet]:
         """Further policies given the training set: their whitened covariances with it, and the conditioned policies."""
-        prior, training = self._prior, self._training
+        prior, training = self.prior, self._training
         projected, interactions = prior.project(choices), prior.project_interactions(choices)
         whitened = training.whiten(prior.cross_covariance(choices, training.projected, training.interactions))
         covariance = prior.cross_covariance(choices, projected, interactions) + noise_covariance
@@ -211,27 +212,27 @@ class Surrogate:
         training = self._training
         self._whitened_residuals = training.whitening @ self._residuals
         self._dual = training.whitening.T @ self._whitened_residuals
-        self._linear: Floats = self._prior.mean + training.projected.T @ self._dual
+        self._linear: Floats = self.prior.mean + training.projected.T @ self._dual
 
     def _main_effect_deviations(self) -> Floats:
         """(choices,): posterior standard deviation of each choice's main effect."""
         explained = ((self._training.whitening @ self._training.projected) ** 2).sum(0)
-        deviations: Floats = np.sqrt(np.maximum(np.diag(self._prior.covariance) - explained, 0.0))
+        deviations: Floats = np.sqrt(np.maximum(np.diag(self.prior.covariance) - explained, 0.0))
         return deviations
 
     @property
     def noise(self) -> float:
         """Noise variance of a warped loss measured on all examples."""
-        return self._prior.noise
+        return self.prior.noise
 
     def with_measured(self, codes: Codes, losses: Floats, errors: Floats) -> Self:
         """A surrogate conditioned on further measured policies; the hyperparameters stay."""
         if not len(codes):
             return self
         grown, choices = self._copy(), self._space.features(codes)
-        grown._residuals = np.r_[self._residuals, self._prior.residuals(choices, losses)]
+        grown._residuals = np.r_[self._residuals, self.prior.residuals(choices, losses)]
         # One policy at a time, so that rounding does not depend on how many arrive at once.
-        for row, variance in zip(choices, np.diag(self._prior.noise_covariance(losses, errors)), strict=True):
+        for row, variance in zip(choices, np.diag(self.prior.noise_covariance(losses, errors)), strict=True):
             grown._append(row[None], variance[None, None])
         grown._update_posterior()
         return grown
@@ -240,7 +241,7 @@ class Surrogate:
         """A surrogate that takes pending trials as measured at their posterior means (kriging believer)."""
         pending, choices = self._copy(), self._space.features(codes)
         whitened, _ = pending._pending = self._conditional(choices, self.noise * np.eye(len(codes)))
-        pending.pending_means = choices @ self._prior.mean + whitened @ self._whitened_residuals
+        pending.pending_means = choices @ self.prior.mean + whitened @ self._whitened_residuals
         return pending
 
     def _copy(self) -> Self:
@@ -253,7 +254,7 @@ class Surrogate:
         """What `predict` computes from, in single precision, which halves its time."""
         whitened, pending = self._pending
         return (
-            self._prior.in_single_precision(), self._training.in_single_precision(),
+            self.prior.in_single_precision(), self._training.in_single_precision(),
             single(self._whitened_residuals), single(whitened), pending.in_single_precision(),
         )  # fmt: skip
 
@@ -272,7 +273,7 @@ class Surrogate:
     def mean(self, codes: Codes) -> Floats:
         """Posterior mean of the warped loss of each policy; for many policies cheaper than `predict`."""
         choices, interactions = self._space.features(codes), self._training.interactions
-        quadratic: Floats = self._prior.interaction_variance * (interactions.T * self._dual) @ interactions
+        quadratic: Floats = self.prior.interaction_variance * (interactions.T * self._dual) @ interactions
         expected: Floats = choices @ self._linear + np.einsum("ij,ij->i", choices @ quadratic, choices)
         return expected
 
@@ -282,7 +283,7 @@ class Surrogate:
         Returns:
             (policies, choices): in warped losses.
         """
-        prior, training = self._prior, self._training
+        prior, training = self.prior, self._training
         choices = self._space.features(codes)
         with_all = (choices @ training.interactions.T * self._dual) @ training.interactions
         # A choice replaces the policy's choice of the same variable, so these two do not interact. `with_own` is their

@@ -217,7 +217,7 @@ class LayerParameters:
         self._keys = {f"{base}.{key}": key for key in keys}
         self.values: dict[str, dict[str, Any]] = {base: {choice.label: choice for choice in choices}}
         self.values |= {f"{base}.{key}": {key_label(key, one): one for one in given} for key, given in keys.items()}
-        # A token ratio of 1 is dense as well as none; a window of 1 is not.
+        # A ratio of 1 is dense, as no ratio is; a window of 1 is not.
         dense = {base: [KEEP]} | {
             name: [getattr(KEEP, key)] + [1.0] * (key != "window") for name, key in self._keys.items()
         }

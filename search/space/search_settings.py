@@ -54,16 +54,12 @@ class Racing(StrictModel):
     """Early stopping: a trial answers a few examples first, and more only while it may belong to the front.
 
     Attributes:
-        confidence: The probability that a trial which belongs to the current front is not stopped early.
-        step: The share of the examples between two tests, at least one batch.
         patience: A paused trial is promoted to more examples when it still looks non-dominated after the study has
             grown by this factor. At the end of the search every trial is promoted that is expected to improve the
             front. `none` lets a trial answer until a test stops it. Patience needs a sampler that learns from partial
             results, which is `auto`.
     """
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    step: Annotated[float, Field(gt=0, le=1)] = 0.0625
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] = 3.0
 
 

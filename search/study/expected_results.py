@@ -13,7 +13,7 @@ from ..space.guide_metrics import QUALITY
 from ..space.space import Space
 from ..trial.arrays import Floats
 from ..trial.pareto import front_trials, objective_value
-from ..trial.scores import example_weights
+from ..trial.scores import example_weights, task_sizes
 from ..trial.trial_result import TrialResult
 
 MAX_CONFIRMED = 12  # baselines that are confirmed on the report split beside the front of the search, at most
@@ -107,7 +107,7 @@ class ScorePredictor:
         answered, scores = part.detail.get("places", []), np.array(part.detail.get("per_example", []), float)
         if name not in self.scores or not len(scores):
             return replace(part, stderr=part.stderr or 1.0)
-        weights = np.array(example_weights(self.dense[name]))
+        weights = example_weights(task_sizes(self.dense[name]))
         similar = self._similarity(self.scores[name], answered, scores)
         auxiliary = weights * (similar @ self.scores[name])
         differences = weights[answered] * scores - auxiliary[answered]
@@ -116,7 +116,8 @@ class ScorePredictor:
         variance = (count * differences.var() + 0.25) / (count + 0.25)
         error = math.sqrt(variance / count * max(1 - count / total, 1 / total))
         if self.guide is not None:
-            # The posterior weighs this prediction against the loss's, so it needs the spread of similar policies too.
+            # The posterior weighs this prediction against the one from the loss, so its error includes the spread among
+            # similar policies.
             others = np.delete(weights * self.scores[name] - auxiliary, answered, 1).sum(1) / total
             error = math.hypot(error, math.sqrt(similar @ others**2))
         return replace(part, value=float(auxiliary.mean() + differences.mean()), stderr=error)

@@ -4,6 +4,7 @@ import errno
 from typing import Final, Literal, TypeAlias
 
 from ...policies.errors import SkipsearchError
+from ...policies.families.model_errors import DEVICE_MEMORY, HOST_MEMORY
 
 # `policy` counts against the policy. `memory` is a device with too little memory; it counts when it happens twice.
 # `machine` never counts: the policy is measured again elsewhere.
@@ -16,8 +17,6 @@ BROKEN_DEVICE: Final = (
     "CUSPARSE_STATUS_", "NCCL error", "NCCL Error", "HIP error", "device-side assert", "uncorrectable ECC error",
     "Found no NVIDIA driver", "No CUDA GPUs are available", "XPU error",
 )  # fmt: skip
-DEVICE_MEMORY: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-HOST_MEMORY: Final = ("DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
 # A full or lost disk, a network drive that is gone, a process without file handles or memory left.
 HOST_ERRNOS: Final = {
     errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EROFS,

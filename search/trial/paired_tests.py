@@ -1,10 +1,11 @@
 """Compares policies on the same examples: paired significance tests and bootstrap intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ...evaluators.base import Measurement
+from .scores import example_weights, task_sizes
 from .trial_result import IntervalEstimate
 
 SIGNIFICANCE = 0.05  # Policies whose p-value is above this level are tied.
@@ -19,19 +20,8 @@ def example_scores(entry: Measurement | None) -> np.ndarray | None:
     scores = np.asarray(entry.detail.get("per_example", ()), dtype=float) if entry else np.empty(0)
     if entry is None or len(scores) != entry.n or not len(scores):
         return None
-    return scores if abs(float(scores @ task_weights(task_sizes(entry))) - entry.value) < TOLERANCE else None
-
-
-def task_weights(sizes: Sequence[int]) -> np.ndarray:
-    """The weight of each example in the unweighted mean over tasks, summing to 1, for tasks of these sizes."""
-    return np.concatenate([np.full(size, 1 / (size * len(sizes))) for size in sizes])
-
-
-def task_sizes(entry: Measurement) -> list[int]:
-    """Examples per task, in their order; a single task where none is named."""
-    tasks: Mapping[str, Mapping[str, int]] = entry.detail.get("tasks", {})
-    sizes = [int(task["n"]) for task in tasks.values()]
-    return sizes if sizes and sum(sizes) == entry.n else [entry.n]
+    mean = float((scores * example_weights(task_sizes(entry))).mean())
+    return scores if abs(mean - entry.value) < TOLERANCE else None
 
 
 def bootstrap_weights(sizes: Sequence[int], draws: int, random: np.random.Generator) -> np.ndarray:
@@ -58,7 +48,7 @@ def p_value(one: Measurement | None, other: Measurement | None, seed: int = 0) -
     if one is None or other is None or ours is None or theirs is None or task_sizes(one) != task_sizes(other):
         return None
     differences = ours - theirs
-    weights = task_weights(task_sizes(one))
+    weights = example_weights(task_sizes(one))
     if np.isin(differences, (-1.0, 0.0, 1.0)).all() and np.ptp(weights) < TOLERANCE * weights[0]:
         return mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
     weighted = differences * weights
@@ -98,7 +88,7 @@ def paired_difference(one: Measurement | None, other: Measurement | None) -> Int
     differences, sizes = pairs
     draws = bootstrap_weights(sizes, DRAWS, np.random.default_rng(0)) @ differences
     low, high = np.percentile(draws, LEVELS)
-    return IntervalEstimate(float(differences @ task_weights(sizes)), float(low), float(high))
+    return IntervalEstimate(float((differences * example_weights(sizes)).mean()), float(low), float(high))
 
 
 def _paired_scores(one: Measurement, other: Measurement) -> tuple[np.ndarray, list[int]] | None:

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from .cluster import first_line
+from ...policies.wording import first_line
 from .time_limits import DENSE_SECONDS
 from .worker_slots import WorkerSlots, worker_error
 

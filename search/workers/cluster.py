@@ -15,6 +15,7 @@ import ray
 from ray._private import services
 
 from ...policies.errors import RunError, StudyError
+from ...policies.wording import first_line
 from ..space.search_settings import Workers
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
@@ -203,9 +204,3 @@ def cluster_resources(timeout: float = 10.0) -> dict[str, float]:
         if found.get("CPU") or time.monotonic() > deadline:
             return {"CPU": found.get("CPU", 0.0), "GPU": found.get("GPU", 0.0)}
         time.sleep(0.1)
-
-
-def first_line(cause: BaseException) -> str:
-    """The type of an exception and the first line of its message that is not empty."""
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

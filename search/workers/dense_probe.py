@@ -14,8 +14,7 @@ from ...policies.runtime.prefix import PrefixStates
 from ..baselines.bandit import bandit
 from ..baselines.dense_stats import DenseStats, any_needs_statistics
 from ..baselines.registry import Choices
-from ..space.search_settings import Racing
-from .early_stopping import rung_fractions
+from .early_stopping import RUNG_FRACTIONS
 from .evaluate import PolicyEvaluator
 
 STATES_BYTES: Final = 1 << 30  # of hidden states that policies with the same first layers share
@@ -59,11 +58,12 @@ def bandit_loss(evaluator: PolicyEvaluator, prompts: Sequence[Mapping[str, Any]]
     )
     if own is None:
         return first_token_divergence(evaluator, prompts)
-    racing = evaluator.space.search.racing
-    fractions = rung_fractions(Racing() if racing == "none" else racing)
 
     def loss(choices: Choices) -> float:
-        with evaluator.applied(Policy.of(choices)) as handle, closing(own.rungs(handle, "search", fractions)) as rungs:
+        with (
+            evaluator.applied(Policy.of(choices)) as handle,
+            closing(own.rungs(handle, "search", RUNG_FRACTIONS)) as rungs,
+        ):
             return next(rungs)["divergence"].value
 
     return loss

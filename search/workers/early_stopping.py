@@ -22,13 +22,18 @@ from ..space.search_settings import Racing
 from ..space.space import Space
 from ..trial.modelled_time import ModelledTime
 from ..trial.pareto import front_trials, objective_point, objective_value, time_estimate
-from ..trial.scores import example_weights
+from ..trial.scores import example_weights, task_sizes
 from ..trial.tied_times import not_slower
 from ..trial.time_model import TimeEstimate
 from ..trial.trial_result import TrialResult
 
 # Fractions of the largest possible bet, from cautious, for a small difference, to bold.
 BET_FRACTIONS = np.linspace(0.05, 0.95, 10)
+# A trial that belongs to the current front is not stopped early with this probability.
+CONFIDENCE = 0.95
+# Share of the examples between two tests, at least one batch; the tests of a race are evenly spaced.
+STEP = 1 / 16
+RUNG_FRACTIONS = tuple(STEP * number for number in range(1, 17))
 # Differences below this are rounding errors in sums of scores and bounds.
 ROUNDING = 1e-9
 
@@ -67,8 +72,7 @@ class StoppingTest:
 
 def rung_fractions(racing: Racing | Literal["none"]) -> tuple[float, ...]:
     """The fraction of the examples that is answered at each rung, ascending; the last is 1."""
-    step = 1.0 if racing == "none" else racing.step
-    return (*(step * number for number in range(1, math.ceil(1 / step))), 1.0)
+    return (1.0,) if racing == "none" else RUNG_FRACTIONS
 
 
 def rivals_among(results: Sequence[TrialResult], objectives: Mapping[str, Direction]) -> list[Rival]:
@@ -127,7 +131,7 @@ class Race:
             wealth = np.array([betting_wealth(test.differences, total, test.floor) for test in tests])
             # For a candidate of the front all hypotheses hold. Then an equal share of the stake on each test is a fair
             # bet too, so the mean keeps the confidence for all tests together.
-            if wealth.mean(0).max() >= 1 / (1 - racing.confidence):
+            if wealth.mean(0).max() >= 1 / (1 - CONFIDENCE):
                 return f"{tests[wealth.max(1).argmax()].reason} ({part.n} of {total} examples)"
         return None
 
@@ -146,7 +150,7 @@ class Race:
             return
         if len(dense) != part.detail["total"]:
             return
-        weights = example_weights(self._dense[name])
+        weights = example_weights(task_sizes(self._dense[name])).tolist()
 
         def test(reason: str, others: Sequence[float], difference: Callable[[float, float], float]) -> StoppingTest:
             pairs = zip(answered, scores, strict=True)

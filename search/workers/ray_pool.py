@@ -15,12 +15,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ...policies.errors import RunError, TaskError
+from ...policies.wording import first_line
 from ..baselines.dense_stats import DenseStats
 from ..space.space import Space
 from ..trial.outcome import Outcome
 from .admission import Admission
 from .asking import ask_one, share_ranking
-from .cluster import dead_daemons, first_line, plan_workers, start_ray, stop_ray, worker_capacity
+from .cluster import dead_daemons, plan_workers, start_ray, stop_ray, worker_capacity
 from .devices import is_timing, may_start
 from .prefix_affinity import layer_keys, longest_prefix
 from .time_limits import DENSE_SECONDS

@@ -14,10 +14,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ...policies.errors import RunError, SkipsearchError
+from ...policies.wording import first_line
 from ..space.space import Space
 from ..trial.failures import fault_of
 from .admission import Admission
-from .cluster import first_line, is_alive, node_text, worker_capacity
+from .cluster import is_alive, node_text, worker_capacity
 from .prefix_affinity import RECENT
 from .worker import Worker
 from .worker_slot import WorkerSlot
@@ -87,7 +88,7 @@ class WorkerSlots:
 
     @property
     def is_starting(self) -> bool:
-        """True while workers load their model that have not failed, and do not wait for a node for long."""
+        """True while a worker loads its model, has not failed, and has not waited long for a node."""
         return any(
             not slot.reason and (slot.node is not None or slot.age < NODE_SECONDS) for slot in self.loading.values()
         )
@@ -241,7 +242,7 @@ class WorkerSlots:
             raise self._none_left("each failed several times in a row")
 
     def _leave_node(self, node: str) -> None:
-        """Start the workers elsewhere that wait for a job on a node that has left, which is no fault of theirs."""
+        """Move the idle workers of a node that has left to other nodes, which counts as no fault of the workers."""
         for slot in [slot for slot in self.idle if slot.node == node]:
             self.idle.remove(slot)
             self.replace(slot)

@@ -82,7 +82,7 @@ def segment_logits(
 
 
 def segment_mask(prefix: int, count: int, length: int) -> torch.Tensor:
-    """Say who sees whom, (1, 1, tokens, tokens): everything before in the same question, and all of the prefix."""
+    """The attention mask, (1, 1, tokens, tokens): a token sees the prefix and earlier tokens of its question."""
     owner = torch.cat([torch.full((prefix,), -1), torch.arange(count).repeat_interleave(length)])
     visible = (owner[None, :] == owner[:, None]) | (owner[None, :] == -1)
     return (visible & torch.ones_like(visible).tril())[None, None]

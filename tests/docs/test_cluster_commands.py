@@ -119,6 +119,7 @@ def test_the_batch_script_runs(batch, folder):
     assert (folder / "results/batch/report.html").exists()
 
 
+@pytest.mark.soak
 def test_a_search_finds_the_cluster(batch, folder, environment):
     run(command_of("skipsearch"), folder, environment)
     assert (folder / "results/cluster/report.html").exists()

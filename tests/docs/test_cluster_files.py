@@ -1,4 +1,4 @@
-"""The files on the page about clusters, checked by the tools of those who read them: Slurm's shell, Kubernetes, Ray."""
+"""The files on the page about clusters, checked by the tools that read them: Slurm's shell, Kubernetes, Ray."""
 
 import shlex
 import subprocess

@@ -153,7 +153,7 @@ def test_a_salvaged_study_goes_on(path, copy):
     assert study.budget_used() == 12
 
 
-def test_who_holds_a_database_is_waited_for_so_long_only(copy, monkeypatch):
+def test_a_lock_of_another_program_is_waited_for_and_then_an_error(copy, monkeypatch):
     monkeypatch.setattr(database, "LOCK_SECONDS", 0.2)
     with closing(sqlite3.connect(copy / "study.db", isolation_level=None)) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -53,7 +53,7 @@ def processes(run):
 
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
-def test_random_kills_lose_nothing_double_nothing_and_blame_nobody(path, tmp_path):
+def test_random_kills_lose_double_and_fail_no_trial(path, tmp_path):
     draw, words, study = random.Random(os.environ.get("SEED", "0")), tmp_path / "words", tmp_path / "s"
     failing.loaded(path, words)
     command = [

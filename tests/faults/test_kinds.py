@@ -110,7 +110,7 @@ def odd(monkeypatch):
     base.declared_metrics.cache_clear()
 
 
-def test_units_are_those_that_are_declared(odd):
+def test_units_are_as_declared(odd):
     assert [unit_of(name) for name in Odd.metrics] == ["K", "s", "m/s", "ticks"]
     assert [unit_of(name) for name in ("accuracy", "search_accuracy", "ttft_ms", "prefill_flops", "divergence")] == [
         "fraction", "fraction", "ms", "flops", "nats",

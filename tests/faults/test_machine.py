@@ -25,6 +25,7 @@ def search(path, tmp_path, *args, resume=False, **given):
     return run_study(loaded, tmp_path / "study", resume=resume, shown=False)
 
 
+@pytest.mark.soak
 def test_a_dead_context_costs_no_policy(path, tmp_path):
     """One process is broken from its third call on, and answers everything with an error at once."""
     record = search(path, tmp_path, "context", after=4, once=True)

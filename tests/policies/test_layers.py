@@ -1,4 +1,4 @@
-"""The layers of every family taken apart, against each family's own formulas; and who is refused."""
+"""The layers of every family taken apart, against each family's own formulas; and which models are refused."""
 
 from __future__ import annotations
 

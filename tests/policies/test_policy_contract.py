@@ -33,6 +33,7 @@ from contract import (
     scored,
     told,
 )
+from tiers import sample, soak
 from torch._dynamo.utils import counters
 
 from families import (
@@ -57,14 +58,6 @@ IMAGE_CASES = [case for case in CASES if case[0] in WITH_IMAGES]
 FIRST_CASES = [next(case for case in CASES if case[0] == name) for name in FAMILIES]
 
 
-def sample(cases, one_of, first=0):
-    """Cases of which one of so many runs in every test run, and the others with `-m soak`."""
-    return [
-        case if number % one_of == first else pytest.param(*case, marks=pytest.mark.soak)
-        for number, case in enumerate(cases)
-    ]
-
-
 def varies(name):
     """True where the layers of a family are of several kinds."""
     family = FAMILIES[name]
@@ -78,14 +71,16 @@ MIXED = ("smollm3", "deepseek-v3")
 def everywhere_or_once():
     """Cases with True where each choice is put into every layer, and False where it is put into one.
 
-    It is every layer where the layers differ, and in every fourth other family; in all with `-m soak`.
+    It is every layer where the layers differ, and in every fourth other family; in all with `-m soak`. So is the second
+    attention implementation of all families but every third.
     """
     for name, attention in CASES:
-        if varies(name) or list(FAMILIES).index(name) % 4 == 0:
-            yield name, attention, True
-        else:
-            yield name, attention, False
-            yield pytest.param(name, attention, True, marks=pytest.mark.soak)
+        place = list(FAMILIES).index(name)
+        everywhere = varies(name) or place % 4 == 0
+        runs = (name, attention) in FIRST_CASES or place % 3 == 0
+        yield (name, attention, everywhere) if runs else soak(name, attention, everywhere)
+        if not everywhere:
+            yield soak(name, attention, True)
 
 
 # The second attention implementation of a family skips the same two layers everywhere. transformers generates with no
@@ -134,7 +129,7 @@ def test_every_choice_in_every_layer_computes_what_its_formula_says(name, attent
     record_property("works", [name, attention, columns, "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), sample(CASES, 2))
+@pytest.mark.parametrize(("name", "attention"), sample(CASES, 3))
 def test_tokens_have_their_roles_and_their_shares_of_channels(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     columns = working(name, *support.TEXT_ROLES, *support.TEXT_WIDTHS, *support.IMAGE_ROLES, *support.IMAGE_WIDTHS)
@@ -166,7 +161,7 @@ def test_image_tokens_see_their_neighbours_and_the_text_before_them(name, attent
     record_property("works", [name, attention, ["window"], "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2))
+@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 3))
 def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record_property):
     model, batch = built(name, attention), batch_of(name)
     for number, layers in enumerate(FALLING, IMAGE_CASES.index((name, attention))):
@@ -175,7 +170,7 @@ def test_a_token_that_is_removed_once_does_not_come_back(name, attention, record
     record_property("works", [name, attention, ["reselect: once"], "FCPB"])
 
 
-@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 2, 1))
+@pytest.mark.parametrize(("name", "attention"), sample(IMAGE_CASES, 3, 1))
 def test_scores_come_from_the_nearest_layer_that_reads_the_image(name, attention):
     for layers in READING:
         check(built(name, attention), batch_of(name), policy_of(support.taken(name, layers)))
@@ -273,7 +268,7 @@ def compiled_equals_uncompiled(model, policy, calls, fullgraph):
             close(run(compiled, inputs, use_cache=False).logits, run(model, inputs, use_cache=False).logits)
 
 
-@pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 4))
+@pytest.mark.parametrize(("name", "attention"), sample(FIRST_CASES, 12))
 def test_a_choice_without_token_selection_compiles_to_one_graph(name, attention, record_property):
     columns = working(name, *support.TEXT_COLUMNS)
     # Of the choices for one phase, each family compiles some, and the families together all.
@@ -296,12 +291,12 @@ def test_prompts_of_other_lengths_compile_once_more_and_never_again(name):
     assert counters["stats"]["unique_graphs"] <= 2
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
+@pytest.mark.parametrize("name", ["llava", soak("qwen2.5-vl")])
 def test_a_choice_about_tokens_runs_under_a_compiler(name):
     compiled_equals_uncompiled(built(name, "sdpa"), mixed(name), [batch_of(name).padded()], fullgraph=False)
 
 
-# Policies nobody thought of
+# Random policies
 
 
 def drawn(draw, name):
@@ -331,7 +326,7 @@ def drawn(draw, name):
     return policy.canonical() if once else policy
 
 
-@pytest.mark.parametrize("seed", [*range(100), *(pytest.param(one, marks=pytest.mark.soak) for one in range(100, 300))])
+@pytest.mark.parametrize("seed", [*range(60), *map(soak, range(60, 300))])
 def test_a_random_policy_computes_what_its_formulas_say_and_leaves_nothing(seed):
     draw = random.Random(seed)
     name, attention = draw.choice(CASES)

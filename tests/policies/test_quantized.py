@@ -103,7 +103,7 @@ def test_a_policy_for_int8_weights_quantises_an_unquantised_model_while_it_is_ap
     assert torch.equal(run(model, batch.padded()).logits, dense)
 
 
-def test_the_weights_are_those_that_transformers_makes(tmp_path):
+def test_the_weights_equal_those_of_transformers(tmp_path):
     model = FAMILIES["llama"].build("sdpa")
     model.save_pretrained(tmp_path)
     config = t.TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))

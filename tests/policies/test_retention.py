@@ -61,7 +61,9 @@ def test_no_more_is_kept_than_fits_and_a_walk_in_circles_finds_something_all_the
         trie, kept = store(max_bytes)
         batches = [f"batch {number}" for number in range(4)]
         saved = [sum(passing(trie, kept, f"abcdefg{n}", batch) for batch in batches) for n in range(9)]
-        assert kept._bytes == max_bytes == sum(len(batch.values) for batch in kept._batches.values())
+        paths = [trie.visit(f"abcdefg{n}") for n in range(9)]
+        found = {(batch, kept.find(batch, path[:end])) for batch in batches for path in paths for end in range(1, 9)}
+        assert len({(batch, one[1]) for batch, one in found if one is not None}) == max_bytes
         # Dropping the oldest would have dropped each state just before it is asked for.
         assert all(count >= max_bytes for count in saved[3:])
 

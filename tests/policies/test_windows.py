@@ -88,7 +88,7 @@ def test_blocks_hold_every_token_once_and_the_keys_of_all_its_neighbours():
         assert int(seen.max()) == min(5, grid.rows) * min(5, grid.columns)
 
 
-def test_grids_are_those_that_the_model_lays_its_tokens_out_in():
+def test_grids_match_the_order_of_the_model_s_image_tokens():
     config = t.LlavaNextConfig(
         vision_config={"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
         image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336]],

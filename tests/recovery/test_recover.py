@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiers import sample, soak
 from torch.nn.functional import cross_entropy
 
 from skipsearch import Policy, apply_policy, draft
@@ -121,7 +122,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sample(CASES, 2))
 def test_the_folder_has_what_was_learned_and_the_model_is_as_before(case, subject_of, examples, tmp_path):
     name, policy, settings = CASES[case]
     spec = {"dtype": settings["dtype"]} if "dtype" in settings else {}
@@ -209,8 +210,8 @@ class Stopping:
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "policy"), [("lora", "llama", SKIPS), ("full", "llama", SKIPS), ("full", "llava", ROUTED),
-     ("adapter", "llama", ANY_ATTENTION), ("full", "llama", NARROW), ("lora", "llama", NARROW)],
+    ("method", "name", "policy"), [("lora", "llama", SKIPS), soak("full", "llama", SKIPS), ("full", "llava", ROUTED),
+     ("adapter", "llama", ANY_ATTENTION), soak("full", "llama", NARROW), soak("lora", "llama", NARROW)],
 )  # fmt: skip
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     method, name, policy, subject_of, examples, tmp_path

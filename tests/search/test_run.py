@@ -20,6 +20,7 @@ import searching
 import torch
 from event_files import events
 from postgres import PASSWORD
+from tiers import soak
 
 import skipsearch
 from skipsearch import Policy, apply_policy, load_study
@@ -131,7 +132,7 @@ def test_a_study_folder_has_everything(finished):
 def test_every_front_policy_is_confirmed_and_its_file_carries_both_splits(finished):
     record, folder = finished
     files = sorted((folder / "policies").glob("*.yaml"))
-    assert len(files) == len([number for number in record.front if number != 0])
+    assert len(files) == len([number for number in (*record.front, *record.in_gaps) if number != 0])
     for file in files:
         policy = Policy.load(file)
         trial = record.trial(policy.provenance.trial)
@@ -243,7 +244,7 @@ def test_a_search_in_postgresql_is_killed_and_resumed(path, tmp_path, server, ca
     assert address.url in (folder / STORAGE).read_text() and address.url in (folder / "space.yaml").read_text()
 
 
-@pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), ("tune", signal.SIGINT)])
+@pytest.mark.parametrize(("runner", "number"), [("actors", signal.SIGTERM), soak("tune", signal.SIGINT)])
 def test_a_signal_leaves_a_study_to_resume_and_says_how(path, tmp_path, runner, number):
     database = tmp_path / "tiny" / DATABASE
     log = tmp_path / "log"
@@ -282,7 +283,7 @@ def test_a_fault_of_one_policy_is_its_own(pool):
     assert outcome.failure is None
 
 
-@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("busy", [True, soak(False)])
 def test_a_lost_worker_is_replaced_and_its_job_done_again(pool, busy):
     [described] = pool.describe()
     assert os.getpriority(os.PRIO_PROCESS, described["pid"]) == os.getpriority(os.PRIO_PROCESS, 0)
@@ -298,7 +299,7 @@ def test_a_lost_worker_is_replaced_and_its_job_done_again(pool, busy):
     assert pool.describe()[0]["pid"] != described["pid"]
 
 
-@pytest.mark.parametrize("runner", ["actors", "tune"])
+@pytest.mark.parametrize("runner", ["actors", soak("tune")])
 def test_a_bound_that_dense_breaks_leaves_a_whole_report(path, tmp_path, runner):
     """Dense is measured in full; the others stop at the bound, and the report says that nothing was found."""
     changes = {

@@ -64,7 +64,8 @@ HUB = {
         choice_d=repeated("four"), data_id=NUMBERS, data_type=repeated("image", "image", "video"),
         question=repeated("How many?"), question_id=NUMBERS, question_type_id=repeated(5))),
     "mme": ("default", "test", texts(
-        question_id=[f"p{place // 2}.png" for place in range(DOCS)], question=repeated("Is it red? ", "Is it blue?"),
+        question_id=[f"p{place // 2}.png" for place in range(DOCS)],
+        question=repeated("Is it red? Please answer yes or no. ", "Is it blue? Please answer yes or no."),
         answer=repeated("Yes", "No"), category=["color"] * 8 + ["code_reasoning"] * 4)),
 }  # fmt: skip
 PROMPTS = {
@@ -117,6 +118,14 @@ def with_pictures(data: Dataset, pictures: Sequence, kind=None) -> Dataset:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patched:
+        # The cache of datasets knows a folder by its last name alone, so it would give the rows of an earlier run.
+        patched.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        yield made_world(folder)
+
+
+def made_world(folder: Path) -> SimpleNamespace:
+    """The tasks over small local data, and a tiny model."""
     files = {}
     for name in HUB:
         data = str(write_hub(folder, name))

@@ -7,7 +7,8 @@ from itertools import combinations
 import numpy as np
 
 from ....evaluators.base import Measurement, Split
-from ...trial.paired_tests import example_scores, p_value, paired_difference, task_sizes
+from ...trial.paired_tests import example_scores, p_value, paired_difference
+from ...trial.scores import task_sizes
 from ...trial.trial_result import IntervalEstimate, TrialResult
 from ..baseline_comparison import quality_metric
 from .studies import ComparedStudy

@@ -173,7 +173,7 @@ def path(tmp_path_factory):
     return searching.tiny_space(tmp_path_factory.mktemp("space"))
 
 
-def test_a_better_policy_that_nobody_measured_is_offered_and_marked(path):
+def test_a_better_policy_that_was_not_measured_is_suggested_and_marked(path):
     record, space = sparse_study(path, [])
     asked = bounds(record, "prefill_flops<=0.55*dense")
     found = suggest(under_bounds(record, asked), space, asked)
@@ -256,7 +256,9 @@ def test_a_constraint_prints_the_front_one_document_a_policy(folder, capsys):
 
 
 @pytest.mark.parametrize(("constraints", "picks"), [(["accuracy>=0.5*dense"], []), ([], ["accuracy>=0.5*dense"])])
-def test_what_nobody_measured_is_offered_under_bounds_of_both_kinds(constraints, picks, folder, monkeypatch, capsys):
+def test_a_policy_that_was_not_measured_is_suggested_under_bounds_of_both_kinds(
+    constraints, picks, folder, monkeypatch, capsys
+):
     better = Policy(layers={1: CHOICES["skip_ffn"]}).model_copy(
         update={"provenance": Provenance(unmeasured="expected")}
     )

@@ -77,7 +77,7 @@ def test_loading_ends_when_the_model_is_loaded() -> None:
 
 
 def shown(progress):
-    [task] = progress._bar.tasks
+    [task] = progress.bar.tasks
     return f"{task.description} | {task.completed:g}/{task.total:g} | {task.fields['left']}"
 
 
@@ -166,7 +166,7 @@ def test_a_narrow_terminal_shows_counts_and_time_left() -> None:
         clock.now += 4
         progress.update(trials(20), 20)
         progress.advance()
-        progress._bar.refresh()
+        progress.bar.refresh()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
     assert "timing the front again 1/147" in plain and " 21/227 " in plain and "left 0:13:44" in plain
 
@@ -186,7 +186,7 @@ def test_a_whole_search_shows_its_phases_in_order(tmp_path, terminal) -> None:
     path, text = searching.tiny_space(tmp_path / "space"), io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=160)
     driver = planted_times.search(path, tmp_path, PolicyEvaluator(), console=console, search__trials=14)
-    [task] = driver.progress._bar.tasks
+    [task] = driver.progress.bar.tasks
     further = sum(key.startswith(("random:", "patches:")) for key in driver.study.study.user_attrs)
     assert task.completed == task.total == 4 + 14 + len(confirmed(driver)) * 8 + further
     if not terminal:

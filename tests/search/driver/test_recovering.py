@@ -19,6 +19,7 @@ import searching
 import torch
 import yaml
 from made_studies import study
+from tiers import soak
 from torch import nn
 
 import tiny
@@ -237,6 +238,7 @@ def test_before_and_after_are_told_everywhere(finished, capsys):
 # Resuming
 
 
+@pytest.mark.soak
 def test_a_search_that_was_killed_while_it_trained_goes_on(finished, evaluator, path, tmp_path):
     _, whole = finished
     command = [sys.executable, "-m", "skipsearch", "run", str(path), "--out", str(tmp_path), "--quiet"]
@@ -263,7 +265,7 @@ def test_a_search_that_was_killed_while_it_trained_goes_on(finished, evaluator, 
 # What a worker leaves behind
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", soak("full")])
 def test_a_worker_that_trained_measures_dense_bit_for_bit_and_keeps_no_module(method, evaluator, path, tmp_path):
     settings = searching.loaded(path, search__recover__method=method).space.search.recover
     model, names = evaluator.subject.model, ["accuracy", "flops"]
@@ -323,6 +325,7 @@ def test_a_policy_that_cannot_be_trained_is_told_and_no_training_is_repeated(pat
     assert len(kept(tmp_path)) == 5 and len(other.recoveries()) == 2
 
 
+@pytest.mark.soak
 def test_the_better_half_trains_longer(path, tmp_path):
     given = "{method: full, steps: 3, top: 4, survivors: [6, 9], batch_size: 4, learning_rate: 0.003}"
     space = searching.loaded(path, search__recover=given).space

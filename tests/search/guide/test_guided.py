@@ -8,19 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from searching import LAYERS, AlonePool, likely_space
+from tiers import soak
 
 from skipsearch.evaluators.base import Measurement
 from skipsearch.policies.policy import Policy
+from skipsearch.search.analysis.load_study import record_of
+from skipsearch.search.driver.confirmation import trials_to_confirm
 from skipsearch.search.driver.driver import Driver
 from skipsearch.search.driver.progress import Progress
 from skipsearch.search.guide.accuracy_curve import AccuracyCurve, fit_logistic
 from skipsearch.search.guide.greedy import GreedyPath, Probe, race_paths, spread_over_front
 from skipsearch.search.guide.guide import ANSWER_DIVERGENCE, best_guide_metric
+from skipsearch.search.guide.wide_gaps import policies_in_gaps
 from skipsearch.search.space.constraint import Constraint
 from skipsearch.search.space.guide_metrics import ANSWER_LOSS
 from skipsearch.search.space.load import load_space
 from skipsearch.search.study.database import progress_of
 from skipsearch.search.study.study import SearchStudy
+from skipsearch.search.study.trial_cache import read_trials
 from skipsearch.search.trial.pareto import feasible_points, front_trials
 from skipsearch.search.trial.trial_result import TrialResult
 from skipsearch.search.workers.evaluate import PolicyEvaluator
@@ -122,7 +127,7 @@ def test_accuracy_is_measured_where_the_loss_promises_something(guided):
             assert not both or record in measured
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [soak(1), 2])
 def test_a_killed_search_repeats_no_probe_and_no_trial(path, bench, tmp_path, guided, size):
     for number, jobs in enumerate((1, 6, 9, 7)):
         with pytest.raises(Killed):
@@ -161,6 +166,14 @@ def test_a_multiple_choice_task_counts_from_chance(bench, guided):
     assert len(labels) > 1
     assert dense["accuracy"].floor >= np.mean([1 / count for count in choices]) - 1e-9
     assert dense["answer_loss"].floor == pytest.approx(np.mean(np.log(choices)))
+
+
+def test_what_is_reported_in_gaps_is_what_is_confirmed(guided):
+    """A report reads the study without its driver, and leaves out the probes that measured no accuracy."""
+    study = guided.study.study
+    record = record_of(study.study_name, study.user_attrs, read_trials(study), guided.folder)
+    gaps = {*policies_in_gaps(guided.study.final_results(), record.front, record.objectives, guided.study.guide)}
+    assert {*record.in_gaps} == gaps <= {trial.number for trial in trials_to_confirm(guided.study)}
 
 
 @pytest.mark.parametrize(("value", "above"), [(0.30, False), (0.33, False), (0.35, True)])

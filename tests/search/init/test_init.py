@@ -17,7 +17,7 @@ from skipsearch.policies.choice import LayerChoice
 from skipsearch.policies.errors import ModelError
 from skipsearch.search.cli import main
 from skipsearch.search.init.allowed import OFFERED as OFFERED_KEYS
-from skipsearch.search.init.allowed import OPTIONAL, Allowed, Verdict, allowed
+from skipsearch.search.init.allowed import OPTIONAL, Allowed, Support, allowed
 from skipsearch.search.init.proposal import Wishes, rules
 from skipsearch.search.init.shrink import shrunk
 from skipsearch.search.init.small_model import layer_kinds, representatives, small_model
@@ -113,7 +113,7 @@ def test_a_window_is_tried_on_whole_grids():
 def test_a_space_says_any_set_of_keys(tmp_path):
     sets = chain.from_iterable(combinations(OFFERED_KEYS, size) for size in range(1, len(OFFERED_KEYS) + 1))
     for place, given in enumerate(sets):
-        offered = {key: Verdict(frozenset(range(4 if place % 2 else 9)), "") for key in given}
+        offered = {key: Support(frozenset(range(4 if place % 2 else 9)), "") for key in given}
         found = Allowed(9, ("Layer",), offered, {}, {}, ("once",) if "token_ratio" in given else ())
         spec = ModelSpec(id="some/model")
         proposal = SpaceFile("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)
@@ -130,7 +130,7 @@ def test_a_space_says_any_set_of_keys(tmp_path):
      ("wiring", "wiring", {"wiring": "pair"})],
 )  # fmt: skip
 def test_a_key_in_a_comment_takes_its_place_when_it_is_uncommented(key, replaced, choice, tmp_path):
-    offered, optional = ({name: Verdict(frozenset(range(9))) for name in keys} for keys in (OFFERED_KEYS, OPTIONAL))
+    offered, optional = ({name: Support(frozenset(range(9))) for name in keys} for keys in (OFFERED_KEYS, OPTIONAL))
     found = Allowed(9, ("Layer",), offered, optional, {}, ("each_layer",))
     spec = ModelSpec(id="some/model")
     proposal = SpaceFile("some/model", spec, found, rules(found), ["arc_easy"], ["ttft_ms"], Wishes(), True, True)

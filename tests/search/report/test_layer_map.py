@@ -104,7 +104,7 @@ def test_rows_say_when_and_for_whom_a_choice_holds() -> None:
     assert "phase" not in drawn(POLICY, 8) and "only" not in drawn(POLICY, 8)
 
 
-def test_rows_say_who_asks_who_is_seen_and_what_becomes_of_the_rest() -> None:
+def test_rows_name_queries_keys_and_what_the_other_tokens_run() -> None:
     policy = Policy.of(
         [
             CHOICES["freeze_image"],

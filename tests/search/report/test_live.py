@@ -15,6 +15,7 @@ from skipsearch.policies.policy import Policy
 from skipsearch.search.analysis.load_study import read_record
 from skipsearch.search.driver.phases import PROPOSING
 from skipsearch.search.driver.progress import Progress
+from skipsearch.search.report import live
 from skipsearch.search.report.html.page import write_page
 from skipsearch.search.report.live import INTERVAL, MAX_SHARE, LiveReport
 from skipsearch.search.signals import Stopped
@@ -139,7 +140,17 @@ def test_a_report_that_cannot_be_written_is_noted_once_and_stops_nothing(tmp_pat
             progress.advance(PROPOSING)
     assert len(report.seconds) == 3
     assert text.getvalue().count("report.html was not written, the search goes on: IsADirectoryError") == 1
+    assert "Traceback" not in text.getvalue()
     assert [file.name for file in (tmp_path / "s").glob(".report*")] == []
+
+
+def test_a_mistake_in_the_report_is_noted_with_its_place(tmp_path, monkeypatch) -> None:
+    _, report, progress, text, _ = made(tmp_path)
+    monkeypatch.setattr(live, "write_page", lambda *arguments: arguments[9])
+    with report.watching():
+        progress.advance(PROPOSING)
+    assert "the search goes on: IndexError: tuple index out of range\nTraceback" in text.getvalue()
+    assert "lambda *arguments: arguments[9]" in text.getvalue()
 
 
 def test_a_quiet_search_has_a_report_all_the_same(tmp_path) -> None:

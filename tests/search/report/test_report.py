@@ -220,7 +220,7 @@ def test_a_trial_without_a_figure_or_with_a_nan_is_left_out_of_the_plane_alone()
     assert "not a number" in text
 
 
-def test_who_answered_few_examples_is_no_dot_but_as_a_rule_where_it_is_expected() -> None:
+def test_a_paused_trial_has_a_dot_only_as_a_baseline_at_its_estimate() -> None:
     record = study(12, objectives=("accuracy", "prefill_flops"))
     whole = [trial for trial in record.trials[1:] if trial.feasible]
     for trial, rule in zip(whole, ("uniform: skip_ffn in 3 layers", None), strict=False):

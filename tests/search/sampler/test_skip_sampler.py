@@ -26,6 +26,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = ["keep", "skip_attention", "skip_ffn", "skip_layer"]
 COST = dict(zip(CHOICES, (6, 4, 2, 0), strict=True))
 BOTH = ["minimize", "minimize"]
+COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
 class Model:
@@ -410,7 +411,7 @@ def test_a_surrogate_that_grows_knows_what_a_gaussian_process_of_all_policies_kn
     grown = begun.with_measured(codes[300:320], losses[300:320], np.zeros(20))
     waiting = grown.with_pending(codes[320:330])
     means, deviations = waiting.predict(codes[330:])
-    prior, choices = grown._prior, space.features(codes)
+    prior, choices = grown.prior, space.features(codes)
     every = choices @ prior.covariance @ choices.T
     every += prior.interaction_variance * (choices @ prior.interaction_root @ choices.T) ** 2
     assert np.allclose(waiting.pending_means, grown.mean(codes[320:330]))
@@ -505,23 +506,24 @@ def test_a_guided_search_reads_a_bound_on_the_loss_from_the_loss():
 def test_an_estimate_is_replaced_by_a_later_trial_of_the_same_parameters(error):
     model = Model(6)
     told = search(model, 30)
-    rough = optuna.create_study(
-        directions=BOTH,
-        sampler=sampler(model, estimate=lambda trial: ((9.0, 0.5), error) if trial.state.name == "PRUNED" else None),
-    )
-    for trial in told.trials:
-        twice = [optuna.trial.TrialState.PRUNED] * (trial.number % 3 == 1) + [optuna.trial.TrialState.COMPLETE]
-        for state in twice:
-            values = trial.values if state == optuna.trial.TrialState.COMPLETE else None
-            rough.add_trial(
-                optuna.trial.create_trial(
-                    state=state, values=values, params=trial.params, distributions=trial.distributions
+
+    def proposed(loss, again):
+        options = {"estimate": lambda trial: ((loss, 0.5), error) if trial.state.name == "PRUNED" else None}
+        rough = optuna.create_study(directions=BOTH, sampler=sampler(model, **options))
+        for trial in told.trials:
+            estimated = trial.number % 3 == 1
+            states = [optuna.trial.TrialState.PRUNED] * estimated + [COMPLETE] * (again or not estimated)
+            for state in states:
+                values = trial.values if state == COMPLETE else None
+                rough.add_trial(
+                    optuna.trial.create_trial(
+                        state=state, values=values, params=trial.params, distributions=trial.distributions
+                    )
                 )
-            )
-    history = rough.sampler._new_history(rough, model.space)
-    rough.ask(model.space)
-    history.propose(rough.get_trials(), len(rough.trials) - 1, 0)
-    assert len(history._observations.losses) == 30 and not history._observations.errors.any()
+        return policies(search(model, 4, rough))[-4:]
+
+    assert proposed(9.0, again=True) == proposed(0.1, again=True)
+    assert proposed(9.0, again=False) != proposed(0.1, again=False)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -563,28 +565,39 @@ def test_an_estimate_says_which_bounds_are_expected_to_be_broken():
             constraints={} if expected else {"accuracy": -0.5}, user_attrs={"cost": cost},
         )  # fmt: skip
 
-    def estimate(trial):
-        return [trial.user_attrs["cost"]], 0.0, {"accuracy": 0.1 if trial.user_attrs["cost"] < 0.5 else -0.1}
+    def skipped(expected):
+        """How many layers the next policies skip."""
 
-    study = optuna.create_study(sampler=SkipSampler(model.neutral, estimate=estimate))
-    study.add_trials([trial(number, 1 - number / 6, number > 1) for number in range(6)])
-    study.ask(model.space)
-    history = study.sampler._history[1]._observations
-    assert history.excess[:, 0].tolist() == [-0.5, -0.5, -0.1, -0.1, 0.1, 0.1]
-    assert (history.excess > 0).any(1).tolist() == [False] * 4 + [True] * 2
+        def estimate(trial):
+            cost = trial.user_attrs["cost"]
+            return [cost], 0.0, {"accuracy": 0.1 if expected and cost < 0.5 else -0.1}
+
+        study = optuna.create_study(sampler=SkipSampler(model.neutral, estimate=estimate))
+        study.add_trials([trial(number, 1 - number / 6, number > 1) for number in range(6)])
+        proposed = [study.ask(model.space).params for _ in range(4)]
+        return [sum(choice == "skip_layer" for choice in one.values()) for one in proposed]
+
+    assert np.mean(skipped(expected=True)) < np.mean(skipped(expected=False))
 
 
 @pytest.mark.parametrize("costs", [0, 1])
 def test_a_surrogate_trains_on_so_many_policies_however_long_the_search(costs, monkeypatch):
+    trained = []
+
+    class Counted(Surrogate):
+        def __init__(self, space, weights, codes, *measured):
+            trained.append(len(codes))
+            super().__init__(space, weights, codes, *measured)
+
     monkeypatch.setattr(fitted_models, "MAX_TRAINING_POLICIES", 32)
+    monkeypatch.setattr(fitted_models, "Surrogate", Counted)
     space, draw = CategoricalSpace([CHOICES] * 6), np.random.default_rng(0)
     for count in (40, 300, 800):
         codes = np.vstack([np.zeros((1, 6), int), draw.integers(4, size=(count - 1, 6))]).astype(np.int16)
         nothing, losses = np.zeros((count, 0)), codes.sum(1) / 18
         cost = 1 - losses[:, None] if costs else nothing
-        models = FittedModels(space, Observations(codes, losses, cost, nothing, np.zeros(count), codes[:0]), None)
-        known = len(models.surrogate._training.whitening)
-        assert known == max(16, 32 - count // 16)
+        FittedModels(space, Observations(codes, losses, cost, nothing, np.zeros(count), codes[:0]), None)
+        assert trained.pop() == max(16, 32 - count // 16) and not trained
 
 
 def test_a_few_huge_losses_do_not_say_how_large_losses_are():
@@ -608,10 +621,13 @@ def test_a_sampler_serves_studies_of_other_spaces_and_knows_old_trials_of_more_c
             trial = study.ask(space)
             study.tell(trial, model(trial.params))
         assert len({*policies(study)}) == 6
-    history = SkipSampler(model.neutral, search_space=smaller)._new_history(study, smaller)
-    history._read(first.get_trials())
-    old = [trial for trial in first.get_trials() if {*trial.params.values()} <= {*few.choices}]
-    assert len(history._observations.losses) == len(old) < 6
+    known = optuna.create_study(directions=BOTH, sampler=SkipSampler(model.neutral, search_space=smaller))
+    known.tell(known.ask(smaller), (0.0, 1.0))
+    known.add_trials(first.get_trials())
+    old = {one for one in policies(first) if {*one} <= {*few.choices}}
+    assert 1 < len(old) < 6
+    rest = [known.ask(smaller) for _ in range(2**4 - len(old))]
+    assert {tuple(trial.params.values()) for trial in rest} | old == {*itertools.product(few.choices, repeat=4)}
 
 
 def test_costs_of_which_only_dense_is_known_are_those_of_dense():

@@ -30,7 +30,7 @@ def test_what_accuracy_has_beyond_the_examples_is_taken_where_it_is_known():
     assert with_accuracy_defaults({"accuracy": ACCURACY, "answer_loss": None})["answer_loss"] == ACCURACY
 
 
-def test_who_names_any_examples_names_all_of_them():
+def test_an_evaluator_with_tasks_of_its_own_takes_no_examples_from_accuracy():
     found = with_accuracy_defaults({"accuracy": ACCURACY, "divergence": {"tasks": ["c"], "batch_size": 9}})[
         "divergence"
     ]

@@ -101,14 +101,14 @@ def wrong():
         "policy: layers beyond the model", "policy: layer twice", "policy: layer twice, once in hexadecimal",
         "policy: layer twice, once in quotes", "policy: merge key", "space: nothing to search", "space: backwards",
         "space: overlap", "space: window beside a ratio", "space: groups that overlap or differ",
-        "space: forbidden choices that nobody has", "space: dense forbidden",
+        "space: forbidden choices that no layer has", "space: dense forbidden",
         "space: empty id", "space: no tasks", "space: range beyond any model", "space: key twice",
         "space: infinite bound", "space: endless GPUs", "ratio .nan", "policy: schedule for an unknown depth",
         "policy: decay upside down", "policy: layer beyond the schedule", "space: decays upside down",
         "space: name beside what it stands for",
         # Perhaps an installed evaluator measures it.
         "space: near evaluator", "space: objective of another evaluator", "space: near objective",
-        "space: constraint that nobody measures",
+        "space: constraint that no evaluator measures",
         # Perhaps an installed package has the score.
         "policy: unknown score",
         # No plain data.

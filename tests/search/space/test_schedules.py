@@ -68,6 +68,48 @@ def test_fastv_with_reselect_once_is_one_event():
     assert policy.canonical().layers == {2: LayerChoice(token_ratio=0.25)}
 
 
+def event(policy):
+    """What remains of a policy whose tokens never come back: the layers at which tokens leave, and the shares."""
+    return {index: choice.token_ratio for index, choice in policy.canonical().layers.items()}
+
+
+def test_pyramid_drop_is_the_list_of_its_code():
+    """Its README: `--layer_list [8,16,24]`, `--image_token_ratio_list [1.0,0.5,0.25,0.125]` for LLaVA-1.5-7B."""
+    assert ratios(32, pyramid_drop={}) == [None] * 8 + [0.5] * 8 + [0.25] * 8 + [0.125] * 8
+    policy = Policy.model_validate({"model": {"num_layers": 32}, "schedule": {"pyramid_drop": {}}})
+    assert policy.token_selection.score == "attention" and policy.token_selection.reselect == "once"
+    assert event(policy) == {8: 0.5, 16: 0.25, 24: 0.125}
+    assert ratios(7, pyramid_drop={"stages": 3, "token_ratio": 0.1}) == [None] * 2 + [0.1] * 2 + [0.01] * 3
+    assert ratios(2, pyramid_drop={}) == [None, 0.5], "more stages than layers: one layer each"
+
+
+@pytest.mark.parametrize("layer", [15, 16])
+def test_vtw_withdraws_all_image_tokens_at_its_layer(layer):
+    """Its code takes 15 for K by default (`temp_cache.k`), ShortV's table (arXiv:2504.00502) has K = 16."""
+    policy = Policy.model_validate({"model": {"num_layers": 32}, "schedule": {"vtw": {"layer": layer}}})
+    assert ratios(32, vtw={"layer": layer}) == [None] * layer + [0.0] * (32 - layer)
+    assert policy.token_selection.reselect == "once" and event(policy) == {layer: 0.0}
+    assert choices(4, vtw={"layer": 9}) == [KEEP] * 4
+
+
+def test_divprune_is_one_diverse_choice_before_the_first_layer():
+    """DivPrune's table: 9.8 % of the tokens, 56 of LLaVA-1.5's 576, leave before the language model."""
+    policy = Policy.model_validate({"model": {"num_layers": 32}, "schedule": {"divprune": {"token_ratio": 0.098}}})
+    assert policy.token_selection.score == "diverse" and policy.token_selection.reselect == "once"
+    assert event(policy) == {0: 0.098} and int(576 * 0.098) == 56
+
+
+def test_skip_vision_feeds_a_share_and_evicts_the_rest_in_every_layer():
+    """Skip-Vision (arXiv:2503.21817): redundant tokens keep queries, keys and values, skip the FFN, leave the cache."""
+    fed_share = 1 - 1022 / 1296  # the code has 1,296 image tokens, of which 1,022 skip the FFN
+    policy = Policy.model_validate(
+        {"model": {"num_layers": 32}, "schedule": {"skip_vision": {"token_ratio": fed_share}}}
+    )
+    layer = LayerChoice(token_ratio=fed_share, rest="attention", evict=True)
+    assert policy.token_selection.score == "uniform" and policy.canonical().layers == dict.fromkeys(range(32), layer)
+    assert int(1296 * fed_share) == 1296 - 1022
+
+
 @pytest.mark.parametrize(
     ("interval", "start", "selected"),
     [

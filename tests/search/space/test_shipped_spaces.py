@@ -2,6 +2,7 @@
 
 import pytest
 import searching
+from tiers import soak
 
 import tiny
 from skipsearch.search.run import run_study
@@ -32,12 +33,12 @@ def swapped(folder, name):
     return {**shared, "evaluate.divergence": options, "evaluate.speculative": short}
 
 
-@pytest.mark.parametrize("name", ["llava", "llama", "draft"])
+@pytest.mark.parametrize("name", ["llava", soak("llama"), soak("draft")])
 def test_a_shipped_space_runs_from_end_to_end(name, tmp_path):
     loaded = load_space(name, swapped(tmp_path, name))
     record = run_study(loaded, tmp_path / name, shown=False)
     assert record.num_layers == LAYERS
     assert [trial.state for trial in record.trials] == ["complete"] * len(record.trials)
     assert set(record.objectives) <= set(record.dense.search)
-    assert all(record.trial(number).report for number in record.front)
+    assert all(record.trial(number).report for number in (*record.front, *record.in_gaps))
     assert record.environment["workers"][0]["dtype"] == loaded.space.model.dtype != "auto"

@@ -1,4 +1,4 @@
-"""A study's database is read without a trace: whoever writes to it meanwhile, or begins to, does not notice."""
+"""A study's database is read without a trace: reading disturbs no process that writes to it, or begins to."""
 
 import os
 import sqlite3

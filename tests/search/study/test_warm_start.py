@@ -108,7 +108,7 @@ def test_the_default_names_every_rule_that_need_not_see_the_model(path):
     assert space_of(path, search__start="[fastv, last, fastv]").search.baselines == ["fastv", "last"]
 
 
-def test_a_rule_that_nobody_knows_is_told_with_its_place_and_the_nearest(path):
+def test_an_unknown_baseline_is_an_error_with_its_place_and_the_nearest_name(path):
     text = path.read_text().replace("seed: 3}", "seed: 3, start: [last, blok_influence, 7]}")
     wrong = path.parent / "wrong.yaml"
     wrong.write_text(text)
@@ -211,7 +211,7 @@ def test_a_study_looks_at_the_model_once_and_keeps_what_it_saw(path, tmp_path):
     assert named == {"block_influence", "bandit"}
 
 
-def test_a_study_that_cannot_look_says_who_needs_it(path, tmp_path):
+def test_a_study_without_dense_statistics_names_the_baseline_that_needs_them(path, tmp_path):
     with pytest.raises(StudyError, match="need statistics of the dense model") as caught:
         open_study(path, tmp_path, search__start="[last, arank, bandit]")
     assert caught.value.details == ("arank", "bandit")

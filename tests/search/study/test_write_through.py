@@ -106,7 +106,7 @@ def test_a_trial_has_all_that_is_known_or_nothing_where_the_process_is_killed(st
     assert found.datetime_start == study.trials[0].datetime_start
 
 
-def test_the_tables_are_those_that_are_written_to(database):
+def test_optuna_s_tables_have_the_columns_that_are_written_to(database):
     """What is written past Optuna's own code has the columns and the keys that Optuna reads."""
     looked = sqlalchemy.inspect(database.engine)
     given = {PARAMETERS: {"param_value", "distribution_json"}, USER: {"value_json"}, SYSTEM: {"value_json"}}

@@ -1,4 +1,4 @@
-"""Workers on several devices and nodes: which ones take part, what runs beside what, and who gets a node that joins."""
+"""Workers on several devices and nodes: which take part, what runs beside what, and which get a node that joins."""
 
 import random
 from types import SimpleNamespace

@@ -30,5 +30,5 @@ def test_a_policy_goes_to_the_worker_that_measured_one_like_it():
     assert longest_prefix(made("ffka"), workers) == 0
 
 
-def test_without_anything_in_common_who_waits_longest_goes_first():
+def test_without_a_common_prefix_the_worker_that_waits_longest_is_taken():
     assert longest_prefix(made("rkkk"), [[], [made("ffff")]]) == 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CLOSING = (CONFIRMING, RANDOMISING, TRANSFERRING, DRAWING, TIMING_AGAIN)
 
 
-class Outlook:
+class RunningForecast:
     """Forecasts the rest of a search.
 
     Args:
