@@ -1,4 +1,8 @@
-"""Two examples of each command, with which its `--help` ends; a test parses all of them and runs the quick ones."""
+"""Two examples of each command, with which its `--help` ends.
+
+A test parses all of them, and runs those that need neither the hub nor a search nor minutes: the list is in
+`tests/search/test_shell.py`. What `run`, `plan`, `rank`, `recover` and `serve` do is tested on smaller models.
+"""
 
 import argparse
 
@@ -32,7 +36,7 @@ EXAMPLES = {
     ),
     "ls": ("skipsearch ls", "skipsearch ls --out results --json"),
     "export": (
-        f"skipsearch export {POLICY} --to list",
+        f"skipsearch export {POLICY} --to list --model spaces/digits/model",
         f"skipsearch export {POLICY} --to hub --out exported --model spaces/digits/model",
     ),
     "serve": (
@@ -41,7 +45,7 @@ EXAMPLES = {
     ),
     "import": (
         "skipsearch import mergekit.yaml --num-layers 32",
-        "skipsearch import layers.json --format evopress --num-layers 32 --out policy.yaml",
+        "skipsearch import layer_drop_config.txt --format evopress --num-layers 32 --out policy.yaml",
     ),
     "rank": (
         "skipsearch rank spaces/digits/model --tasks digits/tasks/digits_search.yaml --out digits.safetensors",

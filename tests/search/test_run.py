@@ -370,8 +370,9 @@ def test_ray_tune_runs_the_same_search(path, tmp_path):
         assert {result.name for result in record.assessment.baseline_results} == {"block_influence", "bandit", "last"}
         assert record.summary["forward_passes_for_rules"] > 60
     logged = events(tmp_path / "log" / "tiny")
-    for kind, shown in (("dense", [0]), ("trial", range(1, 8)), ("front", theirs.front)):
-        expected = {number: theirs.trial(number).search["accuracy"].value for number in shown}
+    scores = {trial.number: trial.search["accuracy"].value for trial in theirs.trials}
+    front = {place: scores[number] for place, number in enumerate(theirs.front)}
+    for kind, expected in (("dense", {0: scores.pop(0)}), ("trial", scores), ("front", front)):
         assert {step: value for tag, step, value in logged if tag == f"{kind}/accuracy"} == expected
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -14,9 +15,11 @@ import sys
 import termios
 from pathlib import Path
 
+import made_databases
 import made_studies
 import pytest
 
+from skipsearch.search.cli import main
 from skipsearch.search.completion import commands, completing_parser
 from skipsearch.search.examples import EXAMPLES
 from skipsearch.search.options import parse_options
@@ -134,6 +137,44 @@ def test_help_ends_with_two_examples_that_parse(command, here):
 def test_quick_examples_run(line, here):
     (here / ".config/fish/completions").mkdir(parents=True, exist_ok=True)
     in_shell(here, "bash", "-c", f"{line} && true")
+
+
+MERGEKIT = """
+slices:
+  - {sources: [{model: some/model, layer_range: [0, 30]}]}
+  - {sources: [{model: some/model, layer_range: [31, 32]}]}
+merge_method: passthrough
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the studies and the files that examples name."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "results").mkdir()
+    (folder / "spaces").symlink_to(ROOT / "spaces")
+    (folder / "results/example").symlink_to(ROOT / "results/example")
+    for name, trials in (("first", "14"), ("second", "8")):
+        made_databases.made_study(folder / "results" / name, {"search.trials": trials})
+    (folder / "mergekit.yaml").write_text(MERGEKIT)
+    (folder / "layer_drop_config.txt").write_text("none\n" * 30 + "attn\nattn+mlp\n")
+    return folder
+
+
+RUN = ["init", "report", "compare", "export", "import", "eval"]
+# Parsed alone: a model of the hub, 1,000 examples of digits where the other example of `eval` measures 50, and an
+# export that a page of docs/ runs.
+PARSED = (EXAMPLES["init"][1], EXAMPLES["eval"][0], EXAMPLES["export"][1])
+
+
+@pytest.mark.parametrize("line", [line for command in RUN for line in EXAMPLES[command] if line not in PARSED])
+def test_examples_run_where_their_files_are(line, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert out and (json.loads(out) if "--json" in line else True)
+    written = re.search(r"(?:-o|--out) ([\w./]+)", line)
+    assert written is None or (workplace / written[1]).exists()
 
 
 def test_every_file_of_an_example_is_there(here):
