@@ -25,11 +25,10 @@ def subject_of(folders):
 
 @pytest.fixture(scope="session")
 def examples():
-    """Examples of one picture each, and the same without; answers are of one to three words."""
-    draw = np.random.default_rng(0)
+    """The same for every test: of one picture each, and without one; answers are of one to three words."""
 
     def made(name, count=24):
-        found = []
+        found, draw = [], np.random.default_rng(0)
         for number in range(count):
             picture = Image.fromarray(draw.integers(0, 256, (14, 12, 3), dtype=np.uint8))
             prompt, answer = tiny.words(draw, 3, 9), f" {tiny.words(draw, 1, 4)}"

@@ -209,7 +209,7 @@ def test_ranks_compare_the_searched_tasks_with_each_transfer_task():
     assert [found.ranks[name].value for name in found.tasks] == pytest.approx([1, -1])
     assert found.policies == len(scores) >= 3
     text = page(record)
-    assert "task0 1.00" in text and "task1 -1.00" in text
+    assert "task0 1.00" in text and "task1 −1.00" in text
     mean = np.mean([found.kept[number]["task0"].value for number in scores])
     assert f"{100 * mean:.0f} % on task0" in text
     two = transfer(record.dense, [record.trial(number) for number in [*scores][:2]])
