@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # Two threads on a shared processor wait for each other longer than they work, in what tests start too.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Else each process that a test starts compiles all that it imports anew.
@@ -45,3 +47,11 @@ def pytest_collection_modifyitems(items):
         if item.path.stem in SLOW:
             item.add_marker("slow")
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
+@pytest.fixture
+def here(world, monkeypatch):
+    """The working directory: the folder `world` of a module whose commands are given mistakes; the hub is not asked."""
+    monkeypatch.chdir(world)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return world

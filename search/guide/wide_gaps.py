@@ -37,9 +37,9 @@ def policies_in_gaps(
         guide: The loss that guided the search; without one, the expected accuracy is the measured one.
     """
     cost = first_cost(objectives)
-    if cost is None or QUALITY not in objectives or not front:
-        return ()
     dense = trials[0].search
+    if cost is None or QUALITY not in objectives or not front or cost not in dense or not dense[cost].value:
+        return ()
     points = zip(trials, feasible_points(trials, objectives), strict=True)
     usable = [trial for trial, point in points if point is not None and trial.duplicate_of is None]
     shares = {

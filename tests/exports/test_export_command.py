@@ -40,13 +40,6 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(world, monkeypatch):
-    monkeypatch.chdir(world)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return world
-
-
 TARGETS = "hf, hf-remote, vllm, gguf, torch-export, onnx, openvino, mergekit, llm-drop, evopress, swift, hub"
 OTHERS = "hint: `--to list` shows the targets that can; `skipsearch serve` and `apply_policy` run every policy"
 MISTAKES = {

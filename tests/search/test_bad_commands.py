@@ -52,13 +52,6 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(world, monkeypatch):
-    monkeypatch.chdir(world)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return world
-
-
 def refused(arguments, capsys):
     """Standard error of a command that must exit with 2; progress that a terminal would overwrite is left out."""
     assert main(arguments) == 2

@@ -90,3 +90,7 @@ def test_without_accuracy_or_without_a_cost_there_are_none():
     assert policies_in_gaps(trials, (1,), {"accuracy": "maximize"}, None) == ()
     assert policies_in_gaps(trials, (1,), {"prefill_flops": "minimize"}, None) == ()
     assert policies_in_gaps(trials, (), OBJECTIVES, None) == ()
+    # Without images there are no FLOPs of a vision tower that could be a share of dense.
+    free = [replace(one, search={**one.search, "vision_flops": Measurement(0.0)}) for one in trials]
+    costs = {"accuracy": "maximize", "vision_flops": "minimize"}
+    assert policies_in_gaps(free, (1,), costs, None) == ()
